@@ -1,0 +1,1 @@
+"""One Python file per experiment; configs/default.py documents every field."""

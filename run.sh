@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# ./run.sh               makes .venv, installs kd_jax, runs the demo experiment (configs/demo.py)
+# ./run.sh test [ARGS]   installs what the tests need and runs them (ARGS go to pytest)
+# PYTHON=/path/to/python chooses the interpreter (3.11 or newer). Running again reuses .venv.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "run.sh: needs Python 3.11 or newer; name one with PYTHON=/path/to/python ./run.sh" >&2
+  return 1
+}
+
+# install NAME REQUIREMENT: once per content of setup.cfg; the stamp is written last, so a broken install is repeated.
+install() {
+  local stamp=.venv/.kd_jax_$1 python
+  [ -x .venv/bin/python ] || { python=$(find_python); "$python" -m venv .venv; }
+  cmp -s setup.cfg "$stamp" && return
+  echo "run.sh: installing into .venv (once, a minute or two)" >&2
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$2"
+  cp setup.cfg "$stamp"
+}
+
+case ${1-} in
+  '')
+    install demo .
+    exec .venv/bin/python -m kd_jax.main --config=configs/demo.py
+    ;;
+  test)
+    install test '.[test]'
+    shift
+    .venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+    exec .venv/bin/python -m pytest --numprocesses=2 "$@"
+    ;;
+  *)
+    echo "run.sh: unknown command '$1'; use ./run.sh or ./run.sh test" >&2
+    exit 2
+    ;;
+esac
