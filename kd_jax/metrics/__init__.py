@@ -1,0 +1,1 @@
+"""Metrics on whole videos, in NumPy: nothing here imports JAX."""
