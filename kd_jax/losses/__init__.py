@@ -1,0 +1,23 @@
+"""Losses: pure functions of arrays, `loss(student, teacher, mask, *, options) -> scalar`.
+
+    total = detection.sigmoid_cross_entropy(logits, labels, mask) + 5 * boundary(student, teacher, mask)
+
+All of them compute in float32, ignore the padding whatever stands in it, stop the gradient at the teacher, and return 0
+with finite gradients for an empty mask.
+"""
+
+from kd_jax.losses.atomic import ProjectionHead, atomic, sample_negatives
+from kd_jax.losses.boundary import boundary, saliency
+from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
+from kd_jax.losses.global_context import global_context
+
+__all__ = [
+    "ProjectionHead",
+    "atomic",
+    "boundary",
+    "global_context",
+    "saliency",
+    "sample_negatives",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy_with_background",
+]

@@ -1,0 +1,60 @@
+"""Boundary saliency: how much the features change from one snippet to the next, and whether the student's do too."""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, pair_mask
+
+
+def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
+    """Variation of the features between consecutive snippets, `s_t = ‖f_{t+1} − f_t‖₁`.
+
+    Args:
+      features: `[B, T, H]`.
+      mask: `[B, T]` bool.
+
+    Returns:
+      `[B, T-1]`, float32; 0 where one snippet of the pair is padding.
+
+    Raises:
+      ValueError: if the shapes disagree.
+
+    References:
+      METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
+    """
+    check_mask("saliency", mask, features=features)
+    features = mask_out(features.astype(jnp.float32), mask)
+    return mask_out(jnp.sum(jnp.abs(jnp.diff(features, axis=1)), axis=-1), pair_mask(mask))
+
+
+def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "curve") -> jax.Array:
+    """L1 distance between the boundary saliency of student and teacher.
+
+    Actions begin and end where features change; the student shall change when the teacher does.
+    `curve` [default]: `L = mean_t | ‖Δf^S_t‖₁ − ‖Δf^T_t‖₁ |`; only the size of the change is compared, so the two may
+    have different widths. `vector`: `L = mean_t ‖Δf^S_t − Δf^T_t‖₁`; its direction too.
+
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, H]`; no gradient reaches it.
+      mask: `[B, T]` bool; a pair counts only if both its snippets are valid.
+      form: 'curve' or 'vector'.
+
+    Returns:
+      A scalar, float32, the mean over valid pairs of all videos; 0 if there is none.
+
+    Raises:
+      ValueError: if the shapes disagree or the form is unknown.
+
+    References:
+      METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by their
+      number, is [default].
+    """
+    if form not in ("curve", "vector"):
+        raise ValueError(f"boundary: form must be 'curve' or 'vector', got {form!r}.")
+    student, teacher = masked_pair("boundary", student, teacher, mask, same_width=form == "vector")
+    if form == "curve":
+        distance = jnp.abs(saliency(student, mask) - saliency(teacher, mask))
+    else:
+        distance = jnp.sum(jnp.abs(jnp.diff(student, axis=1) - jnp.diff(teacher, axis=1)), axis=-1)
+    return masked_mean(distance, pair_mask(mask))

@@ -1,0 +1,74 @@
+"""Task losses of the detector: sigmoid for concurrent actions, softmax with a background class for sparse ones."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.masking import check_mask, mask_out, masked_mean
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Binary cross-entropy, summed over classes and averaged over valid snippets.
+
+    Every class is a yes or no of its own, so actions may overlap (Charades, TSU, MultiTHUMOS).
+    `L = mean_t Σ_c [ −y log σ(z) − (1 − y) log(1 − σ(z)) ]`.
+
+    Args:
+      logits: `[B, T, C]`.
+      labels: `[B, T, C]`, in [0, 1].
+      mask: `[B, T]` bool.
+
+    Returns:
+      A scalar, float32; 0 for an empty mask.
+
+    Raises:
+      ValueError: if the shapes disagree.
+
+    References:
+      The sum over classes is the public training code's (METHOD §2 [code]); that code also sums the padding, this does
+      not.
+    """
+    check_mask("sigmoid_cross_entropy", mask, logits=logits, labels=labels)
+    if logits.shape != labels.shape:
+        raise ValueError(
+            f"sigmoid_cross_entropy: labels must have the shape of logits; got logits {logits.shape}, "
+            f"labels {labels.shape}, mask {mask.shape}."
+        )
+    logits = mask_out(logits.astype(jnp.float32), mask)
+    labels = mask_out(labels.astype(jnp.float32), mask)
+    return masked_mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1), mask)
+
+
+def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Cross-entropy over the classes and one background class, averaged over valid snippets.
+
+    For sparsely labelled videos (PKU-MMD, THUMOS14). The background is the LAST logit: its target is 1 where no class
+    is active; elsewhere the target is the label distribution, normalised over the active classes.
+    `L = mean_t −Σ_c p_c log softmax(z)_c`, with `p = [y, 0] / Σ y`, or `[0, …, 0, 1]` where `Σ y = 0`.
+
+    Args:
+      logits: `[B, T, C+1]`.
+      labels: `[B, T, C]`, non-negative.
+      mask: `[B, T]` bool.
+
+    Returns:
+      A scalar, float32; 0 for an empty mask.
+
+    Raises:
+      ValueError: if the shapes disagree.
+
+    References:
+      METHOD §1 [supp] for the extra class; sharing a snippet evenly between simultaneous actions is [default].
+    """
+    check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
+    if logits.shape[-1] != labels.shape[-1] + 1:
+        raise ValueError(
+            "softmax_cross_entropy_with_background: logits must have one more class than labels, the last being the "
+            f"background; got logits {logits.shape}, labels {labels.shape}, mask {mask.shape}."
+        )
+    logits = mask_out(logits.astype(jnp.float32), mask)
+    labels = mask_out(labels.astype(jnp.float32), mask)
+    total = jnp.sum(labels, axis=-1, keepdims=True)
+    background = total <= 0
+    target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)
+    return masked_mean(optax.softmax_cross_entropy(logits, target), mask)
