@@ -1,0 +1,71 @@
+"""Layers that temporal filters share: 1×1 convolution, dilated convolution, dropout with cheap random bits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# PyTorch's default, U(±1/√fan_in) for kernels and biases, because the published filters were trained with it; flax's
+# lecun_normal has √3 times its standard deviation and a zero bias.
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def bias_init(fan_in: int) -> nn.initializers.Initializer:
+    """U(±1/√fan_in), PyTorch's default for the bias of a layer with `fan_in` inputs."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1, 1) * fan_in**-0.5
+
+    return init
+
+
+def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """1×1 convolution over time, `[B, T, D] -> [B, T, features]`, a submodule `name` of the calling module."""
+    dense = nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init(x.shape[-1]), name=name)
+    return dense(x)
+
+
+class DilatedConv(nn.Module):
+    """Convolution of three taps `t − d, t, t + d` with zero padding, `[B, T, D] -> [B, T, features]`."""
+
+    features: int
+    dilation: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, d = x.shape[-1], self.dilation
+        kernel = self.param("kernel", kernel_init, (3, width, self.features), jnp.float32)
+        bias = self.param("bias", bias_init(3 * width), (self.features,), jnp.float32)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1,),
+            padding=((d, d),),
+            rhs_dilation=(d,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y + bias.astype(self.dtype)[None, None, :]
+
+
+class Dropout(nn.Module):
+    """Dropout that spends 8 random bits on an element instead of 32; rng stream 'dropout'.
+
+    Four elements share one 32-bit word: the generator was a large part of a CPU step. The rate is therefore rounded to
+    a multiple of 1/256, and what is kept is scaled by the exact inverse of the rounded keep probability.
+
+    Attributes:
+      rate: probability of dropping, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"Dropout: rate must be in [0, 1), got {self.rate}.")
+        threshold = min(round(self.rate * 256), 255)
+        if deterministic or threshold == 0:
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+        eighths = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+        return jnp.where(eighths >= threshold, x * (256 / (256 - threshold)), jnp.zeros((), x.dtype))

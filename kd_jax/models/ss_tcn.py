@@ -1,0 +1,47 @@
+"""SS-TCN, the default temporal filter: five residual layers of dilated convolution, no normalisation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.masking import mask_out
+from kd_jax.models.layers import DilatedConv, Dropout, pointwise
+
+
+class SSTCN(nn.Module):
+    """Single-stage temporal convolutional network.
+
+    `h = conv1×1(x)`, then for i = 0 … num_layers − 1: `u = relu(conv3(h, dilation 2^i))`,
+    `h = h + dropout(conv1×1(u))`, masked after every step, so that padding says nothing.
+
+    Attributes:
+      hidden: H, channels of every layer.
+      num_layers: residual layers; the receptive field is `receptive_field` snippets.
+      dropout: rate inside the residual branch.
+      dtype: of the computation; parameters stay float32.
+
+    References:
+      Stage 1 of MS-TCN (Farha and Gall, CVPR 2019), METHOD §3 [code]. The public code leaves the first 1×1 unmasked, so
+      its bias leaks from the padding into the last valid snippets of a short video; here it is masked too.
+    """
+
+    hidden: int = 256
+    num_layers: int = 5
+    dropout: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def receptive_field(self) -> int:
+        """Snippets that one output sees: 63 for 5 layers."""
+        return 2 ** (self.num_layers + 1) - 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+        """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding."""
+        x = mask_out(x.astype(self.dtype), mask)
+        h = mask_out(pointwise(x, self.hidden, dtype=self.dtype, name="input"), mask)
+        for i in range(self.num_layers):
+            u = nn.relu(DilatedConv(self.hidden, 2**i, self.dtype, name=f"dilated_{i}")(h))
+            u = pointwise(u, self.hidden, dtype=self.dtype, name=f"pointwise_{i}")
+            h = mask_out(h + Dropout(self.dropout)(u, deterministic=not train), mask)
+        return h
