@@ -4,6 +4,7 @@ frame_map([scores_of_video_1, scores_of_video_2], [labels_1, labels_2])["mean_ov
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -83,26 +84,33 @@ def _per_class(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tu
         if np.isnan(block_scores).any():
             bad = np.flatnonzero(np.isnan(block_scores).any(axis=1)) + first
             raise ValueError(f"frame_map: scores must not be NaN; got NaN in classes {bad.tolist()}.")
-        for c, (s, p) in enumerate(zip(block_scores, positive, strict=True), start=first):
-            present[c] = p.any()
-            precision[c] = _one_class(s, p) if present[c] else 0.0
+        present[block] = positive.any(axis=1)
+        with ThreadPoolExecutor() as pool:  # sorting releases the interpreter lock
+            precision[block] = list(pool.map(_one_class, block_scores, positive))
     return precision, present
 
 
 def _one_class(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Mean precision at the ranks of the positives, of which there is at least one.
+    """Mean precision at the ranks of the positives; 0 if there is none."""
+    ranks = np.flatnonzero(_ranked(scores, positive)) + 1
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks)) if len(ranks) else 0.0
 
-    A positive ranks behind the positives before it and the negatives that score higher. Counting those needs sorted
-    values only, a quarter of the time of a stable argsort, which is left for positives that tie with a negative.
+
+def _ranked(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """`positive` in the order of descending scores; rows with equal scores keep their order.
+
+    Scores of at most 32 bits are sorted as unsigned integers (score, row, label): no two are equal, so NumPy's
+    vectorised sort is stable too, and it takes less than half the time of a stable argsort.
     """
-    hits, misses = np.sort(scores[positive])[::-1], np.sort(scores[~positive])
-    not_higher = np.searchsorted(misses, hits, side="right")
-    count = np.arange(1, len(hits) + 1)
-    if np.array_equal(not_higher, np.searchsorted(misses, hits, side="left")):
-        ranks = count + len(misses) - not_higher
-    else:
-        ranks = np.flatnonzero(positive[np.argsort(-scores, kind="stable")]) + 1
-    return float(np.mean(count / ranks))
+    if scores.dtype.itemsize > 4 or len(scores) >= 2**31:
+        return positive[np.argsort(-scores, kind="stable")]
+    bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # + 0 makes −0 equal to 0
+    # Sign bit first: the bits of negative floats ascend as the float falls, those of the others must be flipped.
+    keys = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(len(scores), dtype=np.uint64) << np.uint64(1)
+    keys |= positive
+    keys.sort()
+    return (keys & np.uint64(1)).astype(bool)
 
 
 def _check(scores: list[np.ndarray], labels: list[np.ndarray]) -> int:
