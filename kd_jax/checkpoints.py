@@ -1,0 +1,123 @@
+"""What a run leaves on disk, and how it comes back.
+
+    checkpoints = Checkpoints(directory)             # while training: the latest epoch, atomically
+    run = load_teacher('workdir/demo/flow_teacher')      # afterwards: the model with the parameters of its best epoch
+
+A run's folder rebuilds its own model: `config.json` says which, the checkpoint holds the parameters and the input
+standardisation. Arrays are read by orbax; nothing is unpickled.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from kd_jax.models import Detector
+from kd_jax.train_state import TrainState
+
+_FOLDER = 'checkpoints'
+
+
+class Checkpoints:
+    """Keeps the last saved epoch of a run: the training state, and the parameters of the best epoch so far."""
+
+    def __init__(self, directory: str | Path):
+        # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
+        self._manager = ocp.CheckpointManager(
+            Path(directory).absolute() / _FOLDER,
+            item_names=('state', 'best'),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest_epoch(self) -> int | None:
+        """The epoch that `restore` would continue after; None for a fresh run."""
+        return self._manager.latest_step()
+
+    def save(self, epoch: int, state: TrainState, best: dict) -> None:
+        """Writes both trees; a save that is interrupted leaves the one before."""
+        self._manager.save(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best))
+        )
+
+    def restore(self, state: TrainState, best: dict) -> tuple[TrainState, dict]:
+        """Reads the latest epoch into the structure, dtypes and shardings of the given trees."""
+        restored = self._manager.restore(
+            self._manager.latest_step(),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(state), best=ocp.args.StandardRestore(best)),
+        )
+        return restored.state, restored.best
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A finished training: `model.apply(variables, x, mask)` gives its Outputs."""
+
+    model: Detector
+    variables: dict
+    config: dict  # what its config.json says: run, modality, classes, head, seconds_per_snippet, …
+
+
+def build_model(config: dict) -> Detector:
+    """The detector that a run's config.json describes."""
+    return Detector(**{**config['model'], 'dtype': jnp.dtype(config['model']['dtype']).type})
+
+
+def load_teacher(directory: str | Path) -> TrainedRun:
+    """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run, or one that has not finished.
+    """
+    directory = Path(directory)
+    config = read_json(directory / 'config.json')
+    if config is None:
+        seeds = sorted(path.parent.name for path in directory.glob('seed_*/config.json'))
+        hint = f'it holds {", ".join(seeds)}: name one of them' if seeds else 'give a run of a workdir, e.g. workdir/demo/augmented_rgb'
+        raise FileNotFoundError(f'{directory} is no run (no config.json there); {hint}')
+    if not (directory / 'results.json').exists():
+        raise FileNotFoundError(f'the run {directory} has not finished; run its experiment again to complete it')
+    model = build_model(config)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config['input_size'])), jnp.ones((1, 1), bool))
+    )
+    params = jax.tree.map(jnp.zeros_like, shapes)
+    template = new_best(params.pop('params'), params)
+    manager = ocp.CheckpointManager(directory.absolute() / _FOLDER, item_names=('state', 'best'))
+    best = manager.restore(manager.latest_step(), args=ocp.args.Composite(best=ocp.args.StandardRestore(template))).best
+    manager.close()
+    return TrainedRun(model, {'params': best['params'], **best['constants']}, config)
+
+
+def new_best(params: dict, constants: dict, score: float = -jnp.inf, epoch: int = 0) -> dict:
+    """The parameters of one epoch with its validation score, as they are checkpointed (copied: steps donate theirs)."""
+    return {
+        'params': jax.tree.map(jnp.copy, params),
+        'constants': jax.tree.map(jnp.copy, constants),
+        'score': jnp.asarray(score, jnp.float32),
+        'epoch': jnp.asarray(epoch, jnp.int32),
+    }
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's content, or None where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes the whole file or nothing."""
+    write_atomically(path, (json.dumps(content, indent=2) + '\n').encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,264 @@
+"""Videos → padded, masked batches on the device mesh.
+
+    examples = make_examples(videos, 'rgb', num_classes=51)
+    buckets = bucket_lengths([len(e.features) for e in examples], num_buckets=4)
+    for batch, teachers in epoch(examples, buckets, batch_size=2, seed=0, epoch=3): ...
+
+Whole videos travel: no cropping. A video is padded to one of a few lengths, so that a step compiles a few times and
+then never again. The order of an epoch depends on (seed, epoch) alone, so a resumed run sees what it would have seen.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from kd_jax.datasets import DATASETS, base, synthetic
+from kd_jax.segments import labels_from_segments
+from kd_jax.types import Batch, Outputs
+
+LENGTH_MULTIPLE = 16  # bucket lengths are rounded up to this many snippets
+
+
+@dataclass(frozen=True)
+class Example:
+    """One video as the model sees it, on the host."""
+
+    id: str
+    features: np.ndarray  # [T, D]
+    labels: np.ndarray  # [T, C] uint8
+    teachers: tuple[Outputs, ...] = ()  # what each frozen teacher says of it: [T, H], [T, C]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an experiment's videos come from: records on disk, or the synthetic set in memory."""
+
+    info: base.Info
+    read: Callable[[str, Sequence[str]], list[base.Video]]  # ('train' or 'test', modalities) → videos
+    validation: frozenset[str]  # training videos held out
+
+    def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
+        """The videos of 'train', 'validation' or 'test' with these modalities, the held-out ones apart."""
+        if split == 'test':
+            return self.read('test', modalities)
+        held_out = split == 'validation'
+        return [v for v in self.read('train', modalities) if (v.id in self.validation) == held_out]
+
+
+def open_source(
+    name: str,
+    data_dir: str,
+    modalities: Sequence[str],
+    *,
+    validation_fraction: float,
+    validation_seed: int,
+    max_videos: int = 0,
+    synthetic_fallback: bool = False,
+) -> Source:
+    """Opens a data set and holds out its validation videos.
+
+    Args:
+      name: a key of DATASETS.
+      data_dir: its records; the synthetic set has none.
+      modalities: what the experiment reads.
+      validation_fraction, validation_seed: which training videos are held out.
+      max_videos: read at most so many videos of each split; 0 = all.
+      synthetic_fallback: take the synthetic set where data_dir holds no records.
+
+    Raises:
+      FileNotFoundError: if there are no records.
+      ValueError: for a modality that the records lack, or a validation part that leaves no training videos.
+    """
+    if name not in DATASETS:
+        raise ValueError(f'dataset.name={name!r} is unknown; known data sets: {", ".join(DATASETS)}')
+    if synthetic_fallback and name != 'synthetic' and not Path(data_dir).exists():
+        logging.warning('no records in %s: the SYNTHETIC set stands in for %s (smoke variant)', data_dir, name)
+        info, splits = _synthetic_as(tuple(modalities))
+    elif name == 'synthetic':
+        info, splits = _synthetic_as(())
+    else:
+        if not data_dir:
+            raise FileNotFoundError(
+                f'dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` '
+                'and pass --config.dataset.data_dir=DIR'
+            )
+        info, splits = base.read_info(data_dir), None
+    lacking = [m for m in modalities if m not in info.modalities]
+    if lacking:
+        raise ValueError(
+            f'the data set {info.name!r} has no modality {lacking[0]!r}; it has {", ".join(info.modalities)}: '
+            'change the modality of the run, or build the records with it'
+        )
+
+    def read(split, wanted):
+        videos = base.read(data_dir, split, wanted) if splits is None else splits[split]
+        return videos[:max_videos] if max_videos else videos
+
+    train_ids = [video.id for video in read('train', [])]
+    held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]
+    return Source(info, read, frozenset(held_out))
+
+
+@functools.lru_cache(maxsize=1)
+def _synthetic_as(modalities: tuple[str, ...]) -> tuple[base.Info, dict[str, list[base.Video]]]:
+    """The synthetic set; modalities it does not have are played by those that it has and nobody asked for."""
+    info, splits = synthetic.make()
+    spare = [m for m in info.modalities if m not in modalities]
+    played = {m: m if m in info.modalities else spare.pop(0) for m in modalities} or {m: m for m in info.modalities}
+    return replace(info, modalities={m: info.modalities[source] for m, source in played.items()}), {
+        split: [replace(v, features={m: v.features[source] for m, source in played.items()}) for v in videos]
+        for split, videos in splits.items()
+    }
+
+
+def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
+    """Pairs one modality of each video with its snippet labels."""
+    return [
+        Example(
+            video.id,
+            video.features[modality],
+            labels_from_segments(video.segments, video.duration, video.num_snippets, num_classes),
+        )
+        for video in videos
+    ]
+
+
+def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> list[Example]:
+    """Adds a teacher's outputs, computed once, to every example."""
+    for example, output in zip(examples, outputs, strict=True):
+        if len(output.features) != len(example.features):
+            raise ValueError(
+                f'video {example.id!r}: the teacher has {len(output.features)} snippets and the student '
+                f'{len(example.features)}; both modalities need the same snippet stride'
+            )
+    return [replace(e, teachers=(*e.teachers, o)) for e, o in zip(examples, outputs, strict=True)]
+
+
+def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Splits training ids into (train, validation); the validation part is never empty unless fraction is 0."""
+    ids = sorted(ids)
+    if not fraction:
+        return ids, []
+    count = max(1, round(fraction * len(ids)))
+    if count >= len(ids):
+        raise ValueError(
+            f'dataset.validation_fraction={fraction} of {len(ids)} training videos leaves none to train on; lower it'
+        )
+    chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
+    return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
+
+
+def bucket_lengths(lengths: Sequence[int], num_buckets: int) -> tuple[int, ...]:
+    """The `num_buckets` padded lengths that waste the fewest snippets on these videos, ascending.
+
+    Exact, by dynamic programming over the distinct rounded lengths.
+    """
+    rounded = -(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    sizes, counts = np.unique(rounded, return_counts=True)
+    videos = np.concatenate([[0], np.cumsum(counts)])
+    best = np.concatenate([[0.0], videos[1:] * sizes])  # best[j]: padded total of the j shortest sizes, one bucket
+    choices = []
+    for _ in range(min(num_buckets, len(sizes)) - 1):
+        cost = best[:-1, None] + (videos[None, 1:] - videos[:-1, None]) * sizes[None, :]
+        cost[np.tril_indices(len(sizes), -1)] = np.inf  # a bucket holds at least one size
+        choices.append(cost.argmin(axis=0))
+        best = np.concatenate([[0.0], cost.min(axis=0)])
+    buckets, end = [], len(sizes) - 1
+    for choice in reversed(choices):
+        buckets.append(int(sizes[end]))
+        end = choice[end] - 1
+        if end < 0:
+            break
+    if end >= 0:
+        buckets.append(int(sizes[end]))
+    return tuple(sorted(set(buckets)))
+
+
+def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order: Sequence[int]) -> list:
+    """Groups videos of like length into batches: [(padded length, indices), …], ceil(N / batch_size) of them.
+
+    `order` decides who shares a batch. What is left over in a bucket joins the next longer one, so that only the last
+    batch may be short.
+    """
+    lengths = np.asarray(lengths)
+    if len(lengths) and lengths.max() > max(buckets):
+        raise ValueError(f'a video of {lengths.max()} snippets does not fit the longest bucket of {max(buckets)}')
+    batches, waiting, lower = [], [], 0
+    for bucket in sorted(buckets):
+        waiting += [i for i in order if lower < lengths[i] <= bucket]
+        lower = bucket
+        while len(waiting) >= batch_size or (waiting and bucket == max(buckets)):
+            batches.append((bucket, waiting[:batch_size]))
+            waiting = waiting[batch_size:]
+    return batches
+
+
+def collate(examples: Sequence[Example], length: int, rows: int) -> tuple[Batch, tuple[Outputs, ...]]:
+    """Stacks examples into host arrays of `rows` videos × `length` snippets; what is padded is masked."""
+
+    def stack(arrays):
+        out = np.zeros((rows, length, arrays[0].shape[-1]), arrays[0].dtype)
+        for row, array in zip(out, arrays, strict=False):
+            row[: len(array)] = array
+        return out
+
+    mask = np.zeros((rows, length), bool)
+    for row, example in zip(mask, examples, strict=False):
+        row[: len(example.features)] = True
+    batch = Batch(stack([e.features for e in examples]), stack([e.labels for e in examples]), mask)
+    teachers = tuple(
+        Outputs(stack([o.features for o in outputs]), stack([o.logits for o in outputs]))
+        for outputs in zip(*[e.teachers for e in examples], strict=True)
+    )
+    return batch, teachers
+
+
+def data_mesh() -> jax.sharding.Mesh:
+    """One axis, `data`, over all devices: videos are spread, parameters are replicated."""
+    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def shard(tree, mesh: jax.sharding.Mesh):
+    """Spreads the leading axis of every array over the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec('data')))
+
+
+def replicate(tree, mesh: jax.sharding.Mesh):
+    """Puts a copy of every array on each device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def device_rows(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """The batch size rounded up to a multiple of the devices; the extra rows are padded videos."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def epoch(
+    examples: Sequence[Example],
+    buckets: Sequence[int],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+) -> Iterator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
+    """Yields (indices of the videos, batch, teachers' outputs) on the device.
+
+    With a seed, videos and batches come in an order drawn from (seed, epoch); without, in order of length.
+    """
+    lengths = [len(e.features) for e in examples]
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    order = np.argsort(lengths, kind='stable') if rng is None else rng.permutation(len(examples))
+    batches = plan(lengths, buckets, batch_size, [int(i) for i in order])
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    rows = device_rows(batch_size, mesh)
+    for length, indices in batches:
+        batch, teachers = collate([examples[i] for i in indices], length, rows)
+        yield indices, *shard((batch, teachers), mesh)

@@ -1,0 +1,168 @@
+"""The step: what it adds up, what padding and devices may change (nothing), how often it compiles (once a length)."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import distill, losses
+from kd_jax.models import FILTERS, Detector
+from kd_jax.train_state import create_train_state, current_learning_rate, make_optimizer
+from kd_jax.types import Batch, Outputs
+
+B, T, D, H, C = 2, 12, 5, 8, 3
+KEY = jax.random.key(5)
+
+
+def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
+    """The same videos whatever the padding around them."""
+    rng = np.random.default_rng(seed)
+    out = {"features": np.full((rows, length, D), np.nan, np.float32), "labels": np.zeros((rows, length, C), np.uint8)}
+    teacher = Outputs(np.full((rows, length, H), np.nan, np.float32), np.full((rows, length, C), np.nan, np.float32))
+    mask = np.zeros((rows, length), bool)
+    for row, n in enumerate(valid):
+        out["features"][row, :n] = rng.standard_normal((n, D))
+        out["labels"][row, :n] = rng.random((n, C)) < 0.4
+        teacher.features[row, :n] = rng.standard_normal((n, H))
+        teacher.logits[row, :n] = rng.standard_normal((n, C))
+        mask[row, :n] = True
+    return jax.tree.map(jnp.asarray, (Batch(mask=mask, **out), teacher))
+
+
+def make_step(head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2):
+    model = Detector(filter, num_outputs=distill.TASKS[head][1](C), hidden=H, num_layers=2, dropout=dropout)
+    optimizer = make_optimizer(1e-2, plateau_patience=patience, steps_per_epoch=1)
+    state = create_train_state(model, optimizer, jax.random.key(0), D)
+    return distill.make_train_step(model, optimizer, head=head, options=options), state, model
+
+
+WEIGHTS = {"atomic": 0.7, "global_context": 2.0, "boundary": 0.1}
+
+
+def test_total_loss_adds_weighted_terms_over_teachers():
+    batch, teacher = make_batch()
+    other = Outputs(teacher.features * 2 + 1, teacher.logits)
+    student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, jnp.zeros((B, T, C)))
+    total, parts = distill.total_loss(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
+    boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
+    context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
+    np.testing.assert_allclose(parts["task"], C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
+    np.testing.assert_allclose(parts["boundary"], boundary, rtol=1e-6)
+    np.testing.assert_allclose(parts["global_context"], context, rtol=1e-6)
+    expected = parts["task"] + 0.7 * parts["atomic"] + 2 * parts["global_context"] + 0.1 * parts["boundary"]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_options_reach_the_loss():
+    batch, teacher = make_batch()
+    student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
+    read = {
+        form: distill.total_loss(
+            student, [teacher], batch, KEY, {"boundary": 1.0}, head="dense", options={"boundary": {"form": form}}
+        )[1]["boundary"]
+        for form in ("curve", "vector")
+    }
+    for form, value in read.items():
+        np.testing.assert_allclose(value, losses.boundary(student.features, teacher.features, batch.mask, form=form))
+
+
+@pytest.mark.parametrize(
+    "weights, teachers, message",
+    [({"atomik": 1.0}, 1, "unknown distillation term 'atomik'; known terms: atomic"), ({"atomic": 1.0}, 0, "no teacher")],
+)
+def test_wrong_terms_are_refused(weights, teachers, message):
+    batch, teacher = make_batch()
+    with pytest.raises(ValueError, match=message):
+        distill.total_loss(teacher, [teacher] * teachers, batch, KEY, weights, head="dense")
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("head", distill.TASKS)
+@pytest.mark.parametrize("term", [None, *distill.TERMS])
+def test_every_filter_head_and_term_takes_two_steps(filter, head, term):
+    step, state, _ = make_step(head, filter, dropout=0.5)
+    batch, teacher = make_batch()
+    before, step = state.params, jax.jit(step)
+    for _ in range(2):
+        state, metrics = step(state, (teacher,) if term else (), batch, {term: 1.0} if term else {}, KEY)
+        assert all(np.isfinite(v) for v in metrics.values())
+    assert set(metrics) == {"loss", "task", "gradient_norm", "snippets", *([term] if term else [])}
+    assert int(state.step) == 2
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, state.params)
+    assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize("rows, length", [(2, 20), (4, 12), (3, 16)])
+def test_padding_changes_neither_loss_nor_gradient(rows, length):
+    step, state, _ = make_step()
+    results = []
+    for shape in ({}, {"rows": rows, "length": length}):
+        batch, teacher = make_batch(**shape)
+        results.append(jax.jit(step)(state, (teacher,), batch, WEIGHTS, KEY))
+    chex.assert_trees_all_close(results[0][1], results[1][1], rtol=2e-5)
+    # Adam's first step is lr·sign-like: compare the moments, which are the gradients themselves.
+    chex.assert_trees_all_close(results[0][0].opt_state, results[1][0].opt_state, rtol=2e-4, atol=2e-6)
+
+
+def test_jit_equals_eager():
+    step, state, _ = make_step(dropout=0.5)
+    batch, teacher = make_batch()
+    eager, compiled = (f(state, (teacher,), batch, WEIGHTS, KEY)[1] for f in (step, jax.jit(step)))
+    chex.assert_trees_all_close(eager, compiled, rtol=2e-5)
+
+
+def test_one_trace_per_length_whatever_weights_and_key():
+    step, state, _ = make_step(dropout=0.5)
+    compiled = jax.jit(chex.assert_max_traces(step, n=2))
+    for number, length in enumerate((12, 16, 12, 16, 12)):
+        batch, teacher = make_batch(length=length, seed=number)
+        weights = {term: jnp.float32(number) for term in WEIGHTS}
+        state, _ = compiled(state, (teacher,), batch, weights, jax.random.key(number))
+
+
+def test_a_weight_of_zero_is_plain_training():
+    step, state, _ = make_step(dropout=0.5)
+    batch, teacher = make_batch()
+    plain, _ = jax.jit(step)(state, (), batch, {}, KEY)
+    distilled, _ = jax.jit(step)(state, (teacher,), batch, dict.fromkeys(WEIGHTS, 0.0), KEY)
+    chex.assert_trees_all_close(plain.params, distilled.params, rtol=1e-5, atol=1e-6)
+
+
+def test_training_a_copy_of_the_teacher_moves_the_student_towards_it():
+    step, state, model = make_step(patience=0)
+    batch, _ = make_batch()
+    variables = model.init(jax.random.key(9), jnp.zeros((1, 1, D)), jnp.ones((1, 1), bool))
+    teacher = model.apply(variables, batch.features, batch.mask)
+    step, first = jax.jit(step), None
+    for _ in range(150):
+        state, metrics = step(state, (teacher,), batch, {**WEIGHTS, "global_context": 20.0, "boundary": 2.0}, KEY)
+        first = first or metrics
+    assert metrics["global_context"] < 0.5 * first["global_context"]
+    assert metrics["boundary"] < 0.5 * first["boundary"]
+
+
+def test_the_learning_rate_is_halved_on_a_plateau():
+    optimizer = make_optimizer(0.1, plateau_patience=2, steps_per_epoch=2)
+    params = {"w": jnp.ones(2)}
+    opt_state = optimizer.init(params)
+    _, state, _ = make_step()
+    rates = []
+    for value in [5.0, 5, 4, 4, 4, 4, 4, 4, 4, 4]:  # epoch means 5, 4, 4, 4, 4
+        _, opt_state = optimizer.update({"w": jnp.ones(2)}, opt_state, params, value=jnp.float32(value))
+        rates.append(float(current_learning_rate(state.replace(opt_state=opt_state))))
+    np.testing.assert_allclose(rates, [0.1] * 7 + [0.05] * 3, rtol=1e-6)
+
+
+def test_the_learning_rate_can_stay():
+    optimizer = make_optimizer(0.1, plateau_patience=0, steps_per_epoch=2)
+    params = {"w": jnp.ones(2)}
+    _, opt_state = optimizer.update(params, optimizer.init(params), params, value=jnp.float32(1))
+    _, state, _ = make_step()
+    assert current_learning_rate(state.replace(opt_state=opt_state)) == np.float32(0.1)
+
+
+def test_term_options_lists_what_a_config_may_set():
+    assert {"form", "temperature", "num_negatives"} <= set(distill.term_options("atomic"))
+    assert "key" not in distill.term_options("atomic")
+    assert distill.term_options("boundary") == ["form"]

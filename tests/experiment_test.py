@@ -1,0 +1,275 @@
+"""The experiment: what is refused before training, the order of runs, the table, resuming after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from configs import default
+
+from kd_jax import experiment, predict
+from kd_jax.checkpoints import load_teacher
+from kd_jax.input_pipeline import make_examples, open_source
+from kd_jax.train import teacher_outputs, train_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny_config(**training):
+    """Teacher, vanilla and augmented student on a few synthetic videos, seconds each."""
+    config = default.get_config()
+    config.dataset.name = "synthetic"
+    config.dataset.max_videos = 6
+    config.dataset.validation_fraction = 0.3
+    config.model.hidden = 8
+    config.model.num_layers = 2
+    config.model.standardize = True
+    config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, **training})
+    weights = {"atomic": 0.1, "global_context": 1.0, "boundary": 0.01}
+    config.runs = default.make_runs(  # students first: the order of training is the experiment's business
+        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=weights),
+        vanilla_rgb=default.make_run("rgb"),
+        flow_teacher=default.make_run("flow"),
+    )
+    config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
+    return config
+
+
+def perform(config, workdir):
+    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny_config()
+    return config, workdir, perform(config, workdir)
+
+
+def test_teachers_train_first():
+    assert experiment.training_order(tiny_config().runs) == ["vanilla_rgb", "flow_teacher", "augmented_rgb"]
+
+
+WRONG_TURNS = {
+    "teacher that no run has": (
+        lambda c: c.runs.augmented_rgb.update(teachers=("flou",)),
+        "runs.augmented_rgb.teachers names 'flou', but no run has that name; the runs are augmented_rgb, vanilla_rgb",
+    ),
+    "circle": (lambda c: c.runs.flow_teacher.update(teachers=("augmented_rgb",)), "wait for each other"),
+    "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
+    "filter": (lambda c: c.runs.vanilla_rgb.update(filter="lstmm"), "runs.vanilla_rgb.filter='lstmm' is unknown; known"),
+    "term": (lambda c: c.runs.augmented_rgb.update(weights={"atom": 1.0}), "unknown term 'atom'; known terms: atomic"),
+    "negative weight": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": -1.0}), "weights.atomic=-1.0"),
+    "option": (lambda c: c.runs.augmented_rgb.update(options={"atomic": {"tau": 1}}), "no option 'tau'; it has"),
+    "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
+    "teacher without weights": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": 0.0}), "no term with a weight"),
+    "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
+    "baseline": (lambda c: c.update(baseline="vanilla"), "baseline='vanilla', but no run has that name"),
+    "data set": (lambda c: c.dataset.update(name="tus"), "dataset.name='tus' is unknown; known data sets"),
+    "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
+    "missing data_dir": (lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"), "/nowhere/tsu.*data_prep.build"),
+    "epochs": (lambda c: c.training.update(epochs=0), "training.epochs=0; it must be at least 1"),
+    "dropout": (lambda c: c.model.update(dropout=1.0), "model.dropout=1.0"),
+    "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; choose"),
+    "learning rate": (lambda c: c.training.update(learning_rate=0.0), "training.learning_rate=0.0"),
+    "validation": (lambda c: c.dataset.update(validation_fraction=1.0), "validation_fraction=1.0"),
+    "run name": (lambda c: c.runs.update({"a/b": default.make_run("rgb")}), "run name 'a/b' cannot be a folder name"),
+}
+
+
+@pytest.mark.parametrize("turn", WRONG_TURNS)
+def test_wrong_turns_end_before_training(turn, tmp_path):
+    change, message = WRONG_TURNS[turn]
+    config = tiny_config()
+    change(config)
+    with pytest.raises((ValueError, OSError), match=message):
+        experiment.prepare(config, tmp_path / "work")
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written .*choose another with --workdir"):
+        experiment.prepare(tiny_config(), tmp_path / "file" / "work")
+
+
+def test_folders_hold_what_the_readme_says(finished):
+    _, workdir, results = finished
+    for name in ("augmented_rgb", "vanilla_rgb", "flow_teacher"):
+        files = {p.name for p in (workdir / name).iterdir()}
+        assert {"config.json", "metrics.jsonl", "checkpoints", "results.json", "predictions_test.npz"} <= files
+        assert any(f.startswith("events.out.tfevents") for f in files)
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert (workdir / "results.md").read_text() == experiment.markdown(results)
+    lines = [json.loads(line) for line in (workdir / "augmented_rgb" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    wanted = {"loss", "task", "atomic", "global_context", "boundary", "learning_rate", "gradient_norm"}
+    assert wanted | {"snippets_per_second", "validation/frame_map/present_classes"} <= lines[0].keys()
+
+
+def test_table_rows_gains_and_fusion(finished):
+    config, workdir, results = finished
+    rows = {row["run"]: row for row in results["rows"]}
+    assert list(rows) == ["augmented_rgb", "vanilla_rgb", "flow_teacher", "two_stream"]
+    score = {name: row["scores"]["frame mAP"][0] for name, row in rows.items()}
+    assert rows["vanilla_rgb"]["gain"] is None
+    assert rows["two_stream"]["gain"] == [score["two_stream"] - score["vanilla_rgb"]]
+    source = experiment.prepare(config, workdir)
+    streams = [predict.read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
+    fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
+    from kd_jax.evaluate import evaluate
+
+    again = evaluate(fused, source.videos("test", []), source.info)
+    assert again["frame_map/present_classes"] == score["two_stream"]
+
+
+def test_finished_runs_are_skipped_and_other_settings_refused(finished):
+    config, workdir, results = finished
+    stamp = (workdir / "vanilla_rgb" / "results.json").stat().st_mtime_ns
+    assert perform(config, workdir) == results
+    assert (workdir / "vanilla_rgb" / "results.json").stat().st_mtime_ns == stamp
+    changed = tiny_config(epochs=4)
+    with pytest.raises(ValueError, match=r"other settings \(training.epochs: 3 there, 4 now\): choose another --workdir"):
+        experiment.prepare(changed, workdir)
+
+
+def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
+    config, workdir, _ = finished
+    source = experiment.prepare(config, workdir)
+    teacher = load_teacher(workdir / "flow_teacher")
+    cached = teacher_outputs(teacher, source, "train", batch_size=3, num_buckets=2)
+    for video, outputs in zip(source.videos("train", ["flow"]), cached, strict=True):
+        x = video.features["flow"][None]
+        alone = teacher.model.apply(teacher.variables, x, np.ones(x.shape[:2], bool))
+        np.testing.assert_allclose(outputs.features, alone.features[0], atol=2e-5, rtol=1e-4)
+        np.testing.assert_allclose(outputs.logits, alone.logits[0], atol=2e-5, rtol=1e-4)
+
+
+def test_load_teacher_says_what_is_missing(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run .*give a run of a workdir"):
+        load_teacher(tmp_path)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text((finished[1] / "vanilla_rgb" / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match="has not finished"):
+        load_teacher(unfinished)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
+    config, workdir, _ = finished
+    config = tiny_config(checkpoint_every=2)
+    from kd_jax import train
+
+    real_write = train.Journal.write
+
+    def write(self, epoch, *rest):
+        real_write(self, epoch, *rest)
+        if epoch == 3:
+            raise Stop
+
+    source = experiment.prepare(config, tmp_path)
+    monkeypatch.setattr(train.Journal, "write", write)
+    with pytest.raises(Stop):
+        train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+    monkeypatch.undo()
+    train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+    ours, theirs = (predict.read_arrays(d / "vanilla_rgb" / "predictions_test.npz") for d in (tmp_path, workdir))
+    assert ours.keys() == theirs.keys()
+    for video in ours:
+        np.testing.assert_array_equal(ours[video], theirs[video])
+    records = [json.loads(line) for line in (tmp_path / "vanilla_rgb" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+
+
+def test_kill_and_restart_ends_with_the_same_scores(tmp_path):
+    def command(workdir):
+        overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4", "--config.baseline="]
+        return [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", f"--workdir={workdir}", *overrides]
+
+    def finish(workdir):
+        subprocess.run(command(workdir), cwd=ROOT, check=True, capture_output=True, text=True)
+        return json.loads((workdir / "results.json").read_text())["rows"]
+
+    killed = tmp_path / "killed"
+    for wait_for in ("vanilla_rgb/metrics.jsonl", "augmented_rgb/metrics.jsonl"):
+        process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            path = killed / wait_for
+            if path.exists() and path.stat().st_size:
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, "the experiment ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert finish(killed) == finish(tmp_path / "whole")
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path):
+    config = tiny_config(epochs=1)
+    config.seeds, config.seed = 2, 5
+    results = perform(config, tmp_path)
+    scores = results["rows"][0]["scores"]["frame mAP"]
+    assert results["seeds"] == [5, 6] and len(set(scores)) == 2
+    assert (tmp_path / "vanilla_rgb" / "seed_6" / "results.json").exists()
+    expected = f"{np.mean(scores):.2f} ± {abs(scores[0] - scores[1]) / 2**0.5:.2f}"
+    assert expected in experiment.markdown(results)
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    config = tiny_config(epochs=2)
+    config.dataset.validation_fraction = 0.0
+    source = experiment.prepare(config, tmp_path)
+    results = train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+    assert results["best_epoch"] == 2 and "validation" not in results
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = tiny_config(learning_rate=1e30)
+    source = experiment.prepare(config, tmp_path)
+    with pytest.raises(FloatingPointError, match="vanilla_rgb: the loss became .* lower training.learning_rate"):
+        train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+
+
+def test_markdown_by_hand():
+    def row(run, modality, teachers, score, gain):
+        return {"run": run, "modality": modality, "teachers": teachers, "scores": {"frame mAP": [score]}, "gain": gain}
+
+    table = experiment.markdown(
+        {
+            "dataset": "demo",
+            "seeds": [0],
+            "baseline": "a",
+            "rows": [row("a", "rgb", [], 10.0, None), row("bb", "rgb", ["t"], 12.5, [2.5])],
+        }
+    )
+    assert table.splitlines()[2:] == [
+        "| run | reads | learns from | frame mAP | gain over a |",
+        "| --- | ----- | ----------- | --------: | ----------: |",
+        "| a   | rgb   | –           |     10.00 |           – |",
+        "| bb  | rgb   | t           |     12.50 |       +2.50 |",
+    ]
+
+
+def test_standardisation_is_fitted_on_training_videos(finished):
+    config, workdir, _ = finished
+    source = experiment.prepare(config, workdir)
+    stacked = np.concatenate([e.features for e in make_examples(source.videos("train", ["rgb"]), "rgb", 12)]).astype(float)
+    statistics = load_teacher(workdir / "vanilla_rgb").variables["standardization"]
+    np.testing.assert_allclose(statistics["mean"], stacked.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(statistics["std"], stacked.std(axis=0), rtol=1e-4)
+
+
+def test_the_validation_videos_are_not_trained_on():
+    source = open_source("synthetic", "", ["rgb"], validation_fraction=0.25, validation_seed=1)
+    ids = {split: {v.id for v in source.videos(split, ["rgb"])} for split in ("train", "validation", "test")}
+    assert ids["train"] and ids["validation"] and ids["test"]
+    assert not ids["train"] & ids["validation"] and not ids["train"] & ids["test"]

@@ -1,0 +1,95 @@
+"""The layers of the package, asserted on its import statements, and what importing a loss may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A file imports from its own row or a lower one. A prefix stands for a whole folder.
+ROWS = [
+    ["types", "masking", "segments"],
+    ["losses", "models", "encoders", "metrics", "datasets.base"],
+    ["datasets", "distill", "train_state", "checkpoints"],
+    ["input_pipeline", "evaluate"],
+    ["predict"],
+    ["train", "analysis"],
+    ["experiment"],
+    ["main"],
+]
+FORBIDDEN = {  # part of the package: what it must not import
+    "losses": ["kd_jax.models"],
+    "models": ["kd_jax.losses"],
+    "metrics": ["jax", "flax"],
+    "segments": ["jax", "flax"],
+    "datasets.base": ["jax", "flax"],
+}
+
+
+def row_of(module: str) -> int:
+    matches = [(len(p), i) for i, row in enumerate(ROWS) for p in row if module == p or module.startswith(p + ".")]
+    assert matches, f"{module} has no place in ROWS; add it to the layer it belongs to"
+    return max(matches)[1]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> dict[str, Path]:
+    paths = {p: ".".join(p.relative_to(ROOT / "kd_jax").with_suffix("").parts) for p in ROOT.glob("kd_jax/**/*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in paths.items() if name != "__init__"}
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_only_from_its_own_layer_or_below(module):
+    known = modules()
+    for name in imports(known[module]):
+        target = name.removeprefix("kd_jax.")
+        if name.startswith("kd_jax.") and target in known:
+            assert row_of(target) <= row_of(module), f"{module} reaches up to {target}"
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_walls(part):
+    inside = {m: p for m, p in modules().items() if m == part or m.startswith(part + ".")}
+    assert inside
+    for module, path in inside.items():
+        for name in imports(path):
+            for forbidden in FORBIDDEN[part]:
+                assert name != forbidden and not name.startswith(forbidden + "."), f"{module} imports {name}"
+
+
+def test_no_import_cycle():
+    known = modules()
+    edges = {
+        module: {n.removeprefix("kd_jax.") for n in imports(path)} & known.keys() - {module}
+        for module, path in known.items()
+    }
+    while edges:
+        free = [module for module, targets in edges.items() if not targets & edges.keys()]
+        assert free, f"a cycle among {sorted(edges)}"
+        for module in free:
+            del edges[module]
+
+
+def test_nothing_below_train_sees_a_config():
+    for module, path in modules().items():
+        if row_of(module) < row_of("train"):
+            assert not {n for n in imports(path) if n.startswith(("ml_collections", "configs"))}, module
+
+
+@pytest.mark.parametrize("module", ["kd_jax", "kd_jax.losses", "kd_jax.main", "kd_jax.predict", "data_prep.build"])
+def test_imports_neither_tensorflow_nor_torch(module):
+    code = f"import sys, {module}; print(sorted({{'tensorflow', 'torch'}} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

@@ -1,0 +1,118 @@
+"""Inference: whole videos, any batch; the command line on videos without annotation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import predict
+from kd_jax.input_pipeline import Example
+from kd_jax.models import Detector
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_batches_and_buckets_change_nothing():
+    model = Detector("ss_tcn", num_outputs=3, hidden=8, num_layers=2)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
+    rng = np.random.default_rng(0)
+    videos = [rng.standard_normal((n, 4), np.float32) for n in (1, 33, 7, 20)]
+    examples = [Example(str(i), v, np.zeros((len(v), 0), np.uint8)) for i, v in enumerate(videos)]
+    for batch_size, buckets in ((1, 1), (3, 2)):
+        outputs = predict.predict(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
+        for video, output in zip(videos, outputs, strict=True):
+            alone = model.apply(variables, video[None], jnp.ones((1, len(video)), bool))
+            np.testing.assert_allclose(output.logits, alone.logits[0], atol=1e-5)
+            np.testing.assert_allclose(output.features, alone.features[0], atol=1e-5)
+
+
+def test_no_videos_no_outputs():
+    assert predict.predict(None, {}, [], batch_size=2, num_buckets=2) == []
+
+
+def test_probabilities_by_hand():
+    np.testing.assert_allclose(predict.probabilities(np.array([[0.0, np.log(3)]]), "dense"), [[0.5, 0.75]])
+    np.testing.assert_allclose(predict.probabilities(np.log([[1.0, 3.0]]), "sparse"), [[0.25, 0.75]])
+    assert np.isfinite(predict.probabilities(np.array([[-1e4, 1e4]]), "dense")).all()
+
+
+def test_fusion_is_the_mean_of_logits():
+    fused = predict.fuse([{"a": np.array([[1.0, 5.0]])}, {"a": np.array([[3.0, -5.0]])}])
+    np.testing.assert_array_equal(fused["a"], [[2.0, 0.0]])
+    with pytest.raises(ValueError, match="different videos"):
+        predict.fuse([{"a": np.zeros(1)}, {"b": np.zeros(1)}])
+
+
+def test_detections_by_hand():
+    scores = {"v": np.array([[0.9, 0.1], [0.7, 0.2], [0.1, 0.6]])}
+    assert predict.detections(scores, ["run", "sit"], "dense", 0.5, None) == [
+        {"video": "v", "class": "run", "start": 0.0, "end": 1.0, "score": 0.8},
+        {"video": "v", "class": "sit", "start": 1.0, "end": 1.5, "score": 0.6},
+    ]
+
+
+def test_arrays_come_back_under_any_name(tmp_path):
+    arrays = {"file": np.arange(3), "a b": np.ones((2, 2), np.float32)}
+    predict.write_arrays(tmp_path / "x.npz", arrays)
+    back = predict.read_arrays(tmp_path / "x.npz")
+    assert back.keys() == arrays.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(back[name], arrays[name])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("work")
+    command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", f"--workdir={workdir}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "gain over vanilla_rgb" in result.stdout
+    return workdir / "augmented_rgb"
+
+
+def command(run, features, output, *more):
+    arguments = [f"--run={run}", f"--features={features}", f"--output={output}", *more]
+    return subprocess.run([sys.executable, "-m", "kd_jax.predict", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_line_on_a_folder(run, tmp_path):
+    size = json.loads((run / "config.json").read_text())["input_size"]
+    (tmp_path / "in").mkdir()
+    for name, shape in (("one", (30, size)), ("two", (5, 1, 1, size))):
+        np.save(tmp_path / "in" / f"{name}.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float16))
+    result = command(run, tmp_path / "in", tmp_path / "out", "--threshold=0.3")
+    assert result.returncode == 0, result.stderr
+    scores = predict.read_arrays(tmp_path / "out" / "scores.npz")
+    assert {name: table.shape[0] for name, table in scores.items()} == {"one": 30, "two": 5}
+    assert all((table >= 0).all() and (table <= 1).all() for table in scores.values())
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert len(found) == predict_count(scores, 0.3)
+    assert all(d.keys() == {"video", "class", "start", "end", "score"} and d["end"] > d["start"] for d in found)
+
+
+def predict_count(scores, threshold):
+    """Runs of scores at or above the threshold, counted by their first snippets."""
+    above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
+    return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
+
+
+def test_command_line_lists_every_bad_file(run, tmp_path):
+    np.save(tmp_path / "narrow.npy", np.zeros((4, 3), np.float32))
+    np.save(tmp_path / "nan.npy", np.full((4, json.loads((run / "config.json").read_text())["input_size"]), np.nan))
+    (tmp_path / "text.npy").write_text("no array")
+    result = command(run, tmp_path, tmp_path / "out")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "3 of 3 feature files cannot be used" in result.stderr
+    for name in ("narrow.npy", "nan.npy", "text.npy"):
+        assert name in result.stderr
+    assert not (tmp_path / "out" / "scores.npz").exists()
+
+
+def test_command_line_without_a_run(tmp_path):
+    result = command(tmp_path / "none", tmp_path, tmp_path / "out")
+    assert result.returncode == 1 and "is no run" in result.stderr and "Traceback" not in result.stderr
