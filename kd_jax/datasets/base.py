@@ -119,7 +119,7 @@ def check_info(info: Info) -> None:
     if not info.modalities:
         raise ValueError("Info.modalities is empty; a data set needs at least one")
     for modality, size in info.modalities.items():
-        if not re.fullmatch(r"[A-Za-z]\w*", modality, re.ASCII) or size < 1:
+        if not is_modality_name(modality) or size < 1:
             raise ValueError(
                 f"Info.modalities has {modality!r}: {size}; use letters, digits and _, and D of at least 1"
             )
@@ -160,6 +160,11 @@ def is_file_name(name: str) -> bool:
         and not any(c in "/\\" or not c.isprintable() for c in name)
         and len(name.encode()) <= 200
     )
+
+
+def is_modality_name(name: str) -> bool:
+    """Whether `name` can be a modality: letters, digits and _, a letter first."""
+    return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
 
 
 def to_float16(features: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""From what a data set's owner gives you to the records that kd_jax reads."""
