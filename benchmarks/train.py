@@ -161,7 +161,9 @@ class TorchSide:
             x = batch["flow" if kind == "teacher" else "rgb"].transpose(1, 2)
             features, logits = model(x, mask)
             labels = batch["labels"]
-            cross_entropy = functional.binary_cross_entropy_with_logits(logits, labels.transpose(1, 2), reduction="none")
+            cross_entropy = functional.binary_cross_entropy_with_logits(
+                logits, labels.transpose(1, 2), reduction="none"
+            )
             loss = (cross_entropy.sum(1, keepdim=True) * mask).sum() / mask.sum()
             if kind == "student":
                 with torch.no_grad():

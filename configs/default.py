@@ -8,18 +8,18 @@ refused. `--config=configs/NAME.py:smoke` shrinks any of them to seconds.
 from ml_collections import ConfigDict
 
 # The weights of the paper (supplementary material), tuned there for I3D features: {alpha1, alpha2, alpha3}.
-PUBLISHED_WEIGHTS = {'atomic': 300.0, 'global_context': 100.0, 'boundary': 5.0}
+PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
 
 
 def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None = None, **changes) -> ConfigDict:
     """One training: what it reads, whom it learns from, and how much each distillation term counts."""
     run = ConfigDict(
         {
-            'modality': modality,  # the features this run reads, in training and at inference
-            'filter': 'ss_tcn',  # temporal filter: a key of kd_jax.models.FILTERS
-            'teachers': tuple(teachers),  # names of other runs; none = plain training with the task loss
-            'weights': dict(weights or {}),  # {key of kd_jax.distill.TERMS: weight}; a weight of 0 skips the term
-            'options': {},  # {term: {option of its loss: value}}, e.g. {'atomic': {'form': 'margin'}}
+            "modality": modality,  # the features this run reads, in training and at inference
+            "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
+            "teachers": tuple(teachers),  # names of other runs; none = plain training with the task loss
+            "weights": dict(weights or {}),  # {key of kd_jax.distill.TERMS: weight}; a weight of 0 skips the term
+            "options": {},  # {term: {option of its loss: value}}, e.g. {'atomic': {'form': 'margin'}}
         },
         sort_keys=False,
     )
@@ -36,39 +36,39 @@ def get_config() -> ConfigDict:
     """The defaults, without runs: an experiment's file adds them."""
     return ConfigDict(
         {
-            'dataset': {
-                'name': 'custom',  # a key of kd_jax.datasets.DATASETS
-                'data_dir': '',  # records written by `python -m data_prep.build`; the synthetic set needs none
-                'validation_fraction': 0.2,  # part of the training videos held out to choose the best epoch;
+            "dataset": {
+                "name": "custom",  # a key of kd_jax.datasets.DATASETS
+                "data_dir": "",  # records written by `python -m data_prep.build`; the synthetic set needs none
+                "validation_fraction": 0.2,  # part of the training videos held out to choose the best epoch;
                 #                              0 = train on all of them and keep the last epoch
-                'validation_seed': 0,  # which videos those are
-                'max_videos': 0,  # read at most so many videos of each split; 0 = all
-                'synthetic_fallback': False,  # no records in data_dir: use the synthetic set (smoke variant only)
+                "validation_seed": 0,  # which videos those are
+                "max_videos": 0,  # read at most so many videos of each split; 0 = all
+                "synthetic_fallback": False,  # no records in data_dir: use the synthetic set (smoke variant only)
             },
-            'model': {
-                'hidden': 256,  # channels of the temporal filter
-                'num_layers': 5,  # dilated layers; the receptive field of SS-TCN is 2^(num_layers + 1) - 1 snippets
-                'dropout': 0.5,
-                'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'; parameters and losses stay float32
-                'standardize': False,  # per-channel mean 0, std 1 of the inputs, fitted on the training videos
+            "model": {
+                "hidden": 256,  # channels of the temporal filter
+                "num_layers": 5,  # dilated layers; the receptive field of SS-TCN is 2^(num_layers + 1) - 1 snippets
+                "dropout": 0.5,
+                "dtype": "float32",  # of the computation: 'float32' or 'bfloat16'; parameters and losses stay float32
+                "standardize": False,  # per-channel mean 0, std 1 of the inputs, fitted on the training videos
             },
-            'training': {
-                'epochs': 140,
-                'batch_size': 2,  # whole videos a step, over all devices
-                'learning_rate': 2e-4,  # Adam
-                'plateau_patience': 8,  # epochs without a lower training loss until the learning rate is halved; 0 = never
-                'length_buckets': 4,  # videos are padded to one of so many lengths, each compiled once
-                'checkpoint_every': 5,  # epochs between checkpoints; a killed run repeats at most so many
+            "training": {
+                "epochs": 140,
+                "batch_size": 2,  # whole videos a step, over all devices
+                "learning_rate": 2e-4,  # Adam
+                "plateau_patience": 8,  # epochs without a lower loss until the learning rate is halved; 0 = never
+                "length_buckets": 4,  # videos are padded to one of so many lengths, each compiled once
+                "checkpoint_every": 5,  # epochs between checkpoints; a killed run repeats at most so many
             },
-            'evaluation': {
-                'batch_size': 8,  # whole videos a forward pass
-                'upsampled': True,  # also score at the ground truth's frame rate (the published TSU protocol)
+            "evaluation": {
+                "batch_size": 8,  # whole videos a forward pass
+                "upsampled": True,  # also score at the ground truth's frame rate (the published TSU protocol)
             },
-            'runs': ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
-            'fusions': ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
-            'baseline': 'vanilla_rgb',  # the run that gains are measured against
-            'seed': 0,  # of initialisation, shuffling, dropout and negatives
-            'seeds': 1,  # so many seeds, from `seed` on; the table shows mean ± standard deviation
+            "runs": ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
+            "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
+            "baseline": "vanilla_rgb",  # the run that gains are measured against
+            "seed": 0,  # of initialisation, shuffling, dropout and negatives
+            "seeds": 1,  # so many seeds, from `seed` on; the table shows mean ± standard deviation
         },
         sort_keys=False,
     )
@@ -91,8 +91,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
 def with_variant(config: ConfigDict, variant: str, variants: dict | None = None) -> ConfigDict:
     """Applies the word after the colon of `--config=FILE.py:VARIANT`; every file knows 'smoke'."""
-    variants = {'': lambda config: config, 'smoke': shrink, **(variants or {})}
+    variants = {"": lambda config: config, "smoke": shrink, **(variants or {})}
     if variant not in variants:
-        known = ', '.join(sorted(name for name in variants if name))
-        raise ValueError(f'unknown config variant {variant!r}: this file knows {known}, or none')
+        known = ", ".join(sorted(name for name in variants if name))
+        raise ValueError(f"unknown config variant {variant!r}: this file knows {known}, or none")
     return variants[variant](config).lock()

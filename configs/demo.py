@@ -7,20 +7,21 @@ Data:      made in memory from a seed (kd_jax/datasets/synthetic.py); nothing to
 from configs import default
 
 
-def get_config(variant=''):
+def get_config(variant=""):
     config = default.get_config()
-    config.dataset.name = 'synthetic'
+    config.dataset.name = "synthetic"
     config.model.hidden = 64
     config.model.standardize = True
     config.training.epochs = 40
     config.training.batch_size = 4
     config.training.learning_rate = 1e-3
+    config.training.length_buckets = 2
     config.training.checkpoint_every = 10
-    weights = {'atomic': 1.0, 'global_context': 10.0, 'boundary': 0.05}
+    weights = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}
     config.runs = default.make_runs(
-        flow_teacher=default.make_run('flow'),
-        vanilla_rgb=default.make_run('rgb'),
-        augmented_rgb=default.make_run('rgb', teachers=('flow_teacher',), weights=weights),
+        flow_teacher=default.make_run("flow"),
+        vanilla_rgb=default.make_run("rgb"),
+        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=weights),
     )
-    config.fusions.two_stream = ('flow_teacher', 'vanilla_rgb')
+    config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
     return default.with_variant(config, variant)

@@ -9,12 +9,12 @@ Command:   python -m kd_jax.main --config=configs/sphere.py
 
 from configs import default
 
-TERMS = ('atomic', 'global_context', 'boundary')
+TERMS = ("atomic", "global_context", "boundary")
 
 
-def get_config(variant=''):
+def get_config(variant=""):
     config = default.get_config()
-    config.dataset.data_dir = 'data/sphere'
+    config.dataset.data_dir = "data/sphere"
     config.dataset.validation_fraction = 0.3
     config.model.hidden = 64
     config.model.standardize = True
@@ -25,9 +25,9 @@ def get_config(variant=''):
     config.training.checkpoint_every = 20
     config.seeds = 5
     config.runs = default.make_runs(
-        accelerometer_teacher=default.make_run('accelerometer'),
-        vanilla_video=default.make_run('video'),
+        accelerometer_teacher=default.make_run("accelerometer"),
+        vanilla_video=default.make_run("video"),
     )
-    config.baseline = 'vanilla_video'
-    config.fusions.two_stream = ('accelerometer_teacher', 'vanilla_video')
+    config.baseline = "vanilla_video"
+    config.fusions.two_stream = ("accelerometer_teacher", "vanilla_video")
     return default.with_variant(config, variant)

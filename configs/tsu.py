@@ -9,18 +9,18 @@ Published: Augmented-RGB 32.8 frame mAP (TSU cross-subject, paper's I3D features
 from configs import default
 
 
-def get_config(variant=''):
+def get_config(variant=""):
     config = default.get_config()
-    config.dataset.name = 'tsu'
-    config.dataset.data_dir = 'data/tsu'
-    weights = {'atomic': 1.0, 'global_context': 10.0, 'boundary': 0.05}
+    config.dataset.name = "tsu"
+    config.dataset.data_dir = "data/tsu"
+    weights = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}
     config.runs = default.make_runs(
-        flow_teacher=default.make_run('flow'),
-        vanilla_rgb=default.make_run('rgb'),
-        augmented_rgb=default.make_run('rgb', teachers=('flow_teacher',), weights=weights),
+        flow_teacher=default.make_run("flow"),
+        vanilla_rgb=default.make_run("rgb"),
+        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=weights),
     )
-    config.fusions.two_stream = ('flow_teacher', 'vanilla_rgb')
-    return default.with_variant(config, variant, {'published': published})
+    config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
+    return default.with_variant(config, variant, {"published": published})
 
 
 def published(config):

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from kd_jax.models import Detector
 from kd_jax.train_state import TrainState
 
-_FOLDER = 'checkpoints'
+_FOLDER = "checkpoints"
 
 
 class Checkpoints:
@@ -29,7 +29,7 @@ class Checkpoints:
         # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
         self._manager = ocp.CheckpointManager(
             Path(directory).absolute() / _FOLDER,
-            item_names=('state', 'best'),
+            item_names=("state", "best"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
@@ -68,7 +68,7 @@ class TrainedRun:
 
 def build_model(config: dict) -> Detector:
     """The detector that a run's config.json describes."""
-    return Detector(**{**config['model'], 'dtype': jnp.dtype(config['model']['dtype']).type})
+    return Detector(**{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
 
 def load_teacher(directory: str | Path) -> TrainedRun:
@@ -78,32 +78,36 @@ def load_teacher(directory: str | Path) -> TrainedRun:
       FileNotFoundError: if the folder holds no run, or one that has not finished.
     """
     directory = Path(directory)
-    config = read_json(directory / 'config.json')
+    config = read_json(directory / "config.json")
     if config is None:
-        seeds = sorted(path.parent.name for path in directory.glob('seed_*/config.json'))
-        hint = f'it holds {", ".join(seeds)}: name one of them' if seeds else 'give a run of a workdir, e.g. workdir/demo/augmented_rgb'
-        raise FileNotFoundError(f'{directory} is no run (no config.json there); {hint}')
-    if not (directory / 'results.json').exists():
-        raise FileNotFoundError(f'the run {directory} has not finished; run its experiment again to complete it')
+        seeds = sorted(path.parent.name for path in directory.glob("seed_*/config.json"))
+        hint = (
+            f"it holds {', '.join(seeds)}: name one of them"
+            if seeds
+            else "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
+        )
+        raise FileNotFoundError(f"{directory} is no run (no config.json there); {hint}")
+    if not (directory / "results.json").exists():
+        raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     model = build_model(config)
     shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config['input_size'])), jnp.ones((1, 1), bool))
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config["input_size"])), jnp.ones((1, 1), bool))
     )
     params = jax.tree.map(jnp.zeros_like, shapes)
-    template = new_best(params.pop('params'), params)
-    manager = ocp.CheckpointManager(directory.absolute() / _FOLDER, item_names=('state', 'best'))
+    template = new_best(params.pop("params"), params)
+    manager = ocp.CheckpointManager(directory.absolute() / _FOLDER, item_names=("state", "best"))
     best = manager.restore(manager.latest_step(), args=ocp.args.Composite(best=ocp.args.StandardRestore(template))).best
     manager.close()
-    return TrainedRun(model, {'params': best['params'], **best['constants']}, config)
+    return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
 
 
 def new_best(params: dict, constants: dict, score: float = -jnp.inf, epoch: int = 0) -> dict:
     """The parameters of one epoch with its validation score, as they are checkpointed (copied: steps donate theirs)."""
     return {
-        'params': jax.tree.map(jnp.copy, params),
-        'constants': jax.tree.map(jnp.copy, constants),
-        'score': jnp.asarray(score, jnp.float32),
-        'epoch': jnp.asarray(epoch, jnp.int32),
+        "params": jax.tree.map(jnp.copy, params),
+        "constants": jax.tree.map(jnp.copy, constants),
+        "score": jnp.asarray(score, jnp.float32),
+        "epoch": jnp.asarray(epoch, jnp.int32),
     }
 
 
@@ -114,10 +118,10 @@ def read_json(path: Path) -> dict | None:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes the whole file or nothing."""
-    write_atomically(path, (json.dumps(content, indent=2) + '\n').encode())
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)

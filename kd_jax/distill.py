@@ -33,21 +33,21 @@ def _boundary(student, teacher, batch, key, **options):
 
 # Term: (what it reads of student, teacher and batch; the loss whose keyword options a config may set).
 TERMS: dict[str, tuple[Callable, Callable]] = {
-    'atomic': (_atomic, losses.atomic),
-    'global_context': (_global_context, losses.global_context),
-    'boundary': (_boundary, losses.boundary),
+    "atomic": (_atomic, losses.atomic),
+    "global_context": (_global_context, losses.global_context),
+    "boundary": (_boundary, losses.boundary),
 }
 
 # Head: (task loss, number of logits for C classes).
 TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
-    'dense': (losses.sigmoid_cross_entropy, lambda num_classes: num_classes),
-    'sparse': (losses.softmax_cross_entropy_with_background, lambda num_classes: num_classes + 1),
+    "dense": (losses.sigmoid_cross_entropy, lambda num_classes: num_classes),
+    "sparse": (losses.softmax_cross_entropy_with_background, lambda num_classes: num_classes + 1),
 }
 
 
 def term_options(term: str) -> list[str]:
     """The options of a term's loss that a config may set."""
-    supplied = {'labels', 'key', 'negatives'}
+    supplied = {"labels", "key", "negatives"}
     parameters = inspect.signature(TERMS[term][1]).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied]
 
@@ -80,11 +80,11 @@ def total_loss(
     """
     unknown = [term for term in weights if term not in TERMS]
     if unknown:
-        raise ValueError(f'unknown distillation term {unknown[0]!r}; known terms: {", ".join(TERMS)}')
+        raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join(TERMS)}")
     if weights and not teachers:
-        raise ValueError(f'the terms {", ".join(weights)} compare with a teacher, but no teacher was given')
-    parts = {'task': TASKS[head][0](student.logits, batch.labels, batch.mask)}
-    total = parts['task']
+        raise ValueError(f"the terms {', '.join(weights)} compare with a teacher, but no teacher was given")
+    parts = {"task": TASKS[head][0](student.logits, batch.labels, batch.mask)}
+    total = parts["task"]
     for term, weight in weights.items():
         read = TERMS[term][0]
         values = [
@@ -109,17 +109,21 @@ def make_train_step(
 
         def loss_of(params):
             student = model.apply(
-                {'params': params, **state.constants}, batch.features, batch.mask, train=True, rngs={'dropout': dropout_key}
+                {"params": params, **state.constants},
+                batch.features,
+                batch.mask,
+                train=True,
+                rngs={"dropout": dropout_key},
             )
             return total_loss(student, teachers, batch, term_key, weights, head=head, options=options)
 
         (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
         metrics = {
-            'loss': loss,
+            "loss": loss,
             **parts,
-            'gradient_norm': optax.tree.norm(gradients),
-            'snippets': jnp.sum(batch.mask),
+            "gradient_norm": optax.tree.norm(gradients),
+            "snippets": jnp.sum(batch.mask),
         }
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics

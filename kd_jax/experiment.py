@@ -26,10 +26,10 @@ from kd_jax.train import run_config, train_run
 
 # Column title: (split, key of evaluate's result). The gain is that of the first column.
 COLUMNS = {
-    'frame mAP': ('test', f'{SNIPPET}/present_classes'),
-    'all classes': ('test', f'{SNIPPET}/all_classes'),
-    'up-sampled': ('test', f'{UPSAMPLED}/present_classes'),
-    'validation': ('validation', f'{SNIPPET}/present_classes'),
+    "frame mAP": ("test", f"{SNIPPET}/present_classes"),
+    "all classes": ("test", f"{SNIPPET}/all_classes"),
+    "up-sampled": ("test", f"{UPSAMPLED}/present_classes"),
+    "validation": ("validation", f"{SNIPPET}/present_classes"),
 }
 
 
@@ -43,14 +43,14 @@ def training_order(runs: Mapping) -> list[str]:
         for teacher in run.teachers:
             if teacher not in runs:
                 raise ValueError(
-                    f'runs.{name}.teachers names {teacher!r}, but no run has that name; the runs are {", ".join(runs)}'
+                    f"runs.{name}.teachers names {teacher!r}, but no run has that name; the runs are {', '.join(runs)}"
                 )
     order: list[str] = []
     while len(order) < len(runs):
         ready = [n for n, r in runs.items() if n not in order and all(t in order for t in r.teachers)]
         if not ready:
             waiting = [n for n in runs if n not in order]
-            raise ValueError(f'the runs {", ".join(waiting)} wait for each other as teachers; break the circle')
+            raise ValueError(f"the runs {', '.join(waiting)} wait for each other as teachers; break the circle")
         order += ready
     return order
 
@@ -58,72 +58,74 @@ def training_order(runs: Mapping) -> list[str]:
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for anything that could not be trained."""
     if not config.runs:
-        raise ValueError('config.runs is empty; add at least one run with configs.default.make_run')
+        raise ValueError("config.runs is empty; add at least one run with configs.default.make_run")
     training_order(config.runs)
     for name, run in config.runs.items():
-        if not name or name in ('.', '..') or Path(name).name != name:
-            raise ValueError(f'the run name {name!r} cannot be a folder name; use letters, digits and _')
+        if not name or name in (".", "..") or Path(name).name != name:
+            raise ValueError(f"the run name {name!r} cannot be a folder name; use letters, digits and _")
         if run.filter not in FILTERS:
-            raise ValueError(f'runs.{name}.filter={run.filter!r} is unknown; known filters: {", ".join(FILTERS)}')
+            raise ValueError(f"runs.{name}.filter={run.filter!r} is unknown; known filters: {', '.join(FILTERS)}")
         for term in (*run.weights, *run.options):
             if term not in distill.TERMS:
-                raise ValueError(f'runs.{name} has the unknown term {term!r}; known terms: {", ".join(distill.TERMS)}')
+                raise ValueError(f"runs.{name} has the unknown term {term!r}; known terms: {', '.join(distill.TERMS)}")
         for term, weight in run.weights.items():
             if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-                raise ValueError(f'runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0')
+                raise ValueError(f"runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
         for term, options in run.options.items():
             known = distill.term_options(term)
             for option in options:
                 if option not in known:
-                    raise ValueError(f'runs.{name}.options.{term} has no option {option!r}; it has {", ".join(known)}')
+                    raise ValueError(f"runs.{name}.options.{term} has no option {option!r}; it has {', '.join(known)}")
         active = [term for term, weight in run.weights.items() if weight]
         if active and not run.teachers:
-            raise ValueError(f'runs.{name} weighs {active[0]!r} but has no teachers; name a run in runs.{name}.teachers')
+            raise ValueError(
+                f"runs.{name} weighs {active[0]!r} but has no teachers; name a run in runs.{name}.teachers"
+            )
         if run.teachers and not active:
-            raise ValueError(f'runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights')
+            raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
     for name, streams in config.fusions.items():
         unknown = [stream for stream in streams if stream not in config.runs]
         if unknown:
             raise ValueError(
-                f'fusions.{name} names {unknown[0]!r}, but no run has that name; the runs are {", ".join(config.runs)}'
+                f"fusions.{name} names {unknown[0]!r}, but no run has that name; the runs are {', '.join(config.runs)}"
             )
         if name in config.runs or len(streams) < 2:
-            raise ValueError(f'fusions.{name} needs a name that no run has and at least two runs to average')
+            raise ValueError(f"fusions.{name} needs a name that no run has and at least two runs to average")
     if config.baseline and config.baseline not in config.runs:
         raise ValueError(
-            f'baseline={config.baseline!r}, but no run has that name; name one of {", ".join(config.runs)}, or none'
+            f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none"
         )
     _check_numbers(config)
 
 
 def _check_numbers(config: ConfigDict) -> None:
     at_least = {
-        'training': {'epochs': 1, 'batch_size': 1, 'plateau_patience': 0, 'length_buckets': 1, 'checkpoint_every': 1},
-        'model': {'hidden': 1, 'num_layers': 1},
-        'evaluation': {'batch_size': 1},
-        'dataset': {'max_videos': 0},
+        "training": {"epochs": 1, "batch_size": 1, "plateau_patience": 0, "length_buckets": 1, "checkpoint_every": 1},
+        "model": {"hidden": 1, "num_layers": 1},
+        "evaluation": {"batch_size": 1},
+        "dataset": {"max_videos": 0},
     }
     for section, fields in at_least.items():
         for field, lowest in fields.items():
             if config[section][field] < lowest:
-                raise ValueError(f'{section}.{field}={config[section][field]}; it must be at least {lowest}')
+                raise ValueError(f"{section}.{field}={config[section][field]}; it must be at least {lowest}")
     if config.seeds < 1:
-        raise ValueError(f'seeds={config.seeds}; train with at least 1')
+        raise ValueError(f"seeds={config.seeds}; train with at least 1")
     if not 0 <= config.model.dropout < 1:
-        raise ValueError(f'model.dropout={config.model.dropout}; it must be at least 0 and below 1')
+        raise ValueError(f"model.dropout={config.model.dropout}; it must be at least 0 and below 1")
     if not 0 <= config.dataset.validation_fraction < 1:
         raise ValueError(
-            f'dataset.validation_fraction={config.dataset.validation_fraction}; it must be at least 0 and below 1'
+            f"dataset.validation_fraction={config.dataset.validation_fraction}; it must be at least 0 and below 1"
         )
     if not config.training.learning_rate > 0:
-        raise ValueError(f'training.learning_rate={config.training.learning_rate}; it must be above 0')
-    if config.model.dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"training.learning_rate={config.training.learning_rate}; it must be above 0")
+    if config.model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={config.model.dtype!r}; choose 'float32' or 'bfloat16'")
 
 
 def run_directory(config: ConfigDict, workdir: Path, name: str, seed: int) -> Path:
     """workdir/<run>, or workdir/<run>/seed_<n> when the experiment has several seeds."""
-    return workdir / name if config.seeds == 1 else workdir / name / f'seed_{seed}'
+    return workdir / name if config.seeds == 1 else workdir / name / f"seed_{seed}"
 
 
 def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
@@ -135,37 +137,41 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
     check_config(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f'.writable.{os.getpid()}'
+        probe = workdir / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f'the workdir {workdir} cannot be written ({error.strerror}); choose another with --workdir') from None
+        raise OSError(
+            f"the workdir {workdir} cannot be written ({error.strerror}); choose another with --workdir"
+        ) from None
     modalities = sorted({run.modality for run in config.runs.values()})
     source = open_source(modalities=modalities, **config.dataset.to_dict())
     if resume:
         for name in config.runs:
             for seed in seeds(config):
-                _check_unchanged(run_directory(config, workdir, name, seed), run_config(config, name, seed, source.info))
+                _check_unchanged(
+                    run_directory(config, workdir, name, seed), run_config(config, name, seed, source.info)
+                )
     return source
 
 
 def _check_unchanged(directory: Path, wanted: dict) -> None:
-    found = checkpoints.read_json(directory / 'config.json')
+    found = checkpoints.read_json(directory / "config.json")
     if found is None or found == wanted:
         return
     changes = [
-        f'{key}: {json.dumps(old)} there, {json.dumps(new)} now' for key, old, new in _differences(found, wanted)
+        f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in _differences(found, wanted)
     ]
     raise ValueError(
-        f'{directory} was trained with other settings ({"; ".join(changes[:3])}): '
-        'choose another --workdir, or train its runs anew with --noresume'
+        f"{directory} was trained with other settings ({'; '.join(changes[:3])}): "
+        "choose another --workdir, or train its runs anew with --noresume"
     )
 
 
-def _differences(old, new, prefix=''):
+def _differences(old, new, prefix=""):
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f'{prefix}.{key}' if prefix else key)
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
     elif old != new:
         yield prefix, old, new
 
@@ -189,24 +195,27 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
         directories = {name: run_directory(config, workdir, name, seed) for name in order}
         for name in order:
             teachers = [directories[teacher] for teacher in config.runs[name].teachers]
-            scores[name].append(train_run(config, name, seed, source, directories[name], teachers))
+            first = name == order[0] and seed == config.seed
+            scores[name].append(
+                train_run(config, name, seed, source, directories[name], teachers, show_parameters=first)
+            )
         for name, streams in config.fusions.items():
             fused = _evaluate_fusion([directories[stream] for stream in streams], source, config.evaluation.upsampled)
             scores[name].append(fused)
     results = tabulate(config, source, scores)
-    checkpoints.write_json(workdir / 'results.json', results)
+    checkpoints.write_json(workdir / "results.json", results)
     table = markdown(results)
-    checkpoints.write_atomically(workdir / 'results.md', table.encode())
-    logging.info('results in %s', workdir / 'results.md')
+    checkpoints.write_atomically(workdir / "results.md", table.encode())
+    logging.info("results in %s", workdir / "results.md")
     return results
 
 
 def _evaluate_fusion(directories: Sequence[Path], source: Source, upsampled: bool) -> dict:
     results = {}
-    for split in ('validation', 'test'):
+    for split in ("validation", "test"):
         if videos := source.videos(split, []):
-            logits = fuse([read_arrays(directory / f'predictions_{split}.npz') for directory in directories])
-            results[split] = evaluate(logits, videos, source.info, upsampled=upsampled and split == 'test')
+            logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
+            results[split] = evaluate(logits, videos, source.info, upsampled=upsampled and split == "test")
     return results
 
 
@@ -218,52 +227,57 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         streams = [config.runs[stream].modality for stream in config.fusions.get(name, ())]
         rows.append(
             {
-                'run': name,
-                'modality': run.modality if run else ' + '.join(streams),
-                'teachers': list(run.teachers) if run else [],
-                'weights': {t: w for t, w in run.weights.items() if w} if run else {},
-                'scores': {
+                "run": name,
+                "modality": run.modality if run else " + ".join(streams),
+                "teachers": list(run.teachers) if run else [],
+                "weights": {t: w for t, w in run.weights.items() if w} if run else {},
+                "scores": {
                     title: [r[split][key] for r in results]
                     for title, (split, key) in COLUMNS.items()
                     if all(key in r.get(split, {}) for r in results)
                 },
-                'per_class': [r.get('test', {}).get('per_class') for r in results],
+                "per_class": [r.get("test", {}).get("per_class") for r in results],
             }
         )
-    first = next((title for title in COLUMNS if title in rows[0]['scores']), None)
-    baseline = next((row['scores'][first] for row in rows if row['run'] == config.baseline), None)
+    first = next((title for title in COLUMNS if title in rows[0]["scores"]), None)
+    baseline = next((row["scores"][first] for row in rows if row["run"] == config.baseline), None)
     for row in rows:
-        is_other = baseline is not None and row['run'] != config.baseline
-        row['gain'] = [a - b for a, b in zip(row['scores'][first], baseline, strict=True)] if is_other else None
+        is_other = baseline is not None and row["run"] != config.baseline
+        row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if is_other else None
     return {
-        'dataset': source.info.name,
-        'seeds': list(seeds(config)),
-        'baseline': config.baseline,
-        'gain_of': first,
-        'rows': rows,
+        "dataset": source.info.name,
+        "seeds": list(seeds(config)),
+        "baseline": config.baseline,
+        "gain_of": first,
+        "rows": rows,
     }
 
 
 def markdown(results: Mapping) -> str:
     """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline."""
-    titles = [title for title in COLUMNS if title in results['rows'][0]['scores']]
-    header = ['run', 'reads', 'learns from', *titles]
-    with_gain = any(row['gain'] is not None for row in results['rows'])
+    titles = [title for title in COLUMNS if title in results["rows"][0]["scores"]]
+    header = ["run", "reads", "learns from", *titles]
+    with_gain = any(row["gain"] is not None for row in results["rows"])
     if with_gain:
-        header.append(f'gain over {results["baseline"]}')
+        header.append(f"gain over {results['baseline']}")
     lines = [header]
-    for row in results['rows']:
-        teachers = ', '.join(row['teachers']) or '–'
-        line = [row['run'], row['modality'], teachers, *[_mean(row['scores'][title]) for title in titles]]
-        lines.append([*line, '–' if row['gain'] is None else _mean(row['gain'], sign='+')] if with_gain else line)
+    for row in results["rows"]:
+        teachers = ", ".join(row["teachers"]) or "–"
+        line = [row["run"], row["modality"], teachers, *[_mean(row["scores"][title]) for title in titles]]
+        lines.append([*line, "–" if row["gain"] is None else _mean(row["gain"], sign="+")] if with_gain else line)
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [' | '.join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
-    rule = ' | '.join('-' * w if i < 3 else '-' * (w - 1) + ':' for i, w in enumerate(widths))
-    seeds_note = f', mean ± standard deviation over {len(results["seeds"])} seeds' if len(results['seeds']) > 1 else ''
-    caption = f'{results["dataset"]}: test frame mAP in percent, validation likewise{seeds_note}.'
-    return '\n'.join([caption, '', *(f'| {line} |' for line in (text[0], rule, *text[1:]))]) + '\n'
+    text = [
+        " | ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    rule = " | ".join("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
+    seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
+    caption = f"{results['dataset']}: test frame mAP in percent, validation likewise{seeds_note}."
+    return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
 
 
-def _mean(values: Sequence[float], sign: str = '') -> str:
-    mean = f'{np.mean(values):{sign}.2f}'
-    return mean if len(values) == 1 else f'{mean} ± {np.std(values, ddof=1):.2f}'
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    mean = f"{np.mean(values):{sign}.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"

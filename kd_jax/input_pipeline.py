@@ -45,10 +45,10 @@ class Source:
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """The videos of 'train', 'validation' or 'test' with these modalities, the held-out ones apart."""
-        if split == 'test':
-            return self.read('test', modalities)
-        held_out = split == 'validation'
-        return [v for v in self.read('train', modalities) if (v.id in self.validation) == held_out]
+        if split == "test":
+            return self.read("test", modalities)
+        held_out = split == "validation"
+        return [v for v in self.read("train", modalities) if (v.id in self.validation) == held_out]
 
 
 def open_source(
@@ -76,31 +76,31 @@ def open_source(
       ValueError: for a modality that the records lack, or a validation part that leaves no training videos.
     """
     if name not in DATASETS:
-        raise ValueError(f'dataset.name={name!r} is unknown; known data sets: {", ".join(DATASETS)}')
-    if synthetic_fallback and name != 'synthetic' and not Path(data_dir).exists():
-        logging.warning('no records in %s: the SYNTHETIC set stands in for %s (smoke variant)', data_dir, name)
+        raise ValueError(f"dataset.name={name!r} is unknown; known data sets: {', '.join(DATASETS)}")
+    if synthetic_fallback and name != "synthetic" and not Path(data_dir).exists():
+        logging.warning("no records in %s: the SYNTHETIC set stands in for %s (smoke variant)", data_dir, name)
         info, splits = _synthetic_as(tuple(modalities))
-    elif name == 'synthetic':
+    elif name == "synthetic":
         info, splits = _synthetic_as(())
     else:
         if not data_dir:
             raise FileNotFoundError(
-                f'dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` '
-                'and pass --config.dataset.data_dir=DIR'
+                f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
+                "and pass --config.dataset.data_dir=DIR"
             )
         info, splits = base.read_info(data_dir), None
     lacking = [m for m in modalities if m not in info.modalities]
     if lacking:
         raise ValueError(
-            f'the data set {info.name!r} has no modality {lacking[0]!r}; it has {", ".join(info.modalities)}: '
-            'change the modality of the run, or build the records with it'
+            f"the data set {info.name!r} has no modality {lacking[0]!r}; it has {', '.join(info.modalities)}: "
+            "change the modality of the run, or build the records with it"
         )
 
     def read(split, wanted):
         videos = base.read(data_dir, split, wanted) if splits is None else splits[split]
         return videos[:max_videos] if max_videos else videos
 
-    train_ids = [video.id for video in read('train', [])]
+    train_ids = [video.id for video in read("train", [])]
     held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]
     return Source(info, read, frozenset(held_out))
 
@@ -134,8 +134,8 @@ def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> l
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
             raise ValueError(
-                f'video {example.id!r}: the teacher has {len(output.features)} snippets and the student '
-                f'{len(example.features)}; both modalities need the same snippet stride'
+                f"video {example.id!r}: the teacher has {len(output.features)} snippets and the student "
+                f"{len(example.features)}; both modalities need the same snippet stride"
             )
     return [replace(e, teachers=(*e.teachers, o)) for e, o in zip(examples, outputs, strict=True)]
 
@@ -148,7 +148,7 @@ def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[li
     count = max(1, round(fraction * len(ids)))
     if count >= len(ids):
         raise ValueError(
-            f'dataset.validation_fraction={fraction} of {len(ids)} training videos leaves none to train on; lower it'
+            f"dataset.validation_fraction={fraction} of {len(ids)} training videos leaves none to train on; lower it"
         )
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
@@ -188,7 +188,7 @@ def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order:
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > max(buckets):
-        raise ValueError(f'a video of {lengths.max()} snippets does not fit the longest bucket of {max(buckets)}')
+        raise ValueError(f"a video of {lengths.max()} snippets does not fit the longest bucket of {max(buckets)}")
     batches, waiting, lower = [], [], 0
     for bucket in sorted(buckets):
         waiting += [i for i in order if lower < lengths[i] <= bucket]
@@ -221,12 +221,12 @@ def collate(examples: Sequence[Example], length: int, rows: int) -> tuple[Batch,
 
 def data_mesh() -> jax.sharding.Mesh:
     """One axis, `data`, over all devices: videos are spread, parameters are replicated."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def shard(tree, mesh: jax.sharding.Mesh):
     """Spreads the leading axis of every array over the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec('data')))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def replicate(tree, mesh: jax.sharding.Mesh):
@@ -254,7 +254,7 @@ def epoch(
     """
     lengths = [len(e.features) for e in examples]
     rng = None if seed is None else np.random.default_rng([seed, epoch])
-    order = np.argsort(lengths, kind='stable') if rng is None else rng.permutation(len(examples))
+    order = np.argsort(lengths, kind="stable") if rng is None else rng.permutation(len(examples))
     batches = plan(lengths, buckets, batch_size, [int(i) for i in order])
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]

@@ -3,6 +3,7 @@
 Trains the experiment's runs, evaluates them, prints one table. The same command again continues what was interrupted.
 """
 
+import logging as std_logging
 import sys
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from ml_collections import config_flags
 
 from kd_jax import experiment
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, e.g. configs/demo.py or configs/tsu.py:smoke.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the results; default: workdir/<name of the config>.')
-_RESUME = flags.DEFINE_bool('resume', True, 'Continue what is half done; --noresume trains every run anew.')
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results; default: workdir/<name of the config>.")
+_RESUME = flags.DEFINE_bool("resume", True, "Continue what is half done; --noresume trains every run anew.")
 
 
 def parse_flags(argv):
@@ -21,28 +24,38 @@ def parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (flags.Error, OSError, ImportError, SyntaxError, ValueError) as error:
-        sys.exit(f'kd_jax.main: {" ".join(str(error).split())}')
+        sys.exit(f"kd_jax.main: {' '.join(str(error).split())}")
     except (AttributeError, KeyError, TypeError) as error:
-        fields = ', '.join(a.split('=')[0] for a in argv if a.startswith('--config.'))
-        hint = ' '.join(str(error).strip('"\'').replace('\\n', ' ').split())
-        sys.exit(f'kd_jax.main: the config has no such field ({hint}) among {fields}; configs/default.py lists them all')
+        fields = ", ".join(a.split("=")[0] for a in argv if a.startswith("--config."))
+        hint = " ".join(str(error).strip("\"'").replace("\\n", " ").split())
+        sys.exit(
+            f"kd_jax.main: the config has no such field ({hint}) among {fields}; configs/default.py lists them all"
+        )
+
+
+def show_own_messages() -> None:
+    """Progress on the terminal without the prefix of absl and without the bookkeeping of orbax."""
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno > std_logging.INFO or "kd_jax" in record.pathname)
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
 def main(argv):
     if len(argv) > 1:
-        sys.exit(f'kd_jax.main: unexpected argument {argv[1]!r}; options start with --')
+        sys.exit(f"kd_jax.main: unexpected argument {argv[1]!r}; options start with --")
     if _CONFIG.value is None:
-        sys.exit('kd_jax.main: name an experiment, e.g. --config=configs/demo.py')
-    logging.set_verbosity(logging.INFO)
-    name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).name
-    workdir = Path(_WORKDIR.value or f'workdir/{name.replace(".py:", "_").removesuffix(".py")}')
+        sys.exit("kd_jax.main: name an experiment, e.g. --config=configs/demo.py")
+    show_own_messages()
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
+    workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:
-        sys.exit(f'kd_jax.main: {error}')
+        sys.exit(f"kd_jax.main: {error}")
     results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
-    print(f'\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.')
+    print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     app.run(main, flags_parser=parse_flags)

@@ -2,8 +2,8 @@
 
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
-reads `<video>.npy` files of the run's own modality and writes OUT/scores.npz, {video: `[T, C]` probabilities a snippet},
-and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed.
+reads `<video>.npy` files of the run's own modality and writes OUT/scores.npz, {video: `[T, C]` probabilities}, and
+OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed.
 """
 
 import functools
@@ -54,7 +54,7 @@ def predict(
     lengths = [len(example.features) for example in examples]
     outputs: list[Outputs | None] = [None] * len(examples)
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
-    with tqdm(total=len(examples), desc=progress, unit='video', disable=None if progress else True, leave=False) as bar:
+    with tqdm(total=len(examples), desc=progress, unit="video", disable=None if progress else True, leave=False) as bar:
         for indices, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh):
             result = jax.device_get(_forward(model, variables, batch.features, batch.mask))
             for row, index in enumerate(indices):
@@ -66,7 +66,7 @@ def predict(
 
 def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
     """Sigmoid (dense) or softmax with the background last (sparse) of `[T, C]` logits."""
-    if head == 'dense':
+    if head == "dense":
         return np.exp(-np.logaddexp(0, -logits))
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
@@ -75,23 +75,27 @@ def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
 def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Two-stream: the average of the streams' logits, {video: `[T, C]`}."""
     if any(stream.keys() != streams[0].keys() for stream in streams):
-        raise ValueError('the streams to fuse hold different videos')
+        raise ValueError("the streams to fuse hold different videos")
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
 
 
 def detections(
-    scores: Mapping[str, np.ndarray], classes: Sequence[str], head: str, seconds_per_snippet: float, threshold: float | None
+    scores: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    head: str,
+    seconds_per_snippet: float,
+    threshold: float | None,
 ) -> list[dict]:
     """Turns `{video: [T, C] probabilities}` into [{video, class, start, end, score}], times in seconds."""
-    segment = segments_from_scores if head == 'dense' else segments_from_background
-    options = {} if threshold is None else {'threshold': threshold}
+    segment = segments_from_scores if head == "dense" else segments_from_background
+    options = {} if threshold is None else {"threshold": threshold}
     return [
         {
-            'video': video,
-            'class': classes[found.class_id],
-            'start': round(float(found.start), 3),
-            'end': round(float(found.end), 3),
-            'score': round(float(found.score), 6),
+            "video": video,
+            "class": classes[found.class_id],
+            "start": round(float(found.start), 3),
+            "end": round(float(found.end), 3),
+            "score": round(float(found.score), 6),
         }
         for video, table in scores.items()
         for found in segment(table, seconds_per_snippet, **options)
@@ -104,28 +108,32 @@ def read_features(path: Path, input_size: int) -> list[input_pipeline.Example]:
     Raises:
       FileNotFoundError, ValueError: listing every file that cannot be used.
     """
-    files = sorted(path.glob('*.npy')) if path.is_dir() else [path]
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files or not files[0].exists():
-        raise FileNotFoundError(f'--features={path}: no .npy file there; give a folder of <video>.npy files or one file')
+        raise FileNotFoundError(
+            f"--features={path}: no .npy file there; give a folder of <video>.npy files or one file"
+        )
     examples, problems = [], []
     for file in files:
         try:
             features = np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            problems.append(f'{file}: not a readable .npy file ({error})')
+            problems.append(f"{file}: not a readable .npy file ({error})")
             continue
         shape = features.shape
         if features.ndim > 2 and all(size == 1 for size in shape[1:-1]):
             features = features.reshape(shape[0], shape[-1])
         if features.ndim != 2 or features.shape[-1] != input_size or not len(features):
-            problems.append(f'{file}: shape {shape}, but the run reads [T, {input_size}]')
-        elif features.dtype.kind not in 'fiu' or not np.isfinite(features).all():
-            problems.append(f'{file}: dtype {features.dtype} or values that are not finite numbers')
+            problems.append(f"{file}: shape {shape}, but the run reads [T, {input_size}]")
+        elif features.dtype.kind not in "fiu" or not np.isfinite(features).all():
+            problems.append(f"{file}: dtype {features.dtype} or values that are not finite numbers")
         else:
             features = features if features.dtype in (np.float16, np.float32) else features.astype(np.float32)
             examples.append(input_pipeline.Example(file.stem, features, np.zeros((len(features), 0), np.uint8)))
     if problems:
-        raise ValueError('\n  '.join([f'{len(problems)} of {len(files)} feature files cannot be used:', *problems[:20]]))
+        raise ValueError(
+            "\n  ".join([f"{len(problems)} of {len(files)} feature files cannot be used:", *problems[:20]])
+        )
     return examples
 
 
@@ -134,29 +142,31 @@ def main(argv):
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)
-        examples = read_features(Path(arguments.features), run.config['input_size'])
+        examples = read_features(Path(arguments.features), run.config["input_size"])
         output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        sys.exit(f'kd_jax.predict: {error}')
+        sys.exit(f"kd_jax.predict: {error}")
     outputs = predict(
-        run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress='predicting'
+        run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
     )
-    head, classes = run.config['head'], run.config['classes']
-    seconds = arguments.seconds_per_snippet or run.config['seconds_per_snippet']
+    head, classes = run.config["head"], run.config["classes"]
+    seconds = arguments.seconds_per_snippet or run.config["seconds_per_snippet"]
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
     found = detections(scores, classes, head, seconds, arguments.threshold)
-    write_arrays(output / 'scores.npz', scores)
-    write_json(output / 'detections.json', found)
-    print(f'{len(scores)} videos, {len(found)} detections ({seconds:g} s a snippet) in {output}/detections.json, scores.npz')
+    write_arrays(output / "scores.npz", scores)
+    write_json(output / "detections.json", found)
+    print(
+        f"{len(scores)} videos, {len(found)} detections, {seconds:g} s a snippet: {output}/detections.json, scores.npz"
+    )
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz of {video: array}, whole or not at all."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w') as archive:  # np.savez cannot hold a video that is called 'file'
+    with zipfile.ZipFile(buffer, "w") as archive:  # np.savez cannot hold a video that is called 'file'
         for name, array in arrays.items():
-            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     write_atomically(path, buffer.getvalue())
 
@@ -167,11 +177,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-if __name__ == '__main__':
-    flags.DEFINE_string('run', None, 'Folder of a finished run, e.g. workdir/demo/augmented_rgb.', required=True)
-    flags.DEFINE_string('features', None, 'A .npy file, or a folder of <video>.npy files.', required=True)
-    flags.DEFINE_string('output', None, 'Folder for scores.npz and detections.json.', required=True)
-    flags.DEFINE_float('threshold', None, 'Probability from which a snippet counts as action (dense 0.5, sparse 0.4).')
-    flags.DEFINE_float('seconds_per_snippet', None, 'Overrides the snippet length the run was trained with.')
-    flags.DEFINE_integer('batch_size', 8, 'Whole videos a forward pass.', lower_bound=1)
+if __name__ == "__main__":
+    flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
+    flags.DEFINE_string("features", None, "A .npy file, or a folder of <video>.npy files.", required=True)
+    flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
+    flags.DEFINE_float("threshold", None, "Probability from which a snippet counts as action (dense 0.5, sparse 0.4).")
+    flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
+    flags.DEFINE_integer("batch_size", 8, "Whole videos a forward pass.", lower_bound=1)
     app.run(main)

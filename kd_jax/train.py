@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from kd_jax import checkpoints, input_pipeline
@@ -26,37 +25,37 @@ from kd_jax.distill import TASKS, make_train_step
 from kd_jax.evaluate import SNIPPET, evaluate
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.predict import predict, write_arrays
-from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
+from kd_jax.train_state import create_train_state, current_learning_rate, make_optimizer
 
-SELECTION = f'{SNIPPET}/present_classes'  # the validation score that chooses the best epoch
+SELECTION = f"{SNIPPET}/present_classes"  # the validation score that chooses the best epoch
 
 
 def run_config(config, name: str, seed: int, info) -> dict:
     """What a run is, as plain JSON: everything that decides its result, and all that rebuilds its model."""
     run = config.runs[name].to_dict()
     dataset = config.dataset.to_dict()
-    dataset.pop('synthetic_fallback')
+    dataset.pop("synthetic_fallback")
     return json.loads(
         json.dumps(
             {
-                'run': name,
-                'seed': seed,
-                'modality': run['modality'],
-                'teachers': run['teachers'],
-                'weights': {term: weight for term, weight in run['weights'].items() if weight},
-                'options': run['options'],
-                'model': {
-                    'filter': run['filter'],
-                    'num_outputs': TASKS[info.head][1](len(info.classes)),
+                "run": name,
+                "seed": seed,
+                "modality": run["modality"],
+                "teachers": run["teachers"],
+                "weights": {term: weight for term, weight in run["weights"].items() if weight},
+                "options": run["options"],
+                "model": {
+                    "filter": run["filter"],
+                    "num_outputs": TASKS[info.head][1](len(info.classes)),
                     **config.model.to_dict(),
                 },
-                'training': config.training.to_dict(),
-                'upsampled': config.evaluation.upsampled,
-                'dataset': dataset,
-                'input_size': info.modalities[run['modality']],
-                'head': info.head,
-                'classes': info.classes,
-                'seconds_per_snippet': info.seconds_per_snippet,
+                "training": config.training.to_dict(),
+                "upsampled": config.evaluation.upsampled,
+                "dataset": dataset,
+                "input_size": info.modalities[run["modality"]],
+                "head": info.head,
+                "classes": info.classes,
+                "seconds_per_snippet": info.seconds_per_snippet,
             }
         )
     )
@@ -69,7 +68,7 @@ def standardization(examples: Sequence[Example]) -> dict:
     square = sum(((e.features.astype(np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
     deviation = np.sqrt(square)
     deviation[deviation < 1e-6] = 1.0
-    return {'standardization': {'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(deviation, jnp.float32)}}
+    return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,15 +83,22 @@ def teacher_outputs(teacher: TrainedRun, source: Source, split: str, *, batch_si
 
     It sees whole videos without dropout, so what it says never changes: once a run is enough.
     """
-    modality = teacher.config['modality']
+    modality = teacher.config["modality"]
     examples = input_pipeline.make_examples(source.videos(split, [modality]), modality, len(source.info.classes))
     return predict(
-        teacher.model, teacher.variables, examples, batch_size=batch_size, num_buckets=num_buckets, progress='teacher'
+        teacher.model, teacher.variables, examples, batch_size=batch_size, num_buckets=num_buckets, progress="teacher"
     )
 
 
 def train_run(
-    config, name: str, seed: int, source: Source, directory: Path, teacher_directories: Sequence[Path], resume: bool = True
+    config,
+    name: str,
+    seed: int,
+    source: Source,
+    directory: Path,
+    teacher_directories: Sequence[Path],
+    *,
+    show_parameters: bool = False,
 ) -> dict:
     """Trains one run, or continues it, or returns the results it already has.
 
@@ -103,7 +109,7 @@ def train_run(
       source: where videos come from.
       directory: the run's folder.
       teacher_directories: folders of the finished teachers.
-      resume: continue after the latest checkpoint.
+      show_parameters: log the table of parameters, not only their number.
 
     Returns:
       The content of the run's results.json.
@@ -111,28 +117,28 @@ def train_run(
     Raises:
       FloatingPointError: if the loss stops being finite.
     """
-    results = checkpoints.read_json(directory / 'results.json')
-    if results is not None and resume:
-        logging.info('%s: finished before, %s', name, summary(results))
+    results = checkpoints.read_json(directory / "results.json")
+    if results is not None:
+        logging.info("%s: finished before, %s", name, summary(results))
         return results
     manifest = run_config(config, name, seed, source.info)
-    modality, num_classes, training = manifest['modality'], len(source.info.classes), config.training
+    modality, num_classes, training = manifest["modality"], len(source.info.classes), config.training
     teachers = [checkpoints.load_teacher(path) for path in teacher_directories]
     for path in teacher_directories:
-        logging.info('%s: learns from %s, %s', name, path.name, summary(checkpoints.read_json(path / 'results.json')))
+        logging.info("%s: learns from %s, %s", name, path.name, summary(checkpoints.read_json(path / "results.json")))
 
-    videos = {split: source.videos(split, [modality]) for split in ('train', 'validation')}
+    videos = {split: source.videos(split, [modality]) for split in ("train", "validation")}
     examples = {split: input_pipeline.make_examples(v, modality, num_classes) for split, v in videos.items()}
-    forward = {'batch_size': config.evaluation.batch_size, 'num_buckets': training.length_buckets}
+    forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
     for teacher in teachers:
-        outputs = teacher_outputs(teacher, source, 'train', **forward)
-        examples['train'] = input_pipeline.attach_teacher(examples['train'], outputs)
+        outputs = teacher_outputs(teacher, source, "train", **forward)
+        examples["train"] = input_pipeline.attach_teacher(examples["train"], outputs)
 
     model = checkpoints.build_model(manifest)
-    steps_per_epoch = -(-len(examples['train']) // training.batch_size)
-    plateau = {'plateau_patience': training.plateau_patience, 'steps_per_epoch': steps_per_epoch}
+    steps_per_epoch = -(-len(examples["train"]) // training.batch_size)
+    plateau = {"plateau_patience": training.plateau_patience, "steps_per_epoch": steps_per_epoch}
     step = compiled_train_step(
-        model, source.info.head, json.dumps(manifest['options'], sort_keys=True), *plateau.values()
+        model, source.info.head, json.dumps(manifest["options"], sort_keys=True), *plateau.values()
     )
     run_key = jax.random.key(seed)
     mesh = input_pipeline.data_mesh()
@@ -140,52 +146,59 @@ def train_run(
         model,
         make_optimizer(training.learning_rate, **plateau),
         jax.random.fold_in(run_key, 2**31 - 1),  # no step has this number
-        manifest['input_size'],
-        standardization(examples['train']) if config.model.standardize else None,
+        manifest["input_size"],
+        standardization(examples["train"]) if config.model.standardize else None,
     )
     best = new_best(state.params, state.constants)
     state, best = input_pipeline.replicate((state, best), mesh)
 
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_json(directory / 'config.json', manifest)
+    checkpoints.write_json(directory / "config.json", manifest)
     keeper = checkpoints.Checkpoints(directory)
     first_epoch = 1
     if keeper.latest_epoch() is not None:
         state, best = keeper.restore(state, best)
         first_epoch = keeper.latest_epoch() + 1
-        logging.info('%s: continues after epoch %d of %d', name, first_epoch - 1, training.epochs)
+        logging.info("%s: continues after epoch %d of %d", name, first_epoch - 1, training.epochs)
     else:
-        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        logging.info('%s: %s → %s, loss = task%s\n%s', name, modality, model.filter, _terms(manifest), overview)
+        size = parameter_overview.count_parameters(state.params)
+        logging.info(
+            "%s: %s → %s, %s parameters, loss = task%s", name, modality, model.filter, f"{size:,}", _terms(manifest)
+        )
+        if show_parameters:
+            logging.info("\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
 
-    weights = {term: jnp.float32(weight) for term, weight in manifest['weights'].items()}
-    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples['train']], training.length_buckets)
-    with Journal(directory, before_epoch=first_epoch) as journal, Progress(name, training.epochs, steps_per_epoch) as bar:
+    weights = {term: jnp.float32(weight) for term, weight in manifest["weights"].items()}
+    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples["train"]], training.length_buckets)
+    with (
+        Journal(directory, before_epoch=first_epoch) as journal,
+        Progress(name, training.epochs, steps_per_epoch) as bar,
+    ):
         bar.start(first_epoch)
         for epoch in range(first_epoch, training.epochs + 1):
             started, metrics = time.perf_counter(), []
             batches = input_pipeline.epoch(
-                examples['train'], buckets, training.batch_size, mesh, seed=seed, epoch=epoch
+                examples["train"], buckets, training.batch_size, mesh, seed=seed, epoch=epoch
             )
             for _, batch, outputs in batches:
                 state, measured = step(state, outputs, batch, weights, run_key)
                 metrics.append(measured)
                 bar.step(metrics)
             record = epoch_record(jax.device_get(metrics), time.perf_counter() - started)
-            if not math.isfinite(record['loss']):
+            if not math.isfinite(record["loss"]):
                 raise FloatingPointError(
-                    f'{name}: the loss became {record["loss"]} in epoch {epoch} ({record}); '
-                    'lower training.learning_rate or the weight of the term that grew'
+                    f"{name}: the loss became {record['loss']} in epoch {epoch} ({record}); "
+                    "lower training.learning_rate or the weight of the term that grew"
                 )
-            record['learning_rate'] = float(current_learning_rate(state))
+            record["learning_rate"] = float(current_learning_rate(state))
             score = math.nan  # without a validation split every epoch replaces the one before
-            if videos['validation']:
-                outputs = predict(model, {'params': state.params, **state.constants}, examples['validation'], **forward)
-                logits = {e.id: o.logits for e, o in zip(examples['validation'], outputs, strict=True)}
-                scores = evaluate(logits, videos['validation'], source.info, upsampled=False)
-                record |= {f'validation/{key}': value for key, value in scores.items() if key != 'per_class'}
+            if videos["validation"]:
+                outputs = predict(model, {"params": state.params, **state.constants}, examples["validation"], **forward)
+                logits = {e.id: o.logits for e, o in zip(examples["validation"], outputs, strict=True)}
+                scores = evaluate(logits, videos["validation"], source.info, upsampled=False)
+                record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
                 score = scores[SELECTION]
-            if not score <= float(best['score']):
+            if not score <= float(best["score"]):
                 best = new_best(state.params, state.constants, score, epoch)
             journal.write(epoch, int(state.step), record)
             bar.finish_epoch(record)
@@ -194,37 +207,39 @@ def train_run(
                 keeper.save(epoch, state, best)
     keeper.close()
 
-    results = {'best_epoch': int(best['epoch'])}
-    variables = {'params': best['params'], **best['constants']}
-    for split in ('validation', 'test'):
+    results = {"best_epoch": int(best["epoch"])}
+    variables = {"params": best["params"], **best["constants"]}
+    for split in ("validation", "test"):
         ground_truth = source.videos(split, [modality])
         if not ground_truth:
             continue
         split_examples = input_pipeline.make_examples(ground_truth, modality, num_classes)
-        outputs = predict(model, variables, split_examples, progress=f'{name}: {split}', **forward)
+        outputs = predict(model, variables, split_examples, progress=f"{name}: {split}", **forward)
         logits = {e.id: o.logits for e, o in zip(split_examples, outputs, strict=True)}
-        write_arrays(directory / f'predictions_{split}.npz', logits)
+        write_arrays(directory / f"predictions_{split}.npz", logits)
         results[split] = evaluate(logits, ground_truth, source.info, upsampled=config.evaluation.upsampled)
-    checkpoints.write_json(directory / 'results.json', results)
-    logging.info('%s: %s', name, summary(results))
+    checkpoints.write_json(directory / "results.json", results)
+    logging.info("%s: %s", name, summary(results))
     return results
 
 
 def summary(results: Mapping) -> str:
     """One line: best epoch and frame mAPs."""
-    scores = [f'{split} frame mAP {results[split][SELECTION]:.2f}' for split in ('validation', 'test') if split in results]
-    return f'best epoch {results["best_epoch"]}, {", ".join(scores)}'
+    scores = [
+        f"{split} frame mAP {results[split][SELECTION]:.2f}" for split in ("validation", "test") if split in results
+    ]
+    return f"best epoch {results['best_epoch']}, {', '.join(scores)}"
 
 
 def _terms(manifest: dict) -> str:
-    return ''.join(f' + {weight:g}·{term}' for term, weight in manifest['weights'].items())
+    return "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
 
 
 def epoch_record(metrics: Sequence[Mapping], seconds: float) -> dict:
     """Means of the steps' metrics, and the throughput."""
-    record = {key: float(np.mean([m[key] for m in metrics])) for key in metrics[0] if key != 'snippets'}
-    record['snippets_per_second'] = float(sum(m['snippets'] for m in metrics) / seconds)
-    record['seconds'] = seconds
+    record = {key: float(np.mean([m[key] for m in metrics])) for key in metrics[0] if key != "snippets"}
+    record["snippets_per_second"] = float(sum(m["snippets"] for m in metrics) / seconds)
+    record["seconds"] = seconds
     return record
 
 
@@ -232,19 +247,21 @@ class Journal:
     """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
 
     def __init__(self, directory: Path, before_epoch: int):
-        path = directory / 'metrics.jsonl'
+        from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
+
+        path = directory / "metrics.jsonl"
         kept, step = [], 0
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line that a kill cut short
                 break
-            if entry['epoch'] >= before_epoch:
+            if entry["epoch"] >= before_epoch:
                 break
             kept.append(line)
-            step = entry['step']
-        checkpoints.write_atomically(path, ''.join(f'{line}\n' for line in kept).encode())
-        self._file = path.open('a')
+            step = entry["step"]
+        checkpoints.write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = path.open("a")
         self._events = SummaryWriter(str(directory), purge_step=step + 1 if kept else None)
 
     def __enter__(self):
@@ -255,7 +272,7 @@ class Journal:
         self._events.close()
 
     def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({'epoch': epoch, 'step': step, **record}) + '\n')
+        self._file.write(json.dumps({"epoch": epoch, "step": step, **record}) + "\n")
         self._file.flush()
         for key, value in record.items():
             self._events.add_scalar(key, value, step)
@@ -271,7 +288,7 @@ class Progress:
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int):
         self._steps, self._validation, self._last = steps_per_epoch, {}, 0.0
-        self._bar = tqdm(total=epochs * steps_per_epoch, desc=name, unit='step', disable=None, dynamic_ncols=True)
+        self._bar = tqdm(total=epochs * steps_per_epoch, desc=name, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self):
         return self
@@ -287,17 +304,17 @@ class Progress:
         self._bar.update()
         if self._bar.disable or time.perf_counter() - self._last < self._interval:
             return
-        ready = next((m for m in reversed(metrics) if m['loss'].is_ready()), None)
+        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
         if ready is not None:
             self._last = time.perf_counter()
             self._show({key: float(value) for key, value in ready.items()})
 
     def finish_epoch(self, record: Mapping[str, float]) -> None:
-        score = record.get(f'validation/{SELECTION}')
-        self._validation = {} if score is None else {'val mAP': f'{score:.1f}'}
+        score = record.get(f"validation/{SELECTION}")
+        self._validation = {} if score is None else {"val mAP": f"{score:.1f}"}
         self._show(record)
 
     def _show(self, values: Mapping[str, float]) -> None:
-        hidden = ('snippets', 'seconds', 'snippets_per_second', 'learning_rate', 'gradient_norm')
-        shown = {k: f'{v:.3g}' for k, v in values.items() if k not in hidden and not k.startswith('validation/')}
+        hidden = ("snippets", "seconds", "snippets_per_second", "learning_rate", "gradient_norm")
+        shown = {k: f"{v:.3g}" for k, v in values.items() if k not in hidden and not k.startswith("validation/")}
         self._bar.set_postfix({**shown, **self._validation}, refresh=True)

@@ -4,11 +4,13 @@ import importlib
 from pathlib import Path
 
 import pytest
-from configs import default
 
+from configs import default
 from kd_jax import experiment
 
-FILES = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("__init__", "default"))
+FILES = sorted(
+    p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("__init__", "default")
+)
 
 
 def get_config(name, variant=""):
@@ -45,7 +47,11 @@ def test_unknown_variant_lists_the_known_ones(name):
 
 def test_every_field_of_the_defaults_is_commented():
     lines = Path(default.__file__).read_text().splitlines()
-    fields = [line for line in lines if line.strip().startswith(('"', "'")) and '": ' in line and not line.rstrip().endswith("{")]
+    fields = [
+        line
+        for line in lines
+        if line.strip().startswith(('"', "'")) and '": ' in line and not line.rstrip().endswith("{")
+    ]
     assert len(fields) > 25
     names_explain_themselves = ('"dropout"', '"epochs"')
     assert [f for f in fields if "#" not in f and not f.strip().startswith(names_explain_themselves)] == []

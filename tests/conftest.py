@@ -2,5 +2,5 @@
 
 import jax
 
-jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_platforms', 'cpu')
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_platforms", "cpu")

@@ -69,7 +69,10 @@ def test_options_reach_the_loss():
 
 @pytest.mark.parametrize(
     "weights, teachers, message",
-    [({"atomik": 1.0}, 1, "unknown distillation term 'atomik'; known terms: atomic"), ({"atomic": 1.0}, 0, "no teacher")],
+    [
+        ({"atomik": 1.0}, 1, "unknown distillation term 'atomik'; known terms: atomic"),
+        ({"atomic": 1.0}, 0, "no teacher"),
+    ],
 )
 def test_wrong_terms_are_refused(weights, teachers, message):
     batch, teacher = make_batch()

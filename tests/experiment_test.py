@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from configs import default
 
+from configs import default
 from kd_jax import experiment, predict
 from kd_jax.checkpoints import load_teacher
 from kd_jax.input_pipeline import make_examples, open_source
@@ -62,17 +62,26 @@ WRONG_TURNS = {
     ),
     "circle": (lambda c: c.runs.flow_teacher.update(teachers=("augmented_rgb",)), "wait for each other"),
     "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
-    "filter": (lambda c: c.runs.vanilla_rgb.update(filter="lstmm"), "runs.vanilla_rgb.filter='lstmm' is unknown; known"),
+    "filter": (
+        lambda c: c.runs.vanilla_rgb.update(filter="lstmm"),
+        "runs.vanilla_rgb.filter='lstmm' is unknown; known",
+    ),
     "term": (lambda c: c.runs.augmented_rgb.update(weights={"atom": 1.0}), "unknown term 'atom'; known terms: atomic"),
     "negative weight": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": -1.0}), "weights.atomic=-1.0"),
     "option": (lambda c: c.runs.augmented_rgb.update(options={"atomic": {"tau": 1}}), "no option 'tau'; it has"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
-    "teacher without weights": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": 0.0}), "no term with a weight"),
+    "teacher without weights": (
+        lambda c: c.runs.augmented_rgb.update(weights={"atomic": 0.0}),
+        "no term with a weight",
+    ),
     "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
     "baseline": (lambda c: c.update(baseline="vanilla"), "baseline='vanilla', but no run has that name"),
     "data set": (lambda c: c.dataset.update(name="tus"), "dataset.name='tus' is unknown; known data sets"),
     "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
-    "missing data_dir": (lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"), "/nowhere/tsu.*data_prep.build"),
+    "missing data_dir": (
+        lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"),
+        "/nowhere/tsu.*data_prep.build",
+    ),
     "epochs": (lambda c: c.training.update(epochs=0), "training.epochs=0; it must be at least 1"),
     "dropout": (lambda c: c.model.update(dropout=1.0), "model.dropout=1.0"),
     "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; choose"),
@@ -133,7 +142,9 @@ def test_finished_runs_are_skipped_and_other_settings_refused(finished):
     assert perform(config, workdir) == results
     assert (workdir / "vanilla_rgb" / "results.json").stat().st_mtime_ns == stamp
     changed = tiny_config(epochs=4)
-    with pytest.raises(ValueError, match=r"other settings \(training.epochs: 3 there, 4 now\): choose another --workdir"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(training.epochs: 3 there, 4 now\): choose another --workdir"
+    ):
         experiment.prepare(changed, workdir)
 
 
@@ -192,7 +203,14 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
 def test_kill_and_restart_ends_with_the_same_scores(tmp_path):
     def command(workdir):
         overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4", "--config.baseline="]
-        return [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", f"--workdir={workdir}", *overrides]
+        return [
+            sys.executable,
+            "-m",
+            "kd_jax.main",
+            "--config=configs/demo.py:smoke",
+            f"--workdir={workdir}",
+            *overrides,
+        ]
 
     def finish(workdir):
         subprocess.run(command(workdir), cwd=ROOT, check=True, capture_output=True, text=True)
@@ -262,7 +280,9 @@ def test_markdown_by_hand():
 def test_standardisation_is_fitted_on_training_videos(finished):
     config, workdir, _ = finished
     source = experiment.prepare(config, workdir)
-    stacked = np.concatenate([e.features for e in make_examples(source.videos("train", ["rgb"]), "rgb", 12)]).astype(float)
+    stacked = np.concatenate([e.features for e in make_examples(source.videos("train", ["rgb"]), "rgb", 12)]).astype(
+        float
+    )
     statistics = load_teacher(workdir / "vanilla_rgb").variables["standardization"]
     np.testing.assert_allclose(statistics["mean"], stacked.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(statistics["std"], stacked.std(axis=0), rtol=1e-4)

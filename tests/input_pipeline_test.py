@@ -56,7 +56,9 @@ def test_a_video_longer_than_every_bucket_is_refused():
 
 def test_collate_by_hand():
     teacher = Outputs(np.full((2, 1), 7, np.float32), np.full((2, 2), 8, np.float32))
-    example = Example("a", np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([[0, 1], [1, 0]], np.uint8), (teacher,))
+    example = Example(
+        "a", np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([[0, 1], [1, 0]], np.uint8), (teacher,)
+    )
     batch, teachers = input_pipeline.collate([example], length=3, rows=2)
     np.testing.assert_array_equal(batch.features, [[[1, 2], [3, 4], [0, 0]], np.zeros((3, 2))])
     np.testing.assert_array_equal(batch.labels, [[[0, 1], [1, 0], [0, 0]], np.zeros((3, 2))])

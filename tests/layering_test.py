@@ -41,7 +41,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:  # `from package import module` depends on the module
+                path = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                is_module = path.with_suffix(".py").exists() or path.is_dir()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
     return found
 
 

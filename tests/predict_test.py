@@ -77,7 +77,9 @@ def run(tmp_path_factory):
 
 def command(run, features, output, *more):
     arguments = [f"--run={run}", f"--features={features}", f"--output={output}", *more]
-    return subprocess.run([sys.executable, "-m", "kd_jax.predict", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "kd_jax.predict", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_command_line_on_a_folder(run, tmp_path):
