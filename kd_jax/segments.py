@@ -27,6 +27,13 @@ def _instants(duration: float, num_snippets: int) -> np.ndarray:
     return np.arange(num_snippets) / (num_snippets / duration)
 
 
+def snippets_inside(segments: np.ndarray, duration: float, num_snippets: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and stop index, `[N]` each, of the snippets strictly inside each segment; first >= stop where none is."""
+    instants = _instants(duration, num_snippets)
+    first = np.searchsorted(instants, segments[:, 1], side="right")
+    return first, np.searchsorted(instants, segments[:, 2], side="left")
+
+
 def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: int, num_classes: int) -> np.ndarray:
     """Marks the snippets inside each segment: snippet i of n iff `start < i·duration/n < end`, strict at both ends.
 
@@ -55,9 +62,7 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
     if len(classes) and (classes.min() < 0 or classes.max() >= num_classes or (classes != segments[:, 0]).any()):
         bad = segments[(classes < 0) | (classes >= num_classes) | (classes != segments[:, 0]), 0]
         raise ValueError(f"class {bad[0]:g} is not one of 0 … {num_classes - 1}")
-    instants = _instants(duration, num_snippets)
-    first = np.searchsorted(instants, segments[:, 1], side="right")
-    stop = np.searchsorted(instants, segments[:, 2], side="left")
+    first, stop = snippets_inside(segments, duration, num_snippets)
     labels = np.zeros((num_snippets, num_classes), np.uint8)
     for class_id, a, b in zip(classes, first, stop, strict=True):
         labels[a:b, class_id] = 1

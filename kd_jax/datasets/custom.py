@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.datasets import base
+from kd_jax.segments import snippets_inside
 
 DESCRIPTION = base.Description(
     head="dense",
@@ -123,37 +124,37 @@ def read_annotations(path: Path, num_classes: int, findings: Findings) -> list[A
       findings: gets what is wrong, and what was dropped or clipped.
 
     Returns:
-      The videos that have no problem, in the order of the file.
+      The videos in the order of the file. One that has a problem comes with what could be read of it, so that its
+      feature files are checked too: call `findings.raise_problems` before using any.
     """
     entries = _load_json(path, findings)
     videos, classes = [], Counter()
     for name, entry in entries.items():
-        before = sum(map(len, findings.problems.values()))
         if not base.is_file_name(name):
             findings.problem(
                 "video id", f'{name!r} is not the name of a file in a folder (no separators, control characters, "..")'
             )
         if not isinstance(entry, dict):
             findings.problem("annotation layout", f"{name}: {_short(entry)} is not an object")
-            continue
-        missing = [field for field in ("subset", "duration", "actions") if field not in entry]
-        if missing:
+            entry = {}
+        elif missing := [field for field in ("subset", "duration", "actions") if field not in entry]:
             findings.problem("annotation layout", f"{name}: the field {', '.join(missing)} is missing")
-        if "subset" in entry and not (isinstance(entry["subset"], str) and entry["subset"] in SUBSETS):
-            findings.problem("subset", f"{name}: {_short(entry['subset'])}, expected {' or '.join(SUBSETS)}")
+        subset = entry.get("subset")
+        split = SUBSETS.get(subset, "") if isinstance(subset, str) else ""
+        if "subset" in entry and not split:
+            findings.problem("subset", f"{name}: {_short(subset)}, expected {' or '.join(SUBSETS)}")
         duration = _number(entry.get("duration"))
-        if "duration" in entry and not duration > 0:
+        if "duration" in entry and not 0 < duration < math.inf:
             findings.problem("duration", f"{name}: {_short(entry['duration'])}, expected a number above 0")
         actions = entry.get("actions", [])
         if not isinstance(actions, list):
             findings.problem("annotation layout", f"{name}: actions is {_short(actions)}, expected a list")
-            continue
-        rows = [_check_action(name, action, num_classes, classes, findings) for action in actions]
-        if sum(map(len, findings.problems.values())) == before:
-            segments = _clean(name, rows, duration, findings)
-            videos.append(Annotated(name, SUBSETS[entry["subset"]], duration, segments))
+            actions = []
+        rows = [row for action in actions if (row := _check_action(name, action, num_classes, classes, findings))]
+        if base.is_file_name(name):
+            videos.append(Annotated(name, split, duration, _clean(name, rows, duration, findings)))
     if num_classes and classes and min(classes) == 1 and max(classes) == num_classes:
-        findings.problem("class", f"the ids run from 1 to {num_classes}: this file counts from 1, subtract 1 from each")
+        findings.problem("class ids", f"they run from 1 to {num_classes}: this file counts from 1, subtract 1 from each")
     splits = {e.get("subset") for e in entries.values() if isinstance(e, dict)} if entries else SUBSETS
     for subset, split in SUBSETS.items():
         if subset not in splits:
@@ -191,13 +192,14 @@ def _check_action(name: str, action, num_classes: int, classes: Counter, finding
     class_id, start, end = map(_number, action)
     if not class_id.is_integer():
         findings.problem("class", f"{name}: {_short(action)}: the class is not an integer")
-    else:
-        classes[int(class_id)] += 1
-        if num_classes and not 0 <= class_id < num_classes:
-            findings.problem("class", f"{name}: {_short(action)}: the class is not one of 0 … {num_classes - 1}")
+        return None
+    classes[int(class_id)] += 1
+    if num_classes and not 0 <= class_id < num_classes:
+        findings.problem("class", f"{name}: {_short(action)}: the class is not one of 0 … {num_classes - 1}")
     if not (math.isfinite(start) and math.isfinite(end)):
         findings.problem("time", f"{name}: {_short(action)}: start and end must be finite numbers")
-    elif start < 0:
+        return None
+    if start < 0:
         findings.problem("time", f"{name}: {_short(action)}: it starts before the video")
     return class_id, start, end
 
@@ -343,11 +345,10 @@ def _check_shapes(video: Annotated, folders, shapes, sizes, findings: Findings) 
     if difference:
         findings.note(CROPPED, text)
     num_snippets = min(lengths.values())
-    instants = np.arange(num_snippets) / (num_snippets / video.duration)  # as labels_from_segments has them
-    first = np.searchsorted(instants, video.segments[:, 1], side="right")
-    stop = np.searchsorted(instants, video.segments[:, 2], side="left")
-    for class_id, start, end in video.segments[first >= stop]:
-        findings.note(TOO_SHORT, f"{video.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
+    if video.duration > 0:
+        first, stop = snippets_inside(video.segments, video.duration, num_snippets)
+        for class_id, start, end in video.segments[first >= stop]:
+            findings.note(TOO_SHORT, f"{video.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
     return Checked(video, {m: folder / f"{video.id}.npy" for m, folder in folders.items()}, num_snippets)
 
 

@@ -1,0 +1,347 @@
+"""The builder: clean input becomes records, dirt is counted, and all that is wrong comes in one error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.build import build, describe_report, parse_features
+from kd_jax.datasets import base, custom, synthetic
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+class Tree:
+    """A data set of three classes and two modalities in a folder; tests spoil parts of it."""
+
+    def __init__(self, root):
+        self.root = root
+        self.annotations = {
+            "a": {"subset": "training", "duration": 10.0, "actions": [[0, 1.0, 4.0], [1, 2.0, 9.0]]},
+            "b": {"subset": "training", "duration": 6.0, "actions": [[2, 0.0, 5.5]]},
+            "c": {"subset": "testing", "duration": 4.0, "actions": [[0, 1.0, 3.0]]},
+        }
+        self.text = None
+        self.sizes = {"rgb": 4, "flow": 3}
+        (root / "classes.txt").write_text("walk\nsit\nlie down\n")
+        for modality in self.sizes:
+            (root / modality).mkdir()
+            for video, entry in self.annotations.items():
+                self.features(modality, video, int(entry["duration"] * 2))
+
+    def features(self, modality, video, num_snippets):
+        rng = np.random.default_rng(num_snippets)
+        self.save(modality, video, rng.standard_normal((num_snippets, self.sizes[modality])).astype(np.float32))
+
+    def save(self, modality, video, array):
+        np.save(self.root / modality / f"{video}.npy", array)
+
+    def action(self, *actions, video="a"):
+        self.annotations[video]["actions"] += list(actions)
+
+    def files(self):
+        path = self.root / "annotations.json"
+        path.write_text(json.dumps(self.annotations) if self.text is None else self.text)
+        features = [f"{m}={self.root / m}" for m in self.sizes]
+        return {"annotations": str(path), "classes": str(self.root / "classes.txt"), "features": features}
+
+    def build(self, **options):
+        return build("custom", str(self.root / "out"), **{**self.files(), **options})
+
+    def problems(self, **options):
+        with pytest.raises(custom.DataError) as caught:
+            self.build(**options)
+        assert not (self.root / "out").exists() and not list(self.root.glob(".out*")), "nothing is left behind"
+        return str(caught.value)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def test_clean_input(tree):
+    info, report = tree.build()
+    assert info == base.Info("custom", ("walk", "sit", "lie down"), "dense", tree.sizes, "seconds", 25.0, 0.5)
+    assert base.read_info(tree.root / "out") == info
+    assert report["handled"] == {}
+    assert report["videos"] == {"train": 2, "test": 1} and report["actions"] == {"train": 3, "test": 1}
+    assert json.loads((tree.root / "out/report.json").read_text()) == report
+    video = base.read(tree.root / "out", "train")[0]
+    assert (video.id, video.duration) == ("a", 10.0)
+    np.testing.assert_array_equal(video.segments, [[0, 1, 4], [1, 2, 9]])
+    np.testing.assert_array_equal(video.features["flow"], np.load(tree.root / "flow/a.npy").astype(np.float16))
+
+
+def test_dirt_is_handled_and_counted(tree):
+    tree.action([0, 1, 4], [0, 1.0, 4.0])  # two duplicates of the first
+    tree.action([2, 9.2, 12.0])  # clipped to 10
+    tree.action([2, 5.0, 5.0], [2, 5.0, 4.0])  # empty
+    tree.action([1, 10.0, 12.0])  # late
+    tree.action([1, 0.6, 0.9])  # between the instants 0.5 and 1.0
+    tree.annotations["d"] = {"subset": "testing", "duration": 3.0, "actions": []}
+    tree.features("rgb", "d", 7)
+    tree.save("flow", "d", np.arange(18).reshape(6, 1, 1, 3))
+    tree.features("rgb", "extra", 3)
+    _, report = tree.build()
+    assert {kind: len(cases) for kind, cases in report["handled"].items()} == {
+        custom.DUPLICATE: 2,
+        custom.CLIPPED: 1,
+        custom.EMPTY: 2,
+        custom.LATE: 1,
+        custom.TOO_SHORT: 1,
+        custom.NO_ACTIONS: 1,
+        custom.CROPPED: 1,
+        custom.CONVERTED: 1,
+        custom.UNANNOTATED: 1,
+    }
+    assert report["handled"][custom.CLIPPED] == ["a: [2, 9.2, 12], duration 10"]
+    assert report["handled"][custom.CROPPED] == ["d: rgb 7, flow 6"]
+    first = base.read(tree.root / "out", "train")[0]
+    np.testing.assert_array_equal(first.segments, [[0, 1, 4], [1, 2, 9], [2, 9.2, 10], [1, 0.6, 0.9]])
+    last = base.read(tree.root / "out", "test")[1]
+    assert {m: f.shape for m, f in last.features.items()} == {"rgb": (6, 4), "flow": (6, 3)}
+    np.testing.assert_array_equal(last.features["flow"], np.arange(18).reshape(6, 3))
+    shown = describe_report(report)
+    assert all(f"{kind}: {len(cases)}" in shown for kind, cases in report["handled"].items())
+
+
+def entry(**changes):
+    return {"subset": "training", "duration": 5.0, "actions": [], **changes}
+
+
+def test_all_problems_come_in_one_error(tree):
+    tree.annotations |= {
+        "../x": entry(),
+        "/etc/x": entry(),
+        "a/b": entry(),
+        "nul\0": entry(),
+        "": entry(),
+        "no_object": 3,
+        "no_fields": {},
+        "subset": entry(subset="validation"),
+        "zero": entry(duration=0),
+        "words": entry(duration="61.5"),
+        "nan": entry(duration=float("nan")),
+        "no_list": entry(actions={}),
+    }
+    tree.action([0, 1], "walk", [3, 1, 2], [-1, 1, 2], [1.5, 1, 2], ["1", 1, 2], [True, 1, 2])
+    tree.action([0, "1", 2], [0, None, 2], [0, 1, float("nan")], [0, 1, 10**400], [0, -0.5, 2])
+    for video in ("no_object", "no_fields", "subset", "zero", "words", "nan", "no_list"):
+        tree.features("rgb", video, 10)
+        tree.features("flow", video, 10)
+    # Thirteen annotated videos whose features are wrong in as many ways.
+    good = np.ones((10, 4), np.float32)
+    files = {
+        "missing": None,
+        "text": b"not an array",
+        "empty": b"",
+        "cut": b"\x93NUMPY\x01\x00v\x00",
+        "complex": good.astype(complex),
+        "objects": np.array([["x"], [None]], object),
+        "flat": np.ones(10, np.float32),
+        "square": np.ones((10, 2, 4), np.float32),
+        "no_snippets": np.ones((0, 4), np.float32),
+        "narrow": np.ones((10, 3), np.float32),
+        "holes": np.where(np.arange(40).reshape(10, 4) == 7, np.nan, good),
+        "huge": good * 1e6,
+        "longer": np.ones((12, 4), np.float32),
+    }
+    for video, content in files.items():
+        tree.annotations[video] = entry()
+        tree.features("flow", video, 10)
+        path = tree.root / f"rgb/{video}.npy"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            np.save(path, content, allow_pickle=True)
+    text = tree.problems()
+    for kind, count in {
+        "video id": 5,
+        "annotation layout": 3,
+        "subset": 1,
+        "duration": 3,
+        "action": 2,
+        "class": 5,
+        "time": 5,
+        "missing feature file": 1,
+        "unreadable feature file": 3,
+        "feature type": 2,
+        "feature shape": 2,
+        "no snippets": 1,
+        "wrong dimension": 1,
+        "feature values": 2,
+        "modalities disagree in T": 1,
+    }.items():
+        assert f"\n{kind} ({count}):\n" in text, (kind, text)
+    assert text.startswith("37 problems in the input; nothing was written")
+    assert "no_fields: the field subset, duration, actions is missing" in text
+    assert "narrow.npy: D = 3, most files have 4" in text
+    assert "longer: rgb 12, flow 10" in text
+
+
+def test_long_lists_of_problems_are_cut(tree):
+    tree.action(*[[7, 1, 2]] * 47)
+    text = tree.problems()
+    assert "class (47):" in text and "… and 37 more" in text
+    assert len(text.splitlines()) == 13
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"a": {}', "unreadable annotations"),
+        ("[]", "expected an object"),
+        ("{}", "expected an object"),
+        ('{"a": {}, "a": {}}', "'a' stands 2 times in one object"),
+    ],
+)
+def test_bad_annotation_files(tree, text, message):
+    tree.text = text
+    assert message in tree.problems()
+
+
+def test_missing_files_and_folders(tree):
+    text = tree.problems(annotations="none.json", classes="none.txt", features=["rgb=none"])
+    assert (
+        "none.json: No such file" in text and "none.txt: No such file" in text and "rgb: none is not a folder" in text
+    )
+
+
+def test_class_lists(tree):
+    (tree.root / "classes.txt").write_text("walk\n\nsit\nwalk\n")
+    text = tree.problems()
+    assert "an empty line" in text and "'walk' stands there 2 times" in text
+
+
+def test_classes_counted_from_one_are_recognised(tree):
+    for video in tree.annotations.values():
+        video["actions"] = [[c + 1, s, e] for c, s, e in video["actions"]]
+    assert "this file counts from 1" in tree.problems()
+
+
+@pytest.mark.parametrize("subset", ["training", "testing"])
+def test_an_empty_split_is_refused(tree, subset):
+    for video in tree.annotations.values():
+        video["subset"] = subset
+    assert "would be empty" in tree.problems()
+
+
+def test_skipping_videos_is_asked_for_and_listed(tree):
+    (tree.root / "flow/b.npy").unlink()
+    assert "flow/b.npy (leave such videos out with --skip_missing)" in tree.problems()
+    _, report = tree.build(skip_missing=True)
+    assert report["videos"] == {"train": 1, "test": 1}
+    assert len(report["handled"][custom.SKIPPED]) == 1
+    assert [v.id for v in base.read(tree.root / "out", "train")] == ["a"]
+
+
+def test_skipping_a_whole_split_is_refused(tree):
+    (tree.root / "flow/c.npy").unlink()
+    assert "test: none of its 1 videos has all feature files" in tree.problems(skip_missing=True)
+
+
+def test_frames_taken_for_seconds_are_noted(tree):
+    for video in tree.annotations.values():
+        video["duration"] *= 1000
+    _, report = tree.build()
+    assert "really seconds? (--unit, --fps)" in report["notes"][0]
+
+
+def test_concurrent_actions_under_a_sparse_head_are_noted(tree):
+    _, report = tree.build(head="sparse")
+    assert any("3 snippets carry several classes" in note for note in report["notes"]), report["notes"]
+
+
+def test_tsu(tree):
+    files = tree.files() | {"classes": None}
+    for entry in tree.annotations.values():
+        entry["duration"] *= 32
+        entry["actions"] = [[50, 32 * s, 32 * e] for _, s, e in entry["actions"]]
+    info, _ = build("tsu", str(tree.root / "out"), **(files | {"annotations": tree.files()["annotations"]}))
+    assert (len(info.classes), info.classes[50], info.unit, info.fps) == (51, "class_50", "frames", 20.0)
+    assert info.seconds_per_snippet == 16 / 20
+    assert base.read(tree.root / "out", "train")[0].duration == 320
+    with pytest.raises(custom.DataError, match="3 names; tsu has 51"):
+        build("tsu", str(tree.root / "out2"), **tree.files())
+
+
+@pytest.mark.parametrize(
+    "dataset, options, message",
+    [
+        ("custom", {}, "also needs --annotations, --features, --classes"),
+        ("tsu", {"head": "sparse"}, "--head would be ignored"),
+        ("tsu", {"seed": 0}, "--seed would be ignored"),
+        ("synthetic", {"features": ["rgb=x"], "fps": 25.0}, "--features, --fps would be ignored"),
+        ("charades", {}, "'charades' is unknown"),
+        ("tsu", {"annotations": "x", "features": ["rgb=x"], "fps": 0.0}, "--fps=0.0"),
+    ],
+)
+def test_options_that_contradict(tmp_path, dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(dataset, str(tmp_path / "out"), **options)
+
+
+@pytest.mark.parametrize("features", [["rgb"], ["=x"], ["rgb="], ["r/b=x"], ["rgb=x", "rgb=y"]])
+def test_bad_features_options(features):
+    with pytest.raises(ValueError, match="--features"):
+        parse_features(features)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "data_prep.build", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_line(tree):
+    files = tree.files()
+    arguments = [f"--{name}={files[name]}" for name in ("annotations", "classes")]
+    arguments += [f"--features={text}" for text in files["features"]] + [f"--output={tree.root / 'out'}"]
+    result = run("--dataset=custom", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "2 videos        3 actions        32 snippets" in result.stdout and "0.5 s per snippet" in result.stdout
+    again = run("--dataset=custom", *arguments)
+    assert again.returncode == 1 and "replace them with --overwrite" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_command_line_reports_problems_without_a_traceback(tree):
+    tree.action([9, 1, 2])
+    files = tree.files()
+    arguments = [f"--{name}={files[name]}" for name in ("annotations", "classes")]
+    arguments += [f"--features={text}" for text in files["features"]]
+    result = run("--dataset=custom", *arguments, f"--output={tree.root / 'out'}")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("data_prep.build: 1 problem in the input; nothing was written\nclass (1):\n  a: [9")
+
+
+def test_synthetic_records_are_the_set_in_memory(tmp_path):
+    info, report = build("synthetic", str(tmp_path / "out"), seed=2)
+    expected, splits = synthetic.make(2)
+    assert info == expected == base.read_info(tmp_path / "out")
+    assert report["videos"] == {split: len(videos) for split, videos in splits.items()}
+    np.testing.assert_array_equal(
+        base.read(tmp_path / "out", "test")[3].features["pose"], splits["test"][3].features["pose"]
+    )
+
+
+@pytest.mark.parametrize(
+    "name, videos, actions, handled",
+    [
+        ("tsu_cs", (351, 185), 41288 - 194 - 7, {custom.DUPLICATE: 194, custom.EMPTY: 7}),
+        ("tsu_cv", (369, 167), 41288 - 194 - 7, {custom.DUPLICATE: 194, custom.EMPTY: 7}),
+    ],
+)
+def test_counts_of_the_real_annotations(name, videos, actions, handled):
+    path = SHARED / f"annotations/{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not beside this checkout; real annotations may not be committed")
+    findings = custom.Findings()
+    annotated = custom.read_annotations(path, 51, findings)
+    findings.raise_problems()
+    assert tuple(sum(v.split == s for v in annotated) for s in base.SPLITS) == videos
+    assert sum(len(v.segments) for v in annotated) == actions
+    assert {kind: len(cases) for kind, cases in findings.handled.items()} == handled

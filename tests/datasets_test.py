@@ -1,0 +1,216 @@
+"""Records: what is written is what is read, by kd_jax and by TFDS; damage and mix-ups are said clearly."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_jax.datasets import DATASETS, base, describe, synthetic
+
+ROOT = Path(__file__).parents[1]
+INFO = base.Info("mine", ("a", "b", "ü"), "dense", {"rgb": 4, "flow": 3}, "seconds", 25.0, 0.5)
+
+
+def make_video(name, num_snippets=5, num_segments=2, dtype=np.float16):
+    rng = np.random.default_rng(num_snippets)
+    features = {m: rng.standard_normal((num_snippets, d)).astype(dtype) for m, d in INFO.modalities.items()}
+    segments = np.array([[i % 3, 0.1 + i, 1 / 3 + i] for i in range(num_segments)], np.float64).reshape(-1, 3)
+    return base.Video(name, features, segments, num_snippets / 3)
+
+
+@pytest.fixture
+def records(tmp_path):
+    splits = {"train": [make_video(f"v{i}", 3 + i, i) for i in range(4)], "test": [make_video("ü x", 1)]}
+    base.write(tmp_path / "records", INFO, splits, {"found": 5})
+    return tmp_path / "records", splits
+
+
+def assert_same(read, written):
+    assert [v.id for v in read] == [v.id for v in written]
+    for a, b in zip(read, written, strict=True):
+        assert a.duration == b.duration
+        np.testing.assert_array_equal(a.segments, b.segments)
+        assert a.segments.dtype == np.float64 and a.segments.shape == b.segments.shape
+        for modality, features in a.features.items():
+            assert features.dtype == np.float16
+            np.testing.assert_array_equal(features, b.features[modality].astype(np.float16))
+
+
+def test_round_trip(records):
+    directory, splits = records
+    assert base.read_info(directory) == INFO
+    assert list(base.read_info(directory).modalities) == ["rgb", "flow"]
+    for split in base.SPLITS:
+        assert_same(base.read(directory, split), splits[split])
+    assert json.loads((directory / base.REPORT_FILE).read_text()) == {"found": 5}
+
+
+def test_only_the_wanted_modalities_are_decoded(records):
+    directory, splits = records
+    assert list(base.read(directory, "train", ["flow"])[0].features) == ["flow"]
+    bare = base.read(directory, "train", [])[0]
+    assert bare.features == {} and bare.id == splits["train"][0].id
+    with pytest.raises(ValueError, match="was read without features"):
+        _ = bare.num_snippets
+
+
+def test_tfds_reads_the_folder(records):
+    import tensorflow_datasets as tfds
+
+    directory, splits = records
+    builder = tfds.builder_from_directory(directory)
+    source = builder.as_data_source("train")
+    assert len(source) == builder.info.splits["train"].num_examples == 4
+    assert source[2]["id"] == b"v2"
+    np.testing.assert_array_equal(source[2]["features"]["flow"], splits["train"][2].features["flow"])
+
+
+def test_float32_is_stored_as_float16(tmp_path):
+    video = make_video("v", dtype=np.float32)
+    base.write(tmp_path / "r", INFO, {"train": [video], "test": []})
+    assert_same(base.read(tmp_path / "r", "train"), [video])
+    assert base.read(tmp_path / "r", "test") == []
+
+
+def test_several_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "SHARD_BYTES", 500)
+    videos = [make_video(f"v{i}", 10) for i in range(7)]
+    base.write(tmp_path / "r", INFO, {"train": iter(videos), "test": iter([make_video("w")])})
+    assert len(list((tmp_path / "r").glob("mine-train.array_record-*-of-*"))) > 2
+    assert_same(base.read(tmp_path / "r", "train"), videos)
+
+
+def test_no_tensorflow(tmp_path):
+    code = f"""
+import sys
+from kd_jax.datasets import base, synthetic
+info, splits = synthetic.tiny()
+base.write({str(tmp_path / "r")!r}, info, splits)
+assert len(base.read({str(tmp_path / "r")!r}, 'train')) == 4
+print(sorted({{'tensorflow', 'torch', 'jax'}} & sys.modules.keys()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, which pytest keeps for itself."""
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new folder", "over older records"])
+def test_an_interrupted_write_leaves_nothing(tmp_path, old):
+    directory = tmp_path / "r"
+    if old:
+        base.write(directory, INFO, {"train": [make_video("old")], "test": []})
+
+    def videos():
+        yield make_video("v")
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        base.write(directory, INFO, {"train": videos(), "test": []}, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == (["r"] if old else [])
+    if old:
+        assert [v.id for v in base.read(directory, "train")] == ["old"]
+
+
+def test_overwriting_is_asked_for_and_never_takes_what_is_not_ours(tmp_path):
+    directory = tmp_path / "r"
+    base.write(directory, INFO, {"train": [make_video("old")], "test": []})
+    with pytest.raises(FileExistsError, match="already holds records.*--overwrite"):
+        base.write(directory, INFO, {"train": [make_video("new")], "test": []})
+    base.write(directory, INFO, {"train": [make_video("new")], "test": []}, overwrite=True)
+    assert [v.id for v in base.read(directory, "train")] == ["new"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="holds no records of kd_jax, so it is left alone"):
+        base.write(tmp_path / "home", INFO, {"train": [make_video("v")], "test": []}, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "r"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"id": "../x"}, "cannot be the name of a file"),
+        ({"duration": 0.0}, "duration 0.0"),
+        ({"segments": np.array([[3, 0.0, 1.0]])}, "class that is not one of 0 … 2"),
+        ({"segments": np.array([[0, 0.0, np.nan]])}, "finite"),
+        ({"segments": np.zeros((1, 2))}, r"\[N, 3\]"),
+        ({"features": {"rgb": np.zeros((2, 4))}}, "has the modalities rgb; the data set 'mine' has rgb, flow"),
+        ({"features": {"rgb": np.zeros((2, 4)), "flow": np.zeros((3, 3))}}, r"flow has shape \(3, 3\)"),
+        ({"features": {"rgb": np.zeros((2, 4)), "flow": np.full((2, 3), np.nan)}}, "flow holds values that are not"),
+        ({"features": {"rgb": np.full((2, 4), 7e4), "flow": np.zeros((2, 3))}}, "rgb holds values up to 70000.*65504"),
+    ],
+)
+def test_a_bad_video_is_refused(tmp_path, change, message):
+    video = dataclasses.replace(make_video("v"), **change)
+    with pytest.raises(ValueError, match=message):
+        base.write(tmp_path / "r", INFO, {"train": [video], "test": []})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_id_names_one_video_of_one_split(tmp_path):
+    with pytest.raises(ValueError, match="'v' comes twice"):
+        base.write(tmp_path / "r", INFO, {"train": [make_video("v")], "test": [make_video("v")]})
+
+
+@pytest.mark.parametrize("field, value", [("head", "both"), ("unit", "hours"), ("fps", 0.0), ("name", "a/b")])
+def test_a_bad_info_is_refused(tmp_path, field, value):
+    with pytest.raises(ValueError, match=rf"Info\.{field}="):
+        base.write(tmp_path / "r", dataclasses.replace(INFO, **{field: value}), {"train": [], "test": []})
+
+
+def test_missing_records(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; build them with `python -m data_prep\.build"):
+        base.read_info(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"no kd_jax\.json there, only notes\.txt"):
+        base.read(tmp_path, "train")
+    (tmp_path / base.INFO_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"kd_jax\.json cannot be read"):
+        base.read_info(tmp_path)
+
+
+def test_unknown_split_and_modality(records):
+    directory, _ = records
+    with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
+        base.read(directory, "val")
+    with pytest.raises(ValueError, match=r"no modality 'pose'; it has rgb, flow.*--features=pose=DIR"):
+        base.read(directory, "train", ["pose"])
+
+
+def test_damage_is_noticed(records):
+    directory, _ = records
+    (shard,) = directory.glob("*train*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"mine-train.* has \d+ bytes of \d+"):
+        base.read(directory, "train")
+    place = content.index(b"flow") + 40  # within the features of some video
+    shard.write_bytes(content[:place] + bytes(b ^ 1 for b in content[place : place + 4]) + content[place + 4 :])
+    with pytest.raises(ValueError, match="a shard of train is damaged"):
+        base.read(directory, "train")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        base.read(directory, "train")
+    base.read(directory, "test")
+
+
+def test_info_converts_times():
+    frames = dataclasses.replace(INFO, unit="frames", fps=20.0)
+    video = dataclasses.replace(make_video("v"), duration=101.0)
+    assert frames.seconds(101) == 5.05 and frames.num_frames(video) == 101
+    assert INFO.seconds(101) == 101 and INFO.num_frames(video) == 2525
+    assert INFO.num_frames(dataclasses.replace(video, duration=0.001)) == 1
+
+
+def test_data_sets_by_name():
+    assert describe("tsu").num_classes == 51 and describe("tsu").unit == "frames"
+    assert describe("synthetic").num_classes == len(synthetic.CLASSES)
+    with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, synthetic"):
+        describe("tvseries")
+    assert set(DATASETS) == {"custom", "tsu", "synthetic"}
