@@ -232,8 +232,10 @@ def main(argv):
     options = {name: flags.FLAGS[name].value for name in OPTIONS}
     try:
         _, report = build(**options)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileExistsError) as error:
         sys.exit(f"data_prep.build: {error}")
+    except OSError as error:
+        sys.exit(f"data_prep.build: {options['output']} cannot be written ({error}); choose another --output")
     print(describe_report(report))
     print(f"Records in {options['output']}; every case by name in {Path(options['output']) / base.REPORT_FILE}")
 

@@ -168,7 +168,7 @@ def test_all_problems_come_in_one_error(tree):
         "action": 2,
         "class": 5,
         "time": 5,
-        "missing feature file": 1,
+        "missing feature file, see --skip_missing": 1,
         "unreadable feature file": 3,
         "feature type": 2,
         "feature shape": 2,
@@ -212,6 +212,12 @@ def test_missing_files_and_folders(tree):
     )
 
 
+def test_a_folder_of_other_videos_is_one_problem(tree):
+    for path in (tree.root / "flow").iterdir():
+        path.rename(path.with_name(f"flow_{path.name}"))
+    assert "has no file <video>.npy, but 3 other .npy files, e.g. flow_a.npy" in tree.problems(skip_missing=True)
+
+
 def test_class_lists(tree):
     (tree.root / "classes.txt").write_text("walk\n\nsit\nwalk\n")
     text = tree.problems()
@@ -233,7 +239,8 @@ def test_an_empty_split_is_refused(tree, subset):
 
 def test_skipping_videos_is_asked_for_and_listed(tree):
     (tree.root / "flow/b.npy").unlink()
-    assert "flow/b.npy (leave such videos out with --skip_missing)" in tree.problems()
+    text = tree.problems()
+    assert "missing feature file, see --skip_missing (1):\n  flow: " in text and "flow/b.npy" in text
     _, report = tree.build(skip_missing=True)
     assert report["videos"] == {"train": 1, "test": 1}
     assert len(report["handled"][custom.SKIPPED]) == 1

@@ -314,21 +314,27 @@ def _write_shards(directory: Path, split: str, records: Iterable[bytes]) -> list
     """Writes records into shards of about SHARD_BYTES; returns their (path, number of records)."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    def call(action, *arguments):  # array_record says "disk full" as a RuntimeError
+        try:
+            action(*arguments)
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+
     shards, writer, size = [], None, 0
     try:
         for record in records:
             if writer is not None and size + len(record) > SHARD_BYTES:
-                writer.close()
-                writer = None
+                full, writer = writer, None
+                call(full.close)
             if writer is None:
                 shards.append((directory / f"{split}-{len(shards)}", 0))
                 writer, size = ArrayRecordWriter(str(shards[-1][0]), WRITER_OPTIONS), 0
-            writer.write(record)
+            call(writer.write, record)
             size += len(record)
             shards[-1] = (shards[-1][0], shards[-1][1] + 1)
     finally:
         if writer is not None:
-            writer.close()
+            call(writer.close)
     return shards
 
 

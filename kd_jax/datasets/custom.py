@@ -154,7 +154,9 @@ def read_annotations(path: Path, num_classes: int, findings: Findings) -> list[A
         if base.is_file_name(name):
             videos.append(Annotated(name, split, duration, _clean(name, rows, duration, findings)))
     if num_classes and classes and min(classes) == 1 and max(classes) == num_classes:
-        findings.problem("class ids", f"they run from 1 to {num_classes}: this file counts from 1, subtract 1 from each")
+        findings.problem(
+            "class ids", f"they run from 1 to {num_classes}: this file counts from 1, subtract 1 from each"
+        )
     splits = {e.get("subset") for e in entries.values() if isinstance(e, dict)} if entries else SUBSETS
     for subset, split in SUBSETS.items():
         if subset not in splits:
@@ -250,6 +252,11 @@ def check_features(
     for modality, folder in folders.items():
         if modality not in present:
             findings.problem("missing feature folder", f"{modality}: {folder} is not a folder")
+        elif videos and not any((folder / f"{video.id}.npy").is_file() for video in videos):
+            names = sorted(path.name for path in folder.glob("*.npy"))
+            there = f"{len(names)} other .npy files, e.g. {names[0]}" if names else "no .npy file at all"
+            findings.problem("missing feature folder", f"{modality}: {folder} has no file <video>.npy, but {there}")
+            del present[modality]
     shapes: dict[str, dict[str, tuple[int, int]]] = {m: {} for m in folders}  # modality → video → (T, D)
     skipped = set()
     for video in videos:
@@ -263,9 +270,7 @@ def check_features(
                 findings.note(SKIPPED, f"{video.id}: {path} ({video.split})")
                 skipped.add(video.id)
             else:
-                findings.problem(
-                    "missing feature file", f"{modality}: {path} (leave such videos out with --skip_missing)"
-                )
+                findings.problem("missing feature file, see --skip_missing", f"{modality}: {path}")
         if on_video:
             on_video()
     sizes = {m: Counter(d for _, d in s.values()).most_common(1)[0][0] for m, s in shapes.items() if s}
