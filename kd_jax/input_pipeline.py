@@ -40,15 +40,15 @@ class Source:
     """Where an experiment's videos come from: records on disk, or the synthetic set in memory."""
 
     info: base.Info
-    read: Callable[[str, Sequence[str]], list[base.Video]]  # ('train' or 'test', modalities) → videos
+    read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
     validation: frozenset[str]  # training videos held out
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """The videos of 'train', 'validation' or 'test' with these modalities, the held-out ones apart."""
         if split == "test":
-            return self.read("test", modalities)
+            return self.read("test", tuple(modalities))
         held_out = split == "validation"
-        return [v for v in self.read("train", modalities) if (v.id in self.validation) == held_out]
+        return [v for v in self.read("train", tuple(modalities)) if (v.id in self.validation) == held_out]
 
 
 def open_source(
@@ -96,11 +96,12 @@ def open_source(
             "change the modality of the run, or build the records with it"
         )
 
+    @functools.lru_cache(maxsize=2)  # a run asks for its training videos several times in a row
     def read(split, wanted):
         videos = base.read(data_dir, split, wanted) if splits is None else splits[split]
         return videos[:max_videos] if max_videos else videos
 
-    train_ids = [video.id for video in read("train", [])]
+    train_ids = [video.id for video in read("train", ())]
     held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]
     return Source(info, read, frozenset(held_out))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import experiment, predict
+from kd_jax import distill, experiment, predict
 from kd_jax.checkpoints import load_teacher
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.train import teacher_outputs, train_run
@@ -71,7 +71,7 @@ WRONG_TURNS = {
     "option": (lambda c: c.runs.augmented_rgb.update(options={"atomic": {"tau": 1}}), "no option 'tau'; it has"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
     "teacher without weights": (
-        lambda c: c.runs.augmented_rgb.update(weights={"atomic": 0.0}),
+        lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(distill.TERMS, 0.0)),
         "no term with a weight",
     ),
     "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
