@@ -124,8 +124,9 @@ def train_run(
     manifest = run_config(config, name, seed, source.info)
     modality, num_classes, training = manifest["modality"], len(source.info.classes), config.training
     teachers = [checkpoints.load_teacher(path) for path in teacher_directories]
-    for path in teacher_directories:
-        logging.info("%s: learns from %s, %s", name, path.name, summary(checkpoints.read_json(path / "results.json")))
+    for teacher, path in zip(teachers, teacher_directories, strict=True):
+        scores = summary(checkpoints.read_json(path / "results.json"))
+        logging.info("%s: learns from %s, %s", name, teacher.config["run"], scores)
 
     videos = {split: source.videos(split, [modality]) for split in ("train", "validation")}
     examples = {split: input_pipeline.make_examples(v, modality, num_classes) for split, v in videos.items()}

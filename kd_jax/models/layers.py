@@ -24,33 +24,37 @@ def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.
     return dense(x)
 
 
-def shift(x: jax.Array, steps: int) -> jax.Array:
-    """`x` `[B, T, D]` moved `steps` snippets later (earlier if negative), zeros moving in."""
-    length = x.shape[1]
-    steps = max(-length, min(steps, length))
-    if steps >= 0:
-        return jnp.pad(x[:, : length - steps], ((0, 0), (steps, 0), (0, 0)))
-    return jnp.pad(x[:, -steps:], ((0, 0), (0, -steps), (0, 0)))
+def shift(x: jax.Array, steps: jax.Array | int, *, most: int) -> jax.Array:
+    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| is at most `most`."""
+    padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
+    return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
 
 
 class DilatedConv(nn.Module):
     """Convolution of three taps `t − d, t, t + d` with zero padding, `[B, T, D] -> [B, T, features]`.
 
-    Three matrix products whose results are shifted, not `lax.conv_general_dilated`: inside a `lax.scan`, which is how
-    an epoch runs, XLA's CPU convolution falls to a single-threaded loop, 100 times slower.
+    Three matrix products whose results are shifted, not `lax.conv_general_dilated`: inside a `lax.scan`, XLA's CPU
+    convolution falls to a single-threaded loop, 100 times slower.
+
+    Attributes:
+      features: output channels.
+      max_dilation: the largest d it will be called with.
+      dtype: of the computation.
     """
 
     features: int
-    dilation: int
+    max_dilation: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width, d = x.shape[-1], self.dilation
+    def __call__(self, x: jax.Array, dilation: jax.Array | int) -> jax.Array:
+        width = x.shape[-1]
         kernel = self.param("kernel", kernel_init, (3, width, self.features), jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init(3 * width), (self.features,), jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
-        return shift(x @ kernel[0], d) + x @ kernel[1] + shift(x @ kernel[2], -d) + bias[None, None, :]
+        x, most = x.astype(self.dtype), self.max_dilation
+        earlier = shift(x @ kernel[0], dilation, most=most)
+        later = shift(x @ kernel[2], -dilation, most=most)
+        return earlier + x @ kernel[1] + later + bias[None, None, :]
 
 
 class Dropout(nn.Module):

@@ -8,11 +8,31 @@ from kd_jax.masking import mask_out
 from kd_jax.models.layers import DilatedConv, Dropout, pointwise
 
 
+class ResidualLayer(nn.Module):
+    """`h + dropout(conv1×1(relu(conv3(h, dilation))))`, masked; the attributes are those of SSTCN."""
+
+    hidden: int
+    max_dilation: int
+    dropout: float
+    dtype: jnp.dtype
+    train: bool
+
+    @nn.compact
+    def __call__(self, h: jax.Array, dilation: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        u = nn.relu(DilatedConv(self.hidden, self.max_dilation, self.dtype, name="dilated")(h, dilation))
+        u = pointwise(u, self.hidden, dtype=self.dtype, name="pointwise")
+        return mask_out(h + Dropout(self.dropout)(u, deterministic=not self.train), mask), None
+
+
 class SSTCN(nn.Module):
     """Single-stage temporal convolutional network.
 
     `h = conv1×1(x)`, then for i = 0 … num_layers − 1: `u = relu(conv3(h, dilation 2^i))`,
     `h = h + dropout(conv1×1(u))`, masked after every step, so that padding says nothing.
+
+    The layers are one `scan` over stacked parameters, `layers/…` with a leading axis of num_layers: they compile once,
+    and each hands a finished array to the next. Unrolled, XLA's CPU backend fuses the whole backward chain of additions
+    into every weight gradient and computes it again for each of them, half of a distillation step.
 
     Attributes:
       hidden: H, channels of every layer.
@@ -40,8 +60,12 @@ class SSTCN(nn.Module):
         """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding."""
         x = mask_out(x.astype(self.dtype), mask)
         h = mask_out(pointwise(x, self.hidden, dtype=self.dtype, name="input"), mask)
-        for i in range(self.num_layers):
-            u = nn.relu(DilatedConv(self.hidden, 2**i, self.dtype, name=f"dilated_{i}")(h))
-            u = pointwise(u, self.hidden, dtype=self.dtype, name=f"pointwise_{i}")
-            h = mask_out(h + Dropout(self.dropout)(u, deterministic=not train), mask)
-        return h
+        dilations = 2 ** jnp.arange(self.num_layers)
+        layers = nn.scan(
+            ResidualLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=self.num_layers,
+        )(self.hidden, 2 ** (self.num_layers - 1), self.dropout, self.dtype, train, name="layers")
+        return layers(h, dilations, mask)[0]
