@@ -13,11 +13,10 @@ def get_config(variant=""):
     config = default.get_config()
     config.dataset.name = "tsu"
     config.dataset.data_dir = "data/tsu"
-    weights = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}
     config.runs = default.make_runs(
         flow_teacher=default.make_run("flow"),
         vanilla_rgb=default.make_run("rgb"),
-        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=weights),
+        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=default.WEIGHTS),
     )
     config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
     return default.with_variant(config, variant, {"published": published})

@@ -101,8 +101,9 @@ def build(
         )
     findings.raise_problems()
 
+    folder_name = Path(output).resolve().name
     info = base.Info(
-        name=dataset,
+        name=folder_name if dataset == "custom" and base.is_name(folder_name) else dataset,
         classes=names,
         head=head or description.head,
         modalities=sizes,
@@ -137,7 +138,7 @@ def parse_features(features: Iterable[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for text in features:
         modality, equals, folder = text.partition("=")
-        if not equals or not base.is_modality_name(modality) or not folder:
+        if not equals or not base.is_name(modality) or not folder:
             raise ValueError(
                 f"--features={text}: expected MODALITY=FOLDER, e.g. --features=rgb=features/rgb; "
                 "a modality's name is letters, digits and _"

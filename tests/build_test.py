@@ -66,7 +66,7 @@ def tree(tmp_path):
 
 def test_clean_input(tree):
     info, report = tree.build()
-    assert info == base.Info("custom", ("walk", "sit", "lie down"), "dense", tree.sizes, "seconds", 25.0, 0.5)
+    assert info == base.Info("out", ("walk", "sit", "lie down"), "dense", tree.sizes, "seconds", 25.0, 0.5)
     assert base.read_info(tree.root / "out") == info
     assert report["handled"] == {}
     assert report["videos"] == {"train": 2, "test": 1} and report["actions"] == {"train": 3, "test": 1}
