@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,7 +25,7 @@ from kd_jax.distill import TASKS, make_train_step
 from kd_jax.evaluate import SNIPPET, evaluate
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.predict import predict, write_arrays
-from kd_jax.train_state import create_train_state, current_learning_rate, make_optimizer
+from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
 SELECTION = f"{SNIPPET}/present_classes"  # the validation score that chooses the best epoch
 
@@ -122,106 +122,137 @@ def train_run(
         logging.info("%s: finished before, %s", name, summary(results))
         return results
     manifest = run_config(config, name, seed, source.info)
-    modality, num_classes, training = manifest["modality"], len(source.info.classes), config.training
-    teachers = [checkpoints.load_teacher(path) for path in teacher_directories]
-    for teacher, path in zip(teachers, teacher_directories, strict=True):
-        scores = summary(checkpoints.read_json(path / "results.json"))
-        logging.info("%s: learns from %s, %s", name, teacher.config["run"], scores)
-
-    videos = {split: source.videos(split, [modality]) for split in ("train", "validation")}
-    examples = {split: input_pipeline.make_examples(v, modality, num_classes) for split, v in videos.items()}
-    forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
-    for teacher in teachers:
-        outputs = teacher_outputs(teacher, source, "train", **forward)
-        examples["train"] = input_pipeline.attach_teacher(examples["train"], outputs)
-
+    training, modality = config.training, manifest["modality"]
     model = checkpoints.build_model(manifest)
-    steps_per_epoch = -(-len(examples["train"]) // training.batch_size)
+    forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
+    examples = _training_examples(source, manifest, teacher_directories, forward)
+    validation = Scorer(model, source, "validation", modality, forward)
+
+    steps_per_epoch = -(-len(examples) // training.batch_size)
     plateau = {"plateau_patience": training.plateau_patience, "steps_per_epoch": steps_per_epoch}
-    step = compiled_train_step(
-        model, source.info.head, json.dumps(manifest["options"], sort_keys=True), *plateau.values()
-    )
     run_key = jax.random.key(seed)
-    mesh = input_pipeline.data_mesh()
     state = create_train_state(
         model,
         make_optimizer(training.learning_rate, **plateau),
         jax.random.fold_in(run_key, 2**31 - 1),  # no step has this number
         manifest["input_size"],
-        standardization(examples["train"]) if config.model.standardize else None,
+        standardization(examples) if config.model.standardize else None,
     )
     best = new_best(state.params, state.constants)
-    state, best = input_pipeline.replicate((state, best), mesh)
+    state, best = input_pipeline.replicate((state, best), input_pipeline.data_mesh())
 
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints.write_json(directory / "config.json", manifest)
     keeper = checkpoints.Checkpoints(directory)
-    first_epoch = 1
-    if keeper.latest_epoch() is not None:
+    done = keeper.latest_epoch() or 0
+    if done:
         state, best = keeper.restore(state, best)
-        first_epoch = keeper.latest_epoch() + 1
-        logging.info("%s: continues after epoch %d of %d", name, first_epoch - 1, training.epochs)
+        logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
     else:
-        size = parameter_overview.count_parameters(state.params)
-        logging.info(
-            "%s: %s → %s, %s parameters, loss = task%s", name, modality, model.filter, f"{size:,}", _terms(manifest)
-        )
-        if show_parameters:
-            logging.info("\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
-
-    weights = {term: jnp.float32(weight) for term, weight in manifest["weights"].items()}
-    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples["train"]], training.length_buckets)
-    with (
-        Journal(directory, before_epoch=first_epoch) as journal,
-        Progress(name, training.epochs, steps_per_epoch) as bar,
-    ):
-        bar.start(first_epoch)
-        for epoch in range(first_epoch, training.epochs + 1):
-            started, metrics = time.perf_counter(), []
-            batches = input_pipeline.epoch(
-                examples["train"], buckets, training.batch_size, mesh, seed=seed, epoch=epoch
-            )
-            for _, batch, outputs in batches:
-                state, measured = step(state, outputs, batch, weights, run_key)
-                metrics.append(measured)
-                bar.step(metrics)
-            record = epoch_record(jax.device_get(metrics), time.perf_counter() - started)
-            if not math.isfinite(record["loss"]):
-                raise FloatingPointError(
-                    f"{name}: the loss became {record['loss']} in epoch {epoch} ({record}); "
-                    "lower training.learning_rate or the weight of the term that grew"
-                )
-            record["learning_rate"] = float(current_learning_rate(state))
-            score = math.nan  # without a validation split every epoch replaces the one before
-            if videos["validation"]:
-                outputs = predict(model, {"params": state.params, **state.constants}, examples["validation"], **forward)
-                logits = {e.id: o.logits for e, o in zip(examples["validation"], outputs, strict=True)}
-                scores = evaluate(logits, videos["validation"], source.info, upsampled=False)
-                record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
-                score = scores[SELECTION]
-            if not score <= float(best["score"]):
-                best = new_best(state.params, state.constants, score, epoch)
-            journal.write(epoch, int(state.step), record)
-            bar.finish_epoch(record)
-            if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
-                journal.flush()
-                keeper.save(epoch, state, best)
+        _announce(manifest, state.params, show_parameters)
+    step = compiled_train_step(model, source.info.head, json.dumps(manifest["options"]), **plateau)
+    step = functools.partial(step, weights={t: jnp.float32(w) for t, w in manifest["weights"].items()}, key=run_key)
+    with Journal(directory, after_epoch=done) as journal, Progress(name, training.epochs, steps_per_epoch, done) as bar:
+        best = _train_epochs(training, seed, step, state, best, examples, validation, keeper, journal, bar, done)
     keeper.close()
 
     results = {"best_epoch": int(best["epoch"])}
     variables = {"params": best["params"], **best["constants"]}
     for split in ("validation", "test"):
-        ground_truth = source.videos(split, [modality])
-        if not ground_truth:
-            continue
-        split_examples = input_pipeline.make_examples(ground_truth, modality, num_classes)
-        outputs = predict(model, variables, split_examples, progress=f"{name}: {split}", **forward)
-        logits = {e.id: o.logits for e, o in zip(split_examples, outputs, strict=True)}
-        write_arrays(directory / f"predictions_{split}.npz", logits)
-        results[split] = evaluate(logits, ground_truth, source.info, upsampled=config.evaluation.upsampled)
+        scorer = validation if split == "validation" else Scorer(model, source, "test", modality, forward)
+        if scorer.videos:
+            logits, results[split] = scorer(
+                variables, upsampled=config.evaluation.upsampled, progress=f"{name}: {split}"
+            )
+            write_arrays(directory / f"predictions_{split}.npz", logits)
     checkpoints.write_json(directory / "results.json", results)
     logging.info("%s: %s", name, summary(results))
     return results
+
+
+def _training_examples(
+    source: Source, manifest: dict, teacher_directories: Sequence[Path], forward: Mapping
+) -> list[Example]:
+    """The training videos of the run's modality, with what each teacher says of them."""
+    examples = input_pipeline.make_examples(
+        source.videos("train", [manifest["modality"]]), manifest["modality"], len(source.info.classes)
+    )
+    for directory in teacher_directories:
+        teacher = checkpoints.load_teacher(directory)
+        scores = summary(checkpoints.read_json(directory / "results.json"))
+        logging.info("%s: learns from %s, %s", manifest["run"], teacher.config["run"], scores)
+        examples = input_pipeline.attach_teacher(examples, teacher_outputs(teacher, source, "train", **forward))
+    return examples
+
+
+class Scorer:
+    """Predicts and evaluates one split with whatever parameters it is given."""
+
+    def __init__(self, model, source: Source, split: str, modality: str, forward: Mapping):
+        self.videos = source.videos(split, [modality])
+        self._examples = input_pipeline.make_examples(self.videos, modality, len(source.info.classes))
+        self._model, self._info, self._forward = model, source.info, forward
+
+    def __call__(self, variables: dict, *, upsampled: bool, progress: str | None = None) -> tuple[dict, dict]:
+        """Returns {video: logits} and the scores of `evaluate`."""
+        outputs = predict(self._model, variables, self._examples, progress=progress, **self._forward)
+        logits = {e.id: o.logits for e, o in zip(self._examples, outputs, strict=True)}
+        return logits, evaluate(logits, self.videos, self._info, upsampled=upsampled)
+
+
+def _train_epochs(
+    training,
+    seed: int,
+    step: Callable,
+    state: TrainState,
+    best: dict,
+    examples: Sequence[Example],
+    validation: Scorer,
+    keeper: checkpoints.Checkpoints,
+    journal: "Journal",
+    bar: "Progress",
+    done: int,
+) -> dict:
+    """Trains from epoch `done` + 1 on; returns the best epoch's parameters."""
+    mesh = input_pipeline.data_mesh()
+    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], training.length_buckets)
+    for epoch in range(done + 1, training.epochs + 1):
+        started, metrics = time.perf_counter(), []
+        for _, batch, teachers in input_pipeline.epoch(
+            examples, buckets, training.batch_size, mesh, seed=seed, epoch=epoch
+        ):
+            state, measured = step(state, teachers, batch)
+            metrics.append(measured)
+            bar.step(metrics)
+        record = epoch_record(jax.device_get(metrics), time.perf_counter() - started)
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(
+                f"{bar.name}: the loss became {record['loss']} in epoch {epoch} ({record}); "
+                "lower training.learning_rate or the weight of the term that grew"
+            )
+        record["learning_rate"] = float(current_learning_rate(state))
+        score = math.nan  # without validation videos every epoch replaces the one before
+        if validation.videos:
+            _, scores = validation({"params": state.params, **state.constants}, upsampled=False)
+            record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
+            score = scores[SELECTION]
+        if not score <= float(best["score"]):
+            best = new_best(state.params, state.constants, score, epoch)
+        journal.write(epoch, int(state.step), record)
+        bar.finish_epoch(record)
+        if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
+            keeper.save(epoch, state, best)
+    return best
+
+
+def _announce(manifest: dict, params: dict, show_parameters: bool) -> None:
+    """Says what is trained, and how large it is."""
+    terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
+    size = f"{parameter_overview.count_parameters(params):,}"
+    model = f"{manifest['modality']} → {manifest['model']['filter']}"
+    logging.info("%s: %s, %s parameters, loss = task%s", manifest["run"], model, size, terms)
+    if show_parameters:
+        logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))
 
 
 def summary(results: Mapping) -> str:
@@ -230,10 +261,6 @@ def summary(results: Mapping) -> str:
         f"{split} frame mAP {results[split][SELECTION]:.2f}" for split in ("validation", "test") if split in results
     ]
     return f"best epoch {results['best_epoch']}, {', '.join(scores)}"
-
-
-def _terms(manifest: dict) -> str:
-    return "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
 
 
 def epoch_record(metrics: Sequence[Mapping], seconds: float) -> dict:
@@ -247,7 +274,7 @@ def epoch_record(metrics: Sequence[Mapping], seconds: float) -> dict:
 class Journal:
     """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
 
-    def __init__(self, directory: Path, before_epoch: int):
+    def __init__(self, directory: Path, after_epoch: int):
         from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
 
         path = directory / "metrics.jsonl"
@@ -257,7 +284,7 @@ class Journal:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line that a kill cut short
                 break
-            if entry["epoch"] >= before_epoch:
+            if entry["epoch"] > after_epoch:
                 break
             kept.append(line)
             step = entry["step"]
@@ -277,8 +304,6 @@ class Journal:
         self._file.flush()
         for key, value in record.items():
             self._events.add_scalar(key, value, step)
-
-    def flush(self) -> None:
         self._events.flush()
 
 
@@ -287,19 +312,22 @@ class Progress:
 
     _interval = 0.5  # seconds between two looks at the loss
 
-    def __init__(self, name: str, epochs: int, steps_per_epoch: int):
-        self._steps, self._validation, self._last = steps_per_epoch, {}, 0.0
-        self._bar = tqdm(total=epochs * steps_per_epoch, desc=name, unit="step", disable=None, dynamic_ncols=True)
+    def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
+        self.name, self._validation, self._last = name, {}, 0.0
+        self._bar = tqdm(
+            total=epochs * steps_per_epoch,
+            initial=done * steps_per_epoch,
+            desc=name,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+        )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._bar.close()
-
-    def start(self, first_epoch: int) -> None:
-        self._bar.initial = self._bar.n = (first_epoch - 1) * self._steps
-        self._bar.refresh()
 
     def step(self, metrics: Sequence[Mapping[str, jax.Array]]) -> None:
         self._bar.update()

@@ -25,7 +25,7 @@ def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.
 
 
 def shift(x: jax.Array, steps: jax.Array | int, *, most: int) -> jax.Array:
-    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| is at most `most`."""
+    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| ≤ `most`."""
     padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
     return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
 
