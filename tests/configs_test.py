@@ -3,10 +3,16 @@
 import importlib
 from pathlib import Path
 
+import chex
+import jax
+import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import experiment
+from kd_jax import checkpoints, experiment
+from kd_jax.train import compiled_train_step, run_config
+from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.types import Batch, Outputs
 
 FILES = sorted(
     p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("__init__", "default")
@@ -24,6 +30,39 @@ def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
     results = experiment.perform(config, tmp_path / "work", experiment.prepare(config, tmp_path / "work"))
     assert [row["run"] for row in results["rows"]] == [*config.runs, *config.fusions]
     assert all(0 <= score <= 100 for row in results["rows"] for score in row["scores"]["frame mAP"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = get_config(name, "smoke")
+    source = experiment.prepare(config, tmp_path / "work")
+    distilled = next(run for run in config.runs if config.runs[run].teachers)
+    manifest = run_config(config, distilled, 0, source.info)
+    model, rng = checkpoints.build_model(manifest), np.random.default_rng(0)
+    shape, size = (2, 16), manifest["input_size"]
+    labels = (rng.random((*shape, len(source.info.classes))) < 0.3).astype(np.uint8)
+    batch = Batch(rng.standard_normal((*shape, size), np.float32), labels, np.ones(shape, bool))
+    hidden = rng.standard_normal((*shape, config.model.hidden), np.float32)
+    teachers = (Outputs(hidden, np.zeros(labels.shape, np.float32)),)
+    weights = {term: np.float32(weight) for term, weight in manifest["weights"].items()}
+    optimizer = make_optimizer(config.training.learning_rate, plateau_patience=2, steps_per_epoch=1)
+    step = compiled_train_step(model, source.info.head, "{}", 2, 1)
+
+    def fresh():
+        return create_train_state(model, optimizer, jax.random.key(0), size)
+
+    def advance(state, steps):
+        for _ in range(steps):
+            state, _ = step(state, teachers, batch, weights, jax.random.key(1))
+        return state
+
+    saved, keeper = advance(fresh(), 2), checkpoints.Checkpoints(tmp_path / "run")
+    keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
+    other = create_train_state(model, optimizer, jax.random.key(9), size)  # nothing of it may survive the restoring
+    restored, _ = keeper.restore(other, checkpoints.new_best(other.params, other.constants))
+    keeper.close()
+    chex.assert_trees_all_equal(advance(restored, 1), advance(fresh(), 3))
 
 
 @pytest.mark.parametrize("name", FILES)
