@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kd_jax.datasets import DATASETS, base, synthetic
+from kd_jax.datasets import base, describe, synthetic
 from kd_jax.segments import labels_from_segments
 from kd_jax.types import Batch, Outputs
 
@@ -73,10 +73,9 @@ def open_source(
 
     Raises:
       FileNotFoundError: if there are no records.
-      ValueError: for a modality that the records lack, or a validation part that leaves no training videos.
+      ValueError: for an unknown data set, a modality that the records lack, or no training videos left.
     """
-    if name not in DATASETS:
-        raise ValueError(f"dataset.name={name!r} is unknown; known data sets: {', '.join(DATASETS)}")
+    describe(name)
     if synthetic_fallback and name != "synthetic" and not Path(data_dir).exists():
         logging.warning("no records in %s: the SYNTHETIC set stands in for %s (smoke variant)", data_dir, name)
         info, splits = _synthetic_as(tuple(modalities))

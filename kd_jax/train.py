@@ -161,9 +161,8 @@ def train_run(
     for split in ("validation", "test"):
         scorer = validation if split == "validation" else Scorer(model, source, "test", modality, forward)
         if scorer.videos:
-            logits, results[split] = scorer(
-                variables, upsampled=config.evaluation.upsampled, progress=f"{name}: {split}"
-            )
+            upsampled = manifest["upsampled"] and split == "test"
+            logits, results[split] = scorer(variables, upsampled=upsampled, progress=f"{name}: {split}")
             write_arrays(directory / f"predictions_{split}.npz", logits)
     checkpoints.write_json(directory / "results.json", results)
     logging.info("%s: %s", name, summary(results))

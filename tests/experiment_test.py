@@ -76,7 +76,7 @@ WRONG_TURNS = {
     ),
     "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
     "baseline": (lambda c: c.update(baseline="vanilla"), "baseline='vanilla', but no run has that name"),
-    "data set": (lambda c: c.dataset.update(name="tus"), "dataset.name='tus' is unknown; known data sets"),
+    "data set": (lambda c: c.dataset.update(name="tus"), "data set 'tus' is unknown; known data sets"),
     "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
     "missing data_dir": (
         lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"),
