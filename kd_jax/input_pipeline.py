@@ -97,8 +97,8 @@ def open_source(
 
     @functools.lru_cache(maxsize=2)  # a run asks for its training videos several times in a row
     def read(split, wanted):
-        videos = base.read(data_dir, split, wanted) if splits is None else splits[split]
-        return videos[:max_videos] if max_videos else videos
+        first = max_videos or None
+        return base.read(data_dir, split, wanted, first=first) if splits is None else splits[split][:first]
 
     train_ids = [video.id for video in read("train", ())]
     held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]

@@ -58,6 +58,12 @@ def test_only_the_wanted_modalities_are_decoded(records):
         _ = bare.num_snippets
 
 
+def test_only_the_first_videos_are_read(records):
+    directory, splits = records
+    assert_same(base.read(directory, "train", first=2), splits["train"][:2])
+    assert_same(base.read(directory, "train", first=99), splits["train"])
+
+
 def test_tfds_reads_the_folder(records):
     import tensorflow_datasets as tfds
 

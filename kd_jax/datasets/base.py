@@ -11,6 +11,7 @@ copied.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -372,13 +373,16 @@ def read_info(directory: str | os.PathLike) -> Info:
     return Info(**info)
 
 
-def read(directory: str | os.PathLike, split: str, modalities: Sequence[str] | None = None) -> list[Video]:
-    """Reads a whole split.
+def read(
+    directory: str | os.PathLike, split: str, modalities: Sequence[str] | None = None, *, first: int | None = None
+) -> list[Video]:
+    """Reads a split.
 
     Args:
       directory: where `write` wrote.
       split: 'train' or 'test'.
       modalities: those to decode; None = all, empty = none.
+      first: read only so many videos from the start; None = all.
 
     Returns:
       The videos in the order they were written; features are read-only float16 arrays.
@@ -400,17 +404,19 @@ def read(directory: str | os.PathLike, split: str, modalities: Sequence[str] | N
             )
     stored = content["splits"][split]
     _check_shards(Path(directory), stored["shards"])
-    if not stored["videos"]:
+    wanted = stored["videos"] if first is None else min(first, stored["videos"])
+    if not wanted:
         return []
     features = _features(info, modalities)
     try:
-        videos = [_to_video(features.deserialize_example_np(r), modalities) for r in _records(directory, split)]
+        records = itertools.islice(_records(directory, split), wanted)
+        videos = [_to_video(features.deserialize_example_np(record), modalities) for record in records]
     except Exception as error:  # array_record and TFDS raise whatever they like
         raise ValueError(
             f"{directory}: a shard of {split} is damaged ({type(error).__name__}: {str(error)[:200]}); build it anew"
         ) from error
-    if len(videos) != stored["videos"]:
-        raise ValueError(f"{directory}: {split} has {len(videos)} of {stored['videos']} videos; build it anew")
+    if len(videos) != wanted:
+        raise ValueError(f"{directory}: {split} has {len(videos)} of {wanted} videos; build it anew")
     return videos
 
 
