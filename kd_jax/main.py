@@ -24,7 +24,12 @@ def parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (flags.Error, OSError, ImportError, SyntaxError, ValueError) as error:
-        sys.exit(f"kd_jax.main: {' '.join(str(error).split())}")
+        text = str(error).strip()
+        if (
+            "Traceback" in text
+        ):  # ml_collections quotes the whole traceback of a config file; its last line is the reason
+            text = text.splitlines()[-1]
+        sys.exit(f"kd_jax.main: {' '.join(text.split())}")
     except (AttributeError, KeyError, TypeError) as error:
         fields = ", ".join(a.split("=")[0] for a in argv if a.startswith("--config."))
         hint = " ".join(str(error).strip("\"'").replace("\\n", " ").split())
