@@ -146,6 +146,8 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
         ) from None
     modalities = sorted({run.modality for run in config.runs.values()})
     source = open_source(modalities=modalities, **config.dataset.to_dict())
+    for name in config.runs:
+        _check_run_folder(workdir / name, name)
     if resume:
         for name in config.runs:
             for seed in seeds(config):
@@ -153,6 +155,17 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
                     run_directory(config, workdir, name, seed), run_config(config, name, seed, source.info)
                 )
     return source
+
+
+def _check_run_folder(directory: Path, name: str) -> None:
+    """Refuses to train into, or with --noresume to delete, a folder that is not this run's own."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    configs = [
+        checkpoints.read_json(path) for path in (*directory.glob("config.json"), *directory.glob("seed_*/config.json"))
+    ]
+    if not any(isinstance(found, dict) and found.get("run") == name for found in configs):
+        raise ValueError(f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
 
 
 def _check_unchanged(directory: Path, wanted: dict) -> None:
@@ -189,7 +202,7 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
     order = training_order(config.runs)
     if not resume:
         for name in order:
-            shutil.rmtree(workdir / name, ignore_errors=True)
+            shutil.rmtree(workdir / name, ignore_errors=True)  # `prepare` has seen that it is a run's folder
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
     for seed in seeds(config):
         directories = {name: run_directory(config, workdir, name, seed) for name in order}

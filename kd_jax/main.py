@@ -42,7 +42,8 @@ def show_own_messages() -> None:
     """Progress on the terminal without the prefix of absl and without the bookkeeping of orbax."""
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno > std_logging.INFO or "kd_jax" in record.pathname)
+    package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
+    handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 

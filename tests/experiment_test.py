@@ -106,6 +106,15 @@ def test_unwritable_workdir(tmp_path):
         experiment.prepare(tiny_config(), tmp_path / "file" / "work")
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_that_is_no_run_is_left_alone(resume, tmp_path):
+    (tmp_path / "vanilla_rgb").mkdir()
+    (tmp_path / "vanilla_rgb" / "mine.npy").write_text("features")
+    with pytest.raises(ValueError, match="vanilla_rgb is not a run of kd_jax, so it is left alone"):
+        experiment.prepare(tiny_config(), tmp_path, resume)
+    assert (tmp_path / "vanilla_rgb" / "mine.npy").read_text() == "features"
+
+
 def test_folders_hold_what_the_readme_says(finished):
     _, workdir, results = finished
     for name in ("augmented_rgb", "vanilla_rgb", "flow_teacher"):
