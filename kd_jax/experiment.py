@@ -159,8 +159,10 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
 
 def _check_run_folder(directory: Path, name: str) -> None:
     """Refuses to train into, or with --noresume to delete, a folder that is not this run's own."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists():
         return
+    if directory.is_dir() and all(p.is_dir() or p.name.startswith(".") for p in directory.rglob("*")):
+        return  # killed before its config.json was written
     configs = [
         checkpoints.read_json(path) for path in (*directory.glob("config.json"), *directory.glob("seed_*/config.json"))
     ]

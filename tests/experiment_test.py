@@ -106,6 +106,12 @@ def test_unwritable_workdir(tmp_path):
         experiment.prepare(tiny_config(), tmp_path / "file" / "work")
 
 
+def test_a_run_killed_before_its_config_was_written_is_no_obstacle(tmp_path):
+    (tmp_path / "vanilla_rgb" / "seed_0").mkdir(parents=True)
+    (tmp_path / "vanilla_rgb" / "seed_0" / ".config.json.123").touch()
+    experiment.prepare(tiny_config(), tmp_path)
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_folder_that_is_no_run_is_left_alone(resume, tmp_path):
     (tmp_path / "vanilla_rgb").mkdir()
