@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how it comes back.
 
     checkpoints = Checkpoints(directory)             # while training: the latest epoch, atomically
-    run = load_teacher('workdir/demo/flow_teacher')      # afterwards: the model with the parameters of its best epoch
+    run = load_teacher('workdir/demo/flow_teacher')  # afterwards: the model with the parameters of its best epoch
 
 A run's folder rebuilds its own model: `config.json` says which, the checkpoint holds the parameters and the input
 standardisation. Arrays are read by orbax; nothing is unpickled.

@@ -3,7 +3,8 @@
     results = perform(config, Path('workdir/demo'))
 
 Runs are trained teachers first, each in a folder of its own; what is finished is skipped, what is half done goes on.
-Everything that can be wrong with a config is said in `prepare`, before anything is trained.
+`prepare` checks the names, numbers, data and folders of a config before anything is trained; the values of loss options
+are checked by the losses themselves, when their run starts.
 """
 
 import json
@@ -22,14 +23,14 @@ from kd_jax.evaluate import SNIPPET, UPSAMPLED, evaluate
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.models import FILTERS
 from kd_jax.predict import fuse, read_arrays
-from kd_jax.train import run_config, train_run
+from kd_jax.train import SELECTION, run_config, train_run
 
 # Column title: (split, key of evaluate's result). The gain is that of the first column.
 COLUMNS = {
     "frame mAP": ("test", f"{SNIPPET}/present_classes"),
     "all classes": ("test", f"{SNIPPET}/all_classes"),
     "up-sampled": ("test", f"{UPSAMPLED}/present_classes"),
-    "validation": ("validation", f"{SNIPPET}/present_classes"),
+    "validation": ("validation", SELECTION),
 }
 
 
@@ -56,7 +57,7 @@ def training_order(runs: Mapping) -> list[str]:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ValueError, naming field, value and remedy, for anything that could not be trained."""
+    """Raises ValueError, naming field, value and remedy, for names that do not exist and numbers out of range."""
     if not config.runs:
         raise ValueError("config.runs is empty; add at least one run with configs.default.make_run")
     training_order(config.runs)
@@ -219,8 +220,7 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
             scores[name].append(fused)
     results = tabulate(config, source, scores)
     checkpoints.write_json(workdir / "results.json", results)
-    table = markdown(results)
-    checkpoints.write_atomically(workdir / "results.md", table.encode())
+    checkpoints.write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results
 

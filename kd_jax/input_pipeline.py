@@ -2,7 +2,7 @@
 
     examples = make_examples(videos, 'rgb', num_classes=51)
     buckets = bucket_lengths([len(e.features) for e in examples], num_buckets=4)
-    for batch, teachers in epoch(examples, buckets, batch_size=2, seed=0, epoch=3): ...
+    for indices, batch, teachers in epoch(examples, buckets, 2, data_mesh(), seed=0, epoch=3): ...
 
 Whole videos travel: no cropping. A video is padded to one of a few lengths, so that a step compiles a few times and
 then never again. The order of an epoch depends on (seed, epoch) alone, so a resumed run sees what it would have seen.

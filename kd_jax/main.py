@@ -25,10 +25,8 @@ def parse_flags(argv):
         return flags.FLAGS(argv)
     except (flags.Error, OSError, ImportError, SyntaxError, ValueError) as error:
         text = str(error).strip()
-        if (
-            "Traceback" in text
-        ):  # ml_collections quotes the whole traceback of a config file; its last line is the reason
-            text = text.splitlines()[-1]
+        if "Traceback" in text:
+            text = text.splitlines()[-1]  # ml_collections quotes the traceback of a config file: the reason stands last
         sys.exit(f"kd_jax.main: {' '.join(text.split())}")
     except (AttributeError, KeyError, TypeError) as error:
         fields = ", ".join(a.split("=")[0] for a in argv if a.startswith("--config."))
