@@ -7,6 +7,8 @@ refused. `--config=configs/NAME.py:smoke` shrinks any of them to seconds.
 
 from ml_collections import ConfigDict
 
+from kd_jax.distill import TERMS, term_options
+
 # Weights that suit the scale of the terms as this library reads them: chosen on the synthetic set, where they gain for
 # each of the seeds 0, 1 and 2 (configs/demo.py --config.seeds=3).
 WEIGHTS = {"atomic": 1.0, "global_context": 1.0, "boundary": 0.02}
@@ -15,18 +17,21 @@ PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
 
 
 def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None = None, **changes) -> ConfigDict:
-    """One training: what it reads, whom it learns from, and how much each distillation term counts."""
+    """One training: what it reads, whom it learns from, and how much each distillation term counts.
+
+    `changes` set any other field, e.g. `options={'atomic': {'form': 'margin'}}`; a misspelt one is refused.
+    """
     run = ConfigDict(
         {
             "modality": modality,  # the features this run reads, in training and at inference
             "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
             "teachers": tuple(teachers),  # names of other runs; none = plain training with the task loss
-            "weights": dict(weights or {}),  # {key of kd_jax.distill.TERMS: weight}; a weight of 0 skips the term
-            "options": {},  # {term: {option of its loss: value}}, e.g. {'atomic': {'form': 'margin'}}
+            "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
+            "options": {term: term_options(term) for term in TERMS},  # the keyword options of each term's loss
         },
         sort_keys=False,
-    )
-    run.update(changes)
+    ).lock()
+    run.update({"weights": weights or {}, **changes})
     return run
 
 
@@ -36,8 +41,8 @@ def make_runs(**runs: ConfigDict) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """The defaults, without runs: an experiment's file adds them."""
-    return ConfigDict(
+    """The defaults, without runs: an experiment's file adds them. Locked: a misspelt field is refused."""
+    config = ConfigDict(
         {
             "dataset": {
                 "name": "custom",  # a key of kd_jax.datasets.DATASETS
@@ -74,7 +79,9 @@ def get_config() -> ConfigDict:
             "seeds": 1,  # so many seeds, from `seed` on; the table shows mean ± standard deviation
         },
         sort_keys=False,
-    )
+    ).lock()
+    config.fusions.unlock()  # the experiment's file adds to it
+    return config
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

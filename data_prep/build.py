@@ -229,7 +229,8 @@ def describe_report(report: Mapping) -> str:
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"data_prep.build: unexpected argument {argv[1]!r}; options start with --")
     options = {name: flags.FLAGS[name].value for name in OPTIONS}
     try:
         _, report = build(**options)

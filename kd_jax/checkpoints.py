@@ -68,7 +68,7 @@ class TrainedRun:
 
 def build_model(config: dict) -> Detector:
     """The detector that a run's config.json describes."""
-    return Detector(**{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
+    return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
 
 def load_teacher(directory: str | Path) -> TrainedRun:
@@ -80,13 +80,9 @@ def load_teacher(directory: str | Path) -> TrainedRun:
     directory = Path(directory)
     config = read_json(directory / "config.json")
     if config is None:
-        seeds = sorted(path.parent.name for path in directory.glob("seed_*/config.json"))
-        hint = (
-            f"it holds {', '.join(seeds)}: name one of them"
-            if seeds
-            else "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
+        raise FileNotFoundError(
+            f"{directory} is no run (no config.json there); give a run of a workdir, e.g. workdir/demo/augmented_rgb"
         )
-        raise FileNotFoundError(f"{directory} is no run (no config.json there); {hint}")
     if not (directory / "results.json").exists():
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     model = build_model(config)

@@ -45,11 +45,11 @@ TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
 }
 
 
-def term_options(term: str) -> list[str]:
-    """The options of a term's loss that a config may set."""
+def term_options(term: str) -> dict:
+    """The options of a term's loss that a config may set, with their defaults."""
     supplied = {"labels", "key", "negatives"}
     parameters = inspect.signature(TERMS[term][1]).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied]
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
 
 def total_loss(

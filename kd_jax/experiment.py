@@ -3,8 +3,7 @@
     results = perform(config, Path('workdir/demo'))
 
 Runs are trained teachers first, each in a folder of its own; what is finished is skipped, what is half done goes on.
-`prepare` checks the names, numbers, data and folders of a config before anything is trained; the values of loss options
-are checked by the losses themselves, when their run starts.
+`prepare` checks the names, numbers, options, data and folders of a config before anything is trained.
 """
 
 import json
@@ -14,6 +13,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -24,6 +25,7 @@ from kd_jax.input_pipeline import Source, open_source
 from kd_jax.models import FILTERS
 from kd_jax.predict import fuse, read_arrays
 from kd_jax.train import SELECTION, run_config, train_run
+from kd_jax.types import Batch, Outputs
 
 # Column title: (split, key of evaluate's result). The gain is that of the first column.
 COLUMNS = {
@@ -66,17 +68,11 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"the run name {name!r} cannot be a folder name; use letters, digits and _")
         if run.filter not in FILTERS:
             raise ValueError(f"runs.{name}.filter={run.filter!r} is unknown; known filters: {', '.join(FILTERS)}")
-        for term in (*run.weights, *run.options):
-            if term not in distill.TERMS:
-                raise ValueError(f"runs.{name} has the unknown term {term!r}; known terms: {', '.join(distill.TERMS)}")
         for term, weight in run.weights.items():
             if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
                 raise ValueError(f"runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
         for term, options in run.options.items():
-            known = distill.term_options(term)
-            for option in options:
-                if option not in known:
-                    raise ValueError(f"runs.{name}.options.{term} has no option {option!r}; it has {', '.join(known)}")
+            _check_options(f"runs.{name}.options.{term}", term, options.to_dict())
         active = [term for term, weight in run.weights.items() if weight]
         if active and not run.teachers:
             raise ValueError(
@@ -99,19 +95,29 @@ def check_config(config: ConfigDict) -> None:
     _check_numbers(config)
 
 
+def _check_options(field: str, term: str, options: dict) -> None:
+    """Lets the loss itself look at its options, on shapes alone."""
+    array, mask = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
+    outputs, batch = Outputs(array, array), Batch(array, array, mask)
+    try:
+        jax.eval_shape(lambda o, b: distill.TERMS[term][0](o, o, b, jax.random.key(0), **options), outputs, batch)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
 def _check_numbers(config: ConfigDict) -> None:
     at_least = {
         "training": {"epochs": 1, "batch_size": 1, "plateau_patience": 0, "length_buckets": 1, "checkpoint_every": 1},
         "model": {"hidden": 1, "num_layers": 1},
         "evaluation": {"batch_size": 1},
-        "dataset": {"max_videos": 0},
+        "dataset": {"max_videos": 0, "validation_seed": 0},
     }
     for section, fields in at_least.items():
         for field, lowest in fields.items():
             if config[section][field] < lowest:
                 raise ValueError(f"{section}.{field}={config[section][field]}; it must be at least {lowest}")
-    if config.seeds < 1:
-        raise ValueError(f"seeds={config.seeds}; train with at least 1")
+    if config.seeds < 1 or config.seed < 0:
+        raise ValueError(f"seeds={config.seeds}, seed={config.seed}; there must be at least 1 seed, from 0 on")
     if not 0 <= config.model.dropout < 1:
         raise ValueError(f"model.dropout={config.model.dropout}; it must be at least 0 and below 1")
     if not 0 <= config.dataset.validation_fraction < 1:
@@ -125,8 +131,8 @@ def _check_numbers(config: ConfigDict) -> None:
 
 
 def run_directory(config: ConfigDict, workdir: Path, name: str, seed: int) -> Path:
-    """workdir/<run>, or workdir/<run>/seed_<n> when the experiment has several seeds."""
-    return workdir / name if config.seeds == 1 else workdir / name / f"seed_{seed}"
+    """workdir/<run> for the first seed, workdir/<run>/seed_<n> for the others: seeds may be added and left out."""
+    return workdir / name if seed == config.seed else workdir / name / f"seed_{seed}"
 
 
 def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
@@ -152,9 +158,7 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
     if resume:
         for name in config.runs:
             for seed in seeds(config):
-                _check_unchanged(
-                    run_directory(config, workdir, name, seed), run_config(config, name, seed, source.info)
-                )
+                _check_unchanged(run_directory(config, workdir, name, seed), run_config(config, name, seed, source))
     return source
 
 

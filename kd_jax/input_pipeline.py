@@ -40,6 +40,7 @@ class Source:
     """Where an experiment's videos come from: records on disk, or the synthetic set in memory."""
 
     info: base.Info
+    fingerprint: str  # of the content: the same only for the same videos
     read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
     validation: frozenset[str]  # training videos held out
 
@@ -73,21 +74,22 @@ def open_source(
 
     Raises:
       FileNotFoundError: if there are no records.
-      ValueError: for an unknown data set, a modality that the records lack, or no training videos left.
+      ValueError: for an unknown data set, a modality that the records lack, no training videos left, or validation or
+        test videos without a single action.
     """
     describe(name)
     if synthetic_fallback and name != "synthetic" and not Path(data_dir).exists():
         logging.warning("no records in %s: the SYNTHETIC set stands in for %s (smoke variant)", data_dir, name)
-        info, splits = _synthetic_as(tuple(modalities))
+        info, splits, fingerprint = _synthetic_as(tuple(modalities))
     elif name == "synthetic":
-        info, splits = _synthetic_as(())
+        info, splits, fingerprint = _synthetic_as(())
     else:
         if not data_dir:
             raise FileNotFoundError(
                 f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
                 "and pass --config.dataset.data_dir=DIR"
             )
-        info, splits = base.read_info(data_dir), None
+        info, splits, fingerprint = base.read_info(data_dir), None, base.read_fingerprint(data_dir)
     lacking = [m for m in modalities if m not in info.modalities]
     if lacking:
         raise ValueError(
@@ -102,19 +104,33 @@ def open_source(
 
     train_ids = [video.id for video in read("train", ())]
     held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]
-    return Source(info, read, frozenset(held_out))
+    source = Source(info, fingerprint, read, frozenset(held_out))
+    remedies = {
+        "validation": "choose others with dataset.validation_seed or hold out more with dataset.validation_fraction",
+        "test": "give annotated videos the subset 'testing' when you build the records",
+    }
+    for split, remedy in remedies.items():
+        videos = source.videos(split, [])
+        if (videos or split == "test") and not any(len(video.segments) for video in videos):
+            raise ValueError(
+                f"none of the {len(videos)} {split} videos has an action, so nothing can be scored; {remedy}"
+            )
+    return source
 
 
 @functools.lru_cache(maxsize=1)
-def _synthetic_as(modalities: tuple[str, ...]) -> tuple[base.Info, dict[str, list[base.Video]]]:
-    """The synthetic set; modalities it does not have are played by those that it has and nobody asked for."""
+def _synthetic_as(modalities: tuple[str, ...]) -> tuple[base.Info, dict[str, list[base.Video]], str]:
+    """The synthetic set and its fingerprint; modalities it lacks are played by those it has and nobody asked for."""
     info, splits = synthetic.make()
     spare = [m for m in info.modalities if m not in modalities]
     played = {m: m if m in info.modalities else spare.pop(0) for m in modalities} or {m: m for m in info.modalities}
-    return replace(info, modalities={m: info.modalities[source] for m, source in played.items()}), {
+    info = replace(info, modalities={m: info.modalities[source] for m, source in played.items()})
+    splits = {
         split: [replace(v, features={m: v.features[source] for m, source in played.items()}) for v in videos]
         for split, videos in splits.items()
     }
+    checksums = {split: [base.checksums(video) for video in videos] for split, videos in splits.items()}
+    return info, splits, base.fingerprint(info, checksums)
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:

@@ -3,14 +3,16 @@
 Trains the experiment's runs, evaluates them, prints one table. The same command again continues what was interrupted.
 """
 
-import logging as std_logging
+import re
 import sys
+import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from kd_jax import experiment
+from kd_jax.predict import show_own_messages
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
@@ -21,28 +23,31 @@ _RESUME = flags.DEFINE_bool("resume", True, "Continue what is half done; --nores
 
 def parse_flags(argv):
     """absl's parser, with mistakes in a config told in one sentence instead of a traceback."""
+    sys.path.append(str(Path(__file__).parents[1]))  # a config file of one's own, in any folder, finds configs.default
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, OSError, ImportError, SyntaxError, ValueError) as error:
-        text = str(error).strip()
-        if "Traceback" in text:
-            text = text.splitlines()[-1]  # ml_collections quotes the traceback of a config file: the reason stands last
-        sys.exit(f"kd_jax.main: {' '.join(text.split())}")
-    except (AttributeError, KeyError, TypeError) as error:
-        fields = ", ".join(a.split("=")[0] for a in argv if a.startswith("--config."))
-        hint = " ".join(str(error).strip("\"'").replace("\\n", " ").split())
-        sys.exit(
-            f"kd_jax.main: the config has no such field ({hint}) among {fields}; configs/default.py lists them all"
-        )
+    except Exception as error:  # a config file is a program: it may raise anything
+        sys.exit(f"kd_jax.main: {config_mistake(error, argv)}")
 
 
-def show_own_messages() -> None:
-    """Progress on the terminal without the prefix of absl and without the bookkeeping of orbax."""
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
-    handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+def config_mistake(error: Exception, argv: list[str]) -> str:
+    """One sentence: where in the config file or the arguments, what is wrong, what was perhaps meant."""
+    text = str(error).strip()
+    files = [a.partition("=")[2].partition(":")[0] for a in argv if a.startswith("--config=")]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if files and f.filename.endswith(files[-1])]
+    if "Traceback" in text:  # ml_collections quotes the traceback of a config file: the reason stands last
+        lines = re.findall(rf'{re.escape(files[-1])}", line (\d+)', text)
+        text = text.splitlines()[-1]
+    text = text.replace("\\n", " ").replace("\\", "")
+    if unknown := re.search(r'Key "(\S+?)" does not exist', text):
+        meant = re.search(r'Did you mean "(\w+)"', text)
+        text = f"there is no field {unknown[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
+        text += " (configs/default.py lists them all)"
+    if lines:
+        text = f"{files[-1]}, line {lines[-1]}: {text}"
+    elif fields := [a.partition("=")[0] for a in argv if a.startswith("--config.")]:
+        text += f", among {', '.join(fields)}"
+    return " ".join(text.split())
 
 
 def main(argv):
@@ -57,7 +62,12 @@ def main(argv):
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
-    results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
+    try:
+        results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
+    except FloatingPointError as error:
+        sys.exit(f"kd_jax.main: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nkd_jax.main: interrupted; the same command continues from the last checkpoint")
     print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 
 

@@ -8,6 +8,8 @@ OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotati
 
 import functools
 import io
+import logging as std_logging
+import math
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,11 +17,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from kd_jax import input_pipeline
 from kd_jax.checkpoints import load_teacher, write_atomically, write_json
+from kd_jax.datasets import custom
 from kd_jax.distill import eval_step
 from kd_jax.segments import segments_from_background, segments_from_scores
 from kd_jax.types import Outputs
@@ -102,8 +105,8 @@ def detections(
     ]
 
 
-def read_features(path: Path, input_size: int) -> list[input_pipeline.Example]:
-    """Reads `<video>.npy` files, `[T, D]` or `[T, 1, 1, D]`.
+def read_features(path: Path, modality: str, input_size: int) -> list[input_pipeline.Example]:
+    """Reads `<video>.npy` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
 
     Raises:
       FileNotFoundError, ValueError: listing every file that cannot be used.
@@ -113,36 +116,35 @@ def read_features(path: Path, input_size: int) -> list[input_pipeline.Example]:
         raise FileNotFoundError(
             f"--features={path}: no .npy file there; give a folder of <video>.npy files or one file"
         )
-    examples, problems = [], []
+    findings, examples = custom.Findings(), []
     for file in files:
-        try:
-            features = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            problems.append(f"{file}: not a readable .npy file ({error})")
-            continue
-        shape = features.shape
-        if features.ndim > 2 and all(size == 1 for size in shape[1:-1]):
-            features = features.reshape(shape[0], shape[-1])
-        if features.ndim != 2 or features.shape[-1] != input_size or not len(features):
-            problems.append(f"{file}: shape {shape}, but the run reads [T, {input_size}]")
-        elif features.dtype.kind not in "fiu" or not np.isfinite(features).all():
-            problems.append(f"{file}: dtype {features.dtype} or values that are not finite numbers")
-        else:
-            features = features if features.dtype in (np.float16, np.float32) else features.astype(np.float32)
+        shape = custom.check_file(modality, file, findings)
+        if shape and shape[1] != input_size:
+            findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
+        elif shape:
+            features = custom.load_file(file)
             examples.append(input_pipeline.Example(file.stem, features, np.zeros((len(features), 0), np.uint8)))
-    if problems:
-        raise ValueError(
-            "\n  ".join([f"{len(problems)} of {len(files)} feature files cannot be used:", *problems[:20]])
-        )
+    findings.raise_problems()
     return examples
 
 
+def show_own_messages() -> None:
+    """Progress on the terminal without the prefix of absl and without the bookkeeping of orbax."""
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
+    handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"kd_jax.predict: unexpected argument {argv[1]!r}; options start with --")
+    show_own_messages()
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)
-        examples = read_features(Path(arguments.features), run.config["input_size"])
+        examples = read_features(Path(arguments.features), run.config["modality"], run.config["input_size"])
         output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -181,7 +183,18 @@ if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
     flags.DEFINE_string("features", None, "A .npy file, or a folder of <video>.npy files.", required=True)
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
-    flags.DEFINE_float("threshold", None, "Probability from which a snippet counts as action (dense 0.5, sparse 0.4).")
+    flags.DEFINE_float(
+        "threshold",
+        None,
+        "Probability from which a snippet counts as action (dense 0.5, sparse 0.4).",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
     flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
+    flags.register_validator(
+        "seconds_per_snippet",
+        lambda seconds: seconds is None or 0 < seconds < math.inf,
+        "it must be a finite number above 0",
+    )
     flags.DEFINE_integer("batch_size", 8, "Whole videos a forward pass.", lower_bound=1)
     app.run(main)

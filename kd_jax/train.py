@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from clu import parameter_overview
 from tqdm import tqdm
@@ -30,28 +31,36 @@ from kd_jax.train_state import TrainState, create_train_state, current_learning_
 SELECTION = f"{SNIPPET}/present_classes"  # the validation score that chooses the best epoch
 
 
-def run_config(config, name: str, seed: int, info) -> dict:
-    """What a run is, as plain JSON: everything that decides its result, and all that rebuilds its model."""
-    run = config.runs[name].to_dict()
-    dataset = config.dataset.to_dict()
-    dataset.pop("synthetic_fallback")
+def run_config(config, name: str, seed: int, source: Source) -> dict:
+    """What a run is, as plain JSON: everything that decides its result, and all that rebuilds its model.
+
+    What changes no result is left out: where the records lie, how often a checkpoint is written.
+    """
+    info, training, dataset = source.info, config.training.to_dict(), config.dataset.to_dict()
+    del training["checkpoint_every"], dataset["data_dir"], dataset["synthetic_fallback"]
+
+    def choices(name: str) -> dict:
+        run = config.runs[name]
+        weights = {term: weight for term, weight in run.weights.items() if weight}
+        return {
+            "modality": run.modality,
+            "filter": run.filter,
+            "teachers": {teacher: choices(teacher) for teacher in run.teachers},
+            "weights": weights,
+            "options": {term: run.options[term].to_dict() for term in weights if term in run.options},
+        }
+
+    run = choices(name)
     return json.loads(
         json.dumps(
             {
                 "run": name,
                 "seed": seed,
-                "modality": run["modality"],
-                "teachers": run["teachers"],
-                "weights": {term: weight for term, weight in run["weights"].items() if weight},
-                "options": run["options"],
-                "model": {
-                    "filter": run["filter"],
-                    "num_outputs": TASKS[info.head][1](len(info.classes)),
-                    **config.model.to_dict(),
-                },
-                "training": config.training.to_dict(),
+                **run,
+                "model": {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()},
+                "training": training,
                 "upsampled": config.evaluation.upsampled,
-                "dataset": dataset,
+                "dataset": {**dataset, "fingerprint": source.fingerprint},
                 "input_size": info.modalities[run["modality"]],
                 "head": info.head,
                 "classes": info.classes,
@@ -115,13 +124,13 @@ def train_run(
       The content of the run's results.json.
 
     Raises:
-      FloatingPointError: if the loss stops being finite.
+      FloatingPointError: if loss or parameters stop being finite.
     """
     results = checkpoints.read_json(directory / "results.json")
     if results is not None:
         logging.info("%s: finished before, %s", name, summary(results))
         return results
-    manifest = run_config(config, name, seed, source.info)
+    manifest = run_config(config, name, seed, source)
     training, modality = config.training, manifest["modality"]
     model = checkpoints.build_model(manifest)
     forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
@@ -224,9 +233,10 @@ def _train_epochs(
             metrics.append(measured)
             bar.step(metrics)
         record = epoch_record(jax.device_get(metrics), time.perf_counter() - started)
-        if not math.isfinite(record["loss"]):
+        if not (math.isfinite(record["loss"]) and jnp.isfinite(optax.tree.norm(state.params))):
+            values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             raise FloatingPointError(
-                f"{bar.name}: the loss became {record['loss']} in epoch {epoch} ({record}); "
+                f"{bar.name}: training diverged in epoch {epoch} ({values}); "
                 "lower training.learning_rate or the weight of the term that grew"
             )
         record["learning_rate"] = float(current_learning_rate(state))
@@ -248,7 +258,7 @@ def _announce(manifest: dict, params: dict, show_parameters: bool) -> None:
     """Says what is trained, and how large it is."""
     terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
     size = f"{parameter_overview.count_parameters(params):,}"
-    model = f"{manifest['modality']} → {manifest['model']['filter']}"
+    model = f"{manifest['modality']} → {manifest['filter']}"
     logging.info("%s: %s, %s parameters, loss = task%s", manifest["run"], model, size, terms)
     if show_parameters:
         logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))
@@ -289,7 +299,7 @@ class Journal:
             step = entry["step"]
         checkpoints.write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a")
-        self._events = SummaryWriter(str(directory), purge_step=step + 1 if kept else None)
+        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
 
     def __enter__(self):
         return self

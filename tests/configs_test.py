@@ -1,6 +1,8 @@
 """Every file of configs/ trains, in its smoke variant, on whatever data there is."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -38,7 +40,7 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
     config = get_config(name, "smoke")
     source = experiment.prepare(config, tmp_path / "work")
     distilled = next(run for run in config.runs if config.runs[run].teachers)
-    manifest = run_config(config, distilled, 0, source.info)
+    manifest = run_config(config, distilled, 0, source)
     model, rng = checkpoints.build_model(manifest), np.random.default_rng(0)
     shape, size = (2, 16), manifest["input_size"]
     labels = (rng.random((*shape, len(source.info.classes))) < 0.3).astype(np.uint8)
@@ -96,7 +98,40 @@ def test_every_field_of_the_defaults_is_commented():
     assert [f for f in fields if "#" not in f and not f.strip().startswith(names_explain_themselves)] == []
 
 
-def test_overrides_on_the_command_line_reach_nested_fields():
-    config = get_config("demo")
-    config.update_from_flattened_dict({"runs.augmented_rgb.weights.atomic": 3.0, "training.epochs": 7})
-    assert config.runs.augmented_rgb.weights.atomic == 3.0 and config.training.epochs == 7
+def test_overrides_on_the_command_line_reach_every_term_and_option(tmp_path):
+    file = tmp_path / "mine.py"  # in any folder
+    file.write_text("""
+from configs import default
+
+def get_config(variant=""):
+    config = default.get_config()
+    config.dataset.name = "synthetic"
+    run = default.make_run("rgb", teachers=("teacher",), weights={"atomic": 1})
+    config.runs = default.make_runs(teacher=default.make_run("flow"), student=run)
+    config.baseline = ""
+    return default.with_variant(config, variant)
+""")
+    run = "--config.runs.student"
+    overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.margin=0.25"]
+    overrides += [f"{run}.options.boundary.form=vector", "--config.training.epochs=1", "--config.dataset.max_videos=3"]
+    overrides += ["--config.model.hidden=8", "--config.evaluation.upsampled=False"]
+    command = [sys.executable, "-m", "kd_jax.main", f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    trained = checkpoints.read_json(tmp_path / "work" / "student" / "config.json")
+    assert trained["weights"] == {"atomic": 0.5, "boundary": 2.0}
+    assert trained["options"]["boundary"] == {"form": "vector"} and trained["options"]["atomic"]["margin"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "changes, known",
+    [
+        ({"filtr": "ss_tcn"}, 'Did you mean "filter"'),
+        ({"weights": {"atom": 1.0}}, 'Did you mean "atomic"'),
+        ({"options": {"boundary": {"from": 1}}}, "'form': 'curve'"),
+    ],
+)
+def test_a_misspelt_choice_of_a_run_is_refused(changes, known):
+    with pytest.raises(KeyError) as error:
+        default.make_run("rgb", **changes)
+    assert known in error.value.args[0]

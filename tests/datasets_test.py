@@ -206,6 +206,33 @@ def test_damage_is_noticed(records):
     base.read(directory, "test")
 
 
+def test_a_swapped_shard_of_equal_size_is_noticed(tmp_path):
+    videos = [make_video("v", 9), make_video("w", 9)]
+    for name, video in zip("ab", videos, strict=True):
+        base.write(tmp_path / name, INFO, {"train": [video], "test": []})
+    (mine,), (other,) = ((tmp_path / name).glob("*train*") for name in "ab")
+    assert mine.stat().st_size == other.stat().st_size
+    mine.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match="'w' is not what was written there; was a shard swapped"):
+        base.read(tmp_path / "a", "train")
+
+
+def test_the_fingerprint_names_the_content(tmp_path):
+    def fingerprint(name, videos, info=INFO):
+        base.write(tmp_path / name, info, {"train": videos, "test": []})
+        return base.read_fingerprint(tmp_path / name)
+
+    v, w = make_video("v"), make_video("w")
+    changed = dataclasses.replace(w, features={**w.features, "flow": w.features["flow"] + np.float16(1)})
+    later = dataclasses.replace(w, segments=w.segments + np.array([[0, 0.5, 0.5]]))
+    first = fingerprint("first", [v, w])
+    assert fingerprint("again", [v, w]) == first
+    others = [[w, v], [v], [v, changed], [v, later], [v, dataclasses.replace(w, duration=9.0)]]
+    others = [fingerprint(f"other {i}", videos) for i, videos in enumerate(others)]
+    others.append(fingerprint("fps", [v, w], dataclasses.replace(INFO, fps=30.0)))
+    assert len({first, *others}) == 7
+
+
 def test_info_converts_times():
     frames = dataclasses.replace(INFO, unit="frames", fps=20.0)
     video = dataclasses.replace(make_video("v"), duration=101.0)

@@ -1,7 +1,9 @@
 """The experiment: what is refused before training, the order of runs, the table, resuming after a kill."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from configs import default
 from kd_jax import distill, experiment, predict
 from kd_jax.checkpoints import load_teacher
+from kd_jax.datasets import base, synthetic
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.train import teacher_outputs, train_run
 
@@ -66,9 +69,17 @@ WRONG_TURNS = {
         lambda c: c.runs.vanilla_rgb.update(filter="lstmm"),
         "runs.vanilla_rgb.filter='lstmm' is unknown; known",
     ),
-    "term": (lambda c: c.runs.augmented_rgb.update(weights={"atom": 1.0}), "unknown term 'atom'; known terms: atomic"),
     "negative weight": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": -1.0}), "weights.atomic=-1.0"),
-    "option": (lambda c: c.runs.augmented_rgb.update(options={"atomic": {"tau": 1}}), "no option 'tau'; it has"),
+    "form": (
+        lambda c: c.runs.augmented_rgb.options.boundary.update(form="nope"),
+        r"runs.augmented_rgb.options.boundary: boundary: form must be 'curve' or 'vector', got 'nope'",
+    ),
+    "temperature": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(temperature=0),
+        "temperature must be .* got 0",
+    ),
+    "seed": (lambda c: c.update(seed=-1), "seeds=1, seed=-1; there must be"),
+    "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
     "teacher without weights": (
         lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(distill.TERMS, 0.0)),
@@ -163,6 +174,45 @@ def test_finished_runs_are_skipped_and_other_settings_refused(finished):
         experiment.prepare(changed, workdir)
 
 
+def test_a_student_whose_teacher_was_trained_otherwise_is_refused(finished, tmp_path):
+    _, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "flow_teacher")
+    changed = tiny_config()
+    changed.runs.flow_teacher.modality = "pose"
+    with pytest.raises(ValueError, match=r'augmented_rgb .*teachers.flow_teacher.modality: "flow" there, "pose" now'):
+        experiment.prepare(changed, tmp_path / "work")
+
+
+def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_saved(tmp_path):
+    info, splits = synthetic.tiny()
+    base.write(tmp_path / "records", info, splits)
+
+    def config(directory="records", **training):
+        config = tiny_config(epochs=1, **training)
+        config.dataset.update({"name": "custom", "data_dir": str(tmp_path / directory)})
+        return config
+
+    perform(config(), tmp_path / "work")
+    shutil.move(tmp_path / "records", tmp_path / "moved")
+    experiment.prepare(config("moved", checkpoint_every=7), tmp_path / "work")
+    base.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
+    with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
+        experiment.prepare(config("moved"), tmp_path / "work")
+
+
+@pytest.mark.parametrize("split, remedy", [("validation", "dataset.validation_seed"), ("test", "subset 'testing'")])
+def test_a_split_without_any_action_is_refused(split, remedy, tmp_path):
+    info, splits = synthetic.tiny()
+    part = {"validation": "train", "test": "test"}[split]
+    splits[part] = [dataclasses.replace(video, segments=np.zeros((0, 3))) for video in splits[part]]
+    base.write(tmp_path / "records", info, splits)
+    config = tiny_config()
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
+    with pytest.raises(ValueError, match=f"none of the . {split} videos has an action, .*{remedy}"):
+        experiment.prepare(config, tmp_path / "work")
+
+
 def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
     config, workdir, _ = finished
     source = experiment.prepare(config, workdir)
@@ -253,6 +303,10 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     scores = results["rows"][0]["scores"]["frame mAP"]
     assert results["seeds"] == [5, 6] and len(set(scores)) == 2
     assert (tmp_path / "vanilla_rgb" / "seed_6" / "results.json").exists()
+    stamp = (tmp_path / "vanilla_rgb" / "results.json").stat().st_mtime_ns
+    config.seeds = 1  # the first seed stands on its own
+    assert perform(config, tmp_path)["rows"][0]["scores"]["frame mAP"] == scores[:1]
+    assert (tmp_path / "vanilla_rgb" / "results.json").stat().st_mtime_ns == stamp
     expected = f"{np.mean(scores):.2f} ± {abs(scores[0] - scores[1]) / 2**0.5:.2f}"
     assert expected in experiment.markdown(results)
 
@@ -268,7 +322,9 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = tiny_config(learning_rate=1e30)
     source = experiment.prepare(config, tmp_path)
-    with pytest.raises(FloatingPointError, match="vanilla_rgb: the loss became .* lower training.learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match="vanilla_rgb: training diverged in epoch .*lower training.learning_rate"
+    ):
         train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
 
 

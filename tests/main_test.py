@@ -1,7 +1,9 @@
 """The command line: a first-time user's wrong turns end in one sentence."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ WRONG_TURNS = {
     "modality": (["--config=configs/demo.py", "--config.runs.flow_teacher.modality=depth"], "no modality 'depth'"),
     "teacher": (["--config=configs/demo.py", "--config.runs.augmented_rgb.teachers=('flou',)"], "no run has that name"),
     "workdir": (["--config=configs/demo.py", "--workdir=setup.cfg/work"], "cannot be written"),
+    "typo in a term": (["--config=configs/demo.py", "--config.runs.augmented_rgb.weights.atom=3"], "'atom'"),
+    "form": (["--config=configs/demo.py", "--config.runs.augmented_rgb.options.atomic.form=x"], "form must be one of"),
+    "seed": (["--config=configs/demo.py", "--config.seed=-1"], "seed=-1"),
     "stray argument": (["--config=configs/demo.py", "training.epochs=3"], "unexpected argument"),
 }
 
@@ -31,3 +36,42 @@ def test_one_sentence_that_says_what_to_do(turn):
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("config.trainig = 4", "mine.py, line 5: there is no field 'trainig'; did you mean 'training'? (configs/"),
+        ("default.make_run('rgb', filtr='x')", "mine.py, line 5: there is no field 'filtr'; did you mean 'filter'?"),
+        ("config.training.epochs = 'many'", "mine.py, line 5: "),
+        ("undefined", "mine.py, line 5: name 'undefined' is not defined"),
+        ("config.(", "mine.py, line 5"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
+    head = "from configs import default\n\ndef get_config():\n    config = default.get_config()\n"
+    (tmp_path / "mine.py").write_text(f"{head}    {line}\n    return config\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "kd_jax.main", f"--config={tmp_path / 'mine.py'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke"]
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    diverging = [*command, f"--workdir={tmp_path / 'a'}", "--config.training.learning_rate=1e30"]
+    result = subprocess.run(diverging, timeout=120, **options)
+    assert result.returncode == 1 and "diverged in epoch 1" in result.stderr and "Traceback" not in result.stderr
+    endless = [*command, f"--workdir={tmp_path / 'b'}", "--config.training.epochs=100000"]
+    with subprocess.Popen(endless, **options) as process:
+        journal, deadline = tmp_path / "b" / "flow_teacher" / "metrics.jsonl", time.monotonic() + 120
+        while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "the same command continues" in stderr and "Traceback" not in stderr, stderr

@@ -11,12 +11,14 @@ copied.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,11 @@ from pathlib import Path
 import numpy as np
 
 SPLITS = ("train", "test")
-INFO_FILE = "kd_jax.json"  # Info, and the size of every shard; written last
+INFO_FILE = "kd_jax.json"  # Info, the size of every shard and the checksums of every video; written last
 REPORT_FILE = "report.json"
 SHARD_BYTES = 256 * 2**20  # a shard is closed once it holds this much
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one video is one chunk: random access by video
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,14 +250,15 @@ def _write_into(directory: Path, info: Info, splits: Mapping[str, Iterable[Video
     seen: set[str] = set()
     stored, split_infos = {}, []
     for split in SPLITS:
-        shards = _write_shards(directory, split, _serialized(splits[split], info, features, seen))
+        written: list[dict[str, int]] = []
+        shards = _write_shards(directory, split, _serialized(splits[split], info, features, seen, written))
         files = {}
         for number, (path, _) in enumerate(shards):
             final = f"{info.name}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             path.rename(directory / final)
             files[final] = (directory / final).stat().st_size
         lengths = [length for _, length in shards]
-        stored[split] = {"videos": sum(lengths), "shards": files}
+        stored[split] = {"videos": sum(lengths), "shards": files, "crc32": written}
         if shards:
             split_infos.append(SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(files.values())))
     if not split_infos:
@@ -289,7 +292,23 @@ def _features(info: Info, modalities: Iterable[str]):
     )
 
 
-def _serialized(videos: Iterable[Video], info: Info, features, seen: set[str]) -> Iterator[bytes]:
+def checksums(video: Video) -> dict[str, int]:
+    """{modality: CRC-32 of its float16 features, '': of all the rest}. Of the content: equal builds differ in bytes."""
+    rest = f"{video.id} {float(video.duration)!r}".encode() + np.asarray(video.segments, np.float64).tobytes()
+    arrays = {modality: np.ascontiguousarray(array, np.float16) for modality, array in video.features.items()}
+    return {"": zlib.crc32(rest), **{modality: zlib.crc32(array) for modality, array in arrays.items()}}
+
+
+def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
+    """A short name of a data set: the same only for the same Info and the same `checksums` of each split's videos."""
+    text = json.dumps([dataclasses.asdict(info), checksums_of], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _serialized(
+    videos: Iterable[Video], info: Info, features, seen: set[str], written: list[dict[str, int]]
+) -> Iterator[bytes]:
+    """The videos as records; their checksums are appended to `written`."""
     for video in videos:
         check_video(video, info)
         if video.id in seen:
@@ -301,6 +320,7 @@ def _serialized(videos: Iterable[Video], info: Info, features, seen: set[str]) -
                 arrays[modality] = to_float16(video.features[modality])
             except ValueError as error:
                 raise ValueError(f"video {video.id!r}: {modality} {error}") from None
+        written.append(checksums(dataclasses.replace(video, features=arrays)))
         yield features.serialize_example(
             {
                 "id": video.id,
@@ -373,6 +393,16 @@ def read_info(directory: str | os.PathLike) -> Info:
     return Info(**info)
 
 
+def read_fingerprint(directory: str | os.PathLike) -> str:
+    """The `fingerprint` of the records in a folder.
+
+    Raises:
+      FileNotFoundError: if there is no finished data set in `directory`.
+    """
+    splits = _read_content(directory)["splits"]
+    return fingerprint(read_info(directory), {split: stored["crc32"] for split, stored in splits.items()})
+
+
 def read(
     directory: str | os.PathLike, split: str, modalities: Sequence[str] | None = None, *, first: int | None = None
 ) -> list[Video]:
@@ -410,7 +440,10 @@ def read(
     features = _features(info, modalities)
     try:
         records = itertools.islice(_records(directory, split), wanted)
-        videos = [_to_video(features.deserialize_example_np(record), modalities) for record in records]
+        videos = [
+            _to_video(features.deserialize_example_np(record), modalities, written)
+            for record, written in zip(records, stored["crc32"], strict=False)
+        ]
     except Exception as error:  # array_record and TFDS raise whatever they like
         raise ValueError(
             f"{directory}: a shard of {split} is damaged ({type(error).__name__}: {str(error)[:200]}); build it anew"
@@ -429,13 +462,16 @@ def _records(directory: str | os.PathLike, split: str) -> Iterator[bytes]:
     return (source[i] for i in range(len(source)))
 
 
-def _to_video(record: Mapping, modalities: Sequence[str]) -> Video:
-    return Video(
+def _to_video(record: Mapping, modalities: Sequence[str], written: Mapping[str, int]) -> Video:
+    video = Video(
         id=record["id"].decode(),
         features={m: record["features"][m] for m in modalities},
         segments=record["segments"],
         duration=float(record["duration"]),
     )
+    if any(checksum != written[part] for part, checksum in checksums(video).items()):
+        raise ValueError(f"{video.id!r} is not what was written there; was a shard swapped or changed?")
+    return video
 
 
 def _check_shards(directory: Path, shards: Mapping[str, int]) -> None:

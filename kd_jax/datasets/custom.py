@@ -263,7 +263,7 @@ def check_features(
         for modality, folder in present.items():
             path = folder / f"{video.id}.npy"
             if path.is_file():
-                shape = _check_file(modality, path, findings)
+                shape = check_file(modality, path, findings)
                 if shape:
                     shapes[modality][video.id] = shape
             elif skip_missing:
@@ -286,7 +286,7 @@ def check_features(
     return checked, {m: sizes[m] for m in folders if m in sizes}
 
 
-def _check_file(modality: str, path: Path, findings: Findings) -> tuple[int, int] | None:
+def check_file(modality: str, path: Path, findings: Findings) -> tuple[int, int] | None:
     """(T, D) of one feature file, or None after naming what is wrong with it."""
     try:
         array = _open(path)
@@ -359,12 +359,15 @@ def _check_shapes(video: Annotated, folders, shapes, sizes, findings: Findings) 
 
 def load(video: Checked) -> base.Video:
     """Reads the features of a checked video into memory, as float16, cropped to the T that its modalities share."""
-    features = {}
-    for modality, path in video.paths.items():
-        array = np.load(path, allow_pickle=False)
-        features[modality] = base.to_float16(array.reshape(len(array), -1)[: video.num_snippets])
+    features = {modality: load_file(path)[: video.num_snippets] for modality, path in video.paths.items()}
     annotated = video.annotated
     return base.Video(annotated.id, features, annotated.segments, annotated.duration)
+
+
+def load_file(path: Path) -> np.ndarray:
+    """`[T, D]` float16: a feature file that `check_file` found good."""
+    array = np.load(path, allow_pickle=False)
+    return base.to_float16(array.reshape(len(array), -1))
 
 
 def seconds_per_snippet(videos: Iterable[Checked], unit: str, fps: float) -> np.ndarray:

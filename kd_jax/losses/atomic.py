@@ -75,7 +75,8 @@ def atomic(
       A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
 
     Raises:
-      ValueError: if the shapes disagree, the form is unknown, or negatives can neither be drawn nor are given.
+      ValueError: if the shapes disagree, the form is unknown, an option is out of range, or negatives can neither be
+        drawn nor are given.
 
     References:
       METHOD §2, Atomic. N = 1 and the positive are [supp]; the three forms, τ = 0.1, r = 1, the margins, the sum over
@@ -83,6 +84,11 @@ def atomic(
     """
     if form not in _FORMS:
         raise ValueError(f"atomic: form must be one of {_FORMS}, got {form!r}.")
+    for name, value in {"temperature": temperature, "noise_ratio": noise_ratio}.items():
+        if isinstance(value, (int, float)) and not 0 < value < np.inf:
+            raise ValueError(f"atomic: {name} must be a finite number above 0, got {value}.")
+    if num_negatives < 0:
+        raise ValueError(f"atomic: num_negatives must be at least 0, got {num_negatives}.")
     student, teacher = masked_pair("atomic", student, teacher, mask)
     if negatives is not None:
         if negatives.ndim != 3 or negatives.shape[:2] != mask.shape:
@@ -99,7 +105,7 @@ def atomic(
     if form != "margin" or normalize:
         student, teacher = unit(student), unit(teacher)
     positive = teacher
-    negative = teacher.reshape(mask.size, -1)[index]  # [B, T, N, H]
+    negative = teacher.reshape(mask.size, teacher.shape[-1])[index]  # [B, T, N, H]
     if form == "margin":
         if margin is None:
             margin = 2 / student.shape[-1] if normalize else 1.0
