@@ -6,6 +6,7 @@ refused. `--config=configs/NAME.py:smoke` shrinks any of them to seconds.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from kd_jax.distill import TERMS, term_options
 
@@ -14,6 +15,11 @@ from kd_jax.distill import TERMS, term_options
 WEIGHTS = {"atomic": 1.0, "global_context": 1.0, "boundary": 0.02}
 # The weights of the paper (supplementary material): {alpha1, alpha2, alpha3}, for its I3D features and its own reading.
 PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
+
+
+def _options(term: str) -> dict:
+    """An option without a default is a number that may stay unset."""
+    return {name: placeholder(float) if value is None else value for name, value in term_options(term).items()}
 
 
 def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None = None, **changes) -> ConfigDict:
@@ -27,7 +33,7 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
             "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
             "teachers": tuple(teachers),  # names of other runs; none = plain training with the task loss
             "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
-            "options": {term: term_options(term) for term in TERMS},  # the keyword options of each term's loss
+            "options": {term: _options(term) for term in TERMS},  # the keyword options of each term's loss
         },
         sort_keys=False,
     ).lock()

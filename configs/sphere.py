@@ -15,8 +15,8 @@ TEACHER, STUDENT = "accelerometer_teacher", "vanilla_video"
 TUNED = {"atomic": 1.0, "global_context": 1.0, "boundary": 0.005}
 GRID = {
     "atomic": (0.1, 0.3, 1.0, 3.0, 10.0),
-    "global_context": (1.0, 3.0, 10.0, 30.0, 100.0),
-    "boundary": (0.005, 0.02, 0.05, 0.2),
+    "global_context": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    "boundary": (0.0005, 0.002, 0.005, 0.02, 0.05, 0.2),
 }
 
 

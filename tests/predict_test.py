@@ -109,7 +109,7 @@ def test_command_line_lists_every_bad_file(run, tmp_path):
     (tmp_path / "text.npy").write_text("no array")
     result = command(run, tmp_path, tmp_path / "out")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "3 of 3 feature files cannot be used" in result.stderr
+    assert "3 problems in the input" in result.stderr
     for name in ("narrow.npy", "nan.npy", "text.npy"):
         assert name in result.stderr
     assert not (tmp_path / "out" / "scores.npz").exists()
