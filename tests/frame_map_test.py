@@ -106,3 +106,24 @@ def test_refusals_name_what_is_wrong():
         metric.frame_map(scores, labels + 0.5)
     with pytest.raises(ValueError, match=r"both be arrays or both be lists.*ndarray and list"):
         metric.frame_map(scores, [labels])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_left_out_snippets_are_not_ranked(dtype):
+    _, _, scores, labels = golden("ties")
+    scores = [s.astype(dtype) for s in scores]
+    rng = np.random.default_rng(0)
+    left_out = [rng.random(s.shape) < 0.3 for s in scores]
+    result = metric.frame_map(scores, labels, left_out=left_out)
+    pooled = [np.concatenate(x) for x in (scores, labels, left_out)]
+    for class_id in range(pooled[0].shape[1]):
+        kept = ~pooled[2][:, class_id]
+        alone = metric.frame_map(*(x[kept, class_id : class_id + 1] for x in pooled[:2]))
+        assert result["per_class"][class_id] == pytest.approx(alone["per_class"][0], nan_ok=True)
+    np.testing.assert_equal(
+        metric.frame_map(pooled[0], pooled[1], left_out=pooled[2])["per_class"], result["per_class"]
+    )
+    nothing = metric.frame_map(scores, labels, left_out=[np.ones(s.shape, bool) for s in scores])
+    assert np.isnan(nothing["per_class"]).all()
+    with pytest.raises(ValueError, match="left_out must hold one"):
+        metric.frame_map(scores, labels, left_out=left_out[1:])

@@ -33,7 +33,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return _per_class([scores], [labels])[0]
 
 
-def frame_map(scores: np.ndarray | Sequence[np.ndarray], labels: np.ndarray | Sequence[np.ndarray]) -> dict:
+def frame_map(
+    scores: np.ndarray | Sequence[np.ndarray],
+    labels: np.ndarray | Sequence[np.ndarray],
+    *,
+    left_out: np.ndarray | Sequence[np.ndarray] | None = None,
+) -> dict:
     """Frame mAP, in percent, ranking the snippets of all videos together.
 
     Two means are in use. Over the classes present is the published one: its code divides the sum of the APs by the
@@ -43,6 +48,7 @@ def frame_map(scores: np.ndarray | Sequence[np.ndarray], labels: np.ndarray | Se
     Args:
       scores: per video `[T, C]`, or one array `[N, C]`.
       labels: the same shapes, 0 or 1.
+      left_out: the same shapes, bool: where True the snippet is not ranked for that class; None ranks all.
 
     Returns:
       `mean_over_present_classes`: percent, NaN if no class has a positive.
@@ -59,7 +65,8 @@ def frame_map(scores: np.ndarray | Sequence[np.ndarray], labels: np.ndarray | Se
         )
     if isinstance(scores, np.ndarray):
         scores, labels = [scores], [labels]
-    precision, present = _per_class(scores, labels)
+        left_out = None if left_out is None else [left_out]
+    precision, present = _per_class(scores, labels, left_out)
     return {
         "mean_over_present_classes": float(100 * precision[present].mean()) if present.any() else float("nan"),
         "mean_over_all_classes": float(100 * precision.mean()),
@@ -67,10 +74,14 @@ def frame_map(scores: np.ndarray | Sequence[np.ndarray], labels: np.ndarray | Se
     }
 
 
-def _per_class(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _per_class(
+    scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], left_out: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Average precision `[C]` and which classes have a positive `[C]`, from one `[T, C]` array per video."""
     scores, labels = [np.asarray(s) for s in scores], [np.asarray(t) for t in labels]
     num_classes = _check(scores, labels)
+    if left_out is not None and [np.shape(out) for out in left_out] != [s.shape for s in scores]:
+        raise ValueError("frame_map: left_out must hold one [T, C] array per video, of the shape of its scores.")
     precision, present = np.zeros(num_classes), np.zeros(num_classes, bool)
     for first in range(0, num_classes, _CLASSES_AT_ONCE):
         block = slice(first, first + _CLASSES_AT_ONCE)
@@ -84,9 +95,14 @@ def _per_class(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tu
         if np.isnan(block_scores).any():
             bad = np.flatnonzero(np.isnan(block_scores).any(axis=1)) + first
             raise ValueError(f"frame_map: scores must not be NaN; got NaN in classes {bad.tolist()}.")
-        present[block] = positive.any(axis=1)
+        ranked_scores, ranked_positive = block_scores, positive
+        if left_out is not None:
+            ranked = ~np.concatenate([np.asarray(out, bool)[:, block] for out in left_out]).T
+            ranked_scores = [row[keep] for row, keep in zip(block_scores, ranked, strict=True)]
+            ranked_positive = [row[keep] for row, keep in zip(positive, ranked, strict=True)]
+        present[block] = [row.any() for row in ranked_positive]
         with ThreadPoolExecutor() as pool:  # sorting releases the interpreter lock
-            precision[block] = list(pool.map(_one_class, block_scores, positive))
+            precision[block] = list(pool.map(_one_class, ranked_scores, ranked_positive))
     return precision, present
 
 

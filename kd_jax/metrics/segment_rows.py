@@ -1,0 +1,141 @@
+"""Rows of segments: checked, and laid out as one array per column, video after video.
+
+    found, truths, videos = read_both("my_metric", detections, ground_truth, num_classes=51)
+
+Whatever depends on an order (ties) depends on that of the mapping and of the rows in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+TRUTH_COLUMNS = ("class", "start", "end")
+DETECTION_COLUMNS = ("class", "start", "end", "score")
+REGION_COLUMNS = ("start", "end")  # of no class in particular
+
+
+class Rows(NamedTuple):
+    """Segments of all videos, one `[N]` array per column, video after video; columns that were not read are 0."""
+
+    video: np.ndarray
+    class_id: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    score: np.ndarray
+
+    def take(self, index: np.ndarray) -> "Rows":
+        """The rows of a boolean or integer index."""
+        return Rows(*(column[index] for column in self))
+
+    def ranked(self) -> "Rows":
+        """The rows by descending score; equal scores keep their order."""
+        return self.take(np.argsort(-self.score, kind="stable"))
+
+
+def read_both(
+    function: str, detections: Mapping[str, np.ndarray], ground_truth: Mapping[str, np.ndarray], num_classes: int
+) -> tuple[Rows, Rows, list[str]]:
+    """Checks detections and ground truth and lays their rows out.
+
+    Args:
+      function: the caller, for messages.
+      detections: {video: `[N, 4]` rows (class, start, end, score)}.
+      ground_truth: {video: `[M, 3]` rows (class, start, end)}.
+      num_classes: C; classes are 0 … C-1.
+
+    Returns:
+      The detections, the ground truth, each in the order of its mapping, and the videos that `Rows.video` indexes:
+      those of `detections`, then those that only `ground_truth` has.
+
+    Raises:
+      ValueError: naming function, argument, video and value, as `read_rows`.
+    """
+    check_mapping(function, "detections", detections)
+    check_mapping(function, "ground_truth", ground_truth)
+    if num_classes < 1:
+        raise ValueError(f"{function}: num_classes must be at least 1; got {num_classes}.")
+    index = {video: i for i, video in enumerate(dict.fromkeys([*detections, *ground_truth]))}
+    found = read_rows(f"{function}: detections", detections, index, num_classes, DETECTION_COLUMNS)
+    truths = read_rows(f"{function}: ground_truth", ground_truth, index, num_classes, TRUTH_COLUMNS)
+    return found, truths, list(index)
+
+
+def check_mapping(function: str, argument: str, value: object) -> None:
+    """Raises ValueError unless the value is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{function}: {argument} must be a mapping from video to array; got {type(value).__name__}.")
+
+
+def read_rows(
+    name: str,
+    segments: Mapping[str, np.ndarray],
+    index: Mapping[str, int],
+    num_classes: int,
+    columns: Sequence[str],
+) -> Rows:
+    """Checks one mapping of segments and lays its rows out in its order.
+
+    Args:
+      name: of the mapping, for messages.
+      segments: {video: `[N, len(columns)]`}; an array without elements may have any shape.
+      index: {video: what stands for it in `Rows.video`}.
+      num_classes: C; classes are 0 … C-1.
+      columns: some of `DETECTION_COLUMNS`, with start and end.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ValueError: for another shape, a class that is not one of 0 … C-1, a time that is not finite, an end before its
+        start, or a score that is NaN.
+    """
+    width = len(columns)
+    tables, videos = [np.zeros((0, width))], [np.zeros(0, np.int64)]
+    for video, rows in segments.items():
+        table = numbers(f"{name}[{video!r}]", rows)
+        table = table.reshape(0, width) if table.size == 0 else table
+        if table.ndim != 2 or table.shape[1] != width:
+            expected = f"[N, {width}] rows ({', '.join(columns)})"
+            raise ValueError(f"{name}[{video!r}] must be {expected}; got shape {table.shape}.")
+        _check_values(f"{name}[{video!r}]", dict(zip(columns, table.T, strict=True)), num_classes)
+        tables.append(table)
+        videos.append(np.full(len(table), index[video], np.int64))
+    table = np.concatenate(tables)
+    read = dict(zip(columns, np.ascontiguousarray(table.T), strict=True))
+    values = [read.get(column, np.zeros(len(table))) for column in DETECTION_COLUMNS]
+    return Rows(np.concatenate(videos), values[0].astype(np.int64), *values[1:])
+
+
+def numbers(name: str, values: np.ndarray) -> np.ndarray:
+    """The values as float64; raises ValueError naming them if they are not numbers in an array."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers; {error}.") from None
+
+
+def _check_values(where: str, read: Mapping[str, np.ndarray], num_classes: int) -> None:
+    if "class" in read:
+        classes = read["class"]
+        unknown = ~((classes >= 0) & (classes < num_classes) & (classes == np.floor(classes)))
+        if unknown.any():
+            row = unknown.argmax()
+            raise ValueError(f"{where} row {row}: class {classes[row]:g} is not one of 0 … {num_classes - 1}.")
+    start, end = read["start"], read["end"]
+    backward = ~(np.isfinite(start) & np.isfinite(end) & (end >= start))
+    if backward.any():
+        row = backward.argmax()
+        raise ValueError(
+            f"{where} row {row}: start and end must be finite and start <= end; got {start[row]:g} and {end[row]:g}."
+        )
+    if "score" in read and np.isnan(read["score"]).any():
+        raise ValueError(f"{where} row {np.isnan(read['score']).argmax()}: the score is NaN.")
+
+
+def check_thresholds(function: str, thresholds: Sequence[float]) -> np.ndarray:
+    """The thresholds as `[K]` float64; raises ValueError unless there is one and all lie in (0, 1]."""
+    values = np.asarray(thresholds, np.float64)
+    if values.ndim != 1 or not len(values) or not ((values > 0) & (values <= 1)).all():
+        raise ValueError(f"{function}: thresholds must be one or more numbers in (0, 1]; got {thresholds}.")
+    return values
