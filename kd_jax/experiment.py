@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from kd_jax import checkpoints, distill
 from kd_jax.evaluate import SNIPPET, UPSAMPLED, evaluate
+from kd_jax.files import read_arrays, write_atomically
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.models import FILTERS
-from kd_jax.predict import fuse, read_arrays
+from kd_jax.predict import fuse
 from kd_jax.train import SELECTION, run_config, train_run
 
 # Column title: (split, key of evaluate's result). The gain is that of the first column.
@@ -220,7 +221,7 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
             scores[name].append(fused)
     results = tabulate(config, source, scores)
     checkpoints.write_json(workdir / "results.json", results)
-    checkpoints.write_atomically(workdir / "results.md", markdown(results).encode())
+    write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results
 
