@@ -7,9 +7,7 @@ OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotati
 """
 
 import functools
-import io
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +17,10 @@ from absl import app, flags
 from tqdm import tqdm
 
 from kd_jax import input_pipeline
-from kd_jax.checkpoints import load_teacher, write_atomically, write_json
+from kd_jax.checkpoints import load_teacher, write_json
 from kd_jax.distill import eval_step
-from kd_jax.segments import segments_from_background, segments_from_scores
+from kd_jax.files import write_arrays
+from kd_jax.proposals import choose
 from kd_jax.types import Outputs
 
 # One compilation per model and padded length, shared by every caller of the process.
@@ -87,18 +86,17 @@ def detections(
     threshold: float | None,
 ) -> list[dict]:
     """Turns `{video: [T, C] probabilities}` into [{video, class, start, end, score}], times in seconds."""
-    segment = segments_from_scores if head == "dense" else segments_from_background
-    options = {} if threshold is None else {"threshold": threshold}
+    rule = choose(None, head, threshold=threshold)
     return [
         {
             "video": video,
-            "class": classes[found.class_id],
-            "start": round(float(found.start), 3),
-            "end": round(float(found.end), 3),
-            "score": round(float(found.score), 6),
+            "class": classes[int(class_id)],
+            "start": round(start, 3),
+            "end": round(end, 3),
+            "score": round(score, 6),
         }
         for video, table in scores.items()
-        for found in segment(table, seconds_per_snippet, **options)
+        for class_id, start, end, score in rule(table, seconds_per_snippet).tolist()
     ]
 
 
@@ -159,22 +157,6 @@ def main(argv):
     print(
         f"{len(scores)} videos, {len(found)} detections, {seconds:g} s a snippet: {output}/detections.json, scores.npz"
     )
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz of {video: array}, whole or not at all."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # np.savez cannot hold a video that is called 'file'
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from its own row or a lower one. A prefix stands for a whole folder.
 ROWS = [
-    ["types", "masking", "segments"],
-    ["losses", "models", "encoders", "metrics", "datasets.base"],
+    ["types", "masking", "files", "segments", "proposals"],
+    ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
     ["input_pipeline", "evaluate"],
     ["predict"],
@@ -24,7 +24,9 @@ FORBIDDEN = {  # part of the package: what it must not import
     "losses": ["kd_jax.models"],
     "models": ["kd_jax.losses"],
     "metrics": ["jax", "flax"],
+    "files": ["jax", "flax"],
     "segments": ["jax", "flax"],
+    "proposals": ["jax", "flax"],
     "datasets.base": ["jax", "flax"],
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kd_jax import predict
+from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
 
@@ -56,15 +57,6 @@ def test_detections_by_hand():
     ]
 
 
-def test_arrays_come_back_under_any_name(tmp_path):
-    arrays = {"file": np.arange(3), "a b": np.ones((2, 2), np.float32)}
-    predict.write_arrays(tmp_path / "x.npz", arrays)
-    back = predict.read_arrays(tmp_path / "x.npz")
-    assert back.keys() == arrays.keys()
-    for name in arrays:
-        np.testing.assert_array_equal(back[name], arrays[name])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
@@ -89,7 +81,7 @@ def test_command_line_on_a_folder(run, tmp_path):
         np.save(tmp_path / "in" / f"{name}.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float16))
     result = command(run, tmp_path / "in", tmp_path / "out", "--threshold=0.3")
     assert result.returncode == 0, result.stderr
-    scores = predict.read_arrays(tmp_path / "out" / "scores.npz")
+    scores = read_arrays(tmp_path / "out" / "scores.npz")
     assert {name: table.shape[0] for name, table in scores.items()} == {"one": 30, "two": 5}
     assert all((table >= 0).all() and (table <= 1).all() for table in scores.values())
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
