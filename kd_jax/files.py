@@ -1,7 +1,9 @@
-"""Files that are whole or not there: bytes and `.npz` tables, in NumPy and the standard library.
+"""Files that are whole or not there, in NumPy and the standard library.
 
-write_arrays(Path('scores.npz'), {'video7': probabilities})
-scores = read_arrays(Path('scores.npz'))
+    write_arrays(Path('scores.npz'), {'video7': probabilities})
+    scores = read_arrays(Path('scores.npz'))
+
+What is interrupted leaves the file that was there before, or none.
 """
 
 import io
