@@ -3,7 +3,8 @@
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
 reads `<video>.npy` files of the run's own modality and writes OUT/scores.npz, {video: `[T, C]` probabilities}, and
-OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed.
+OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed. --format adds or chooses
+the formats of official evaluation scripts, see `kd_jax.submissions`.
 """
 
 import functools
@@ -16,11 +17,10 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from kd_jax import input_pipeline
-from kd_jax.checkpoints import load_teacher, write_json
+from kd_jax import input_pipeline, submissions
+from kd_jax.checkpoints import load_teacher
 from kd_jax.distill import eval_step
-from kd_jax.files import write_arrays
-from kd_jax.proposals import choose
+from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.types import Outputs
 
 # One compilation per model and padded length, shared by every caller of the process.
@@ -78,28 +78,6 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
 
 
-def detections(
-    scores: Mapping[str, np.ndarray],
-    classes: Sequence[str],
-    head: str,
-    seconds_per_snippet: float,
-    threshold: float | None,
-) -> list[dict]:
-    """Turns `{video: [T, C] probabilities}` into [{video, class, start, end, score}], times in seconds."""
-    rule = choose(None, head, threshold=threshold)
-    return [
-        {
-            "video": video,
-            "class": classes[int(class_id)],
-            "start": round(start, 3),
-            "end": round(end, 3),
-            "score": round(score, 6),
-        }
-        for video, table in scores.items()
-        for class_id, start, end, score in rule(table, seconds_per_snippet).tolist()
-    ]
-
-
 def read_features(path: Path, input_size: int) -> list[input_pipeline.Example]:
     """Reads `<video>.npy` files, `[T, D]` or `[T, 1, 1, D]`.
 
@@ -141,6 +119,9 @@ def main(argv):
     try:
         run = load_teacher(arguments.run)
         examples = read_features(Path(arguments.features), run.config["input_size"])
+        head, classes = run.config["head"], run.config["classes"]
+        rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
+        submissions.check_formats(arguments.format, [example.id for example in examples], len(classes))
         output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -148,22 +129,25 @@ def main(argv):
     outputs = predict(
         run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
     )
-    head, classes = run.config["head"], run.config["classes"]
     seconds = arguments.seconds_per_snippet or run.config["seconds_per_snippet"]
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
-    found = detections(scores, classes, head, seconds, arguments.threshold)
-    write_arrays(output / "scores.npz", scores)
-    write_json(output / "detections.json", found)
-    print(
-        f"{len(scores)} videos, {len(found)} detections, {seconds:g} s a snippet: {output}/detections.json, scores.npz"
-    )
+    try:
+        found = {video: rule(table, seconds) for video, table in scores.items()}
+        paths = submissions.write(output, arguments.format, scores=scores, detections=found, classes=classes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd_jax.predict: {error}")
+    count = sum(map(len, found.values()))
+    print(f"{len(scores)} videos, {count} detections, {seconds:g} s a snippet: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
     flags.DEFINE_string("features", None, "A .npy file, or a folder of <video>.npy files.", required=True)
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
+    flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
+    flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")
     flags.DEFINE_float("threshold", None, "Probability from which a snippet counts as action (dense 0.5, sparse 0.4).")
+    flags.DEFINE_enum("convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py.")
     flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
     flags.DEFINE_integer("batch_size", 8, "Whole videos a forward pass.", lower_bound=1)
     app.run(main)

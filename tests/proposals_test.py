@@ -224,7 +224,7 @@ def test_soft_nms_is_fast():
         (lambda: segments_from_scores(np.zeros((2, 1)), 1.0, min_length=0), "min_length=0 must be at least 1"),
         (lambda: segments_from_scores(np.zeros((2, 1)), 1.0, head="both"), "head='both'.*'dense' or 'sparse'"),
         (lambda: segments_from_background(np.ones((3, 1)), 1.0), r"\[T, C \+ 1\] with the background last"),
-        (lambda: segments_from_background(np.ones((3, 2)), 1.0, head="dense"), "no background probability; use"),
+        (lambda: segments_from_background(np.ones((3, 2)), 1.0, head="dense"), "no background probability; choose"),
         (lambda: segments_from_thresholds(np.zeros((2, 1)), 1.0, thresholds=()), "thresholds is empty"),
         (lambda: soft_nms(np.zeros((2, 3))), r"\[N, 4\]; got shape \(2, 3\)"),
         (lambda: soft_nms(np.full((1, 4), np.inf)), "finite rows"),
