@@ -9,13 +9,13 @@ standardisation. Arrays are read by orbax; nothing is unpickled.
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from kd_jax.files import write_atomically
 from kd_jax.models import Detector
 from kd_jax.train_state import TrainState
 
@@ -115,9 +115,3 @@ def read_json(path: Path) -> dict | None:
 def write_json(path: Path, content: dict) -> None:
     """Writes the whole file or nothing."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

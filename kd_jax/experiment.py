@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from kd_jax import checkpoints, distill
 from kd_jax.evaluate import SNIPPET, UPSAMPLED, evaluate
+from kd_jax.files import read_arrays, write_atomically
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.models import FILTERS
-from kd_jax.predict import fuse, read_arrays
+from kd_jax.predict import fuse
 from kd_jax.train import SELECTION, run_config, train_run
 from kd_jax.types import Batch, Outputs
 
@@ -224,7 +225,7 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
             scores[name].append(fused)
     results = tabulate(config, source, scores)
     checkpoints.write_json(workdir / "results.json", results)
-    checkpoints.write_atomically(workdir / "results.md", markdown(results).encode())
+    write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results
 

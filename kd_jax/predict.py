@@ -3,15 +3,14 @@
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
 reads `<video>.npy` files of the run's own modality and writes OUT/scores.npz, {video: `[T, C]` probabilities}, and
-OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed.
+OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed. --format adds or chooses
+the formats of official evaluation scripts, see `kd_jax.submissions`.
 """
 
 import functools
-import io
 import logging as std_logging
 import math
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,11 +19,11 @@ import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from kd_jax import input_pipeline
-from kd_jax.checkpoints import load_teacher, write_atomically, write_json
+from kd_jax import input_pipeline, submissions
+from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import custom
 from kd_jax.distill import eval_step
-from kd_jax.segments import segments_from_background, segments_from_scores
+from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.types import Outputs
 
 # One compilation per model and padded length, shared by every caller of the process.
@@ -82,29 +81,6 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
 
 
-def detections(
-    scores: Mapping[str, np.ndarray],
-    classes: Sequence[str],
-    head: str,
-    seconds_per_snippet: float,
-    threshold: float | None,
-) -> list[dict]:
-    """Turns `{video: [T, C] probabilities}` into [{video, class, start, end, score}], times in seconds."""
-    segment = segments_from_scores if head == "dense" else segments_from_background
-    options = {} if threshold is None else {"threshold": threshold}
-    return [
-        {
-            "video": video,
-            "class": classes[found.class_id],
-            "start": round(float(found.start), 3),
-            "end": round(float(found.end), 3),
-            "score": round(float(found.score), 6),
-        }
-        for video, table in scores.items()
-        for found in segment(table, seconds_per_snippet, **options)
-    ]
-
-
 def read_features(path: Path, modality: str, input_size: int) -> list[input_pipeline.Example]:
     """Reads `<video>.npy` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
 
@@ -145,6 +121,9 @@ def main(argv):
     try:
         run = load_teacher(arguments.run)
         examples = read_features(Path(arguments.features), run.config["modality"], run.config["input_size"])
+        head, classes = run.config["head"], run.config["classes"]
+        rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
+        submissions.check_formats(arguments.format, [example.id for example in examples], len(classes))
         output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -152,37 +131,23 @@ def main(argv):
     outputs = predict(
         run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
     )
-    head, classes = run.config["head"], run.config["classes"]
     seconds = arguments.seconds_per_snippet or run.config["seconds_per_snippet"]
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
-    found = detections(scores, classes, head, seconds, arguments.threshold)
-    write_arrays(output / "scores.npz", scores)
-    write_json(output / "detections.json", found)
-    print(
-        f"{len(scores)} videos, {len(found)} detections, {seconds:g} s a snippet: {output}/detections.json, scores.npz"
-    )
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz of {video: array}, whole or not at all."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # np.savez cannot hold a video that is called 'file'
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        found = {video: rule(table, seconds) for video, table in scores.items()}
+        paths = submissions.write(output, arguments.format, scores=scores, detections=found, classes=classes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd_jax.predict: {error}")
+    count = sum(map(len, found.values()))
+    print(f"{len(scores)} videos, {count} detections, {seconds:g} s a snippet: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
     flags.DEFINE_string("features", None, "A .npy file, or a folder of <video>.npy files.", required=True)
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
+    flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
+    flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")
     flags.DEFINE_float(
         "threshold",
         None,
@@ -190,6 +155,7 @@ if __name__ == "__main__":
         lower_bound=0.0,
         upper_bound=1.0,
     )
+    flags.DEFINE_enum("convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py.")
     flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
     flags.register_validator(
         "seconds_per_snippet",

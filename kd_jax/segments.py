@@ -1,25 +1,13 @@
-"""Seconds ↔ snippets, both ways: labels from segments, resampled scores, segments from scores.
+"""Seconds ↔ snippets, both ways: labels from segments, segments from labels, resampled scores.
 
     labels = labels_from_segments(video.segments, video.duration, num_snippets=video.num_snippets, num_classes=51)
-    found = segments_from_scores(probabilities, seconds_per_snippet=0.64, threshold=0.5)
 
-Two readings of "where a snippet is" meet here, both from public code. As ground truth, snippet i of n is the *instant*
-`i·duration/n` and it is positive if that instant lies strictly inside a segment; hence no segment that starts at 0 or
-later labels snippet 0. As a detection, snippet i covers the *interval* `[i, i + 1)` times its length.
+As ground truth, snippet i of n is the *instant* `i·duration/n`, and it is positive if that instant lies strictly inside
+a segment; hence no segment that starts at 0 or later labels snippet 0. What a model predicts becomes segments in
+`kd_jax.proposals`, which names both readings of where a snippet is.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-
-
-class Detection(NamedTuple):
-    """One predicted action: times in seconds, `score` in [0, 1]."""
-
-    class_id: int
-    start: float
-    end: float
-    score: float
 
 
 def _instants(duration: float, num_snippets: int) -> np.ndarray:
@@ -69,10 +57,14 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
     return labels
 
 
-def _runs(active: np.ndarray) -> np.ndarray:
-    """`[R, 2]` first and stop index of every run of True in a `[T]` array."""
-    edges = np.diff(np.concatenate([[0], active.astype(np.int8), [0]]))
-    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
+def runs(active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, first and stop index, `[R]` each, of every run of True in a column of `[T, C]`, by column and first."""
+    active = np.asarray(active, bool)
+    padded = np.zeros((active.shape[1], len(active) + 2), np.int8)
+    padded[:, 1:-1] = active.T
+    edges = np.diff(padded, axis=1)
+    column, first = np.nonzero(edges == 1)
+    return column, first, np.nonzero(edges == -1)[1]
 
 
 def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
@@ -96,12 +88,8 @@ def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
     num_snippets = len(labels)
     instants = np.append(_instants(duration, num_snippets), duration)
     before = np.append(-instants[1], instants[:-1])  # before[a]: the instant of snippet a-1
-    rows = [
-        (class_id, before[a], instants[b])
-        for class_id in range(labels.shape[1])
-        for a, b in _runs(labels[:, class_id] != 0)
-    ]
-    return np.array(rows, np.float64).reshape(-1, 3)
+    class_id, first, stop = runs(labels != 0)
+    return np.stack([class_id, before[first], instants[stop]], axis=1)
 
 
 def resample_scores(scores: np.ndarray, num_frames: int, *, method: str = "nearest") -> np.ndarray:
@@ -129,58 +117,3 @@ def resample_scores(scores: np.ndarray, num_frames: int, *, method: str = "neare
     weight = (position - low)[:, None]
     high = np.minimum(low + 1, num_snippets - 1)
     return (scores[low] * (1 - weight) + scores[high] * weight).astype(scores.dtype)
-
-
-def segments_from_scores(scores: np.ndarray, seconds_per_snippet: float, *, threshold: float = 0.5) -> list[Detection]:
-    """Dense head: per class, every run of snippets with `score >= threshold`; its score is the mean over the run.
-
-    Args:
-      scores: `[T, C]` probabilities, independent per class.
-      seconds_per_snippet: snippet i covers `[i, i + 1)` times this.
-      threshold: [default] 0.5.
-
-    Returns:
-      Detections, by class and start.
-    """
-    scores = _scores(scores)
-    return [
-        Detection(class_id, float(a * seconds_per_snippet), float(b * seconds_per_snippet), float(column[a:b].mean()))
-        for class_id, column in enumerate(scores.T)
-        for a, b in _runs(column >= threshold)
-    ]
-
-
-def segments_from_background(
-    probabilities: np.ndarray, seconds_per_snippet: float, *, threshold: float = 0.4
-) -> list[Detection]:
-    """Sparse head: every run of `1 - background >= threshold` is one action, of its most probable class.
-
-    Class = argmax over the non-background probabilities averaged over the run, score = that average; no suppression
-    of overlaps, as there are none. The rule of the public Graph Distillation code (Luo et al., ECCV 2018).
-
-    Args:
-      probabilities: `[T, C + 1]`, rows sum to 1, background last.
-      seconds_per_snippet: snippet i covers `[i, i + 1)` times this.
-      threshold: 0.4 in that code.
-
-    Returns:
-      Detections, by start.
-    """
-    probabilities = _scores(probabilities)
-    if probabilities.shape[1] < 2:
-        raise ValueError(f"probabilities must be [T, C + 1] with the background last, got {probabilities.shape}")
-    found = []
-    for a, b in _runs(1 - probabilities[:, -1] >= threshold):
-        mean = probabilities[a:b, :-1].mean(axis=0)
-        class_id = int(mean.argmax())
-        found.append(
-            Detection(class_id, float(a * seconds_per_snippet), float(b * seconds_per_snippet), float(mean[class_id]))
-        )
-    return found
-
-
-def _scores(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores)
-    if scores.ndim != 2:
-        raise ValueError(f"scores must be [T, C], got shape {scores.shape}")
-    return scores.astype(np.float64)

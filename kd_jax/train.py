@@ -24,8 +24,9 @@ from kd_jax import checkpoints, input_pipeline
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.distill import TASKS, make_train_step
 from kd_jax.evaluate import SNIPPET, evaluate
+from kd_jax.files import write_arrays, write_atomically
 from kd_jax.input_pipeline import Example, Source
-from kd_jax.predict import predict, write_arrays
+from kd_jax.predict import predict
 from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
 SELECTION = f"{SNIPPET}/present_classes"  # the validation score that chooses the best epoch
@@ -297,7 +298,7 @@ class Journal:
                 break
             kept.append(line)
             step = entry["step"]
-        checkpoints.write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.predict import read_arrays
+from kd_jax.files import read_arrays
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import distill, experiment, predict
+from kd_jax import distill, experiment
 from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import base, synthetic
+from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.train import teacher_outputs, train_run
 
@@ -154,7 +155,7 @@ def test_table_rows_gains_and_fusion(finished):
     assert rows["vanilla_rgb"]["gain"] is None
     assert rows["two_stream"]["gain"] == [score["two_stream"] - score["vanilla_rgb"]]
     source = experiment.prepare(config, workdir)
-    streams = [predict.read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
+    streams = [read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
     fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
     from kd_jax.evaluate import evaluate
 
@@ -257,7 +258,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
         train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
     monkeypatch.undo()
     train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
-    ours, theirs = (predict.read_arrays(d / "vanilla_rgb" / "predictions_test.npz") for d in (tmp_path, workdir))
+    ours, theirs = (read_arrays(d / "vanilla_rgb" / "predictions_test.npz") for d in (tmp_path, workdir))
     assert ours.keys() == theirs.keys()
     for video in ours:
         np.testing.assert_array_equal(ours[video], theirs[video])

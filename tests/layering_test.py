@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from its own row or a lower one. A prefix stands for a whole folder.
 ROWS = [
-    ["types", "masking", "segments"],
-    ["losses", "models", "encoders", "metrics", "datasets.base"],
+    ["types", "masking", "files", "segments", "proposals"],
+    ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
     ["input_pipeline", "evaluate"],
     ["predict"],
@@ -24,8 +24,11 @@ FORBIDDEN = {  # part of the package: what it must not import
     "losses": ["kd_jax.models"],
     "models": ["kd_jax.losses"],
     "metrics": ["jax", "flax"],
+    "files": ["jax", "flax"],
     "segments": ["jax", "flax"],
+    "proposals": ["jax", "flax"],
     "datasets.base": ["jax", "flax"],
+    "submissions": ["jax", "flax"],
 }
 
 
@@ -89,6 +92,13 @@ def test_nothing_below_train_sees_a_config():
     for module, path in modules().items():
         if row_of(module) < row_of("train"):
             assert not {n for n in imports(path) if n.startswith(("ml_collections", "configs"))}, module
+
+
+@pytest.mark.parametrize("module", ["kd_jax.segments", "kd_jax.proposals", "kd_jax.submissions"])
+def test_predictions_are_read_and_written_without_jax(module):
+    code = f"import sys, {module}; print(sorted({{'jax', 'flax', 'orbax'}} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
 @pytest.mark.parametrize("module", ["kd_jax", "kd_jax.losses", "kd_jax.main", "kd_jax.predict", "data_prep.build"])

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import predict
+from kd_jax import predict, submissions
+from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
+from kd_jax.proposals import choose
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,23 +50,6 @@ def test_fusion_is_the_mean_of_logits():
         predict.fuse([{"a": np.zeros(1)}, {"b": np.zeros(1)}])
 
 
-def test_detections_by_hand():
-    scores = {"v": np.array([[0.9, 0.1], [0.7, 0.2], [0.1, 0.6]])}
-    assert predict.detections(scores, ["run", "sit"], "dense", 0.5, None) == [
-        {"video": "v", "class": "run", "start": 0.0, "end": 1.0, "score": 0.8},
-        {"video": "v", "class": "sit", "start": 1.0, "end": 1.5, "score": 0.6},
-    ]
-
-
-def test_arrays_come_back_under_any_name(tmp_path):
-    arrays = {"file": np.arange(3), "a b": np.ones((2, 2), np.float32)}
-    predict.write_arrays(tmp_path / "x.npz", arrays)
-    back = predict.read_arrays(tmp_path / "x.npz")
-    assert back.keys() == arrays.keys()
-    for name in arrays:
-        np.testing.assert_array_equal(back[name], arrays[name])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
@@ -89,7 +74,7 @@ def test_command_line_on_a_folder(run, tmp_path):
         np.save(tmp_path / "in" / f"{name}.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float16))
     result = command(run, tmp_path / "in", tmp_path / "out", "--threshold=0.3")
     assert result.returncode == 0, result.stderr
-    scores = predict.read_arrays(tmp_path / "out" / "scores.npz")
+    scores = read_arrays(tmp_path / "out" / "scores.npz")
     assert {name: table.shape[0] for name, table in scores.items()} == {"one": 30, "two": 5}
     assert all((table >= 0).all() and (table <= 1).all() for table in scores.values())
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -101,6 +86,37 @@ def predict_count(scores, threshold):
     """Runs of scores at or above the threshold, counted by their first snippets."""
     above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
+
+
+def test_command_line_in_official_formats(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).standard_normal((30, config["input_size"]), np.float32))
+    options = ["--format=native", "--format=activitynet", "--format=pku_mmd", "--convention=start"]
+    result = command(run, tmp_path / "one.npy", tmp_path / "out", "--proposals=multi_threshold", *options)
+    assert result.returncode == 0, result.stderr
+    scores = submissions.read_scores(tmp_path / "out" / "scores.npz")
+    rule = choose("multi_threshold", config["head"], convention="start")
+    found = rule(scores["one"], config["seconds_per_snippet"])
+    assert len(found)
+    classes = config["classes"]
+    native = submissions.read_native(tmp_path / "out" / "detections.json", classes)
+    np.testing.assert_array_equal(native["one"], found)
+    activitynet = submissions.read_activitynet(tmp_path / "out" / "activitynet.json", classes)
+    np.testing.assert_array_equal(activitynet["one"], found)
+    pku_mmd = submissions.read_pku_mmd(tmp_path / "out" / "pku_mmd", len(classes))
+    np.testing.assert_allclose(pku_mmd["one"], found)
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("--proposals=background", "no background probability"), ("--format=charades", "the format charades has 157")],
+)
+def test_command_line_refuses_what_the_run_cannot_give(run, tmp_path, option, message):
+    size = json.loads((run / "config.json").read_text())["input_size"]
+    np.save(tmp_path / "one.npy", np.zeros((4, size), np.float32))
+    result = command(run, tmp_path / "one.npy", tmp_path / "out", option)
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line_lists_every_bad_file(run, tmp_path):

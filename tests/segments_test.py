@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kd_jax.segments import (
-    Detection,
-    labels_from_segments,
-    resample_scores,
-    segments_from_background,
-    segments_from_labels,
-    segments_from_scores,
-)
+from kd_jax.segments import labels_from_segments, resample_scores, segments_from_labels
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -122,22 +115,3 @@ def test_law_resampling(method, num_snippets, factor):
     assert scores.min() - 1e-12 <= larger.min() and larger.max() <= scores.max() + 1e-12
     if method == "nearest":
         np.testing.assert_array_equal(larger, np.repeat(scores, factor, axis=0))
-
-
-def test_segments_from_scores_by_hand():
-    scores = np.array([[0.6, 0.1], [0.8, 0.5], [0.2, 0.1], [0.9, 0.1]])
-    found = segments_from_scores(scores, 2.0)
-    assert [d[:3] for d in found] == [(0, 0.0, 4.0), (0, 6.0, 8.0), (1, 2.0, 4.0)]
-    np.testing.assert_allclose([d.score for d in found], [0.7, 0.9, 0.5])
-    assert segments_from_scores(scores, 2.0, threshold=0.95) == []
-
-
-def test_segments_from_background_by_hand():
-    # Action probability 0.1, 0.5, 0.7, 0.3, 0.4: two runs. In the first, class 1 has the larger mean, not the peak.
-    probabilities = np.array([[0.1, 0.0, 0.9], [0.4, 0.1, 0.5], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.25, 0.25, 0.5]])
-    found = segments_from_background(probabilities, 0.5)
-    assert [d[:3] for d in found] == [(1, 0.5, 1.5), (0, 2.0, 2.5)]
-    np.testing.assert_allclose([d.score for d in found], [0.35, 0.25])
-    assert isinstance(found[0], Detection)
-    with pytest.raises(ValueError, match=r"\[T, C \+ 1\]"):
-        segments_from_background(np.ones((3, 1)), 0.5)

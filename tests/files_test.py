@@ -1,0 +1,27 @@
+"""Files that are whole or not there."""
+
+import numpy as np
+import pytest
+
+from kd_jax import files
+
+
+def test_arrays_come_back_under_any_name(tmp_path):
+    arrays = {"file": np.arange(3), "a b": np.ones((2, 2), np.float32)}
+    files.write_arrays(tmp_path / "x.npz", arrays)
+    back = files.read_arrays(tmp_path / "x.npz")
+    assert back.keys() == arrays.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(back[name], arrays[name])
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    files.write_atomically(tmp_path / "x", b"old")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomically(tmp_path / "x", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
