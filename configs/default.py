@@ -76,7 +76,10 @@ def get_config() -> ConfigDict:
             },
             "evaluation": {
                 "batch_size": 8,  # whole videos a forward pass
-                "upsampled": True,  # also score at the ground truth's frame rate (the published TSU protocol)
+                "protocols": (),  # keys of kd_jax.protocols.PROTOCOLS; () = those the data set is published with
+                "proposals": "",  # scores → detections: a key of kd_jax.proposals.PROPOSALS; "" = the head's own
+                "threshold": placeholder(float),  # of the proposals; unset = the rule's own (dense 0.5, sparse 0.4)
+                "convention": "centre",  # where a snippet is: 'centre' or 'start', see kd_jax/proposals.py
             },
             "runs": ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
             "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream

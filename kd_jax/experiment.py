@@ -20,21 +20,21 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from kd_jax import checkpoints, distill
-from kd_jax.evaluate import SNIPPET, UPSAMPLED, evaluate
-from kd_jax.files import read_arrays, write_atomically
+from kd_jax.files import write_atomically
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.models import FILTERS
-from kd_jax.predict import fuse
-from kd_jax.train import SELECTION, run_config, train_run
+from kd_jax.protocols import PROTOCOLS
+from kd_jax.train import SELECTION, run_config, score_predictions, scoring_of, train_run
 from kd_jax.types import Batch, Outputs
 
-# Column title: (split, key of evaluate's result). The gain is that of the first column.
-COLUMNS = {
-    "frame mAP": ("test", f"{SNIPPET}/present_classes"),
-    "all classes": ("test", f"{SNIPPET}/all_classes"),
-    "up-sampled": ("test", f"{UPSAMPLED}/present_classes"),
-    "validation": ("validation", SELECTION),
-}
+
+def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """{title of a column: (split, key of evaluate's result)}; the gain is that of the first column."""
+    titles: dict[str, tuple[str, str]] = {}
+    for protocol in protocols:
+        for measure, title in PROTOCOLS[protocol].columns.items():
+            titles[title if title not in titles else f"{protocol} {title}"] = ("test", f"{protocol}/{measure}")
+    return {**titles, "validation": ("validation", SELECTION)}
 
 
 def training_order(runs: Mapping) -> list[str]:
@@ -154,6 +154,10 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
         ) from None
     modalities = sorted({run.modality for run in config.runs.values()})
     source = open_source(modalities=modalities, **config.dataset.to_dict())
+    try:
+        scoring_of(config).check(source.info.head)
+    except ValueError as error:
+        raise ValueError(f"evaluation: {error}") from None
     for name in config.runs:
         _check_run_folder(workdir / name, name)
     if resume:
@@ -205,7 +209,8 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
     """Trains what is not finished, fuses streams, and writes results.json and results.md into the workdir.
 
     Returns:
-      {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain'}], …}, as in results.json.
+      {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain', 'test'}], …}, as in
+      results.json; 'test' holds every measure of every protocol, per class too.
     """
     order = training_order(config.runs)
     if not resume:
@@ -221,8 +226,8 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
                 train_run(config, name, seed, source, directories[name], teachers, show_parameters=first)
             )
         for name, streams in config.fusions.items():
-            fused = _evaluate_fusion([directories[stream] for stream in streams], source, config.evaluation.upsampled)
-            scores[name].append(fused)
+            streams = [directories[stream] for stream in streams]
+            scores[name].append(score_predictions(streams, source, scoring_of(config)))
     results = tabulate(config, source, scores)
     checkpoints.write_json(workdir / "results.json", results)
     write_atomically(workdir / "results.md", markdown(results).encode())
@@ -230,18 +235,9 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
     return results
 
 
-def _evaluate_fusion(directories: Sequence[Path], source: Source, upsampled: bool) -> dict:
-    results = {}
-    for split in ("validation", "test"):
-        if videos := source.videos(split, []):
-            logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
-            results[split] = evaluate(logits, videos, source.info, upsampled=upsampled and split == "test")
-    return results
-
-
 def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[Mapping]]) -> dict:
     """Collects every run's and fusion's scores, seed by seed, and the gain over the baseline."""
-    rows = []
+    rows, titles = [], columns(scoring_of(config).protocols)
     for name, results in scores.items():
         run = config.runs.get(name)
         streams = [config.runs[stream].modality for stream in config.fusions.get(name, ())]
@@ -253,17 +249,17 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
                 "weights": {t: w for t, w in run.weights.items() if w} if run else {},
                 "scores": {
                     title: [r[split][key] for r in results]
-                    for title, (split, key) in COLUMNS.items()
+                    for title, (split, key) in titles.items()
                     if all(key in r.get(split, {}) for r in results)
                 },
-                "per_class": [r.get("test", {}).get("per_class") for r in results],
+                "test": [r["test"] for r in results],
             }
         )
-    first = next((title for title in COLUMNS if title in rows[0]["scores"]), None)
-    baseline = next((row["scores"][first] for row in rows if row["run"] == config.baseline), None)
+    first = next(iter(titles))
+    baseline = next((row["scores"][first] for row in rows if row["run"] == config.baseline), [None])
     for row in rows:
-        is_other = baseline is not None and row["run"] != config.baseline
-        row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if is_other else None
+        known = row["run"] != config.baseline and None not in (*baseline, *row["scores"][first])
+        row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if known else None
     return {
         "dataset": source.info.name,
         "seeds": list(seeds(config)),
@@ -275,7 +271,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 
 def markdown(results: Mapping) -> str:
     """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline."""
-    titles = [title for title in COLUMNS if title in results["rows"][0]["scores"]]
+    titles = list(results["rows"][0]["scores"])
     header = ["run", "reads", "learns from", *titles]
     with_gain = any(row["gain"] is not None for row in results["rows"])
     if with_gain:
@@ -294,10 +290,12 @@ def markdown(results: Mapping) -> str:
     ]
     rule = " | ".join("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
     seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    caption = f"{results['dataset']}: test frame mAP in percent, validation likewise{seeds_note}."
+    caption = f"{results['dataset']}: percent on the test videos; validation: frame mAP{seeds_note}."
     return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
 
 
-def _mean(values: Sequence[float], sign: str = "") -> str:
+def _mean(values: Sequence[float | None], sign: str = "") -> str:
+    if None in values:
+        return "–"
     mean = f"{np.mean(values):{sign}.2f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"

@@ -23,6 +23,7 @@ from kd_jax import input_pipeline, submissions
 from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import custom
 from kd_jax.distill import eval_step
+from kd_jax.evaluate import probabilities
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.types import Outputs
 
@@ -64,14 +65,6 @@ def predict(
                 outputs[index] = Outputs(result.features[row, :length].copy(), result.logits[row, :length].copy())
             bar.update(len(indices))
     return outputs
-
-
-def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
-    """Sigmoid (dense) or softmax with the background last (sparse) of `[T, C]` logits."""
-    if head == "dense":
-        return np.exp(-np.logaddexp(0, -logits))
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

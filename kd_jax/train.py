@@ -22,20 +22,30 @@ from tqdm import tqdm
 
 from kd_jax import checkpoints, input_pipeline
 from kd_jax.checkpoints import TrainedRun, new_best
+from kd_jax.datasets import describe
 from kd_jax.distill import TASKS, make_train_step
-from kd_jax.evaluate import SNIPPET, evaluate
-from kd_jax.files import write_arrays, write_atomically
+from kd_jax.evaluate import Scoring, evaluate
+from kd_jax.files import read_arrays, write_arrays, write_atomically
 from kd_jax.input_pipeline import Example, Source
-from kd_jax.predict import predict
+from kd_jax.predict import fuse, predict
+from kd_jax.protocols import PROTOCOLS
 from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
-SELECTION = f"{SNIPPET}/present_classes"  # the validation score that chooses the best epoch
+SELECTION = "frame_map/present_classes"  # the validation score that chooses the best epoch
+VALIDATION = Scoring(("frame_map",))
+
+
+def scoring_of(config) -> Scoring:
+    """How the test videos are scored: as the config says, or with the protocols that the data set is published with."""
+    options = config.evaluation.to_dict()
+    protocols = tuple(options["protocols"]) or describe(config.dataset.name).protocols
+    return Scoring(protocols, options["proposals"], options["threshold"], options["convention"])
 
 
 def run_config(config, name: str, seed: int, source: Source) -> dict:
     """What a run is, as plain JSON: everything that decides its result, and all that rebuilds its model.
 
-    What changes no result is left out: where the records lie, how often a checkpoint is written.
+    What changes no training is left out: where the records lie, how often a checkpoint is written, how it is scored.
     """
     info, training, dataset = source.info, config.training.to_dict(), config.dataset.to_dict()
     del training["checkpoint_every"], dataset["data_dir"], dataset["synthetic_fallback"]
@@ -60,7 +70,6 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
                 **run,
                 "model": {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()},
                 "training": training,
-                "upsampled": config.evaluation.upsampled,
                 "dataset": {**dataset, "fingerprint": source.fingerprint},
                 "input_size": info.modalities[run["modality"]],
                 "head": info.head,
@@ -127,8 +136,11 @@ def train_run(
     Raises:
       FloatingPointError: if loss or parameters stop being finite.
     """
+    scoring = scoring_of(config)
     results = checkpoints.read_json(directory / "results.json")
     if results is not None:
+        if results["scoring"] != scoring.as_json():
+            results = _write_results(directory, results["best_epoch"], source, scoring)
         logging.info("%s: finished before, %s", name, summary(results))
         return results
     manifest = run_config(config, name, seed, source)
@@ -136,7 +148,7 @@ def train_run(
     model = checkpoints.build_model(manifest)
     forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
     examples = _training_examples(source, manifest, teacher_directories, forward)
-    validation = Scorer(model, source, "validation", modality, forward)
+    validation = Predictor(model, source, "validation", modality, forward)
 
     steps_per_epoch = -(-len(examples) // training.batch_size)
     plateau = {"plateau_patience": training.plateau_patience, "steps_per_epoch": steps_per_epoch}
@@ -166,16 +178,32 @@ def train_run(
         best = _train_epochs(training, seed, step, state, best, examples, validation, keeper, journal, bar, done)
     keeper.close()
 
-    results = {"best_epoch": int(best["epoch"])}
     variables = {"params": best["params"], **best["constants"]}
-    for split in ("validation", "test"):
-        scorer = validation if split == "validation" else Scorer(model, source, "test", modality, forward)
-        if scorer.videos:
-            upsampled = manifest["upsampled"] and split == "test"
-            logits, results[split] = scorer(variables, upsampled=upsampled, progress=f"{name}: {split}")
-            write_arrays(directory / f"predictions_{split}.npz", logits)
-    checkpoints.write_json(directory / "results.json", results)
+    for predictor in (validation, Predictor(model, source, "test", modality, forward)):
+        logits = predictor(variables, progress=f"{name}: {predictor.split}")
+        write_arrays(directory / f"predictions_{predictor.split}.npz", logits)
+    results = _write_results(directory, int(best["epoch"]), source, scoring)
     logging.info("%s: %s", name, summary(results))
+    return results
+
+
+def score_predictions(directories: Sequence[Path], source: Source, scoring: Scoring) -> dict:
+    """Scores the saved logits of a finished run, or the fused ones of several: {'validation' and 'test': scores}.
+
+    The validation videos, if there are any, are scored with the protocol that chose the best epoch alone.
+    """
+    scores = {}
+    for split, how in {"validation": VALIDATION, "test": scoring}.items():
+        if videos := source.videos(split, []):
+            logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
+            scores[split] = evaluate(logits, videos, source.info, how)
+    return scores
+
+
+def _write_results(directory: Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:
+    scores = score_predictions([directory], source, scoring)
+    results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
+    checkpoints.write_json(directory / "results.json", results)
     return results
 
 
@@ -194,19 +222,17 @@ def _training_examples(
     return examples
 
 
-class Scorer:
-    """Predicts and evaluates one split with whatever parameters it is given."""
+class Predictor:
+    """Predicts one split with whatever parameters it is given: {video: logits}."""
 
     def __init__(self, model, source: Source, split: str, modality: str, forward: Mapping):
-        self.videos = source.videos(split, [modality])
+        self.split, self.videos, self.info = split, source.videos(split, [modality]), source.info
         self._examples = input_pipeline.make_examples(self.videos, modality, len(source.info.classes))
-        self._model, self._info, self._forward = model, source.info, forward
+        self._model, self._forward = model, forward
 
-    def __call__(self, variables: dict, *, upsampled: bool, progress: str | None = None) -> tuple[dict, dict]:
-        """Returns {video: logits} and the scores of `evaluate`."""
+    def __call__(self, variables: dict, *, progress: str | None = None) -> dict:
         outputs = predict(self._model, variables, self._examples, progress=progress, **self._forward)
-        logits = {e.id: o.logits for e, o in zip(self._examples, outputs, strict=True)}
-        return logits, evaluate(logits, self.videos, self._info, upsampled=upsampled)
+        return {e.id: o.logits for e, o in zip(self._examples, outputs, strict=True)}
 
 
 def _train_epochs(
@@ -216,7 +242,7 @@ def _train_epochs(
     state: TrainState,
     best: dict,
     examples: Sequence[Example],
-    validation: Scorer,
+    validation: Predictor,
     keeper: checkpoints.Checkpoints,
     journal: "Journal",
     bar: "Progress",
@@ -243,7 +269,8 @@ def _train_epochs(
         record["learning_rate"] = float(current_learning_rate(state))
         score = math.nan  # without validation videos every epoch replaces the one before
         if validation.videos:
-            _, scores = validation({"params": state.params, **state.constants}, upsampled=False)
+            logits = validation({"params": state.params, **state.constants})
+            scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
             record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
             score = scores[SELECTION]
         if not score <= float(best["score"]):
@@ -266,11 +293,15 @@ def _announce(manifest: dict, params: dict, show_parameters: bool) -> None:
 
 
 def summary(results: Mapping) -> str:
-    """One line: best epoch and frame mAPs."""
-    scores = [
-        f"{split} frame mAP {results[split][SELECTION]:.2f}" for split in ("validation", "test") if split in results
-    ]
-    return f"best epoch {results['best_epoch']}, {', '.join(scores)}"
+    """One line: best epoch, and the first score of each split."""
+    parts = [f"best epoch {results['best_epoch']}"]
+    for split in ("validation", "test"):
+        if split in results:
+            key, value = next(iter(results[split].items()))
+            protocol, measure = key.split("/")
+            title = PROTOCOLS[protocol].columns.get(measure, key)
+            parts.append(f"{split} {title} {'–' if value is None else f'{value:.2f}'}")
+    return ", ".join(parts)
 
 
 def epoch_record(metrics: Sequence[Mapping], seconds: float) -> dict:

@@ -114,7 +114,7 @@ def get_config(variant=""):
     run = "--config.runs.student"
     overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.margin=0.25"]
     overrides += [f"{run}.options.boundary.form=vector", "--config.training.epochs=1", "--config.dataset.max_videos=3"]
-    overrides += ["--config.model.hidden=8", "--config.evaluation.upsampled=False"]
+    overrides += ["--config.model.hidden=8", "--config.evaluation.protocols=('frame_map',)"]
     command = [sys.executable, "-m", "kd_jax.main", f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -157,9 +157,9 @@ def test_table_rows_gains_and_fusion(finished):
     source = experiment.prepare(config, workdir)
     streams = [read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
     fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
-    from kd_jax.evaluate import evaluate
+    from kd_jax.evaluate import Scoring, evaluate
 
-    again = evaluate(fused, source.videos("test", []), source.info)
+    again = evaluate(fused, source.videos("test", []), source.info, Scoring(("frame_map",)))
     assert again["frame_map/present_classes"] == score["two_stream"]
 
 
