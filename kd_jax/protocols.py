@@ -167,11 +167,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "event_map": Protocol("detections", _event(event_map), _EVENT_COLUMNS),
     "event_map_strict": Protocol("detections", _event(event_map_strict), {"mAP_action@0.5": "strict@0.5"}),
     # THUMOS14 as ActionFormer and OpenTAD report it, and as the kit of the challenge does.
-    "detection_map_thumos14": Protocol(
-        "detections",
-        _detection(),
-        {"mAP@0.3": "mAP@0.3", "mAP@0.5": "@0.5", "mAP@0.7": "@0.7", "average_mAP": "average"},
-    ),
+    "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(
         "detections",
         _detection(

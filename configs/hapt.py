@@ -1,0 +1,37 @@
+"""HAPT: accelerometer teacher → gyroscope student of a smartphone, 12 sparse actions with background, 5 seeds.
+
+Data:      61 recordings of 30 people, six activities and six postural transitions (UCI, Reyes-Ortiz et al., 2015), as
+           one .npy per recording and modality, snippets of 0.5 s
+           python -m data_prep.build --dataset=custom --head=sparse --annotations=hapt/annotations.json \\
+               --classes=hapt/classes.txt --features=accelerometer=hapt/accelerometer \\
+               --features=gyroscope=hapt/gyroscope --output=data/hapt
+Command:   python -m kd_jax.main --config=configs/hapt.py
+Protocols: event mAP at 0.1, 0.3, 0.5 (proposals where 1 - background >= 0.4), frame mAP
+"""
+
+from configs import default
+
+TEACHER, STUDENT = "accelerometer_teacher", "vanilla_gyroscope"
+
+
+def get_config(variant=""):
+    config = default.get_config()
+    config.dataset.data_dir = "data/hapt"
+    config.model.hidden = 64
+    config.model.standardize = True
+    config.training.epochs = 60
+    config.training.batch_size = 4
+    config.training.learning_rate = 1e-3
+    config.training.length_buckets = 2
+    config.training.checkpoint_every = 20
+    config.evaluation.protocols = ("event_map", "frame_map")
+    config.seeds = 5
+    config.baseline = STUDENT
+    config.runs = default.make_runs(
+        **{TEACHER: default.make_run("accelerometer"), STUDENT: default.make_run("gyroscope")}
+    )
+    for term, weight in default.WEIGHTS.items():
+        config.runs[term] = default.make_run("gyroscope", teachers=(TEACHER,), weights={term: weight})
+    config.runs.all = default.make_run("gyroscope", teachers=(TEACHER,), weights=default.WEIGHTS)
+    config.fusions.two_stream = (TEACHER, STUDENT)
+    return default.with_variant(config, variant)
