@@ -46,6 +46,25 @@ def make_runs(**runs: ConfigDict) -> ConfigDict:
     return ConfigDict(runs, sort_keys=False)
 
 
+def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
+    """The usual experiment: a teacher, a plain student, a distilled student, and the fusion of the first two.
+
+    The teacher reads the modality `teacher`, the students `student`; for 'flow' and 'rgb' the runs are flow_teacher,
+    vanilla_rgb and augmented_rgb.
+    """
+    first, plain = f"{teacher}_teacher", f"vanilla_{student}"
+    config.runs = make_runs(
+        **{
+            first: make_run(teacher),
+            plain: make_run(student),
+            f"augmented_{student}": make_run(student, teachers=(first,), weights=WEIGHTS),
+        }
+    )
+    config.fusions.two_stream = (first, plain)
+    config.baseline = plain
+    return config
+
+
 def get_config() -> ConfigDict:
     """The defaults, without runs: an experiment's file adds them. Locked: a misspelt field is refused."""
     config = ConfigDict(
@@ -105,6 +124,14 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.training.length_buckets = 1
     config.training.checkpoint_every = 1
     config.seeds = 1
+    return config
+
+
+def published(config: ConfigDict) -> ConfigDict:
+    """Every student with the weights of the paper; under our reading of its formulas they outweigh the task loss."""
+    for run in config.runs.values():
+        if run.teachers:
+            run.weights.update(PUBLISHED_WEIGHTS)
     return config
 
 

@@ -17,10 +17,5 @@ def get_config(variant=""):
     config.training.learning_rate = 1e-3
     config.training.length_buckets = 2
     config.training.checkpoint_every = 10
-    config.runs = default.make_runs(
-        flow_teacher=default.make_run("flow"),
-        vanilla_rgb=default.make_run("rgb"),
-        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=default.WEIGHTS),
-    )
-    config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
+    default.set_runs(config, teacher="flow", student="rgb")
     return default.with_variant(config, variant)
