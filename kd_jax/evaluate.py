@@ -1,141 +1,179 @@
-"""Logits of whole videos → {protocol/measure: value}, in percent.
+"""Saved predictions, of this project or any other tool, scored against public annotation files; without JAX.
 
-    results = evaluate(logits, videos, info, Scoring(("frame_map", "event_map")))
+    python -m kd_jax.evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
 
-The protocols are those of kd_jax/protocols.py; this file makes what they read: ranking scores, detections, instants.
+Predictions are read in every format of kd_jax/submissions: snippet scores (.npz), detections (.json of this project or
+ActivityNet's, a folder of PKU-MMD text files), or the text file of Charades localize.
 """
 
-import dataclasses
-import functools
+import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from absl import app, flags
 
-from kd_jax import proposals
-from kd_jax.datasets import base
+from kd_jax import proposals, submissions
+from kd_jax.datasets import DATASETS, base, describe
+from kd_jax.datasets.cleaning import Annotated
+from kd_jax.datasets.common_layout import read_classes
+from kd_jax.datasets.findings import Findings
+from kd_jax.files import write_atomically
 from kd_jax.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
-from kd_jax.submissions import charades_frames
+from kd_jax.scoring import Scoring, as_results, make_predictions, make_truth
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How predictions are scored.
-
-    Attributes:
-      protocols: keys of PROTOCOLS.
-      proposals: how scores become detections, a key of `proposals.PROPOSALS`; '' = the rule of the head.
-      threshold: of that rule; None = its own.
-      convention: where a snippet is, 'start' or 'centre', see kd_jax/proposals.py.
-    """
-
-    protocols: tuple[str, ...]
-    proposals: str = ""
-    threshold: float | None = None
-    convention: str = "centre"
-
-    def rule(self, head: str):
-        """The function from probabilities to detections; ValueError for choices that do not exist or fit the head."""
-        return proposals.choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
-
-    def as_json(self) -> dict:
-        """The fields, as JSON gives them back."""
-        return {**dataclasses.asdict(self), "protocols": list(self.protocols)}
-
-    def check(self, head: str) -> None:
-        """Raises ValueError for protocols or proposals that do not exist or do not fit the head."""
-        check_protocols(self.protocols)
-        self.rule(head)
-
-
-def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
-    """Sigmoid (dense) or softmax with the background last (sparse) of `[T, C]` logits."""
-    if head == "dense":
-        return np.exp(-np.logaddexp(0, -logits))
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-def ranking_scores(logits: np.ndarray, head: str) -> np.ndarray:
-    """`[T, C]` scores that rank snippets: logits (dense), log-probabilities without the background (sparse)."""
-    if head == "dense":
-        return logits
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))[:, :-1]
-
-
-def make_predictions(
-    tables: Mapping[str, np.ndarray], truth: Truth, head: str, scoring: Scoring, *, logits: bool
-) -> Predictions:
-    """What the protocols of `scoring` read.
+def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[str, dict[str, np.ndarray]]:
+    """Reads predictions in any format of kd_jax/submissions: what they are, and {video: array}.
 
     Args:
-      tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
-      truth: its durations place the snippets in time.
-      head: 'dense' or 'sparse'.
-      scoring: which protocols, and how scores become detections.
-      logits: whether the tables hold logits or probabilities.
+      path: `.npz` of snippet scores, `.txt` of Charades localize, `.json` of this project or ActivityNet's, or a folder
+        of PKU-MMD text files.
+      info: classes and frames per second.
+      first_label: the number of the first class in PKU-MMD files.
+
+    Returns:
+      'scores', 'instants' or 'detections', and the arrays.
 
     Raises:
-      ValueError: for a video without a table.
+      FileNotFoundError, ValueError: naming file, line, value and remedy.
     """
-    missing = [video for video in truth.segments if video not in tables]
-    if missing:
-        raise ValueError(f"no prediction for {len(missing)} of {len(truth.segments)} videos, first {missing[0]!r}")
-    needs = {PROTOCOLS[name].needs for name in scoring.protocols}
-    columns = slice(None) if head == "dense" else slice(-1)
-    rank = functools.partial(ranking_scores, head=head) if logits else lambda table: table[:, columns]
-    scores = {video: rank(tables[video]) for video in truth.segments}
-    found, instants = None, None
-    if "detections" in needs:
-        rule = scoring.rule(head)
-        found = {}
-        for video, duration in truth.durations.items():
-            table = probabilities(tables[video], head) if logits else tables[video]
-            found[video] = rule(table, duration / len(table), duration=duration)
-    if "instants" in needs:
-        instants = {video: charades_frames(table) for video, table in scores.items()}
-    return Predictions(scores, found, instants)
-
-
-def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
-    """The ground truth of these videos, in seconds."""
-    scale = np.array([1.0, info.seconds(1.0), info.seconds(1.0)])
-    return Truth(
-        segments={video.id: video.segments * scale for video in videos},
-        durations={video.id: info.seconds(video.duration) for video in videos},
-        num_frames={video.id: info.num_frames(video) for video in videos},
-        num_classes=len(info.classes),
+    if path.is_dir():
+        found = submissions.read_pku_mmd(path, len(info.classes), first_label=first_label, frames_per_second=info.fps)
+        return "detections", found
+    if path.suffix == ".npz":
+        return "scores", submissions.read_scores(path)
+    if path.suffix == ".txt":
+        return "instants", submissions.read_charades(path, num_classes=len(info.classes))
+    if path.suffix == ".json":
+        own = path.is_file() and path.read_bytes().lstrip()[:1] == b"["
+        read = submissions.read_native if own else submissions.read_activitynet
+        return "detections", read(path, info.classes)
+    raise FileNotFoundError(
+        f"{path} is no .npz of scores, .json of detections, .txt of Charades localize, or folder of PKU-MMD files"
     )
 
 
-def evaluate(logits: Mapping[str, np.ndarray], videos: Sequence[base.Video], info: base.Info, scoring: Scoring) -> dict:
-    """Scores one split.
-
-    Args:
-      logits: {video id: `[T, C]`, with the background logit last if the head is sparse}.
-      videos: the ground truth; every one must have logits.
-      info: classes, head and frame rate.
-      scoring: which protocols, and how scores become detections.
-
-    Returns:
-      {'protocol/measure': percent, None where it does not exist; 'per_class': {protocol: {class: AP in percent}}}.
-
-    Raises:
-      ValueError: for a video without logits, or a protocol that does not exist.
-    """
-    truth = make_truth(videos, info)
-    predictions = make_predictions(logits, truth, info.head, scoring, logits=True)
-    return as_results(*score(predictions, truth, scoring.protocols), info.classes)
+def servable(protocols: Sequence[str], what: str) -> tuple[str, ...]:
+    """Those of the protocols that predictions of this kind can be scored with: snippet scores serve all of them."""
+    return tuple(name for name in protocols if what in ("scores", PROTOCOLS[name].needs))
 
 
-def as_results(values: Mapping[str, float], per_class: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict:
-    """What `protocols.score` returns as plain JSON: None for NaN, classes by name."""
+def main(argv):
+    if len(argv) > 1:
+        sys.exit(f"kd_jax.evaluate: unexpected argument {argv[1]!r}; options start with --")
+    arguments = flags.FLAGS
+    try:
+        info, annotated, stride, findings = _read_truth(arguments)
+        what, arrays = read_predictions(Path(arguments.predictions), info, first_label=arguments.first_label)
+        wanted = arguments.protocols or describe(arguments.dataset).protocols
+        check_protocols(wanted)
+        scoring = Scoring(
+            tuple(arguments.protocols) or servable(wanted, what),
+            arguments.proposals or "",
+            arguments.threshold,
+            arguments.convention,
+        )
+        if not scoring.protocols:
+            raise ValueError(
+                f"{arguments.predictions} holds {what}, but {', '.join(wanted)} cannot be computed from them; "
+                "choose --protocols that can"
+            )
+        scoring.check(info.head)
+        truth = make_truth([_as_video(video, arrays.get(video.id), stride) for video in annotated], info)
+        if what == "scores":
+            _check_probabilities(arrays, arguments)
+            predictions = make_predictions(arrays, truth, info.head, scoring, logits=arguments.logits)
+        else:
+            predictions = Predictions(**{what: arrays})
+        results = as_results(*score(predictions, truth, scoring.protocols), info.classes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd_jax.evaluate: {error}")
+    _report(info, truth, what, arrays, findings, results, arguments)
 
-    def plain(value) -> float | None:
-        return None if np.isnan(value) else float(value)
 
-    named = {
-        key: {name: plain(value) for name, value in zip(classes, row, strict=True)} for key, row in per_class.items()
-    }
-    return {**{key: plain(value) for key, value in values.items()}, "per_class": named}
+def _read_truth(arguments) -> tuple[base.Info, list[Annotated], float | None, Findings]:
+    """What the annotation files say of the split, and what had to be cleaned."""
+    description, findings = describe(arguments.dataset), Findings()
+    names = read_classes(Path(arguments.classes), findings) if arguments.classes else description.names
+    annotated = description.read([Path(path) for path in arguments.annotations], names, findings)
+    findings.raise_problems()
+    if not names:
+        raise ValueError(f"--dataset={arguments.dataset} also needs --classes, a file with one name a line")
+    info = base.Info(
+        name=arguments.dataset,
+        classes=names,
+        head=arguments.head or description.head,
+        modalities={},
+        unit=arguments.unit or description.unit,
+        fps=arguments.fps or description.fps,
+        seconds_per_snippet=math.nan,
+    )
+    of_split = [video for video in annotated if video.split == arguments.split]
+    if not of_split:
+        raise ValueError(
+            f"{', '.join(arguments.annotations)}: none of the {len(annotated)} videos is for {arguments.split}"
+        )
+    return info, of_split, description.stride, findings
+
+
+def _as_video(video: Annotated, table: np.ndarray | None, stride: float | None) -> base.Video:
+    """Annotations that do not tell the duration: it is T · `stride` frames of the predicted scores."""
+    unknown = math.isinf(video.duration) and table is not None and stride is not None
+    duration = len(table) * stride if unknown else video.duration
+    return base.Video(video.id, {}, video.segments, duration, video.written, video.ambiguous)
+
+
+def _check_probabilities(tables: Mapping[str, np.ndarray], arguments) -> None:
+    if arguments.logits:
+        return
+    for video, table in tables.items():
+        if table.size and (table.min() < 0 or table.max() > 1):
+            raise ValueError(
+                f"{arguments.predictions}: the scores of {video!r} go from {table.min():.4g} to {table.max():.4g}, so "
+                "they are no probabilities; if they are logits, say --logits"
+            )
+
+
+def _report(info, truth: Truth, what: str, arrays: Mapping, findings: Findings, results: dict, arguments) -> None:
+    actions = sum(map(len, truth.written.values()))
+    print(
+        f"{info.name}, {arguments.split}: {len(truth.segments)} videos, {actions} actions, {len(info.classes)} classes"
+    )
+    for kind, cases in sorted(findings.handled.items()):
+        print(f"  annotations, both splits: {kind}: {len(cases)}")
+    missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
+    for videos, text in ((missing, "without predictions"), (unknown, "predicted that are not of this split")):
+        if videos:
+            print(f"  note: {len(videos)} videos {text}, e.g. {min(videos)}")
+    print(f"{what} of {arguments.predictions}, percent:")
+    values = {key: value for key, value in results.items() if key != "per_class"}
+    width = max(map(len, values))
+    for key, value in values.items():
+        print(f"  {key:<{width}}  {'–' if value is None else f'{value:.2f}':>6}")
+    if arguments.output:
+        write_atomically(Path(arguments.output), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        print(f"With every class in {arguments.output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("dataset", None, [name for name in DATASETS if name != "synthetic"], "Which.", required=True)
+    flags.DEFINE_multi_string("annotations", None, "Public annotation file; repeat it for several.", required=True)
+    flags.DEFINE_string("predictions", None, ".npz, .json, .txt, or a folder: see kd_jax/submissions.", required=True)
+    flags.DEFINE_string("classes", None, "Class names, one a line; line number = class id.")
+    flags.DEFINE_enum("split", "test", list(base.SPLITS), "Which videos.")
+    flags.DEFINE_multi_enum("protocols", [], list(PROTOCOLS), "Instead of those the data set is published with.")
+    flags.DEFINE_boolean("logits", False, "The scores are logits, not probabilities.")
+    flags.DEFINE_enum("proposals", None, list(proposals.PROPOSALS), "Scores → detections; default: the head's own.")
+    flags.DEFINE_float("threshold", None, "Of the proposals; default: the rule's own.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_enum(
+        "convention", "centre", list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py."
+    )
+    flags.DEFINE_integer("first_label", 1, "PKU-MMD files: the number of the first class (TSU: 0).", lower_bound=0)
+    flags.DEFINE_enum("head", None, ["dense", "sparse"], "Instead of the data set's own.")
+    flags.DEFINE_enum("unit", None, ["seconds", "frames"], "custom: of the times in the annotations.")
+    flags.DEFINE_float("fps", None, "Frames per second; default: the data set's own.", lower_bound=1e-3)
+    flags.DEFINE_string("output", None, "JSON file for every value, per class too.")
+    app.run(main)

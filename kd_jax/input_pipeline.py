@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kd_jax.datasets import base, describe, synthetic
+from kd_jax.datasets import base, describe, records, synthetic
 from kd_jax.segments import labels_from_segments
 from kd_jax.types import Batch, Outputs
 
@@ -89,7 +89,7 @@ def open_source(
                 f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
                 "and pass --config.dataset.data_dir=DIR"
             )
-        info, splits, fingerprint = base.read_info(data_dir), None, base.read_fingerprint(data_dir)
+        info, splits, fingerprint = records.read_info(data_dir), None, records.read_fingerprint(data_dir)
     lacking = [m for m in modalities if m not in info.modalities]
     if lacking:
         raise ValueError(
@@ -100,7 +100,7 @@ def open_source(
     @functools.lru_cache(maxsize=2)  # a run asks for its training videos several times in a row
     def read(split, wanted):
         first = max_videos or None
-        return base.read(data_dir, split, wanted, first=first) if splits is None else splits[split][:first]
+        return records.read(data_dir, split, wanted, first=first) if splits is None else splits[split][:first]
 
     train_ids = [video.id for video in read("train", ())]
     held_out = split_validation(train_ids, validation_fraction, validation_seed)[1]
@@ -129,8 +129,8 @@ def _synthetic_as(modalities: tuple[str, ...]) -> tuple[base.Info, dict[str, lis
         split: [replace(v, features={m: v.features[source] for m, source in played.items()}) for v in videos]
         for split, videos in splits.items()
     }
-    checksums = {split: [base.checksums(video) for video in videos] for split, videos in splits.items()}
-    return info, splits, base.fingerprint(info, checksums)
+    checksums = {split: [records.checksums(video) for video in videos] for split, videos in splits.items()}
+    return info, splits, records.fingerprint(info, checksums)
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:

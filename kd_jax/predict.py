@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from kd_jax import input_pipeline, submissions
 from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import custom
+from kd_jax.datasets import feature_files
+from kd_jax.datasets.findings import Findings
 from kd_jax.distill import eval_step
-from kd_jax.evaluate import probabilities
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
+from kd_jax.scoring import probabilities
 from kd_jax.types import Outputs
 
 # One compilation per model and padded length, shared by every caller of the process.
@@ -85,13 +86,13 @@ def read_features(path: Path, modality: str, input_size: int) -> list[input_pipe
         raise FileNotFoundError(
             f"--features={path}: no .npy file there; give a folder of <video>.npy files or one file"
         )
-    findings, examples = custom.Findings(), []
+    findings, examples = Findings(), []
     for file in files:
-        shape = custom.check_file(modality, file, findings)
+        shape = feature_files.check_file(modality, file, findings)
         if shape and shape[1] != input_size:
             findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
         elif shape:
-            features = custom.load_file(file)
+            features = feature_files.load_file(file)
             examples.append(input_pipeline.Example(file.stem, features, np.zeros((len(features), 0), np.uint8)))
     findings.raise_problems()
     return examples

@@ -45,18 +45,20 @@ class Truth:
     """The ground truth of one split.
 
     Attributes:
-      segments: {video: `[N, 3]` rows (class, start s, end s)}, of every video that counts.
+      segments: {video: `[N, 3]` rows (class, start s, end s)}, of every video that counts; cleaned.
+      written: the same as the annotation file has them, duplicates and all: what official scripts see.
       durations: {video: seconds}.
       num_frames: {video: frames}, the resolution of up-sampled scores.
       num_classes: C.
-      ignored: {video: `[M, 2]` rows (start s, end s)}, ambiguous: neither right nor wrong.
+      ambiguous: {video: `[M, 2]` rows (start s, end s)}, where a detection is neither right nor wrong.
     """
 
     segments: Mapping[str, np.ndarray]
+    written: Mapping[str, np.ndarray]
     durations: Mapping[str, float]
     num_frames: Mapping[str, int]
     num_classes: int
-    ignored: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ambiguous: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
         """`[T, C]` of each video at the resolution asked for."""
@@ -114,7 +116,7 @@ def _by_bin(results: Mapping[str, Mapping]):
 
 
 def _charades_localize(predictions: Predictions, truth: Truth):
-    result = charades_localize(predictions.instants, truth.segments, truth.durations, num_classes=truth.num_classes)
+    result = charades_localize(predictions.instants, truth.written, truth.durations, num_classes=truth.num_classes)
     per_class = result.pop("per_class")
     return result, {"": per_class}
 
@@ -123,9 +125,9 @@ def _at(thresholds: Sequence[float], values: Sequence[float], name: str) -> dict
     return {f"{name}@{threshold:g}": value for threshold, value in zip(thresholds, values, strict=True)}
 
 
-def _event(function):
+def _event(function, rows: str):
     def score(predictions: Predictions, truth: Truth):
-        result = function(predictions.detections, truth.segments, num_classes=truth.num_classes)
+        result = function(predictions.detections, getattr(truth, rows), num_classes=truth.num_classes)
         values = {}
         for mean in ("mAP_action", "mAP_video"):
             values |= _at(result["thresholds"], result[mean], mean)
@@ -136,8 +138,8 @@ def _event(function):
 
 def _detection(**options):
     def score(predictions: Predictions, truth: Truth):
-        choices = options | ({"ignored": truth.ignored} if options.get("matching") == "by_ground_truth" else {})
-        result = detection_map(predictions.detections, truth.segments, num_classes=truth.num_classes, **choices)
+        choices = options | ({"ignored": truth.ambiguous} if options.get("matching") == "by_ground_truth" else {})
+        result = detection_map(predictions.detections, truth.written, num_classes=truth.num_classes, **choices)
         values = _at(result["thresholds"], result["mAP"], "mAP") | {"average_mAP": result["average_mAP"]}
         return values, _at(result["thresholds"], result["per_class"], "")
 
@@ -147,7 +149,7 @@ def _detection(**options):
 def _detection_by_length(bins: Mapping, **options):
     def score(predictions: Predictions, truth: Truth):
         results = detection_map_by_length(
-            predictions.detections, truth.segments, num_classes=truth.num_classes, bins=bins, **options
+            predictions.detections, truth.written, num_classes=truth.num_classes, bins=bins, **options
         )
         return {name: result["average_mAP"] for name, result in results.items()}, {}
 
@@ -164,8 +166,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "charades_localize": Protocol(
         "instants", _charades_localize, {"official_mean": "localize", "mean_over_present_classes": "present"}
     ),
-    "event_map": Protocol("detections", _event(event_map), _EVENT_COLUMNS),
-    "event_map_strict": Protocol("detections", _event(event_map_strict), {"mAP_action@0.5": "strict@0.5"}),
+    "event_map": Protocol("detections", _event(event_map, "written"), _EVENT_COLUMNS),
+    "event_map_strict": Protocol("detections", _event(event_map_strict, "segments"), {"mAP_action@0.5": "strict@0.5"}),
     # THUMOS14 as ActionFormer and OpenTAD report it, and as the kit of the challenge does.
     "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(

@@ -24,11 +24,11 @@ from kd_jax import checkpoints, input_pipeline
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.datasets import describe
 from kd_jax.distill import TASKS, make_train_step
-from kd_jax.evaluate import Scoring, evaluate
 from kd_jax.files import read_arrays, write_arrays, write_atomically
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.predict import fuse, predict
 from kd_jax.protocols import PROTOCOLS
+from kd_jax.scoring import Scoring, evaluate
 from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
 SELECTION = "frame_map/present_classes"  # the validation score that chooses the best epoch

@@ -8,8 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.build import build, describe_report, parse_features
-from kd_jax.datasets import base, custom, synthetic
+from data_prep.build import build, parse_features
+from data_prep.report import describe_report
+from kd_jax.datasets import base, describe, records, synthetic
+from kd_jax.datasets.findings import (
+    CLIPPED,
+    CONVERTED,
+    CROPPED,
+    DUPLICATE,
+    EMPTY,
+    LATE,
+    NO_ACTIONS,
+    SKIPPED,
+    TOO_SHORT,
+    UNANNOTATED,
+    DataError,
+    Findings,
+)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -47,13 +62,13 @@ class Tree:
         path = self.root / "annotations.json"
         path.write_text(json.dumps(self.annotations) if self.text is None else self.text)
         features = [f"{m}={self.root / m}" for m in self.sizes]
-        return {"annotations": str(path), "classes": str(self.root / "classes.txt"), "features": features}
+        return {"annotations": [str(path)], "classes": str(self.root / "classes.txt"), "features": features}
 
     def build(self, **options):
         return build("custom", str(self.root / "out"), **{**self.files(), **options})
 
     def problems(self, **options):
-        with pytest.raises(custom.DataError) as caught:
+        with pytest.raises(DataError) as caught:
             self.build(**options)
         assert not (self.root / "out").exists() and not list(self.root.glob(".out*")), "nothing is left behind"
         return str(caught.value)
@@ -67,11 +82,11 @@ def tree(tmp_path):
 def test_clean_input(tree):
     info, report = tree.build()
     assert info == base.Info("out", ("walk", "sit", "lie down"), "dense", tree.sizes, "seconds", 25.0, 0.5)
-    assert base.read_info(tree.root / "out") == info
+    assert records.read_info(tree.root / "out") == info
     assert report["handled"] == {}
     assert report["videos"] == {"train": 2, "test": 1} and report["actions"] == {"train": 3, "test": 1}
     assert json.loads((tree.root / "out/report.json").read_text()) == report
-    video = base.read(tree.root / "out", "train")[0]
+    video = records.read(tree.root / "out", "train")[0]
     assert (video.id, video.duration) == ("a", 10.0)
     np.testing.assert_array_equal(video.segments, [[0, 1, 4], [1, 2, 9]])
     np.testing.assert_array_equal(video.features["flow"], np.load(tree.root / "flow/a.npy").astype(np.float16))
@@ -89,21 +104,21 @@ def test_dirt_is_handled_and_counted(tree):
     tree.features("rgb", "extra", 3)
     _, report = tree.build()
     assert {kind: len(cases) for kind, cases in report["handled"].items()} == {
-        custom.DUPLICATE: 2,
-        custom.CLIPPED: 1,
-        custom.EMPTY: 2,
-        custom.LATE: 1,
-        custom.TOO_SHORT: 1,
-        custom.NO_ACTIONS: 1,
-        custom.CROPPED: 1,
-        custom.CONVERTED: 1,
-        custom.UNANNOTATED: 1,
+        DUPLICATE: 2,
+        CLIPPED: 1,
+        EMPTY: 2,
+        LATE: 1,
+        TOO_SHORT: 1,
+        NO_ACTIONS: 1,
+        CROPPED: 1,
+        CONVERTED: 1,
+        UNANNOTATED: 1,
     }
-    assert report["handled"][custom.CLIPPED] == ["a: [2, 9.2, 12], duration 10"]
-    assert report["handled"][custom.CROPPED] == ["d: rgb 7, flow 6"]
-    first = base.read(tree.root / "out", "train")[0]
+    assert report["handled"][CLIPPED] == ["a: [2, 9.2, 12], duration 10"]
+    assert report["handled"][CROPPED] == ["d: rgb 7, flow 6"]
+    first = records.read(tree.root / "out", "train")[0]
     np.testing.assert_array_equal(first.segments, [[0, 1, 4], [1, 2, 9], [2, 9.2, 10], [1, 0.6, 0.9]])
-    last = base.read(tree.root / "out", "test")[1]
+    last = records.read(tree.root / "out", "test")[1]
     assert {m: f.shape for m, f in last.features.items()} == {"rgb": (6, 4), "flow": (6, 3)}
     np.testing.assert_array_equal(last.features["flow"], np.arange(18).reshape(6, 3))
     shown = describe_report(report)
@@ -206,7 +221,7 @@ def test_bad_annotation_files(tree, text, message):
 
 
 def test_missing_files_and_folders(tree):
-    text = tree.problems(annotations="none.json", classes="none.txt", features=["rgb=none"])
+    text = tree.problems(annotations=["none.json"], classes="none.txt", features=["rgb=none"])
     assert (
         "none.json: No such file" in text and "none.txt: No such file" in text and "rgb: none is not a folder" in text
     )
@@ -215,7 +230,7 @@ def test_missing_files_and_folders(tree):
 def test_a_folder_of_other_videos_is_one_problem(tree):
     for path in (tree.root / "flow").iterdir():
         path.rename(path.with_name(f"flow_{path.name}"))
-    assert "has no file <video>.npy, but 3 other .npy files, e.g. flow_a.npy" in tree.problems(skip_missing=True)
+    assert "has no file <video>.npy, but 3 other feature files, e.g. flow_a.npy" in tree.problems(skip_missing=True)
 
 
 def test_class_lists(tree):
@@ -243,8 +258,8 @@ def test_skipping_videos_is_asked_for_and_listed(tree):
     assert "missing feature file, see --skip_missing (1):\n  flow: " in text and "flow/b.npy" in text
     _, report = tree.build(skip_missing=True)
     assert report["videos"] == {"train": 1, "test": 1}
-    assert len(report["handled"][custom.SKIPPED]) == 1
-    assert [v.id for v in base.read(tree.root / "out", "train")] == ["a"]
+    assert len(report["handled"][SKIPPED]) == 1
+    assert [v.id for v in records.read(tree.root / "out", "train")] == ["a"]
 
 
 def test_skipping_a_whole_split_is_refused(tree):
@@ -272,8 +287,8 @@ def test_tsu(tree):
     info, _ = build("tsu", str(tree.root / "out"), **(files | {"annotations": tree.files()["annotations"]}))
     assert (len(info.classes), info.classes[50], info.unit, info.fps) == (51, "class_50", "frames", 20.0)
     assert info.seconds_per_snippet == 16 / 20
-    assert base.read(tree.root / "out", "train")[0].duration == 320
-    with pytest.raises(custom.DataError, match="3 names; tsu has 51"):
+    assert records.read(tree.root / "out", "train")[0].duration == 320
+    with pytest.raises(DataError, match="3 names; tsu has 51"):
         build("tsu", str(tree.root / "out2"), **tree.files())
 
 
@@ -281,11 +296,12 @@ def test_tsu(tree):
     "dataset, options, message",
     [
         ("custom", {}, "also needs --annotations, --features, --classes"),
-        ("tsu", {"head": "sparse"}, "--head would be ignored"),
+        ("tsu", {"unit": "seconds"}, "--unit would be ignored"),
+        ("custom", {"stride": 8.0}, "--stride would be ignored"),
         ("tsu", {"seed": 0}, "--seed would be ignored"),
         ("synthetic", {"features": ["rgb=x"], "fps": 25.0}, "--features, --fps would be ignored"),
-        ("charades", {}, "'charades' is unknown"),
-        ("tsu", {"annotations": "x", "features": ["rgb=x"], "fps": 0.0}, "--fps=0.0"),
+        ("tvseries", {}, "'tvseries' is unknown"),
+        ("tsu", {"annotations": ["x"], "features": ["rgb=x"], "fps": 0.0}, "--fps=0.0"),
     ],
 )
 def test_options_that_contradict(tmp_path, dataset, options, message):
@@ -306,7 +322,7 @@ def run(*arguments):
 
 def test_command_line(tree):
     files = tree.files()
-    arguments = [f"--{name}={files[name]}" for name in ("annotations", "classes")]
+    arguments = [f"--annotations={files['annotations'][0]}", f"--classes={files['classes']}"]
     arguments += [f"--features={text}" for text in files["features"]] + [f"--output={tree.root / 'out'}"]
     result = run("--dataset=custom", *arguments)
     assert result.returncode == 0, result.stderr
@@ -318,7 +334,7 @@ def test_command_line(tree):
 def test_command_line_reports_problems_without_a_traceback(tree):
     tree.action([9, 1, 2])
     files = tree.files()
-    arguments = [f"--{name}={files[name]}" for name in ("annotations", "classes")]
+    arguments = [f"--annotations={files['annotations'][0]}", f"--classes={files['classes']}"]
     arguments += [f"--features={text}" for text in files["features"]]
     result = run("--dataset=custom", *arguments, f"--output={tree.root / 'out'}")
     assert result.returncode == 1 and "Traceback" not in result.stderr
@@ -328,27 +344,33 @@ def test_command_line_reports_problems_without_a_traceback(tree):
 def test_synthetic_records_are_the_set_in_memory(tmp_path):
     info, report = build("synthetic", str(tmp_path / "out"), seed=2)
     expected, splits = synthetic.make(2)
-    assert info == expected == base.read_info(tmp_path / "out")
+    assert info == expected == records.read_info(tmp_path / "out")
     assert report["videos"] == {split: len(videos) for split, videos in splits.items()}
     np.testing.assert_array_equal(
-        base.read(tmp_path / "out", "test")[3].features["pose"], splits["test"][3].features["pose"]
+        records.read(tmp_path / "out", "test")[3].features["pose"], splits["test"][3].features["pose"]
     )
 
 
+MULTITHUMOS = {CLIPPED: 5, LATE: 60, EMPTY: 7}
+
+
 @pytest.mark.parametrize(
-    "name, videos, actions, handled",
+    "name, dataset, videos, actions, handled",
     [
-        ("tsu_cs", (351, 185), 41288 - 194 - 7, {custom.DUPLICATE: 194, custom.EMPTY: 7}),
-        ("tsu_cv", (369, 167), 41288 - 194 - 7, {custom.DUPLICATE: 194, custom.EMPTY: 7}),
+        ("tsu_cs", "tsu", (351, 185), 41288 - 194 - 7, {DUPLICATE: 194, EMPTY: 7}),
+        ("tsu_cv", "tsu", (369, 167), 41288 - 194 - 7, {DUPLICATE: 194, EMPTY: 7}),
+        ("multithumos", "multithumos", (200, 213), 38690 - 60 - 7, MULTITHUMOS),
     ],
 )
-def test_counts_of_the_real_annotations(name, videos, actions, handled):
+def test_counts_of_the_real_annotations(name, dataset, videos, actions, handled):
     path = SHARED / f"annotations/{name}.json"
     if not path.exists():
         pytest.skip(f"{path} is not beside this checkout; real annotations may not be committed")
-    findings = custom.Findings()
-    annotated = custom.read_annotations(path, 51, findings)
+    findings, description = Findings(), describe(dataset)
+    annotated = description.read([path], description.names, findings)
     findings.raise_problems()
     assert tuple(sum(v.split == s for v in annotated) for s in base.SPLITS) == videos
     assert sum(len(v.segments) for v in annotated) == actions
     assert {kind: len(cases) for kind, cases in findings.handled.items()} == handled
+    counts = {row for v in annotated for row in v.written[:, 0]}
+    assert counts == set(range(len(description.names)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax.datasets import DATASETS, base, describe, synthetic
+from kd_jax.datasets import DATASETS, base, describe, records, synthetic
 
 ROOT = Path(__file__).parents[1]
 INFO = base.Info("mine", ("a", "b", "ü"), "dense", {"rgb": 4, "flow": 3}, "seconds", 25.0, 0.5)
@@ -23,9 +23,9 @@ def make_video(name, num_snippets=5, num_segments=2, dtype=np.float16):
 
 
 @pytest.fixture
-def records(tmp_path):
+def stored(tmp_path):
     splits = {"train": [make_video(f"v{i}", 3 + i, i) for i in range(4)], "test": [make_video("ü x", 1)]}
-    base.write(tmp_path / "records", INFO, splits, {"found": 5})
+    records.write(tmp_path / "records", INFO, splits, {"found": 5})
     return tmp_path / "records", splits
 
 
@@ -40,34 +40,34 @@ def assert_same(read, written):
             np.testing.assert_array_equal(features, b.features[modality].astype(np.float16))
 
 
-def test_round_trip(records):
-    directory, splits = records
-    assert base.read_info(directory) == INFO
-    assert list(base.read_info(directory).modalities) == ["rgb", "flow"]
+def test_round_trip(stored):
+    directory, splits = stored
+    assert records.read_info(directory) == INFO
+    assert list(records.read_info(directory).modalities) == ["rgb", "flow"]
     for split in base.SPLITS:
-        assert_same(base.read(directory, split), splits[split])
-    assert json.loads((directory / base.REPORT_FILE).read_text()) == {"found": 5}
+        assert_same(records.read(directory, split), splits[split])
+    assert json.loads((directory / records.REPORT_FILE).read_text()) == {"found": 5}
 
 
-def test_only_the_wanted_modalities_are_decoded(records):
-    directory, splits = records
-    assert list(base.read(directory, "train", ["flow"])[0].features) == ["flow"]
-    bare = base.read(directory, "train", [])[0]
+def test_only_the_wanted_modalities_are_decoded(stored):
+    directory, splits = stored
+    assert list(records.read(directory, "train", ["flow"])[0].features) == ["flow"]
+    bare = records.read(directory, "train", [])[0]
     assert bare.features == {} and bare.id == splits["train"][0].id
     with pytest.raises(ValueError, match="was read without features"):
         _ = bare.num_snippets
 
 
-def test_only_the_first_videos_are_read(records):
-    directory, splits = records
-    assert_same(base.read(directory, "train", first=2), splits["train"][:2])
-    assert_same(base.read(directory, "train", first=99), splits["train"])
+def test_only_the_first_videos_are_read(stored):
+    directory, splits = stored
+    assert_same(records.read(directory, "train", first=2), splits["train"][:2])
+    assert_same(records.read(directory, "train", first=99), splits["train"])
 
 
-def test_tfds_reads_the_folder(records):
+def test_tfds_reads_the_folder(stored):
     import tensorflow_datasets as tfds
 
-    directory, splits = records
+    directory, splits = stored
     builder = tfds.builder_from_directory(directory)
     source = builder.as_data_source("train")
     assert len(source) == builder.info.splits["train"].num_examples == 4
@@ -77,26 +77,26 @@ def test_tfds_reads_the_folder(records):
 
 def test_float32_is_stored_as_float16(tmp_path):
     video = make_video("v", dtype=np.float32)
-    base.write(tmp_path / "r", INFO, {"train": [video], "test": []})
-    assert_same(base.read(tmp_path / "r", "train"), [video])
-    assert base.read(tmp_path / "r", "test") == []
+    records.write(tmp_path / "r", INFO, {"train": [video], "test": []})
+    assert_same(records.read(tmp_path / "r", "train"), [video])
+    assert records.read(tmp_path / "r", "test") == []
 
 
 def test_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "SHARD_BYTES", 500)
+    monkeypatch.setattr(records, "SHARD_BYTES", 500)
     videos = [make_video(f"v{i}", 10) for i in range(7)]
-    base.write(tmp_path / "r", INFO, {"train": iter(videos), "test": iter([make_video("w")])})
+    records.write(tmp_path / "r", INFO, {"train": iter(videos), "test": iter([make_video("w")])})
     assert len(list((tmp_path / "r").glob("mine-train.array_record-*-of-*"))) > 2
-    assert_same(base.read(tmp_path / "r", "train"), videos)
+    assert_same(records.read(tmp_path / "r", "train"), videos)
 
 
 def test_no_tensorflow(tmp_path):
     code = f"""
 import sys
-from kd_jax.datasets import base, synthetic
+from kd_jax.datasets import records, synthetic
 info, splits = synthetic.tiny()
-base.write({str(tmp_path / "r")!r}, info, splits)
-assert len(base.read({str(tmp_path / "r")!r}, 'train')) == 4
+records.write({str(tmp_path / "r")!r}, info, splits)
+assert len(records.read({str(tmp_path / "r")!r}, 'train')) == 4
 print(sorted({{'tensorflow', 'torch', 'jax'}} & sys.modules.keys()))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -111,30 +111,30 @@ class Interrupted(BaseException):
 def test_an_interrupted_write_leaves_nothing(tmp_path, old):
     directory = tmp_path / "r"
     if old:
-        base.write(directory, INFO, {"train": [make_video("old")], "test": []})
+        records.write(directory, INFO, {"train": [make_video("old")], "test": []})
 
     def videos():
         yield make_video("v")
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        base.write(directory, INFO, {"train": videos(), "test": []}, overwrite=True)
+        records.write(directory, INFO, {"train": videos(), "test": []}, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == (["r"] if old else [])
     if old:
-        assert [v.id for v in base.read(directory, "train")] == ["old"]
+        assert [v.id for v in records.read(directory, "train")] == ["old"]
 
 
 def test_overwriting_is_asked_for_and_never_takes_what_is_not_ours(tmp_path):
     directory = tmp_path / "r"
-    base.write(directory, INFO, {"train": [make_video("old")], "test": []})
+    records.write(directory, INFO, {"train": [make_video("old")], "test": []})
     with pytest.raises(FileExistsError, match="already holds records.*--overwrite"):
-        base.write(directory, INFO, {"train": [make_video("new")], "test": []})
-    base.write(directory, INFO, {"train": [make_video("new")], "test": []}, overwrite=True)
-    assert [v.id for v in base.read(directory, "train")] == ["new"]
+        records.write(directory, INFO, {"train": [make_video("new")], "test": []})
+    records.write(directory, INFO, {"train": [make_video("new")], "test": []}, overwrite=True)
+    assert [v.id for v in records.read(directory, "train")] == ["new"]
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.txt").touch()
     with pytest.raises(FileExistsError, match="holds no records of kd_jax, so it is left alone"):
-        base.write(tmp_path / "home", INFO, {"train": [make_video("v")], "test": []}, overwrite=True)
+        records.write(tmp_path / "home", INFO, {"train": [make_video("v")], "test": []}, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "r"]
 
 
@@ -155,72 +155,72 @@ def test_overwriting_is_asked_for_and_never_takes_what_is_not_ours(tmp_path):
 def test_a_bad_video_is_refused(tmp_path, change, message):
     video = dataclasses.replace(make_video("v"), **change)
     with pytest.raises(ValueError, match=message):
-        base.write(tmp_path / "r", INFO, {"train": [video], "test": []})
+        records.write(tmp_path / "r", INFO, {"train": [video], "test": []})
     assert not list(tmp_path.iterdir())
 
 
 def test_an_id_names_one_video_of_one_split(tmp_path):
     with pytest.raises(ValueError, match="'v' comes twice"):
-        base.write(tmp_path / "r", INFO, {"train": [make_video("v")], "test": [make_video("v")]})
+        records.write(tmp_path / "r", INFO, {"train": [make_video("v")], "test": [make_video("v")]})
 
 
 @pytest.mark.parametrize("field, value", [("head", "both"), ("unit", "hours"), ("fps", 0.0), ("name", "a/b")])
 def test_a_bad_info_is_refused(tmp_path, field, value):
     with pytest.raises(ValueError, match=rf"Info\.{field}="):
-        base.write(tmp_path / "r", dataclasses.replace(INFO, **{field: value}), {"train": [], "test": []})
+        records.write(tmp_path / "r", dataclasses.replace(INFO, **{field: value}), {"train": [], "test": []})
 
 
 def test_missing_records(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist; build them with `python -m data_prep\.build"):
-        base.read_info(tmp_path / "nowhere")
+        records.read_info(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"no kd_jax\.json there, only notes\.txt"):
-        base.read(tmp_path, "train")
-    (tmp_path / base.INFO_FILE).write_text("{")
+        records.read(tmp_path, "train")
+    (tmp_path / records.INFO_FILE).write_text("{")
     with pytest.raises(ValueError, match=r"kd_jax\.json cannot be read"):
-        base.read_info(tmp_path)
+        records.read_info(tmp_path)
 
 
-def test_unknown_split_and_modality(records):
-    directory, _ = records
+def test_unknown_split_and_modality(stored):
+    directory, _ = stored
     with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
-        base.read(directory, "val")
+        records.read(directory, "val")
     with pytest.raises(ValueError, match=r"no modality 'pose'; it has rgb, flow.*--features=pose=DIR"):
-        base.read(directory, "train", ["pose"])
+        records.read(directory, "train", ["pose"])
 
 
-def test_damage_is_noticed(records):
-    directory, _ = records
+def test_damage_is_noticed(stored):
+    directory, _ = stored
     (shard,) = directory.glob("*train*")
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"mine-train.* has \d+ bytes of \d+"):
-        base.read(directory, "train")
+        records.read(directory, "train")
     place = content.index(b"flow") + 40  # within the features of some video
     shard.write_bytes(content[:place] + bytes(b ^ 1 for b in content[place : place + 4]) + content[place + 4 :])
     with pytest.raises(ValueError, match="a shard of train is damaged"):
-        base.read(directory, "train")
+        records.read(directory, "train")
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="is gone"):
-        base.read(directory, "train")
-    base.read(directory, "test")
+        records.read(directory, "train")
+    records.read(directory, "test")
 
 
 def test_a_swapped_shard_of_equal_size_is_noticed(tmp_path):
     videos = [make_video("v", 9), make_video("w", 9)]
     for name, video in zip("ab", videos, strict=True):
-        base.write(tmp_path / name, INFO, {"train": [video], "test": []})
+        records.write(tmp_path / name, INFO, {"train": [video], "test": []})
     (mine,), (other,) = ((tmp_path / name).glob("*train*") for name in "ab")
     assert mine.stat().st_size == other.stat().st_size
     mine.write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match="'w' is not what was written there; was a shard swapped"):
-        base.read(tmp_path / "a", "train")
+        records.read(tmp_path / "a", "train")
 
 
 def test_the_fingerprint_names_the_content(tmp_path):
     def fingerprint(name, videos, info=INFO):
-        base.write(tmp_path / name, info, {"train": videos, "test": []})
-        return base.read_fingerprint(tmp_path / name)
+        records.write(tmp_path / name, info, {"train": videos, "test": []})
+        return records.read_fingerprint(tmp_path / name)
 
     v, w = make_video("v"), make_video("w")
     changed = dataclasses.replace(w, features={**w.features, "flow": w.features["flow"] + np.float16(1)})
@@ -242,8 +242,8 @@ def test_info_converts_times():
 
 
 def test_data_sets_by_name():
-    assert describe("tsu").num_classes == 51 and describe("tsu").unit == "frames"
-    assert describe("synthetic").num_classes == len(synthetic.CLASSES)
-    with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, synthetic"):
+    assert len(describe("tsu").names) == 51 and describe("tsu").unit == "frames"
+    assert describe("synthetic").names == synthetic.CLASSES
+    with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, charades, "):
         describe("tvseries")
-    assert set(DATASETS) == {"custom", "tsu", "synthetic"}
+    assert set(DATASETS) == {"custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd", "synthetic"}

@@ -168,4 +168,4 @@ def test_the_learning_rate_can_stay():
 def test_term_options_lists_what_a_config_may_set():
     assert {"form", "temperature", "num_negatives"} <= set(distill.term_options("atomic"))
     assert "key" not in distill.term_options("atomic")
-    assert distill.term_options("boundary") == ["form"]
+    assert distill.term_options("boundary") == {"form": "curve"}

@@ -16,7 +16,7 @@ import pytest
 from configs import default
 from kd_jax import distill, experiment
 from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import base, synthetic
+from kd_jax.datasets import records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.train import teacher_outputs, train_run
@@ -157,7 +157,7 @@ def test_table_rows_gains_and_fusion(finished):
     source = experiment.prepare(config, workdir)
     streams = [read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
     fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
-    from kd_jax.evaluate import Scoring, evaluate
+    from kd_jax.scoring import Scoring, evaluate
 
     again = evaluate(fused, source.videos("test", []), source.info, Scoring(("frame_map",)))
     assert again["frame_map/present_classes"] == score["two_stream"]
@@ -187,7 +187,7 @@ def test_a_student_whose_teacher_was_trained_otherwise_is_refused(finished, tmp_
 
 def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_saved(tmp_path):
     info, splits = synthetic.tiny()
-    base.write(tmp_path / "records", info, splits)
+    records.write(tmp_path / "records", info, splits)
 
     def config(directory="records", **training):
         config = tiny_config(epochs=1, **training)
@@ -197,7 +197,7 @@ def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_save
     perform(config(), tmp_path / "work")
     shutil.move(tmp_path / "records", tmp_path / "moved")
     experiment.prepare(config("moved", checkpoint_every=7), tmp_path / "work")
-    base.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
+    records.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
     with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
         experiment.prepare(config("moved"), tmp_path / "work")
 
@@ -207,7 +207,7 @@ def test_a_split_without_any_action_is_refused(split, remedy, tmp_path):
     info, splits = synthetic.tiny()
     part = {"validation": "train", "test": "test"}[split]
     splits[part] = [dataclasses.replace(video, segments=np.zeros((0, 3))) for video in splits[part]]
-    base.write(tmp_path / "records", info, splits)
+    records.write(tmp_path / "records", info, splits)
     config = tiny_config()
     config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
     with pytest.raises(ValueError, match=f"none of the . {split} videos has an action, .*{remedy}"):

@@ -37,12 +37,6 @@ def test_no_videos_no_outputs():
     assert predict.predict(None, {}, [], batch_size=2, num_buckets=2) == []
 
 
-def test_probabilities_by_hand():
-    np.testing.assert_allclose(predict.probabilities(np.array([[0.0, np.log(3)]]), "dense"), [[0.5, 0.75]])
-    np.testing.assert_allclose(predict.probabilities(np.log([[1.0, 3.0]]), "sparse"), [[0.25, 0.75]])
-    assert np.isfinite(predict.probabilities(np.array([[-1e4, 1e4]]), "dense")).all()
-
-
 def test_fusion_is_the_mean_of_logits():
     fused = predict.fuse([{"a": np.array([[1.0, 5.0]])}, {"a": np.array([[3.0, -5.0]])}])
     np.testing.assert_array_equal(fused["a"], [[2.0, 0.0]])

@@ -1,13 +1,18 @@
 """Data sets by name: one literal table of what is known of each before its files are seen.
 
-`base` holds the record layout, `custom` and `tsu` read annotation files, `synthetic` makes videos from a seed.
+`base` holds what all share, `records` writes and reads it; `common_layout` and the data sets' own files read
+annotations, `feature_files` features, `findings` collects what is dirty or wrong; `synthetic` makes videos from a seed.
 """
 
-from kd_jax.datasets import base, custom, synthetic, tsu
+from kd_jax.datasets import base, charades, custom, multithumos, pku_mmd, synthetic, thumos14, tsu
 
 DATASETS: dict[str, base.Description] = {
     "custom": custom.DESCRIPTION,
     "tsu": tsu.DESCRIPTION,
+    "charades": charades.DESCRIPTION,
+    "multithumos": multithumos.DESCRIPTION,
+    "thumos14": thumos14.DESCRIPTION,
+    "pku_mmd": pku_mmd.DESCRIPTION,
     "synthetic": synthetic.DESCRIPTION,
 }
 

@@ -50,12 +50,17 @@ MODALITIES = {
     "pose": Modality(size=32, appearance=1.0, motion=1.6, bias=1.5, style=0.5, ramp=1.0, correlation=0.6),
 }
 DESCRIPTION = base.Description(
+    title="videos made from a seed: 12 dense actions, three modalities",
+    needs="""\
+nothing
+
+python -m data_prep.build --dataset=synthetic --output=data/synthetic""",
     head="dense",
     unit="seconds",
     fps=FPS,
-    num_classes=len(CLASSES),
-    classes="PAIRS × MOTIONS of kd_jax/datasets/synthetic.py",
+    names=CLASSES,
     protocols=("frame_map", "frame_map_upsampled"),
+    read=None,
 )
 SUBJECT_RANK = 4  # the bias of a video lies in so many directions
 

@@ -1,0 +1,21 @@
+"""THUMOS14 (20 classes, sparse, 200 / 213 videos): flow teacher → Augmented-RGB student, softmax with background.
+
+Data:      python -m data_prep.build --dataset=thumos14 --annotations=thumos14.json \\
+               --features=rgb+flow=I3D_DIR --output=data/thumos14
+           I3D features [T, 2048] = rgb ‖ flow of 16 frames, one snippet every 4 frames (ActionFormer, OpenTAD)
+Command:   python -m kd_jax.main --config=configs/thumos14.py
+Protocols: detection mAP at tIoU 0.3:0.1:0.7 and, as the challenge's kit, at 0.1:0.1:0.5; frame mAP
+Published: none of this method was found
+"""
+
+from configs import default
+
+
+def get_config(variant=""):
+    config = default.get_config()
+    config.dataset.name = "thumos14"
+    config.dataset.data_dir = "data/thumos14"
+    config.training.batch_size = 4
+    config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric asks for boundaries
+    default.set_runs(config, teacher="flow", student="rgb")
+    return default.with_variant(config, variant, {"published": default.published})

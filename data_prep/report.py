@@ -1,0 +1,116 @@
+"""What a user should know of records: counts, lengths, every case that was handled, and what looks like a mistake."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kd_jax.datasets import base
+from kd_jax.segments import labels_from_segments
+
+# Beyond these, a mix-up of seconds and frames is likelier than such data.
+LONGEST_SNIPPET, SHORTEST_SNIPPET = 60.0, 0.01
+MOST_VARIATION = 2.0  # of the snippet's length from video to video
+
+
+class Row(NamedTuple):
+    """What the report counts of one video."""
+
+    split: str
+    segments: np.ndarray
+    duration: float
+    num_snippets: int
+
+
+def make_report(
+    info: base.Info, rows: Sequence[Row], handled: Mapping, source: Mapping, *, expected_seconds: float | None = None
+) -> dict:
+    """The report as it is stored beside the records.
+
+    Args:
+      info: of the records.
+      rows: one for each video.
+      handled: {kind of dirt: [one line per case]}.
+      source: where the data came from.
+      expected_seconds: how long a snippet of the public features is, if known.
+    """
+
+    def per_split(count) -> dict:
+        return {split: count([row for row in rows if row.split == split]) for split in base.SPLITS}
+
+    lengths = np.array([row.num_snippets for row in rows])
+    seconds = np.array([info.seconds(row.duration) / row.num_snippets for row in rows])
+    return {
+        "dataset": info.name,
+        "source": dict(source),
+        "videos": per_split(len),
+        "actions": per_split(lambda rows: sum(len(row.segments) for row in rows)),
+        "snippets": per_split(lambda rows: sum(row.num_snippets for row in rows)),
+        "hours": per_split(lambda rows: round(sum(info.seconds(row.duration) for row in rows) / 3600, 3)),
+        "classes": len(info.classes),
+        "modalities": dict(info.modalities),
+        "snippets_per_video": {
+            "min": int(lengths.min()),
+            "mean": round(float(lengths.mean()), 1),
+            "max": int(lengths.max()),
+        },
+        "seconds_per_snippet": {
+            "min": float(seconds.min()),
+            "median": info.seconds_per_snippet,
+            "max": float(seconds.max()),
+        },
+        "notes": _notes(info, rows, seconds, expected_seconds),
+        "handled": {kind: list(cases) for kind, cases in sorted(handled.items())},
+    }
+
+
+def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: float | None) -> list[str]:
+    """What is allowed but looks like a mistake."""
+    notes = []
+    if expected and not 0.8 < info.seconds_per_snippet / expected < 1.25:
+        notes.append(
+            f"a snippet lasts {info.seconds_per_snippet:.4g} s, with the public features {expected:.4g} s: do these "
+            "have another stride?"
+        )
+    if seconds.max() > LONGEST_SNIPPET or seconds.min() < SHORTEST_SNIPPET:
+        notes.append(
+            f"a snippet lasts {seconds.min():.4g} to {seconds.max():.4g} s: are the times of the annotations really "
+            f"{info.unit}? (--unit, --fps)"
+        )
+    elif seconds.max() > MOST_VARIATION * seconds.min():
+        notes.append(
+            f"the length of a snippet varies from {seconds.min():.4g} to {seconds.max():.4g} s: "
+            "do durations and features belong together?"
+        )
+    for split in base.SPLITS:
+        present = {int(c) for row in rows if row.split == split for c in row.segments[:, 0]}
+        absent = [name for i, name in enumerate(info.classes) if i not in present]
+        if absent:
+            more = f" … and {len(absent) - 8} more" if len(absent) > 8 else ""
+            notes.append(f"{split} has no action of {len(absent)} classes: {', '.join(absent[:8])}{more}")
+    if info.head == "sparse":
+        labels = (labels_from_segments(r.segments, r.duration, r.num_snippets, len(info.classes)) for r in rows)
+        several = sum(int((table.sum(axis=1) > 1).sum()) for table in labels)
+        if several:
+            notes.append(f"{several} snippets carry several classes at once, but the head is sparse (--head=dense?)")
+    return notes
+
+
+def describe_report(report: Mapping) -> str:
+    """The report as the lines a user sees."""
+    snippets, seconds = report["snippets_per_video"], report["seconds_per_snippet"]
+    lines = [f"{report['dataset']}: {report['classes']} classes"]
+    lines += [
+        f"  {split:6}{report['videos'][split]:>6} videos {report['actions'][split]:>8} actions "
+        f"{report['snippets'][split]:>9} snippets {report['hours'][split]:>9.2f} hours"
+        for split in base.SPLITS
+    ]
+    lines += [f"  {modality}: [T, {size}] float16" for modality, size in report["modalities"].items()]
+    lines += [
+        f"  T from {snippets['min']} to {snippets['max']}, mean {snippets['mean']}; "
+        f"{seconds['min']:.4g} to {seconds['max']:.4g} s per snippet, median {seconds['median']:.4g}"
+    ]
+    for kind, cases in report["handled"].items():
+        lines.append(f"  {kind}: {len(cases)}, e.g. {cases[0]}")
+    lines += [f"  note: {note}" for note in report["notes"]]
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""Saved predictions of any tool against public annotation files: values, notes, wrong turns; no JAX."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_jax import submissions
+from kd_jax.metrics.event_map import event_map
+from kd_jax.metrics.frame_map import frame_map
+from kd_jax.segments import labels_from_segments
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("run", "sit")
+ACTIONS = {"v": [[0, 1.0, 3.0], [1, 4.0, 8.0], [0, 6.0, 9.0]], "w": [[1, 0.5, 5.0], [1, 0.5, 5.0]], "t": [[0, 0, 1]]}
+FOUND = {
+    "v": np.array([[0, 1.0, 3.0, 0.5], [1, 4.0, 7.0, 0.75], [0, 0.0, 9.0, 0.625]]),
+    "w": np.array([[1, 0.0, 5.0, 0.25]]),
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    content = {
+        video: {"subset": "training" if video == "t" else "testing", "duration": 10.0, "actions": actions}
+        for video, actions in ACTIONS.items()
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return tmp_path
+
+
+def run(*arguments, code=0):
+    command = [sys.executable, "-m", "kd_jax.evaluate", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
+    return result.stdout if code == 0 else result.stderr
+
+
+def custom(files, predictions, *more, **options):
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    return run("--dataset=custom", *paths, f"--predictions={predictions}", *more, **options)
+
+
+def value(text, key):
+    return float(next(line.split()[-1] for line in text.splitlines() if line.split()[:1] == [key]))
+
+
+def test_scores(files):
+    rng = np.random.default_rng(0)
+    scores = {video: rng.random((20, 2)).astype(np.float32) for video in FOUND}
+    submissions.write_scores(files / "scores.npz", scores)
+    text = custom(files, files / "scores.npz", "--protocols=frame_map", f"--output={files / 'out.json'}")
+    labels = [labels_from_segments(np.array(ACTIONS[v], float), 10.0, 20, 2) for v in scores]
+    expected = frame_map(list(scores.values()), labels)["mean_over_present_classes"]
+    assert value(text, "frame_map/present_classes") == pytest.approx(expected, abs=0.005)
+    assert json.loads((files / "out.json").read_text())["frame_map/present_classes"] == pytest.approx(expected)
+    assert "custom, test: 2 videos, 5 actions, 2 classes" in text
+
+
+def test_every_format_of_detections_gives_the_same(files):
+    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    submissions.write_activitynet(files / "activitynet.json", FOUND, CLASSES)
+    submissions.write_pku_mmd(files / "pku", FOUND, 2, frames_per_second=25.0)
+    truth = {video: np.array(ACTIONS[video], float) for video in FOUND}
+    expected = event_map(FOUND, truth, num_classes=2)["mAP_action"]
+    for name in ("native.json", "activitynet.json", "pku"):
+        text = custom(files, files / name, "--protocols=event_map")
+        for threshold, number in zip((0.1, 0.3, 0.5), expected, strict=True):
+            assert value(text, f"event_map/mAP_action@{threshold}") == pytest.approx(number, abs=0.005), name
+
+
+def test_duplicates_count_as_they_stand_in_the_file(files):
+    """The official script sees the two equal ground truths of w, of which one can be matched."""
+    perfect = {v: np.array([[*row, 0.5] for row in ACTIONS[v]], float) for v in FOUND}
+    submissions.write_native(files / "native.json", perfect, CLASSES)
+    text = custom(files, files / "native.json", "--protocols=event_map")
+    assert value(text, "event_map/mAP_action@0.5") < 100
+
+
+def test_charades(files):
+    head = "id,subject,scene,length,actions\n"
+    (files / "Charades_v1_train.csv").write_text(head + "T,S,Kitchen,20.0,c001 0.0 3.0\n")
+    (files / "Charades_v1_test.csv").write_text(head + "A,S,Kitchen,25.0,c000 2.0 9.0;c156 8.0 30.0\nB,S,Hall,10.0,\n")
+    instants = {video: np.zeros((25, 157)) for video in "AB"}
+    instants["A"][2:10, 0] = instants["A"][8:, 156] = 1.0  # the instants are whole seconds, ends included
+    submissions.write_charades(files / "localize.txt", instants)
+    annotations = [f"--annotations={files / f'Charades_v1_{split}.csv'}" for split in ("train", "test")]
+    text = run("--dataset=charades", *annotations, f"--predictions={files / 'localize.txt'}")
+    assert value(text, "charades_localize/mean_over_present_classes") == 100
+    assert "charades_localize/official_mean" in text and "frame_map" not in text
+
+
+def test_pku_mmd_without_durations(files):
+    (files / "labels").mkdir()
+    for video, lines in {"0001-L": "1,30,90,1\n51,120,300,2\n", "0002-L": "2,10,50,2\n"}.items():
+        (files / "labels" / f"{video}.txt").write_text(lines)
+    (files / "cross-subject.txt").write_text("Training videos:\n0002-L, \nValidataion videos:\n0001-L, \n")
+    found = {"0001-L": np.array([[0, 1.0, 3.0, 0.9], [50, 4.0, 10.0, 0.8]])}
+    submissions.write_pku_mmd(files / "pku", found, 51)
+    annotations = [f"--annotations={files / name}" for name in ("labels", "cross-subject.txt")]
+    text = run("--dataset=pku_mmd", *annotations, f"--predictions={files / 'pku'}")
+    assert value(text, "event_map/mAP_action@0.5") == pytest.approx(200 / 51, abs=0.005)
+    assert value(text, "event_map/mAP_video@0.5") == 100
+    tables = {"0001-L": np.zeros((20, 52), np.float32)}  # 20 snippets of 16 frames
+    tables["0001-L"][:, 51] = 1
+    tables["0001-L"][2:6, [0, 51]] = [1, 0]
+    submissions.write_scores(files / "scores.npz", tables)
+    text = run("--dataset=pku_mmd", *annotations, f"--predictions={files / 'scores.npz'}")
+    assert value(text, "event_map/mAP_action@0.5") == pytest.approx(100 / 51, abs=0.005)  # 32 to 96 against 30 to 90
+    assert value(text, "frame_map/all_classes") > 0
+
+
+def test_what_is_missing_or_foreign_is_noted(files):
+    submissions.write_native(files / "some.json", {"v": FOUND["v"], "x": FOUND["w"]}, CLASSES)
+    text = custom(files, files / "some.json", "--protocols=event_map")
+    assert (
+        "1 videos without predictions, e.g. w" in text
+        and "1 videos predicted that are not of this split, e.g. x" in text
+    )
+
+
+@pytest.mark.parametrize(
+    "predictions, more, message",
+    [
+        ("nothing.npz", [], "nothing.npz"),
+        ("notes.md", [], "is no .npz of scores"),
+        ("native.json", ["--protocols=frame_map"], "frame_map needs scores, and these predictions hold none"),
+        ("native.json", [], "holds detections, but frame_map, frame_map_upsampled cannot be computed from them"),
+        ("one.npz", [], "no prediction for 1 of 2 videos, first 'w'"),
+        ("logits.npz", [], "so they are no probabilities; if they are logits, say --logits"),
+        ("logits.npz", ["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_turns_end_in_one_sentence(files, predictions, more, message):
+    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    submissions.write_scores(files / "one.npz", {"v": np.zeros((4, 2), np.float32)})
+    submissions.write_scores(files / "logits.npz", {v: np.full((4, 2), -3, np.float32) for v in FOUND})
+    assert message in custom(files, files / predictions, *more, code=1)
+
+
+def test_broken_annotations_are_told_with_video_and_field(files):
+    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    (files / "annotations.json").write_text('{"v": {"subset": "testing", "duration": -1, "actions": []}}')
+    assert "v: -1, expected" in custom(files, files / "native.json", code=1)
+
+
+def test_no_jax():
+    heavy = "{'jax', 'flax', 'orbax', 'tensorflow', 'torch'}"
+    code = f"import sys, kd_jax.evaluate; print(sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

@@ -1,0 +1,131 @@
+"""From logits to values under named protocols: every protocol is reached, the perfect get 100, absent is None."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kd_jax.datasets import DATASETS, base
+from kd_jax.metrics.event_map import event_map
+from kd_jax.metrics.frame_map import frame_map
+from kd_jax.protocols import PROTOCOLS, Predictions, score
+from kd_jax.scoring import Scoring, evaluate, make_truth, probabilities, ranking_scores
+from kd_jax.segments import labels_from_segments
+
+T, SECONDS = 40, 0.5
+INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3}, "seconds", 1 / SECONDS, SECONDS)
+SPARSE = base.Info("mine", ("a", "b"), "sparse", {"rgb": 3}, "seconds", 1 / SECONDS, SECONDS)
+# Actions of 2, 4, 8 and 13 seconds, two at once in the second video.
+SEGMENTS = {
+    "v": np.array([[0, 1.9, 3.9], [1, 6.1, 10.1]]),
+    "w": np.array([[0, 1.2, 14.2], [1, 4.9, 12.9]]),
+}
+VIDEOS = [base.Video(name, {}, rows, T * SECONDS) for name, rows in SEGMENTS.items()]
+LABELS = {name: labels_from_segments(rows, T * SECONDS, T, 2) for name, rows in SEGMENTS.items()}
+
+
+def perfect() -> Predictions:
+    detections = {v: np.column_stack([rows, np.linspace(0.9, 0.8, len(rows))]) for v, rows in SEGMENTS.items()}
+    instants = {
+        name: np.stack([((rows[:, 1:2] <= t) & (t <= rows[:, 2:3]) & (rows[:, :1] == [0, 1])).any(0) for t in times])
+        for name, rows in SEGMENTS.items()
+        for times in [np.arange(25) / 25 * (T * SECONDS)]
+    }
+    return Predictions(
+        {v: t.astype(float) for v, t in LABELS.items()}, detections, {v: t * 1.0 for v, t in instants.items()}
+    )
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_perfect_predictions_have_100(name):
+    values, per_class = score(perfect(), make_truth(VIDEOS, INFO), [name])
+    assert values and all(key.startswith(f"{name}/") for key in values)
+    assert np.nanmin(list(values.values())) == pytest.approx(100) and np.nanmax(list(values.values())) == pytest.approx(
+        100
+    )
+    assert all(np.allclose(row, 100) for row in per_class.values())
+    assert all(f"{name}/{measure}" in values for measure in PROTOCOLS[name].columns)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_worse_predictions_have_less(name):
+    rng = np.random.default_rng(0)
+    wrong = Predictions(
+        {v: rng.random(t.shape) for v, t in LABELS.items()},
+        {v: np.array([[0, 15.0, 19.0, 0.9], [1, 15.0, 19.0, 0.8]]) for v in LABELS},
+        {v: rng.random((25, 2)) for v in LABELS},
+    )
+    values, _ = score(wrong, make_truth(VIDEOS, INFO), [name])
+    assert np.nanmin(list(values.values())) < 95
+
+
+def test_every_data_set_names_protocols_that_exist():
+    for name, description in DATASETS.items():
+        assert description.protocols and set(description.protocols) <= set(PROTOCOLS), name
+
+
+def test_dense_logits_by_the_metrics_themselves():
+    rng = np.random.default_rng(1)
+    logits = {name: rng.standard_normal((T, 2)).astype(np.float32) for name in SEGMENTS}
+    results = evaluate(logits, VIDEOS, INFO, Scoring(("frame_map", "event_map"), threshold=0.6))
+    frames = frame_map(list(logits.values()), list(LABELS.values()))
+    assert results["frame_map/present_classes"] == frames["mean_over_present_classes"]
+    assert results["per_class"]["frame_map"] == dict(zip("ab", frames["per_class"], strict=True))
+    rule = Scoring(("event_map",), threshold=0.6).rule("dense")
+    found = {v: rule(1 / (1 + np.exp(-t.astype(np.float64))), SECONDS, duration=T * SECONDS) for v, t in logits.items()}
+    events = event_map(found, SEGMENTS, num_classes=2)
+    assert results["event_map/mAP_action@0.3"] == pytest.approx(events["mAP_action"][1])
+    json.dumps(results, allow_nan=False)
+
+
+def test_sparse_logits_rank_by_their_probability_and_find_by_the_background():
+    logits = {}
+    for name, labels in LABELS.items():
+        background = 1.0 - labels.max(axis=1, keepdims=True)
+        logits[name] = 8 * np.concatenate([labels * [1.0, 1.01], background], axis=1)
+    results = evaluate(logits, VIDEOS, SPARSE, Scoring(("frame_map", "event_map")))
+    shifted = {v: np.exp(t) / np.exp(t).sum(axis=1, keepdims=True) for v, t in logits.items()}
+    expected = frame_map([t[:, :2] for t in shifted.values()], list(LABELS.values()))
+    assert results["frame_map/present_classes"] == pytest.approx(expected["mean_over_present_classes"])
+    # w is one run without background: one proposal for its two actions, of the class that is on longer
+    assert results["per_class"]["event_map@0.3"] == {"a": pytest.approx(100), "b": pytest.approx(50)}
+
+
+def test_absent_values_are_none():
+    videos = [base.Video("v", {}, SEGMENTS["v"][:1], T * SECONDS)]
+    results = evaluate({"v": np.zeros((T, 2))}, videos, INFO, Scoring(("frame_map", "charades_localize")))
+    assert results["per_class"]["frame_map"]["b"] is None and results["charades_localize/official_mean"] is None
+    json.dumps(results, allow_nan=False)
+
+
+def test_what_cannot_be_scored_is_said():
+    with pytest.raises(ValueError, match="no prediction for 1 of 2 videos, first 'w'"):
+        evaluate({"v": np.zeros((T, 2))}, VIDEOS, INFO, Scoring(("frame_map",)))
+    with pytest.raises(ValueError, match="protocol 'frame_mapp' is unknown; known protocols: frame_map, "):
+        evaluate({}, [], INFO, Scoring(("frame_mapp",)))
+    with pytest.raises(ValueError, match="event_map needs detections, and these predictions hold none"):
+        score(Predictions(), make_truth(VIDEOS, INFO), ["event_map"])
+    with pytest.raises(ValueError, match="has no background probability"):
+        Scoring(("frame_map",), proposals="background").check("dense")
+    with pytest.raises(ValueError, match="there is no protocol"):
+        Scoring(()).check("dense")
+
+
+def test_probabilities_by_hand():
+    np.testing.assert_allclose(probabilities(np.array([[0.0, np.log(3)]]), "dense"), [[0.5, 0.75]])
+    np.testing.assert_allclose(probabilities(np.log([[1.0, 3.0]]), "sparse"), [[0.25, 0.75]])
+    assert np.isfinite(probabilities(np.array([[-1e4, 1e4]]), "dense")).all()
+
+
+def test_ranking_scores_by_hand():
+    logits = np.log([[1.0, 3.0]])
+    assert ranking_scores(logits, "dense") is logits
+    np.testing.assert_allclose(ranking_scores(logits, "sparse"), [[np.log(0.25)]])
+
+
+def test_frames_become_seconds():
+    video = base.Video("v", {}, np.array([[1, 20.0, 50.0]]), 100.0)
+    info = base.Info("mine", ("a", "b"), "dense", {"rgb": 3}, "frames", 20.0, 0.8)
+    truth = make_truth([video], info)
+    np.testing.assert_array_equal(truth.segments["v"], [[1, 1.0, 2.5]])
+    assert truth.durations == {"v": 5.0} and truth.num_frames == {"v": 100}
