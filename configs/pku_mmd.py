@@ -1,7 +1,8 @@
 """PKU-MMD (51 classes, sparse, cross-subject 944 / 132 videos): flow teacher → Augmented-RGB student.
 
-Data:      python -m data_prep.build --dataset=pku_mmd --annotations=Train_Label_PKU_final --annotations=cross-subject.txt \\
-               --features=rgb=RGB_DIR --features=flow=FLOW_DIR --features=pose=POSE_DIR --output=data/pku_mmd
+Data:      python -m data_prep.build --dataset=pku_mmd --annotations=Train_Label_PKU_final \\
+               --annotations=cross-subject.txt --features=rgb=RGB_DIR --features=flow=FLOW_DIR \\
+               --features=pose=POSE_DIR --output=data/pku_mmd
            I3D (1024-d) and AGCN (256-d) features, one snippet every 16 frames at 30 frames per second
 Command:   python -m kd_jax.main --config=configs/pku_mmd.py          flow teacher
            python -m kd_jax.main --config=configs/pku_mmd.py:pose     3D pose teacher

@@ -90,7 +90,7 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
                 pipeline
                 | apache_beam.Create(list(enumerate(tasks)))
                 | apache_beam.Reshuffle()  # spreads the tasks over the workers
-                | apache_beam.MapTuple(_to_file, function, folder)
+                | apache_beam.Map(_to_file, function, folder)
             )
         for index in range(len(tasks)):
             result = json.loads((Path(folder) / f"{index}.json").read_text(encoding="utf-8"))
@@ -99,7 +99,8 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
             yield index, result["value"]
 
 
-def _to_file(index: int, task: tuple, function: Callable, folder: str) -> None:
+def _to_file(indexed_task: tuple, function: Callable, folder: str) -> None:
+    index, task = indexed_task
     try:
         result = {"value": function(*task)}
     except ValueError as error:  # what is wrong with the input is no reason to try again

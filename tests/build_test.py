@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.build import build, parse_features
 from data_prep.report import describe_report
-from kd_jax.datasets import base, describe, records, synthetic
+from kd_jax.datasets import DATASETS, base, describe, records, synthetic
 from kd_jax.datasets.findings import (
     CLIPPED,
     CONVERTED,
@@ -19,12 +19,14 @@ from kd_jax.datasets.findings import (
     EMPTY,
     LATE,
     NO_ACTIONS,
+    PADDED,
     SKIPPED,
     TOO_SHORT,
     UNANNOTATED,
     DataError,
     Findings,
 )
+from kd_jax.segments import labels_from_segments
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -65,7 +67,8 @@ class Tree:
         return {"annotations": [str(path)], "classes": str(self.root / "classes.txt"), "features": features}
 
     def build(self, **options):
-        return build("custom", str(self.root / "out"), **{**self.files(), **options})
+        options = {"output": str(self.root / "out"), **self.files(), **options}
+        return build("custom", **options)
 
     def problems(self, **options):
         with pytest.raises(DataError) as caught:
@@ -374,3 +377,116 @@ def test_counts_of_the_real_annotations(name, dataset, videos, actions, handled)
     assert {kind: len(cases) for kind, cases in findings.handled.items()} == handled
     counts = {row for v in annotated for row in v.written[:, 0]}
     assert counts == set(range(len(description.names)))
+
+
+def test_checking_writes_nothing(tree):
+    info, report = tree.build(check=True)
+    assert not (tree.root / "out").exists() and not list(tree.root.glob(".*"))
+    assert (info, report) == tree.build()
+    tree.action([7, 1, 2])
+    with pytest.raises(DataError):
+        build("custom", None, **tree.files(), check=True)
+
+
+def test_an_output_is_needed(tree):
+    with pytest.raises(ValueError, match="--output is missing"):
+        build("custom", None, **tree.files())
+
+
+@pytest.mark.parametrize("how", [{"workers": 2}, {"runner": "DirectRunner"}], ids=["processes", "Apache Beam"])
+def test_however_records_are_built_they_are_the_same(tree, monkeypatch, how):
+    if "runner" in how:
+        pytest.importorskip("apache_beam", reason="pip install 'kd_jax[beam]'")
+    for i in range(20):
+        tree.annotations[f"v{i}"] = entry(subset=["training", "testing"][i % 2], duration=float(i + 2))
+        tree.action([i % 3, 0.3, 3.0], [i % 3, 0.3, 3.0], video=f"v{i}")
+        for modality in tree.sizes:
+            tree.features(modality, f"v{i}", 2 * i + 4)
+    monkeypatch.setattr(records, "SHARD_BYTES", 700)
+    _, report = tree.build()
+    (tree.root / "out").rename(tree.root / "first")
+    _, again = tree.build(**how)
+    assert report == again and len(report["handled"][DUPLICATE]) == 20
+    names = [sorted(path.name for path in (tree.root / folder).iterdir()) for folder in ("first", "out")]
+    assert names[0] == names[1] and len(names[0]) > 10
+    assert records.read_fingerprint(tree.root / "first") == records.read_fingerprint(tree.root / "out")
+    assert len(records.read(tree.root / "out", "train")) == 12
+    (tree.root / "out").rename(tree.root / "second")
+    tree.action([9, 1, 2])
+    assert "class (1)" in tree.problems(**how)
+
+
+def test_a_killed_build_leaves_nothing_that_looks_finished_and_the_next_one_tidies_up(tree):
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT)!r}]
+from data_prep.build import build
+from kd_jax.datasets import records
+records.finish = lambda *_: os._exit(9)
+build("custom", {str(tree.root / "out")!r}, **{tree.files()!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert not (tree.root / "out").exists()
+    (left,) = tree.root.glob(".out*")
+    assert ".unfinished-" in left.name
+    (tree.root / ".out.unfinished-elsewhere-1").mkdir()  # of another machine: it may be at work
+    tree.build()
+    assert [path.name for path in tree.root.glob(".out*")] == [".out.unfinished-elsewhere-1"]
+
+
+def test_two_modalities_in_one_file(tree):
+    for video in tree.annotations:
+        both = [np.load(tree.root / m / f"{video}.npy") for m in ("rgb", "rgb")]
+        np.savez(tree.root / f"rgb/{video}.npz", np.concatenate(both, axis=1).T)
+        (tree.root / f"rgb/{video}.npy").unlink()
+    features = [f"rgb+copy={tree.root / 'rgb'}", f"flow={tree.root / 'flow'}"]
+    info, _ = tree.build(features=features, channels_first=["rgb+copy"])
+    assert info.modalities == {"rgb": 4, "copy": 4, "flow": 3}
+    for video in records.read(tree.root / "out", "train"):
+        np.testing.assert_array_equal(video.features["rgb"], video.features["copy"])
+    with pytest.raises(ValueError, match="--channels_first=rgb is none of --features"):
+        tree.build(features=features, channels_first=["rgb"], overwrite=True)
+
+
+def test_thumos14_to_records(tmp_path):
+    """The whole way: JSON of either project, [T, 2048] of 16 frames every 4, ambiguous segments, seconds."""
+    database = {
+        "video_validation_0000051": {"subset": "validation", "label": "Diving", "seconds": 20.0},
+        "video_test_0000004": {"subset": "test", "label": "Shotput", "seconds": 12.0},
+    }
+    content = {}
+    (tmp_path / "i3d").mkdir()
+    for video, what in database.items():
+        annotations = [{"label": what["label"], "segment": [4.0, 8.0]}, {"label": "Ambiguous", "segment": [9.0, 10.0]}]
+        content[video] = {
+            "subset": what["subset"],
+            "duration": what["seconds"],
+            "fps": 30.0,
+            "annotations": annotations,
+        }
+        frames = 30 * what["seconds"]
+        windows = np.arange(0, frames - 15, 4) + 8
+        inside = (windows > 4 * 30) & (windows < 8 * 30)
+        np.save(tmp_path / f"i3d/{video}.npy", np.repeat(inside[:, None], 2048, axis=1).astype(np.float32))
+    (tmp_path / "thumos14.json").write_text(json.dumps({"database": content}))
+    info, report = build(
+        "thumos14",
+        str(tmp_path / "out"),
+        annotations=[str(tmp_path / "thumos14.json")],
+        features=[f"rgb+flow={tmp_path / 'i3d'}"],
+    )
+    assert info.modalities == {"rgb": 1024, "flow": 1024} and info.head == "sparse"
+    assert info.seconds_per_snippet == pytest.approx(4 / 30) and len(report["handled"][PADDED]) == 2
+    for split in base.SPLITS:
+        (video,) = records.read(tmp_path / "out", split)
+        labels = labels_from_segments(video.segments, video.duration, video.num_snippets, 20)
+        np.testing.assert_array_equal(labels.any(axis=1), video.features["flow"][:, 0] > 0)  # at the same snippets
+        np.testing.assert_array_equal(video.ambiguous, [[9, 10]])
+
+
+def test_every_data_set_is_listed():
+    result = run("--list")
+    assert result.returncode == 0, result.stderr
+    for name, description in DATASETS.items():
+        assert f"{name} — {description.title}" in result.stdout and f"--dataset={name} " in result.stdout
+    assert "--dataset is missing: one of custom, tsu, charades" in run("--output=x").stderr

@@ -186,9 +186,11 @@ def _as_table(array: np.ndarray, channels_first: bool) -> np.ndarray | None:
 def _open(path: Path) -> np.ndarray:
     """The array of a file; that of a `.npy` is mapped, not read."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
                 raise ValueError("it is not a .npz file")
+            file.seek(0)
+            arrays = np.load(file, allow_pickle=False)
             if len(arrays.files) != 1:
                 raise ValueError(f"it holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), expected one")
             return arrays[arrays.files[0]]

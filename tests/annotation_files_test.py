@@ -1,0 +1,430 @@
+"""Annotation files of every public format, dirt included: what is read, what is handled, what is refused.
+
+The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed: these are made here, in their exact layout.
+"""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.datasets import base, describe
+from kd_jax.datasets.common_layout import read_classes
+from kd_jax.datasets.findings import (
+    AMBIGUOUS,
+    CLIPPED,
+    DUPLICATE,
+    EMPTY,
+    LATE,
+    NO_ACTIONS,
+    TRIMMED,
+    UNLISTED,
+    DataError,
+    Findings,
+)
+
+CHARADES_COLUMNS = [
+    "id",
+    "subject",
+    "scene",
+    "quality",
+    "relevance",
+    "verified",
+    "script",
+    "objects",
+    "descriptions",
+    "actions",
+    "length",
+]
+
+
+def read(dataset, *paths):
+    """The videos by id, and the counts of what was handled; raises all problems."""
+    findings, description = Findings(), describe(dataset)
+    videos = description.read(list(paths), description.names, findings)
+    findings.raise_problems()
+    return {video.id: video for video in videos}, {kind: len(cases) for kind, cases in findings.handled.items()}
+
+
+def problems(dataset, *paths) -> str:
+    with pytest.raises(DataError) as caught:
+        read(dataset, *paths)
+    return str(caught.value)
+
+
+def write_charades(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CHARADES_COLUMNS, restval='a person, a room; "quoted"\nand a line')
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+class PkuMmd:
+    """The folder of label files and the split file of PKU-MMD."""
+
+    def __init__(self, root, labels, train, test):
+        self.labels, self.split = root / "Train_Label_PKU_final", root / "cross-subject.txt"
+        self.labels.mkdir(exist_ok=True)
+        for video, lines in labels.items():
+            (self.labels / f"{video}.txt").write_text(lines)
+        lines = ["Training videos:", ", ".join(train) + ", ", "Validataion videos:", ", ".join(test) + ", "]
+        self.split.write_text("\n".join(lines))
+
+    def paths(self):
+        return self.labels, self.split
+
+
+# What the files say.
+
+
+def test_charades_csv(tmp_path):
+    train = write_charades(
+        tmp_path / "Charades_v1_train.csv",
+        [
+            {"id": "46GP8", "length": "24.83", "actions": "c092 11.90 21.20;c147 0.00 12.60"},
+            {"id": "N11GT", "length": "18.17", "actions": ""},
+        ],
+    )
+    test = write_charades(
+        tmp_path / "Charades_v1_test.csv",
+        [{"id": "YSKX3", "length": "10.0", "actions": "c156 2.0 12.5;c000 3.0 3.0;c000 1.0 2.0;c000 1.0 2.0"}],
+    )
+    videos, handled = read("charades", train, test)
+    assert {v: (video.split, video.duration) for v, video in videos.items()} == {
+        "46GP8": ("train", 24.83),
+        "N11GT": ("train", 18.17),
+        "YSKX3": ("test", 10.0),
+    }
+    np.testing.assert_array_equal(videos["46GP8"].segments, [[92, 11.9, 21.2], [147, 0, 12.6]])
+    np.testing.assert_array_equal(videos["YSKX3"].segments, [[156, 2, 10], [0, 1, 2]])
+    np.testing.assert_array_equal(videos["YSKX3"].written, [[156, 2, 12.5], [0, 3, 3], [0, 1, 2], [0, 1, 2]])
+    assert handled == {NO_ACTIONS: 1, CLIPPED: 1, EMPTY: 1, DUPLICATE: 1}
+
+
+def test_charades_json_has_the_common_layout(tmp_path):
+    content = {"46GP8": {"subset": "training", "duration": 24.83, "actions": [[92, 11.9, 21.2], [147, 0.0, 30.0]]}}
+    videos, handled = read("charades", write_json(tmp_path / "charades.json", content))
+    np.testing.assert_array_equal(videos["46GP8"].segments, [[92, 11.9, 21.2], [147, 0, 24.83]])
+    assert handled == {CLIPPED: 1}
+
+
+@pytest.mark.parametrize(
+    "name, row, message",
+    [
+        (
+            "train.csv",
+            {"id": "A", "length": "1", "actions": "c157 0 1"},
+            'A: "c157 0 1": the class is not one of 0 … 156',
+        ),
+        ("train.csv", {"id": "A", "length": "1", "actions": "92 0 1"}, 'A: "92 0 1", expected cNNN START END'),
+        ("train.csv", {"id": "A", "length": "1", "actions": "c001 0 x"}, 'A: "c001 0 x": start and end must be finite'),
+        ("train.csv", {"id": "A", "length": "1", "actions": "c001 0 1;"}, 'A: "", expected cNNN START END'),
+        ("train.csv", {"id": "A", "length": "", "actions": ""}, 'length (1):\n  A: "", expected a number above 0'),
+        ("train.csv", {"id": "A", "length": "-3", "actions": ""}, "A: -3.0, expected a number above 0"),
+        ("train.csv", {"id": "../A", "length": "1", "actions": ""}, "'../A' is not the name of a file"),
+        ("all.csv", {"id": "A", "length": "1", "actions": ""}, "all.csv: the name does not tell the split"),
+    ],
+)
+def test_bad_charades_rows(tmp_path, name, row, message):
+    assert message in problems("charades", write_charades(tmp_path / name, [row]))
+
+
+def test_bad_charades_tables(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("id,length\nA,3\n")
+    assert "no column actions" in problems("charades", path)
+    path.write_text("id,length,actions\nA,3\n")
+    assert 'train.csv line 2: "A": not as many fields as columns' in problems("charades", path)
+    path.write_text("id,length,actions\nA,3,,\n")
+    assert "not as many fields" in problems("charades", path)
+    path.write_text('id,length,actions\nA,3,"c001\n')
+    assert "train.csv: " in problems("charades", path)
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "unreadable annotations" in problems("charades", path)
+    row = {"id": "A", "length": "1", "actions": ""}
+    paths = [write_charades(tmp_path / name, [row]) for name in ("train.csv", "test.csv")]
+    assert "A stands in the annotations twice" in problems("charades", *paths)
+
+
+def test_multithumos_counts_from_one(tmp_path):
+    content = {"v": {"subset": "testing", "duration": 9.0, "actions": [[1, 0.5, 2.0], [65, 3, 4], [2, 9.5, 9.9]]}}
+    videos, handled = read("multithumos", write_json(tmp_path / "multithumos.json", content))
+    np.testing.assert_array_equal(videos["v"].segments, [[0, 0.5, 2], [64, 3, 4]])
+    assert handled == {LATE: 1}
+    content["v"]["actions"] = [[0, 0.5, 2.0]]
+    assert "v: [0, 0.5, 2.0]: the class is not one of 1 … 65" in problems(
+        "multithumos", write_json(tmp_path / "multithumos.json", content)
+    )
+
+
+def thumos(subset, *annotations, **others):
+    return {"subset": subset, "duration": 60.0, "fps": 30.0, "annotations": list(annotations), **others}
+
+
+def instance(label, start, end):
+    return {"label": label, "segment": [start, end], "segment(frames)": [30, 60], "label_id": 3}
+
+
+DIVE = instance("CliffDiving", 1.0, 4.5)
+
+
+@pytest.mark.parametrize("train, test", [("Validation", "Test"), ("training", "validation"), ("training", "testing")])
+def test_thumos14_of_either_project(tmp_path, train, test):
+    content = {
+        "video_validation_0000051": thumos(train, DIVE, DIVE, instance("Diving", 50.0, 61.0)),
+        "video_test_0000004": thumos(test, instance("Ambiguous", 3.0, 5.0), instance("Shotput", 2, 2), fps=25),
+    }
+    videos, handled = read("thumos14", write_json(tmp_path / "thumos14.json", {"version": "x", "database": content}))
+    first, last = videos.values()
+    assert (first.split, last.split, first.fps, last.fps) == ("train", "test", 30.0, 25.0)
+    np.testing.assert_array_equal(first.segments, [[4, 1, 4.5], [7, 50, 60]])
+    np.testing.assert_array_equal(first.written, [[4, 1, 4.5], [4, 1, 4.5], [7, 50, 61]])
+    np.testing.assert_array_equal(last.ambiguous, [[3, 5]])
+    assert last.segments.shape == (0, 3)
+    assert handled == {DUPLICATE: 1, CLIPPED: 1, AMBIGUOUS: 1, EMPTY: 1, NO_ACTIONS: 1}
+
+
+def test_thumos14_trimmed_training_clips_are_ignored(tmp_path):
+    content = {"a": thumos("training", DIVE), "b": thumos("validation", DIVE), "c": thumos("test", DIVE)}
+    videos, handled = read("thumos14", write_json(tmp_path / "thumos14.json", {"database": content}))
+    assert {name: video.split for name, video in videos.items()} == {"b": "train", "c": "test"}
+    assert handled == {TRIMMED: 1}
+
+
+def test_thumos14_of_one_split_is_known_by_its_names(tmp_path):
+    content = {"video_test_0000004": thumos("validation", DIVE)}
+    videos, _ = read("thumos14", write_json(tmp_path / "thumos14.json", {"database": content}))
+    assert videos["video_test_0000004"].split == "test"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"v": []}, 'expected {"database": {video: …}}'),
+        ({"database": {"v": 3}}, "v: 3 is not an object"),
+        ({"database": {"v": {"subset": "test"}}}, "v: the field duration, annotations is missing"),
+        ({"database": {"v": thumos("nowhere", DIVE)}}, '"nowhere" (v); expected validation and test'),
+        (
+            {"database": {"v": thumos("test", instance("Dive", 1, 2)), "w": thumos("validation")}},
+            'label "Dive" is unknown',
+        ),
+        (
+            {"database": {"v": thumos("test", ["Diving", 1, 2]), "w": thumos("validation")}},
+            'v: ["Diving", 1, 2], expected',
+        ),
+        ({"database": {"v": thumos("test", instance("Diving", 1, None)), "w": thumos("validation")}}, "must be finite"),
+        ({"database": {"v": thumos("test", instance("Ambiguous", -1, 2)), "w": thumos("validation")}}, "starts before"),
+        ({"database": {"v": thumos("test", duration=0), "w": thumos("validation")}}, "duration (1):\n  v: 0"),
+        ({"database": {"v": thumos("test", fps="x"), "w": thumos("validation")}}, 'fps (1):\n  v: "x"'),
+        ({"database": {"v": {**thumos("test"), "annotations": {}}, "w": thumos("validation")}}, "expected a list"),
+        ({"database": {"../v": thumos("test"), "w": thumos("validation")}}, "'../v' is not the name of a file"),
+    ],
+)
+def test_bad_thumos14(tmp_path, content, message):
+    path = tmp_path / "thumos14.json"
+    path.write_text(json.dumps(content, default=lambda number: None))
+    assert message in problems("thumos14", path)
+
+
+def test_pku_mmd(tmp_path):
+    labels = {"0002-L": "1,30,90,2\n51,120,300,1\n\n1,30,90,2\n", "0003-M": "7,5,5,2\r\n", "0009-R": "8,1,2,1\n"}
+    tree = PkuMmd(tmp_path, labels, ["0002-L"], ["0003-M"])
+    for paths in (tree.paths(), tree.paths()[::-1]):
+        videos, handled = read("pku_mmd", *paths)
+        assert {name: video.split for name, video in videos.items()} == {"0002-L": "train", "0003-M": "test"}
+        np.testing.assert_array_equal(videos["0002-L"].segments, [[0, 30, 90], [50, 120, 300]])
+        assert np.isinf(videos["0002-L"].duration)
+        assert handled == {DUPLICATE: 1, EMPTY: 1, NO_ACTIONS: 1, UNLISTED: 1}
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("0,1,2,1", 'a: line 1 of a.txt, "0,1,2,1": the class is not one of 1 … 51'),
+        ("1,2,3,2\n52,1,2,1", "a: line 2 of a.txt"),
+        ("1,2", 'a: line 1 of a.txt, "1,2", expected label,start,end,confidence'),
+        ("walk,1,2,1", "the class is not an integer"),
+        ("1,1_0,20,1", "start and end must be finite numbers"),
+        ("1,nan,20,1", "start and end must be finite numbers"),
+        ("1,-4,20,1", "it starts before the video"),
+    ],
+)
+def test_bad_pku_mmd_labels(tmp_path, lines, message):
+    assert message in problems("pku_mmd", *PkuMmd(tmp_path, {"a": lines, "b": ""}, ["a"], ["b"]).paths())
+
+
+def test_bad_pku_mmd_splits(tmp_path):
+    tree = PkuMmd(tmp_path, {"a": "", "b": ""}, ["a", "b"], ["b", "../c", "d"])
+    text = problems("pku_mmd", *tree.paths())
+    assert "b is listed for training and for test" in text and "'../c' is not the name of a file" in text
+    assert "missing label file (1):" in text and "d.txt" in text
+    tree.split.write_text("Training videos:\na\n")
+    assert "2 lines, expected 4: a heading, the training videos" in problems("pku_mmd", *tree.paths())
+    assert "expected --annotations=FOLDER_OF_LABEL_FILES and" in problems("pku_mmd", tree.split)
+    assert "expected one --annotations, got 2" in problems("tsu", tree.split, tree.split)
+
+
+@pytest.mark.parametrize(
+    "lines, names",
+    [
+        ("walk\nsit down", ("walk", "sit down")),
+        ("c000 Holding some clothes\nc001 Putting clothes", ("Holding some clothes", "Putting clothes")),
+        ("1 BaseballPitch\n2 BasketballBlock", ("BaseballPitch", "BasketballBlock")),
+        ("3 steps\n1 jump", ("3 steps", "1 jump")),  # not in order: these numbers belong to the names
+    ],
+)
+def test_class_lists_with_numbers(tmp_path, lines, names):
+    (tmp_path / "classes.txt").write_text(lines)
+    assert read_classes(tmp_path / "classes.txt", Findings()) == names
+
+
+# Properties: what is valid comes back, what is broken is named.
+
+times = st.floats(0, 90).map(lambda t: round(t, 3))
+ids = st.text("abcXYZ019-_ é.", min_size=1, max_size=8).filter(lambda name: name.strip(". ") == name)
+subsets = st.sampled_from(["training", "testing"])
+
+
+@st.composite
+def valid_videos(draw, num_classes=5):
+    names = draw(st.lists(ids, min_size=1, max_size=5, unique=True))
+    videos = {}
+    for name in names:
+        spans = draw(st.lists(st.tuples(times, times), max_size=6))
+        rows = [[draw(st.integers(0, num_classes - 1)), *sorted(span)] for span in spans]
+        videos[name] = {"subset": draw(subsets), "duration": draw(st.floats(0.5, 80)), "actions": rows}
+    return videos
+
+
+def check_cleaned(video, rows, duration):
+    """The laws of cleaning, without the code of cleaning."""
+    np.testing.assert_array_equal(video.written, np.array(rows, float).reshape(-1, 3))
+    expected = dict.fromkeys((c, s, min(e, duration)) for c, s, e in rows if s < min(e, duration))
+    assert set(map(tuple, video.segments)) == set(expected)
+    assert len(video.segments) <= len(rows)
+    exact = {(c, s, e) for c, s, e in rows}
+    assert len(video.segments) == sum(s < min(e, duration) for _, s, e in exact)
+
+
+@given(valid_videos())
+@settings(max_examples=60, deadline=None)
+def test_valid_files_of_every_format_round_trip(tmp_path_factory, videos):
+    root = tmp_path_factory.mktemp("valid")
+    tsu, _ = read("tsu", write_json(root / "tsu.json", videos))
+    for name, entry in videos.items():
+        check_cleaned(tsu[name], entry["actions"], entry["duration"])
+        assert tsu[name].split == {"training": "train", "testing": "test"}[entry["subset"]]
+
+    paths = []
+    for subset, split in (("training", "train"), ("testing", "test")):
+        rows = [
+            {
+                "id": n,
+                "length": repr(v["duration"]),
+                "actions": ";".join(f"c{c:03d} {s!r} {e!r}" for c, s, e in v["actions"]),
+            }
+            for n, v in videos.items()
+            if v["subset"] == subset
+        ]
+        paths.append(write_charades(root / f"Charades_v1_{split}.csv", rows))
+    charades, _ = read("charades", *paths)
+    assert charades.keys() == videos.keys()
+    for name, entry in videos.items():
+        check_cleaned(charades[name], entry["actions"], entry["duration"])
+
+    labels = describe("thumos14").names
+    database = {
+        n: {**v, "annotations": [{"label": labels[c], "segment": [s, e]} for c, s, e in v["actions"]]}
+        for n, v in videos.items()
+    }
+    if len({v["subset"] for v in videos.values()}) == 2:
+        found, _ = read("thumos14", write_json(root / "thumos14.json", {"database": database}))
+        for name, entry in videos.items():
+            check_cleaned(found[name], entry["actions"], entry["duration"])
+
+
+WRONG_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+    st.just({}),
+    st.just(float("nan")),
+)
+
+
+@given(valid_videos(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_one_broken_value_is_an_error_that_names_the_video(tmp_path_factory, videos, data):
+    """Whatever stands where a subset, a duration, a list of actions, a class or a time belongs."""
+    path = tmp_path_factory.mktemp("broken") / "annotations.json"
+    name = data.draw(st.sampled_from(sorted(videos)))
+    entry = videos[name]
+    field = data.draw(st.sampled_from(["subset", "duration", "actions", "entry", "class", "start", "end", "missing"]))
+    wrong = data.draw(WRONG_VALUES)
+    if field == "actions" and isinstance(wrong, list):
+        wrong = [1]  # a list without numbers would be a video without actions
+    if field == "entry":
+        videos[name] = wrong if not isinstance(wrong, dict) else 3
+    elif field == "missing":
+        del entry[data.draw(st.sampled_from(sorted(entry)))]
+    elif field in ("class", "start", "end"):
+        row = [1, 0.25, 0.5]
+        row[("class", "start", "end").index(field)] = wrong
+        entry["actions"].append(row)
+    else:
+        entry[field] = wrong
+    text = problems("tsu", write_json(path, videos))
+    assert f"\n  {name}: " in text
+
+
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
+    st.sampled_from(["tsu", "charades", "thumos14", "pku_mmd"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_an_error_that_names_the_file(tmp_path_factory, content, dataset):
+    root = tmp_path_factory.mktemp("bytes")
+    path = root / {"charades": "train.csv", "pku_mmd": "cross-subject.txt"}.get(dataset, "annotations.json")
+    path.write_bytes(content)
+    assert path.name in problems(dataset, *([root] if dataset == "pku_mmd" else []), path)
+
+
+@given(st.lists(st.text("0123456789,.- nax", max_size=12), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_label_lines_of_pku_mmd_are_read_or_named(tmp_path_factory, lines):
+    root = tmp_path_factory.mktemp("pku")
+    tree = PkuMmd(root, {"a": "\n".join(lines), "b": ""}, ["a"], ["b"])
+    written = [line for line in lines if line.strip()]
+    try:
+        videos, handled = read("pku_mmd", *tree.paths())
+    except DataError as error:
+        assert "a: line " in str(error)
+    else:
+        kept = len(videos["a"].segments)
+        assert kept + handled.get(DUPLICATE, 0) + handled.get(EMPTY, 0) == len(written)
+        assert all(0 <= row[0] <= 50 and 0 <= row[1] < row[2] for row in videos["a"].segments)
+
+
+def test_every_data_set_with_files_reads_them():
+    for name in ("custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd"):
+        description = describe(name)
+        assert description.read and description.head in ("dense", "sparse") and "data_prep.build" in description.needs
+        assert len(set(description.names)) == len(description.names)
+    assert [len(describe(n).names) for n in ("tsu", "charades", "multithumos", "thumos14", "pku_mmd")] == [
+        51,
+        157,
+        65,
+        20,
+        51,
+    ]
+    assert base.SPLITS == ("train", "test")

@@ -1,0 +1,163 @@
+"""Feature files: every shape in use becomes [T, D]; several modalities in one file; snippets placed in time."""
+
+import numpy as np
+import pytest
+
+from kd_jax.datasets import feature_files
+from kd_jax.datasets.cleaning import Annotated, Labels, annotate, check_action
+from kd_jax.datasets.feature_files import FeatureFolder, check_file, load_file
+from kd_jax.datasets.findings import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, Findings
+
+TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
+EXPECTED = TABLE.astype(np.float16)
+
+
+def save(path, array, **arrays):
+    np.savez(path, **arrays) if arrays else np.savez(path, array) if path.suffix == ".npz" else np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize(
+    "array, channels_first",
+    [
+        (TABLE, False),
+        (TABLE.astype(np.float16), False),
+        (TABLE.astype(np.float64), False),
+        (TABLE.reshape(7, 1, 1, 4), False),
+        (np.asfortranarray(TABLE), False),
+        (TABLE.T, True),
+        (TABLE.T[None], True),
+        (TABLE.T.copy(), True),
+    ],
+    ids=["[T, D]", "float16", "float64", "[T, 1, 1, D]", "Fortran order", "[D, T]", "[1, D, T]", "[D, T] copied"],
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
+    path, findings = save(tmp_path / f"v.{suffix}", array), Findings()
+    assert check_file("rgb", path, findings, channels_first=channels_first) == (7, 4)
+    findings.raise_problems()
+    loaded = load_file(path, channels_first=channels_first)
+    assert loaded.dtype == np.float16
+    np.testing.assert_array_equal(loaded, EXPECTED)
+
+
+@pytest.mark.parametrize("channels_first, shape", [(False, (7,)), (False, (7, 2, 4)), (True, (4,)), (True, (4, 2, 7))])
+def test_other_shapes_are_refused(tmp_path, channels_first, shape):
+    path, findings = save(tmp_path / "v.npy", np.ones(shape)), Findings()
+    assert check_file("rgb", path, findings, channels_first=channels_first) is None
+    assert str(list(shape)) in findings.problems["feature shape"][0]
+
+
+def test_an_npz_holds_one_array(tmp_path):
+    path, findings = save(tmp_path / "v.npz", None, rgb=TABLE, flow=TABLE), Findings()
+    assert check_file("rgb", path, findings) is None
+    assert "it holds 2 arrays (rgb, flow), expected one" in findings.problems["unreadable feature file"][0]
+    (tmp_path / "w.npz").write_bytes(path.read_bytes()[:100])
+    (tmp_path / "x.npz").write_bytes(save(tmp_path / "x.npy", TABLE).read_bytes())
+    objects = save(tmp_path / "y.npz", np.array([["x"], [None]], object))
+    for broken in (tmp_path / "w.npz", tmp_path / "x.npz", objects):
+        assert check_file("rgb", broken, findings) is None
+    assert len(findings.problems["unreadable feature file"]) == 4
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [FeatureFolder(("rgb", "flow"), tmp_path / "i3d"), FeatureFolder(("pose",), tmp_path / "pose")]
+
+
+def fill(folders, lengths):
+    """Files of 6 + 3 channels; {video: (T of the first folder, T of the second)}."""
+    for folder, size in zip(folders, (6, 3), strict=True):
+        folder.path.mkdir(exist_ok=True)
+        for video, of_folders in lengths.items():
+            length = of_folders[folders.index(folder)]
+            save(folder.path / f"{video}.npy", np.arange(length * size, dtype=np.float32).reshape(length, size))
+
+
+def annotated(video, duration, rows=(), **others) -> Annotated:
+    findings = Findings()
+    checked = [check_action(video, list(row), Labels(9), findings) for row in rows]
+    return annotate(video, "train", duration, checked, findings, **others)
+
+
+def match(videos, folders, findings, **options):
+    shapes = {}
+    for video in videos:
+        shapes[video.id], found = feature_files.check_video_files(video.id, folders)
+        findings.add(found.as_json())
+    return feature_files.match(
+        videos, folders, shapes, findings, **{"fps": 30.0, "stride": None, "window": None, **options}
+    )
+
+
+def test_two_modalities_in_one_file(folders):
+    fill(folders, {"v": (5, 4)})
+    findings = Findings()
+    (matched,), sizes = match([annotated("v", 10.0)], folders, findings)
+    assert sizes == {"rgb": 3, "flow": 3, "pose": 3}
+    video = feature_files.load(matched)
+    whole = np.arange(30).reshape(5, 6)[:4]
+    np.testing.assert_array_equal(video.features["rgb"], whole[:, :3])
+    np.testing.assert_array_equal(video.features["flow"], whole[:, 3:])
+    assert video.features["pose"].shape == (4, 3)
+    assert findings.handled[CROPPED] == ["v: rgb+flow 5, pose 4"]
+
+
+def test_channels_that_cannot_be_shared(tmp_path):
+    folder = FeatureFolder(("rgb", "flow"), tmp_path)
+    save(tmp_path / "v.npy", np.ones((4, 7)))
+    shapes, findings = feature_files.check_video_files("v", [folder])
+    assert shapes == {} and "D = 7 has no 2 equal parts (rgb, flow)" in findings.problems["wrong dimension"][0]
+
+
+def test_two_files_for_one_video_and_none(tmp_path):
+    folder = FeatureFolder(("rgb",), tmp_path)
+    for suffix in ("npy", "npz"):
+        save(tmp_path / f"v.{suffix}", TABLE)
+    assert "only one can be meant" in feature_files.check_video_files("v", [folder])[1].problems["two feature files"][0]
+    shapes, findings = feature_files.check_video_files("w", [folder])
+    assert shapes == {} and list(findings.problems) == ["missing feature file, see --skip_missing"]
+    shapes, findings = feature_files.check_video_files("w", [folder], skip_missing=True)
+    assert shapes is None and not findings.problems and len(findings.handled[SKIPPED]) == 1
+    findings = Findings()
+    assert feature_files.check_folders([folder], ["v", "w"], findings) == [folder] and not findings.handled
+    feature_files.check_folders([folder], ["v"], findings)
+    assert not findings.handled
+    save(tmp_path / "z.npy", TABLE)
+    feature_files.check_folders([folder], ["v"], findings)
+    assert findings.handled[UNANNOTATED] == [f"rgb: {tmp_path / 'z.npy'}"]
+
+
+def test_windows_that_overlap_are_placed_at_their_centres(folders):
+    """16 frames every 4 of a 100-frame video: 22 windows, centred at frames 8, 12, … 92; row i shall be at frame 4i."""
+    fill(folders, {"v": (22, 22)})
+    findings = Findings()
+    video = annotated("v", 100 / 25, fps=25.0)
+    (matched,), _ = match([video], folders, findings, stride=4, window=16)
+    loaded = feature_files.load(matched)
+    assert loaded.num_snippets == 25 and findings.handled[PADDED] == ["v: 2 before, 1 after 22"]
+    windows = 8 + 4 * np.arange(22)
+    first = np.arange(22) * 3.0  # what the file holds in the first channel of pose
+    for i, value in enumerate(loaded.features["pose"][:, 0]):
+        nearest = np.abs(windows - 4 * i).argmin()
+        assert value == first[nearest], i
+
+
+@pytest.mark.parametrize("length", [25, 26, 12], ids=["as many as strides", "one more", "another stride"])
+def test_other_features_are_left_as_they_are(folders, length):
+    fill(folders, {"v": (length, length)})
+    findings = Findings()
+    (matched,), _ = match([annotated("v", 100 / 25, fps=25.0)], folders, findings, stride=4, window=16)
+    assert feature_files.load(matched).num_snippets == length and not findings.handled
+
+
+def test_a_duration_that_only_the_features_tell(folders):
+    fill(folders, {"v": (5, 5)})
+    findings = Findings()
+    rows = [(0, 10.0, 40.0), (1, 70.0, 90.0), (2, 80.0, 85.0)]
+    (matched,), _ = match([annotated("v", np.inf, rows)], folders, findings, stride=16)
+    video = feature_files.load(matched)
+    assert video.duration == 80
+    np.testing.assert_array_equal(video.segments, [[0, 10, 40], [1, 70, 80]])
+    np.testing.assert_array_equal(video.written, rows)
+    assert {kind: len(cases) for kind, cases in findings.handled.items()} == {CLIPPED: 1, LATE: 1, TOO_SHORT: 1}
