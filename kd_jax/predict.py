@@ -2,9 +2,9 @@
 
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
-reads `<video>.npy` files of the run's own modality and writes OUT/scores.npz, {video: `[T, C]` probabilities}, and
-OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is needed. --format adds or chooses
-the formats of official evaluation scripts, see `kd_jax.submissions`.
+reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes
+OUT/scores.npz, {video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds.
+No annotation is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
 """
 
 import functools
@@ -20,10 +20,11 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from kd_jax import input_pipeline, submissions
-from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import feature_files
+from kd_jax.checkpoints import TrainedRun, load_teacher
+from kd_jax.datasets import base, feature_files, records
 from kd_jax.datasets.findings import Findings
 from kd_jax.distill import eval_step
+from kd_jax.input_pipeline import Example
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.scoring import probabilities
 from kd_jax.types import Outputs
@@ -35,7 +36,7 @@ _forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
 def predict(
     model,
     variables: dict,
-    examples: Sequence[input_pipeline.Example],
+    examples: Sequence[Example],
     *,
     batch_size: int,
     num_buckets: int,
@@ -75,27 +76,50 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
 
 
-def read_features(path: Path, modality: str, input_size: int) -> list[input_pipeline.Example]:
-    """Reads `<video>.npy` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
+def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
+    """Reads `<video>.npy` or `.npz` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
 
     Raises:
       FileNotFoundError, ValueError: listing every file that cannot be used.
     """
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
+    files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {path.stem: path}
+    if not files or not all(file.exists() for file in files.values()):
         raise FileNotFoundError(
-            f"--features={path}: no .npy file there; give a folder of <video>.npy files or one file"
+            f"--features={path}: no feature file there; give a folder of <video>.npy files, one file, or records"
         )
-    findings, examples = Findings(), []
-    for file in files:
+    findings, features = Findings(), {}
+    for video, file in sorted(files.items()):
         shape = feature_files.check_file(modality, file, findings)
         if shape and shape[1] != input_size:
             findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
         elif shape:
-            features = feature_files.load_file(file)
-            examples.append(input_pipeline.Example(file.stem, features, np.zeros((len(features), 0), np.uint8)))
+            features[video] = feature_files.load_file(file)
     findings.raise_problems()
-    return examples
+    return features
+
+
+def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) -> tuple[dict, dict, dict]:
+    """{video: features}, {video: seconds per snippet} and {video: duration}, the latter only where it is known."""
+    modality, size = run.config["modality"], run.config["input_size"]
+    if not (path / records.INFO_FILE).is_file():
+        features = read_features(path, modality, size)
+        return features, dict.fromkeys(features, seconds or run.config["seconds_per_snippet"]), {}
+    if seconds:
+        raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
+    info = records.read_info(path)
+    if info.modalities.get(modality, size) != size:
+        raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
+    videos = records.read(path, split, [modality])
+    if not videos:
+        raise ValueError(f"{path}: {split} has no videos; choose another --split")
+    durations = {video.id: info.seconds(video.duration) for video in videos}
+    features = {video.id: video.features[modality] for video in videos}
+    return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
+
+
+def _range(values: Mapping[str, float]) -> str:
+    """'0.64', or '0.13 to 0.16'."""
+    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
 
 
 def show_own_messages() -> None:
@@ -114,10 +138,13 @@ def main(argv):
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)
-        examples = read_features(Path(arguments.features), run.config["modality"], run.config["input_size"])
+        features, seconds, durations = _read_input(
+            Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
+        )
+        examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
         head, classes = run.config["head"], run.config["classes"]
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
-        submissions.check_formats(arguments.format, [example.id for example in examples], len(classes))
+        submissions.check_formats(arguments.format, list(features), len(classes))
         output = Path(arguments.output)
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -125,20 +152,20 @@ def main(argv):
     outputs = predict(
         run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
     )
-    seconds = arguments.seconds_per_snippet or run.config["seconds_per_snippet"]
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
     try:
-        found = {video: rule(table, seconds) for video, table in scores.items()}
+        found = {v: rule(table, seconds[v], duration=durations.get(v)) for v, table in scores.items()}
         paths = submissions.write(output, arguments.format, scores=scores, detections=found, classes=classes)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
     count = sum(map(len, found.values()))
-    print(f"{len(scores)} videos, {count} detections, {seconds:g} s a snippet: {', '.join(map(str, paths))}")
+    print(f"{len(scores)} videos, {count} detections, {_range(seconds)} s a snippet: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
-    flags.DEFINE_string("features", None, "A .npy file, or a folder of <video>.npy files.", required=True)
+    flags.DEFINE_string("features", None, "A .npy file, a folder of them, or a folder of records.", required=True)
+    flags.DEFINE_enum("split", "test", list(base.SPLITS), "Of records: which videos.")
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
     flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
     flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from kd_jax import predict, submissions
+from kd_jax.datasets import records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
@@ -99,6 +101,25 @@ def test_command_line_in_official_formats(run, tmp_path):
     np.testing.assert_array_equal(activitynet["one"], found)
     pku_mmd = submissions.read_pku_mmd(tmp_path / "out" / "pku_mmd", len(classes))
     np.testing.assert_allclose(pku_mmd["one"], found)
+
+
+def test_command_line_on_records_knows_durations(run, tmp_path):
+    info, splits = synthetic.make()
+    splits["test"] = [
+        replace(video, duration=video.duration * (1 + i % 2)) for i, video in enumerate(splits["test"][:4])
+    ]
+    records.write(tmp_path / "records", info, splits)
+    result = command(run, tmp_path / "records", tmp_path / "out", "--proposals=multi_threshold")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("4 videos, ") and "0.64 to 1.28 s a snippet" in result.stdout
+    scores = submissions.read_scores(tmp_path / "out" / "scores.npz")
+    found = submissions.read_native(tmp_path / "out" / "detections.json", info.classes)
+    rule = choose("multi_threshold", info.head)
+    for i, video in enumerate(splits["test"]):
+        expected = rule(scores[video.id], 0.64 * (1 + i % 2), duration=video.duration)
+        np.testing.assert_allclose(found[video.id], expected)
+    result = command(run, tmp_path / "records", tmp_path / "again", "--seconds_per_snippet=1")
+    assert result.returncode == 1 and "which know their durations" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,11 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
 
 
 def _read_csv(path: Path, split: str, labels: Labels, findings: Findings) -> list[Annotated]:
-    videos = []
+    text, videos = read_text(path, findings), []
+    if text is None:
+        return []
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path, findings), newline=""), restkey="", strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
         lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if lacking:
             findings.problem("annotation layout", f"{path}: no column {', '.join(lacking)} in its first line")

@@ -95,13 +95,13 @@ def load_json_object(path: Path, findings: Findings) -> dict:
     return content
 
 
-def read_text(path: Path, findings: Findings) -> str:
-    """The content of a text file, '' after naming what is wrong with it."""
+def read_text(path: Path, findings: Findings) -> str | None:
+    """The content of a text file, None after naming what is wrong with it."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         findings.problem("unreadable annotations", f"{path}: {reason(error)}")
-        return ""
+        return None
 
 
 def number(value) -> float:

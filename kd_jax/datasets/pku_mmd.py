@@ -46,11 +46,12 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
 
 def _read_split(path: Path, findings: Findings) -> dict[str, str]:
     """{video: split}; by position, since the real headings are misspelt."""
-    lines = [line.strip() for line in read_text(path, findings).splitlines()]
-    lines = [line for line in lines if line]
+    text = read_text(path, findings)
+    if text is None:
+        return {}
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
     if len(lines) != len(LINES):
-        if lines or "unreadable annotations" not in findings.problems:
-            findings.problem("split file", f"{path}: {len(lines)} lines, expected {len(LINES)}: {', '.join(LINES)}")
+        findings.problem("split file", f"{path}: {len(lines)} lines, expected {len(LINES)}: {', '.join(LINES)}")
         return {}
     split_of: dict[str, str] = {}
     for split, line in zip(base.SPLITS, lines[1::2], strict=True):
@@ -62,7 +63,7 @@ def _read_split(path: Path, findings: Findings) -> dict[str, str]:
 
 def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> list[tuple]:
     rows = []
-    for i, line in enumerate(read_text(path, findings).splitlines(), start=1):
+    for i, line in enumerate((read_text(path, findings) or "").splitlines(), start=1):
         if not line.strip():
             continue
         fields = [field.strip() for field in line.split(",")]
