@@ -2,9 +2,9 @@
 
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
-reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes
-OUT/scores.npz, {video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds.
-No annotation is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
+reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes OUT/scores.npz,
+{video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
+is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
 """
 
 import functools
