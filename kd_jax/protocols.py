@@ -51,6 +51,7 @@ class Truth:
       num_frames: {video: frames}, the resolution of up-sampled scores.
       num_classes: C.
       ambiguous: {video: `[M, 2]` rows (start s, end s)}, where a detection is neither right nor wrong.
+      units_per_second: of the annotation file: its frames a second, 1 if it is in seconds.
     """
 
     segments: Mapping[str, np.ndarray]
@@ -59,6 +60,7 @@ class Truth:
     num_frames: Mapping[str, int]
     num_classes: int
     ambiguous: Mapping[str, np.ndarray] = field(default_factory=dict)
+    units_per_second: float = 1.0
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
         """`[T, C]` of each video at the resolution asked for."""
@@ -125,9 +127,21 @@ def _at(thresholds: Sequence[float], values: Sequence[float], name: str) -> dict
     return {f"{name}@{threshold:g}": value for threshold, value in zip(thresholds, values, strict=True)}
 
 
+def _in_file_units(segments: Mapping[str, np.ndarray], per_second: float) -> Mapping[str, np.ndarray]:
+    """Whole frames stay whole: an overlap of exactly the threshold counts, and must not hang on a last bit."""
+    if per_second == 1:
+        return segments
+    tables = {video: np.array(rows, np.float64) for video, rows in segments.items()}
+    for table in tables.values():
+        table[:, 1:3] = np.round(table[:, 1:3] * per_second, 6)
+    return tables
+
+
 def _event(function, rows: str):
     def score(predictions: Predictions, truth: Truth):
-        result = function(predictions.detections, getattr(truth, rows), num_classes=truth.num_classes)
+        found = _in_file_units(predictions.detections, truth.units_per_second)
+        actions = _in_file_units(getattr(truth, rows), truth.units_per_second)
+        result = function(found, actions, num_classes=truth.num_classes)
         values = {}
         for mean in ("mAP_action", "mAP_video"):
             values |= _at(result["thresholds"], result[mean], mean)

@@ -110,6 +110,7 @@ def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
         num_frames={video.id: info.num_frames(video) for video in videos if video.duration < math.inf},
         num_classes=len(info.classes),
         ambiguous={video.id: video.ambiguous * scale[1:] for video in videos},
+        units_per_second=info.fps if info.unit == "frames" else 1.0,
     )
 
 

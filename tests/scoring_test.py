@@ -123,6 +123,39 @@ def test_ranking_scores_by_hand():
     np.testing.assert_allclose(ranking_scores(logits, "sparse"), [[np.log(0.25)]])
 
 
+def test_overlaps_of_whole_frames_are_exact():
+    """Frames 0 … 3k of 0 … 10k overlap by exactly 0.3, which counts; their seconds, some of them, by a bit less."""
+    info = base.Info("mine", ("a",), "dense", {"rgb": 3}, "frames", 30.0, 0.5)
+    videos = [base.Video(f"v{k}", {}, np.array([[0, k, 11.0 * k]]), 12.0 * k) for k in range(1, 100)]
+    truth = make_truth(videos, info)
+    found = {f"v{k}": np.array([[0, k / 30, 4 * k / 30, 0.5]]) for k in range(1, 100)}
+    in_seconds = event_map(found, truth.segments, num_classes=1, thresholds=[0.3])["mAP_video"][0]
+    assert in_seconds < 100  # so the case is not an idle one
+    values, _ = score(Predictions(detections=found), truth, ["event_map", "event_map_strict"])
+    assert values["event_map/mAP_video@0.3"] == values["event_map_strict/mAP_video@0.3"] == 100
+
+
+def test_official_protocols_see_the_rows_as_written():
+    rows = np.array([[0, 1.0, 3.0], [0, 1.0, 3.0]])
+    video = base.Video("v", {}, rows[:1], 10.0, written=rows)
+    found = Predictions(detections={"v": np.array([[0, 1.0, 3.0, 0.5]])})
+    values, _ = score(found, make_truth([video], INFO), ["event_map", "event_map_strict"])
+    assert (values["event_map/mAP_video@0.5"], values["event_map_strict/mAP_video@0.5"]) == (50, 100)
+
+
+def test_ambiguous_segments_forgive_detections_in_the_kit_of_the_challenge():
+    segments, ambiguous = np.array([[0, 1.0, 3.0]]), np.array([[5.0, 8.0]])
+    found = Predictions(detections={"v": np.array([[0, 5.0, 8.0, 0.9], [0, 1.0, 3.0, 0.5]])})
+    values = {}
+    for name, video in {
+        "plain": base.Video("v", {}, segments, 10.0),
+        "kit": base.Video("v", {}, segments, 10.0, ambiguous=ambiguous),
+    }.items():
+        truth = make_truth([video], SPARSE)
+        values[name] = score(found, truth, ["detection_map_thumos14_kit"])[0]["detection_map_thumos14_kit/mAP@0.5"]
+    assert values == {"plain": 50, "kit": 100}
+
+
 def test_frames_become_seconds():
     video = base.Video("v", {}, np.array([[1, 20.0, 50.0]]), 100.0)
     info = base.Info("mine", ("a", "b"), "dense", {"rgb": 3}, "frames", 20.0, 0.8)
