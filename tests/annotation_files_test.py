@@ -316,7 +316,7 @@ def check_cleaned(video, rows, duration):
 
 
 @given(valid_videos())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_valid_files_of_every_format_round_trip(tmp_path_factory, videos):
     root = tmp_path_factory.mktemp("valid")
     tsu, _ = read("tsu", write_json(root / "tsu.json", videos))
@@ -362,29 +362,98 @@ WRONG_VALUES = st.one_of(
 )
 
 
-@given(valid_videos(), st.data())
-@settings(max_examples=150, deadline=None)
-def test_one_broken_value_is_an_error_that_names_the_video(tmp_path_factory, videos, data):
-    """Whatever stands where a subset, a duration, a list of actions, a class or a time belongs."""
-    path = tmp_path_factory.mktemp("broken") / "annotations.json"
-    name = data.draw(st.sampled_from(sorted(videos)))
-    entry = videos[name]
-    field = data.draw(st.sampled_from(["subset", "duration", "actions", "entry", "class", "start", "end", "missing"]))
-    wrong = data.draw(WRONG_VALUES)
-    if field == "actions" and isinstance(wrong, list):
-        wrong = [1]  # a list without numbers would be a video without actions
-    if field == "entry":
-        videos[name] = wrong if not isinstance(wrong, dict) else 3
-    elif field == "missing":
-        del entry[data.draw(st.sampled_from(sorted(entry)))]
-    elif field in ("class", "start", "end"):
+def break_common(entry, field, wrong):
+    if field in ("class", "start", "end"):
         row = [1, 0.25, 0.5]
         row[("class", "start", "end").index(field)] = wrong
         entry["actions"].append(row)
     else:
-        entry[field] = wrong
-    text = problems("tsu", write_json(path, videos))
-    assert f"\n  {name}: " in text
+        entry[field] = 7 if field == "actions" and isinstance(wrong, list) else wrong  # [] would be valid
+
+
+def break_thumos14(entry, field, wrong):
+    action = {"label": "Diving", "segment": [0.25, 0.5]}
+    if field in ("start", "end"):
+        action["segment"][("start", "end").index(field)] = wrong
+    elif field in action:
+        action[field] = 7 if isinstance(wrong, list) else wrong  # [0, 1] would be valid
+    else:
+        entry[field] = 7 if field == "annotations" and isinstance(wrong, list) else wrong
+    if isinstance(entry["annotations"], list):
+        entry["annotations"].append(action)
+
+
+FIELDS = {  # what may be broken → a word of the message that says so
+    "tsu": {
+        "subset": "subset",
+        "duration": "duration",
+        "actions": "actions",
+        "class": "class",
+        "start": "start",
+        "end": "end",
+    },
+    "thumos14": {
+        "duration": "duration",
+        "fps": "fps",
+        "annotations": "annotations",
+        "label": "label",
+        "segment": "segment",
+        "start": "start",
+        "end": "end",
+    },
+}
+
+
+@given(valid_videos(), st.sampled_from([(d, f) for d in FIELDS for f in FIELDS[d]]), WRONG_VALUES, st.data())
+@settings(max_examples=150, deadline=None)
+def test_one_broken_value_is_an_error_that_names_the_video_and_the_field(tmp_path_factory, videos, where, wrong, data):
+    """Whatever stands where a subset, a duration, a list of actions, a class, a label or a time belongs."""
+    dataset, field = where
+    name = data.draw(st.sampled_from(sorted(videos)))
+    path = tmp_path_factory.mktemp("broken") / "annotations.json"
+    content = videos
+    if dataset == "tsu":
+        break_common(videos[name], field, wrong)
+    else:
+        for entry in videos.values():
+            entry |= {"subset": "test", "annotations": [], "fps": 30}
+        videos["other"] = {"subset": "validation", "duration": 1.0, "annotations": []}
+        break_thumos14(videos[name], field, wrong)
+        content = {"database": videos}
+    text = problems(dataset, write_json(path, content))
+    lines = text.splitlines()
+    (line,) = [i for i, line in enumerate(lines) if line.startswith(f"  {name}: ")]
+    kind = next(line for line in reversed(lines[:line]) if not line.startswith("  "))
+    assert FIELDS[dataset][field] in kind + lines[line]
+
+
+@given(valid_videos(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_missing_field_or_entry_is_an_error_that_names_it(tmp_path_factory, videos, data):
+    name = data.draw(st.sampled_from(sorted(videos)))
+    field = data.draw(st.sampled_from([*sorted(videos[name]), "entry"]))
+    if field == "entry":
+        videos[name] = data.draw(WRONG_VALUES.filter(lambda value: not isinstance(value, dict)))
+    else:
+        del videos[name][field]
+    text = problems("tsu", write_json(tmp_path_factory.mktemp("missing") / "annotations.json", videos))
+    reason = "is not an object" if field == "entry" else f"the field {field} is missing"
+    assert any(line.startswith(f"  {name}: ") and line.endswith(reason) for line in text.splitlines())
+
+
+@given(st.sampled_from(["length", "code", "start", "end"]), st.text("c0129 .;x-", max_size=8), st.floats(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_charades_cells_are_read_or_named(tmp_path_factory, field, text, length):
+    cells = {"length": repr(length), "code": "c003", "start": "0.5", "end": "0.75", field: text}
+    row = {"id": "AB12C", "length": cells["length"], "actions": f"{cells['code']} {cells['start']} {cells['end']}"}
+    path = write_charades(tmp_path_factory.mktemp("cells") / "train.csv", [row])
+    try:
+        videos, handled = read("charades", path)
+    except DataError as error:
+        assert "\n  AB12C: " in str(error)
+    else:
+        rows = len(row["actions"].split(";"))
+        assert len(videos["AB12C"].segments) + sum(handled.get(k, 0) for k in (DUPLICATE, EMPTY, LATE)) == rows
 
 
 @given(
