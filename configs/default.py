@@ -91,6 +91,8 @@ def get_config() -> ConfigDict:
                 "learning_rate": 2e-4,  # Adam
                 "plateau_patience": 8,  # epochs without a lower loss until the learning rate is halved; 0 = never
                 "length_buckets": 4,  # videos are padded to one of so many lengths, each compiled once
+                "data": "auto",  # 'resident': the training videos lie on the device, an epoch is one program;
+                #                  'streamed': the host sends every batch; 'auto': resident where they fit
                 "checkpoint_every": 5,  # epochs between checkpoints; a killed run repeats at most so many
             },
             "evaluation": {

@@ -127,6 +127,8 @@ def _check_numbers(config: ConfigDict) -> None:
         )
     if not config.training.learning_rate > 0:
         raise ValueError(f"training.learning_rate={config.training.learning_rate}; it must be above 0")
+    if config.training.data not in ("auto", "resident", "streamed"):
+        raise ValueError(f"training.data={config.training.data!r}; choose 'auto', 'resident' or 'streamed'")
     if config.model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model.dtype={config.model.dtype!r}; choose 'float32' or 'bfloat16'")
 

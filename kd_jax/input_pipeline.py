@@ -215,6 +215,23 @@ def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order:
     return batches
 
 
+def plan_epoch(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0
+) -> list[tuple[int, list[int]]]:
+    """An epoch's batches: [(padded length, indices), …].
+
+    With a seed, (seed, epoch) draws who shares a batch; the sequence of padded lengths is drawn from the epoch alone,
+    so that runs of other seeds can go through one compiled program side by side. Without, they come in order of length.
+    """
+    if seed is None:
+        return plan(lengths, buckets, batch_size, [int(i) for i in np.argsort(lengths, kind="stable")])
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    batches = plan(lengths, buckets, batch_size, [int(i) for i in order])
+    waiting = {length: [batch for batch in batches if batch[0] == length] for length in buckets}
+    sequence = np.random.default_rng(epoch).permutation([length for length, _ in batches])
+    return [waiting[length].pop() for length in sequence]
+
+
 def collate(examples: Sequence[Example], length: int, rows: int) -> tuple[Batch, tuple[Outputs, ...]]:
     """Stacks examples into host arrays of `rows` videos × `length` snippets; what is padded is masked."""
 
@@ -264,17 +281,8 @@ def epoch(
     seed: int | None = None,
     epoch: int = 0,
 ) -> Iterator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
-    """Yields (indices of the videos, batch, teachers' outputs) on the device.
-
-    With a seed, videos and batches come in an order drawn from (seed, epoch); without, in order of length.
-    """
-    lengths = [len(e.features) for e in examples]
-    rng = None if seed is None else np.random.default_rng([seed, epoch])
-    order = np.argsort(lengths, kind="stable") if rng is None else rng.permutation(len(examples))
-    batches = plan(lengths, buckets, batch_size, [int(i) for i in order])
-    if rng is not None:
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-    rows = device_rows(batch_size, mesh)
-    for length, indices in batches:
+    """Yields (indices of the videos, batch, teachers' outputs) on the device, in the order of `plan_epoch`."""
+    lengths, rows = [len(e.features) for e in examples], device_rows(batch_size, mesh)
+    for length, indices in plan_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch):
         batch, teachers = collate([examples[i] for i in indices], length, rows)
         yield indices, *shard((batch, teachers), mesh)

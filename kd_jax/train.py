@@ -20,7 +20,7 @@ from absl import logging
 from clu import parameter_overview
 from tqdm import tqdm
 
-from kd_jax import checkpoints, input_pipeline
+from kd_jax import checkpoints, input_pipeline, resident
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.datasets import describe
 from kd_jax.distill import TASKS, make_train_step
@@ -45,10 +45,10 @@ def scoring_of(config) -> Scoring:
 def run_config(config, name: str, seed: int, source: Source) -> dict:
     """What a run is, as plain JSON: everything that decides its result, and all that rebuilds its model.
 
-    What changes no training is left out: where the records lie, how often a checkpoint is written, how it is scored.
+    What changes no result is left out: where the records and batches lie, how often a checkpoint is written.
     """
     info, training, dataset = source.info, config.training.to_dict(), config.dataset.to_dict()
-    del training["checkpoint_every"], dataset["data_dir"], dataset["synthetic_fallback"]
+    del training["checkpoint_every"], training["data"], dataset["data_dir"], dataset["synthetic_fallback"]
 
     def choices(name: str) -> dict:
         run = config.runs[name]
@@ -93,8 +93,21 @@ def standardization(examples: Sequence[Example]) -> dict:
 @functools.lru_cache(maxsize=64)
 def compiled_train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
     """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
+    return jax.jit(_train_step(model, head, options, plateau_patience, steps_per_epoch), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_train_epoch(
+    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, buckets: tuple[int, ...]
+):
+    """The same for a whole epoch of resident videos."""
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch)
+    return jax.jit(resident.make_train_epoch(step, buckets, input_pipeline.data_mesh()), donate_argnums=0)
+
+
+def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
     optimizer = make_optimizer(0.0, plateau_patience=plateau_patience, steps_per_epoch=steps_per_epoch)
-    return jax.jit(make_train_step(model, optimizer, head=head, options=json.loads(options)), donate_argnums=0)
+    return make_train_step(model, optimizer, head=head, options=json.loads(options))
 
 
 def teacher_outputs(teacher: TrainedRun, source: Source, split: str, *, batch_size: int, num_buckets: int):
@@ -172,10 +185,11 @@ def train_run(
         logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
     else:
         _announce(manifest, state.params, show_parameters)
-    step = compiled_train_step(model, source.info.head, json.dumps(manifest["options"]), **plateau)
-    step = functools.partial(step, weights={t: jnp.float32(w) for t, w in manifest["weights"].items()}, key=run_key)
+    weights = {term: jnp.float32(weight) for term, weight in manifest["weights"].items()}
     with Journal(directory, after_epoch=done) as journal, Progress(name, training.epochs, steps_per_epoch, done) as bar:
-        best = _train_epochs(training, seed, step, state, best, examples, validation, keeper, journal, bar, done)
+        epochs = _Epochs(training, examples, seed, (model, source.info.head, json.dumps(manifest["options"])), plateau)
+        run_epoch = functools.partial(epochs, weights=weights, key=run_key, bar=bar)
+        best = _train_epochs(training, run_epoch, state, best, validation, keeper, journal, bar, done)
     keeper.close()
 
     variables = {"params": best["params"], **best["constants"]}
@@ -235,13 +249,46 @@ class Predictor:
         return {e.id: o.logits for e, o in zip(self._examples, outputs, strict=True)}
 
 
+class _Epochs:
+    """Runs one epoch, `(state, epoch, weights, key) -> (state, metrics of each step)`: resident or streamed."""
+
+    def __init__(self, training, examples: Sequence[Example], seed: int, program: tuple, plateau: Mapping):
+        self._examples, self._batch_size, self._seed = examples, training.batch_size, seed
+        self._lengths = [len(e.features) for e in examples]
+        self._buckets = input_pipeline.bucket_lengths(self._lengths, training.length_buckets)
+        self._mesh = input_pipeline.data_mesh()
+        if training.data == "resident" or (training.data == "auto" and resident.fits(examples)):
+            self._data = resident.put(examples, max(self._buckets), self._mesh)
+            self._train_epoch = compiled_train_epoch(*program, **plateau, buckets=self._buckets)
+        else:
+            self._data, self._step = None, compiled_train_step(*program, **plateau)
+
+    def __call__(self, state: TrainState, epoch: int, *, weights: dict, key: jax.Array, bar: "Progress"):
+        order = {"seed": self._seed, "epoch": epoch}
+        if self._data is not None:
+            batches = input_pipeline.plan_epoch(self._lengths, self._buckets, self._batch_size, **order)
+            rows = input_pipeline.device_rows(self._batch_size, self._mesh)
+            plan = resident.index_plan(batches, self._buckets, len(self._examples), rows)
+            state, stacked = self._train_epoch(state, self._data, *plan, weights, key)
+            stacked = jax.device_get(stacked)
+            metrics = [jax.tree.map(lambda values, i=i: values[i], stacked) for i in range(len(batches))]
+            bar.step(metrics, len(metrics))
+            return state, metrics
+        metrics = []
+        for _, batch, teachers in input_pipeline.epoch(
+            self._examples, self._buckets, self._batch_size, self._mesh, **order
+        ):
+            state, measured = self._step(state, teachers, batch, weights, key)
+            metrics.append(measured)
+            bar.step(metrics)
+        return state, jax.device_get(metrics)
+
+
 def _train_epochs(
     training,
-    seed: int,
-    step: Callable,
+    run_epoch: Callable,
     state: TrainState,
     best: dict,
-    examples: Sequence[Example],
     validation: Predictor,
     keeper: checkpoints.Checkpoints,
     journal: "Journal",
@@ -249,17 +296,10 @@ def _train_epochs(
     done: int,
 ) -> dict:
     """Trains from epoch `done` + 1 on; returns the best epoch's parameters."""
-    mesh = input_pipeline.data_mesh()
-    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], training.length_buckets)
     for epoch in range(done + 1, training.epochs + 1):
-        started, metrics = time.perf_counter(), []
-        for _, batch, teachers in input_pipeline.epoch(
-            examples, buckets, training.batch_size, mesh, seed=seed, epoch=epoch
-        ):
-            state, measured = step(state, teachers, batch)
-            metrics.append(measured)
-            bar.step(metrics)
-        record = epoch_record(jax.device_get(metrics), time.perf_counter() - started)
+        started = time.perf_counter()
+        state, metrics = run_epoch(state, epoch)
+        record = epoch_record(metrics, time.perf_counter() - started)
         if not (math.isfinite(record["loss"]) and jnp.isfinite(optax.tree.norm(state.params))):
             values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
             raise FloatingPointError(
@@ -370,11 +410,13 @@ class Progress:
     def __exit__(self, *_):
         self._bar.close()
 
-    def step(self, metrics: Sequence[Mapping[str, jax.Array]]) -> None:
-        self._bar.update()
+    def step(self, metrics: Sequence[Mapping[str, jax.Array]], count: int = 1) -> None:
+        self._bar.update(count)
         if self._bar.disable or time.perf_counter() - self._last < self._interval:
             return
-        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
+        ready = next(
+            (m for m in reversed(metrics) if not isinstance(m["loss"], jax.Array) or m["loss"].is_ready()), None
+        )
         if ready is not None:
             self._last = time.perf_counter()
             self._show({key: float(value) for key, value in ready.items()})

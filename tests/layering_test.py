@@ -14,7 +14,7 @@ ROWS = [
     ["types", "masking", "files", "segments", "proposals"],
     ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
-    ["input_pipeline", "protocols", "scoring", "evaluate"],
+    ["input_pipeline", "resident", "protocols", "scoring", "evaluate"],
     ["predict"],
     ["train", "analysis"],
     ["experiment"],

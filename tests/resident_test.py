@@ -1,0 +1,108 @@
+"""Videos on the device: what a step cuts out is what the host would have sent; an epoch compiles once."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax import input_pipeline, resident
+from kd_jax.distill import make_train_step
+from kd_jax.input_pipeline import Example
+from kd_jax.models import Detector
+from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.types import Outputs
+
+WIDTH, CLASSES, HIDDEN = 5, 3, 8
+
+
+def examples_of(lengths, teachers=1):
+    rng = np.random.default_rng(len(lengths))
+    return [
+        Example(
+            str(i),
+            rng.standard_normal((n, WIDTH)).astype(np.float16),
+            (rng.random((n, CLASSES)) < 0.3).astype(np.uint8),
+            tuple(
+                Outputs(rng.standard_normal((n, HIDDEN), np.float32), rng.standard_normal((n, CLASSES), np.float32))
+                for _ in range(teachers)
+            ),
+        )
+        for i, n in enumerate(lengths)
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
+def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_buckets, teachers):
+    examples, mesh = examples_of(lengths, teachers), input_pipeline.data_mesh()
+    buckets = input_pipeline.bucket_lengths(lengths, num_buckets)
+    data = resident.put(examples, max(buckets), mesh)
+    batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
+    rows = input_pipeline.device_rows(batch_size, mesh)
+    for bucket, of_videos in zip(*resident.index_plan(batches, buckets, len(examples), rows), strict=True):
+        length = buckets[bucket]
+        sent = input_pipeline.collate([examples[i] for i in of_videos if i < len(examples)], length, rows)
+        chex.assert_trees_all_equal(resident.take(data, of_videos, length), sent)
+        chex.assert_trees_all_equal_dtypes(resident.take(data, of_videos, length), sent)
+
+
+def training(examples, buckets):
+    model = Detector("ss_tcn", num_outputs=CLASSES, hidden=HIDDEN, num_layers=2)
+    optimizer = make_optimizer(1e-2, plateau_patience=2, steps_per_epoch=3)
+    step = make_train_step(model, optimizer, head="dense")
+    state = create_train_state(model, optimizer, jax.random.key(0), WIDTH)
+    weights = {"atomic": jnp.float32(1), "global_context": jnp.float32(2), "boundary": jnp.float32(0.1)}
+    return step, state, weights, jax.random.key(3)
+
+
+def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_once():
+    lengths = [5, 40, 17, 33, 20]
+    examples, buckets, mesh = examples_of(lengths), (32, 48), input_pipeline.data_mesh()
+    step, streamed, weights, key = training(examples, buckets)
+    streamed = input_pipeline.replicate(streamed, mesh)
+    state = jax.tree.map(jnp.copy, streamed)
+    data = resident.put(examples, max(buckets), mesh)
+    chex.clear_trace_counter()
+    # One program with a branch for each bucket; a second trace would be a second compilation.
+    train_epoch = jax.jit(chex.assert_max_traces(resident.make_train_epoch(step, buckets, mesh), n=1))
+    sent_step = jax.jit(step)
+    rows = input_pipeline.device_rows(2, mesh)
+    for epoch in (1, 2, 3):
+        plan = resident.index_plan(
+            input_pipeline.plan_epoch(lengths, buckets, 2, seed=7, epoch=epoch), buckets, len(examples), rows
+        )
+        state, stacked = train_epoch(state, data, *plan, weights, key)
+        losses = []
+        for _, batch, teachers in input_pipeline.epoch(examples, buckets, 2, mesh, seed=7, epoch=epoch):
+            streamed, measured = sent_step(streamed, teachers, batch, weights, key)
+            losses.append(measured["loss"])
+        np.testing.assert_allclose(stacked["loss"], losses, rtol=1e-5)
+    chex.assert_trees_all_close(state.params, streamed.params, rtol=1e-4, atol=1e-6)
+    assert int(state.step) == int(streamed.step) == 9
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch):
+    examples = examples_of([5, 40])
+    per_snippet = 2 * WIDTH + CLASSES + 4 * (HIDDEN + CLASSES)
+    assert resident.num_bytes(examples) == 45 * per_snippet
+    assert resident.fits(examples)
+    monkeypatch.setattr(resident, "SHARE", 1e-15)
+    assert not resident.fits(examples)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sequence_of_lengths_does_not_depend_on_the_seed(seed):
+    lengths = list(np.random.default_rng(0).integers(1, 200, 30))
+    buckets = input_pipeline.bucket_lengths(lengths, 4)
+    sequences = {
+        tuple(length for length, _ in input_pipeline.plan_epoch(lengths, buckets, 4, seed=s, epoch=5))
+        for s in (seed, seed + 10)
+    }
+    videos = {
+        tuple(map(tuple, (indices for _, indices in input_pipeline.plan_epoch(lengths, buckets, 4, seed=s, epoch=5))))
+        for s in (seed, seed + 10)
+    }
+    assert len(sequences) == 1 and len(videos) == 2
