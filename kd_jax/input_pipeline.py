@@ -225,11 +225,12 @@ def plan_epoch(
     """
     if seed is None:
         return plan(lengths, buckets, batch_size, [int(i) for i in np.argsort(lengths, kind="stable")])
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    batches = plan(lengths, buckets, batch_size, [int(i) for i in order])
-    waiting = {length: [batch for batch in batches if batch[0] == length] for length in buckets}
-    sequence = np.random.default_rng(epoch).permutation([length for length, _ in batches])
-    return [waiting[length].pop() for length in sequence]
+    rng = np.random.default_rng([seed, epoch])
+    batches = plan(lengths, buckets, batch_size, [int(i) for i in rng.permutation(len(lengths))])
+    batches = [batches[i] for i in rng.permutation(len(batches))]
+    waiting = {length: iter([batch for batch in batches if batch[0] == length]) for length in buckets}
+    sequence = np.random.default_rng(epoch).permutation(sorted(length for length, _ in batches))
+    return [next(waiting[length]) for length in sequence]
 
 
 def collate(examples: Sequence[Example], length: int, rows: int) -> tuple[Batch, tuple[Outputs, ...]]:

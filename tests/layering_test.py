@@ -15,7 +15,7 @@ ROWS = [
     ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
     ["input_pipeline", "resident", "protocols", "scoring", "evaluate"],
-    ["predict"],
+    ["predict", "windows"],
     ["train", "analysis"],
     ["experiment"],
     ["main"],

@@ -44,6 +44,11 @@ class Detector(nn.Module):
     dtype: jnp.dtype = jnp.float32
     standardize: bool = False
 
+    @property
+    def receptive_field(self) -> int:
+        """Snippets that one output sees, itself in the middle."""
+        return FILTERS[self.filter](hidden=self.hidden, num_layers=self.num_layers).receptive_field
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> Outputs:
         """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool.

@@ -1,0 +1,100 @@
+"""A window at a time, or a snippet at a time: the outputs are those of one pass over the whole video."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_jax.models import FILTERS, Detector
+from kd_jax.windows import StreamingDetector, detect_in_windows, halo_of
+
+D, C = 4, 3
+
+
+@pytest.fixture(scope="module", params=FILTERS)
+def detector(request):
+    model = Detector(request.param, num_outputs=C, hidden=8, num_layers=3)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, D)), jnp.ones((1, 1), bool))
+    return model, variables, jax.jit(model.apply)
+
+
+def video(length, seed=0):
+    return np.random.default_rng(seed).standard_normal((length, D), np.float32)
+
+
+def whole(detector, features):
+    _, variables, apply = detector
+    outputs = apply(variables, features[None], np.ones((1, len(features)), bool))
+    return jax.tree.map(lambda array: np.asarray(array[0]), outputs)
+
+
+def assert_close(ours, theirs):
+    np.testing.assert_allclose(ours.features, theirs.features, atol=1e-5)
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-5)
+
+
+def test_halo_by_hand(detector):
+    """A change of one snippet is seen by `halo` outputs on each side, and by none beyond."""
+    features = video(60)
+    changed = features.copy()
+    changed[30] += 10
+    differs = np.abs(whole(detector, changed).features - whole(detector, features).features).max(axis=1) > 0
+    assert halo_of(detector[0]) == 7 and list(np.flatnonzero(differs)) == list(range(30 - 7, 30 + 8))
+
+
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 50])
+@pytest.mark.parametrize("window", [1, 16, 64])
+def test_windows_are_one_pass(detector, length, window):
+    features = video(length)
+    ours = detect_in_windows(*detector[:2], features, window=window)
+    assert ours.logits.shape == (length, C)
+    assert_close(ours, whole(detector, features))
+
+
+def test_one_compilation_for_all_lengths(detector):
+    from kd_jax import windows
+
+    detect_in_windows(*detector[:2], video(40), window=24)
+    before = windows._forward._cache_size()
+    for length in (1, 24, 25, 100):
+        detect_in_windows(*detector[:2], video(length), window=24)
+    assert windows._forward._cache_size() == before
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_a_stream_is_one_pass(detector, pushes, block):
+    features = video(sum(pushes))
+    stream, given_out, taken = StreamingDetector(*detector[:2], D, block=block), [], 0
+    for _ in range(2):  # a second video starts afresh
+        given_out, taken = [], 0
+        for count in pushes:
+            given_out.append(stream.push(features[taken : taken + count]))
+            taken += count
+            done = sum(len(o.logits) for o in given_out)
+            assert done == max(taken - halo_of(detector[0]), 0) // block * block and taken - done <= stream.delay
+        given_out.append(stream.finish())
+    outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *given_out)
+    assert len(outputs.logits) == len(features)
+    if len(features):
+        assert_close(outputs, whole(detector, features))
+
+
+def test_memory_of_a_stream_is_constant(detector):
+    stream = StreamingDetector(*detector[:2], D)
+    for snippet in video(100):
+        stream.push(snippet)
+        assert len(stream._kept) <= 2 * halo_of(detector[0]) + 1
+
+
+def test_what_is_refused(detector):
+    with pytest.raises(ValueError, match=r"snippets must be \[N, 4\], got shape \(2, 3\)"):
+        StreamingDetector(*detector[:2], D).push(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="block must be at least 1"):
+        StreamingDetector(*detector[:2], D, block=0)
+    with pytest.raises(ValueError, match="window 0"):
+        detect_in_windows(*detector[:2], video(3), window=0)
+    with pytest.raises(ValueError, match=r"got shape \(0, 4\)"):
+        detect_in_windows(*detector[:2], video(0))
