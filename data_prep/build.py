@@ -8,6 +8,7 @@ checks everything before it writes anything, says what it found, dropped and cli
 beside the records. --check stops there. --workers uses several processes, --runner an Apache Beam pipeline.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -27,7 +28,7 @@ from kd_jax.datasets.cleaning import Annotated, check_splits
 from kd_jax.datasets.common_layout import read_classes
 from kd_jax.datasets.feature_files import FeatureFolder, Matched
 from kd_jax.datasets.findings import Findings
-from kd_jax.datasets.staging import check_free, staged
+from kd_jax.datasets.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
 SMALL = 512 * 2**20  # bytes of features below which more than one process is not worth its start
@@ -105,6 +106,10 @@ def build(
         stride=stride or description.stride,
     )
     folders = parse_features(features, channels_first)
+    if beam_options and not runner:
+        raise ValueError("--beam_options are those of a --runner; name one")
+    if workers and runner:
+        raise ValueError("--workers is for this machine alone; a --runner has --beam_options for it")
 
     findings = Findings()
     names = read_classes(Path(classes), findings) if classes else description.names
@@ -112,20 +117,17 @@ def build(
         findings.problem("class list", f"{classes}: {len(names)} names; {dataset} has {len(description.names)}")
     annotated = description.read([Path(path) for path in annotations], names, findings)
     check_splits(annotated, ", ".join(annotations), findings)
-    beam = _beam(runner, beam_options, output) if runner else None
-    if beam_options and not runner:
-        raise ValueError("--beam_options needs --runner")
-    workers = workers or _workers(annotated, folders)
-    videos, sizes = _check(annotated, folders, findings, description, skip_missing, workers=workers, beam=beam)
-    findings.raise_problems()
-
-    info = _make_info(dataset, output, description, names, sizes, videos)
-    rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
-    source = {"annotations": list(annotations), "features": {folder.name: str(folder.path) for folder in folders}}
-    expected = description.stride and description.stride / description.fps
-    report = make_report(info, rows, findings.handled, source, expected_seconds=expected)
-    if not check:
-        _write(Path(output), info, videos, report, overwrite=overwrite, workers=workers, beam=beam)
+    with _beam(runner, beam_options, output) as beam:
+        where = {"workers": workers or _workers(annotated, folders), "beam": beam}
+        videos, sizes = _check(annotated, folders, findings, description, skip_missing, **where)
+        findings.raise_problems()
+        info = _make_info(dataset, output, description, names, sizes, videos)
+        rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
+        source = {"annotations": list(annotations), "features": {folder.name: str(folder.path) for folder in folders}}
+        expected = description.stride and description.stride / description.fps
+        report = make_report(info, rows, findings.handled, source, expected_seconds=expected)
+        if not check:
+            _write(Path(output), info, videos, report, overwrite=overwrite, **where)
     return info, report
 
 
@@ -173,11 +175,13 @@ def parse_features(features: Iterable[str], channels_first: Iterable[str] = ()) 
     return folders
 
 
-def _beam(runner: str, options: Sequence[str], output: str | None) -> execution.Beam:
-    scratch = Path(output or tempfile.gettempdir()).resolve()
-    scratch = scratch.parent if output else scratch
-    scratch.mkdir(parents=True, exist_ok=True)
-    return execution.Beam(runner, tuple(options), scratch)
+@contextlib.contextmanager
+def _beam(runner: str | None, options: Sequence[str], output: str | None) -> Iterator[execution.Beam | None]:
+    if not runner:
+        yield None
+        return
+    with scratch(Path(output)) if output else tempfile.TemporaryDirectory() as folder:
+        yield execution.Beam(runner, tuple(options), Path(folder))
 
 
 def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -> int:

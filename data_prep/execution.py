@@ -5,6 +5,7 @@
 A task is a function of a module, its arguments can be pickled, its result is plain JSON.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -57,16 +58,29 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
             min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
         )
         try:
-            index_of = {pool.submit(function, *task): index for index, task in enumerate(tasks)}
+            with _without_interrupts():  # the first call starts the workers, which inherit it
+                index_of = {pool.submit(function, *task): index for index, task in enumerate(tasks)}
             for future in as_completed(index_of):
                 yield index_of[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is ignored; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start(parent: int) -> None:
-    """A worker leaves Ctrl-C to its parent, and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker does not outlive its parent."""
 
     def watch():
         while os.getppid() == parent:
@@ -85,6 +99,9 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
         raise ValueError("--runner needs Apache Beam: pip install 'kd_jax[beam]'") from None
     with tempfile.TemporaryDirectory(dir=beam.scratch) as folder:
         options = PipelineOptions([f"--runner={beam.runner}", *beam.options])
+        unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
+        if unknown:
+            raise ValueError(f"--beam_options: Apache Beam knows no option {', '.join(sorted(unknown))}")
         with apache_beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline

@@ -66,15 +66,17 @@ def main(argv):
         sys.exit(f"kd_jax.evaluate: unexpected argument {argv[1]!r}; options start with --")
     arguments = flags.FLAGS
     try:
+        _check_output(arguments.output)
         info, annotated, stride, findings = _read_truth(arguments)
-        what, arrays = read_predictions(Path(arguments.predictions), info, first_label=arguments.first_label)
+        what, arrays = read_predictions(Path(arguments.predictions), info, first_label=arguments.first_label or 1)
+        _refuse_idle_options(what, arguments)
         wanted = arguments.protocols or describe(arguments.dataset).protocols
         check_protocols(wanted)
         scoring = Scoring(
             tuple(arguments.protocols) or servable(wanted, what),
             arguments.proposals or "",
             arguments.threshold,
-            arguments.convention,
+            arguments.convention or "centre",
         )
         if not scoring.protocols:
             raise ValueError(
@@ -83,20 +85,46 @@ def main(argv):
             )
         scoring.check(info.head)
         truth = make_truth([_as_video(video, arrays.get(video.id), stride) for video in annotated], info)
+        of_split = {video: array for video, array in arrays.items() if video in truth.segments}
         if what == "scores":
-            _check_probabilities(arrays, arguments)
-            predictions = make_predictions(arrays, truth, info.head, scoring, logits=arguments.logits)
+            _check_probabilities(of_split, arguments)
+            predictions = make_predictions(of_split, truth, info.head, scoring, logits=arguments.logits)
         else:
-            predictions = Predictions(**{what: arrays})
+            predictions = Predictions(**{what: of_split})
         results = as_results(*score(predictions, truth, scoring.protocols), info.classes)
+        _report(info, truth, what, arrays, findings, results, arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.evaluate: {error}")
-    _report(info, truth, what, arrays, findings, results, arguments)
+
+
+def _check_output(output: str | None) -> None:
+    if output and not Path(output).absolute().parent.is_dir():
+        raise ValueError(f"--output={output}: there is no folder {Path(output).absolute().parent}; make it first")
+
+
+def _refuse_idle_options(what: str, arguments) -> None:
+    """Raises ValueError for an option that these predictions make no use of."""
+    given = {name: getattr(arguments, name) is not None for name in ("proposals", "threshold", "convention", "head")}
+    given |= {"logits": arguments.logits, "first_label": arguments.first_label is not None}
+    used = {"first_label"} if Path(arguments.predictions).is_dir() else set()
+    if what == "scores":
+        used = {"logits", "head"}
+        wanted = arguments.protocols or describe(arguments.dataset).protocols
+        if any(name in PROTOCOLS and PROTOCOLS[name].needs == "detections" for name in wanted):
+            used |= {"proposals", "threshold", "convention"}
+    if idle := [f"--{name}" for name in given if given[name] and name not in used]:
+        raise ValueError(f"{', '.join(idle)} would be ignored for these predictions and protocols; leave it out")
 
 
 def _read_truth(arguments) -> tuple[base.Info, list[Annotated], float | None, Findings]:
     """What the annotation files say of the split, and what had to be cleaned."""
     description, findings = describe(arguments.dataset), Findings()
+    if arguments.unit and arguments.dataset != "custom":
+        raise ValueError(
+            f"--dataset={arguments.dataset} is in {description.unit}: --unit would be ignored; leave it out"
+        )
+    if arguments.fps is not None and not 0 < arguments.fps < math.inf:
+        raise ValueError(f"--fps={arguments.fps}; it must be a finite number above 0")
     names = read_classes(Path(arguments.classes), findings) if arguments.classes else description.names
     annotated = description.read([Path(path) for path in arguments.annotations], names, findings)
     findings.raise_problems()
@@ -145,17 +173,28 @@ def _report(info, truth: Truth, what: str, arrays: Mapping, findings: Findings, 
     for kind, cases in sorted(findings.handled.items()):
         print(f"  annotations, both splits: {kind}: {len(cases)}")
     missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
-    for videos, text in ((missing, "without predictions"), (unknown, "predicted that are not of this split")):
-        if videos:
-            print(f"  note: {len(videos)} videos {text}, e.g. {min(videos)}")
+    if missing:
+        print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{_of_missing(results)}")
+    if unknown:
+        print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
     print(f"{what} of {arguments.predictions}, percent:")
     values = {key: value for key, value in results.items() if key != "per_class"}
     width = max(map(len, values))
     for key, value in values.items():
         print(f"  {key:<{width}}  {'–' if value is None else f'{value:.2f}':>6}")
+    if None in values.values():
+        print("  –: does not exist, because a class has no ground truth in these videos (an official mean is then NaN)")
     if arguments.output:
         write_atomically(Path(arguments.output), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
         print(f"With every class in {arguments.output}")
+
+
+def _of_missing(results: Mapping) -> str:
+    """What the protocols make of them; event mAP, like its script, knows predicted videos only."""
+    quirky = any(key.startswith("event_map/") for key in results)
+    return (
+        "; event_map, like the official script, leaves their actions out: write empty files for them" if quirky else ""
+    )
 
 
 if __name__ == "__main__":
@@ -169,11 +208,13 @@ if __name__ == "__main__":
     flags.DEFINE_enum("proposals", None, list(proposals.PROPOSALS), "Scores → detections; default: the head's own.")
     flags.DEFINE_float("threshold", None, "Of the proposals; default: the rule's own.", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum(
-        "convention", "centre", list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py."
+        "convention", None, list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py; default: centre."
     )
-    flags.DEFINE_integer("first_label", 1, "PKU-MMD files: the number of the first class (TSU: 0).", lower_bound=0)
+    flags.DEFINE_integer(
+        "first_label", None, "PKU-MMD files: the number of the first class; default 1 (TSU: 0).", lower_bound=0
+    )
     flags.DEFINE_enum("head", None, ["dense", "sparse"], "Instead of the data set's own.")
     flags.DEFINE_enum("unit", None, ["seconds", "frames"], "custom: of the times in the annotations.")
-    flags.DEFINE_float("fps", None, "Frames per second; default: the data set's own.", lower_bound=1e-3)
+    flags.DEFINE_float("fps", None, "Frames per second; default: the data set's own.")
     flags.DEFINE_string("output", None, "JSON file for every value, per class too.")
     app.run(main)

@@ -264,6 +264,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if known else None
     return {
         "dataset": source.info.name,
+        "test_videos": len(source.videos("test", [])),
         "seeds": list(seeds(config)),
         "baseline": config.baseline,
         "gain_of": first,
@@ -292,7 +293,8 @@ def markdown(results: Mapping) -> str:
     ]
     rule = " | ".join("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
     seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    caption = f"{results['dataset']}: percent on the test videos; validation: frame mAP{seeds_note}."
+    videos = f"the {results['test_videos']} test videos that were read"
+    caption = f"{results['dataset']}: percent on {videos}; validation: frame mAP{seeds_note}."
     return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
 
 

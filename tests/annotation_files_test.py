@@ -193,6 +193,14 @@ def test_thumos14_of_either_project(tmp_path, train, test):
     assert handled == {DUPLICATE: 1, CLIPPED: 1, AMBIGUOUS: 1, EMPTY: 1, NO_ACTIONS: 1}
 
 
+def test_opentad_tells_frames_instead_of_fps(tmp_path):
+    content = {name: thumos(subset, DIVE, frame=1500) for name, subset in (("a", "training"), ("b", "validation"))}
+    for entry in content.values():
+        del entry["fps"]
+    videos, _ = read("thumos14", write_json(tmp_path / "thumos14.json", {"database": content}))
+    assert videos["a"].fps == 25.0
+
+
 def test_thumos14_trimmed_training_clips_are_ignored(tmp_path):
     content = {"a": thumos("training", DIVE), "b": thumos("validation", DIVE), "c": thumos("test", DIVE)}
     videos, handled = read("thumos14", write_json(tmp_path / "thumos14.json", {"database": content}))

@@ -304,6 +304,16 @@ def test_tsu(tree):
         ("tsu", {"seed": 0}, "--seed would be ignored"),
         ("synthetic", {"features": ["rgb=x"], "fps": 25.0}, "--features, --fps would be ignored"),
         ("tvseries", {}, "'tvseries' is unknown"),
+        (
+            "tsu",
+            {"annotations": ["x"], "features": ["rgb=x"], "workers": 2, "runner": "DirectRunner"},
+            "--workers is for",
+        ),
+        (
+            "tsu",
+            {"annotations": ["x"], "features": ["rgb=x"], "beam_options": ["--a=b"]},
+            "--beam_options are those of",
+        ),
         ("tsu", {"annotations": ["x"], "features": ["rgb=x"], "fps": 0.0}, "--fps=0.0"),
     ],
 )
@@ -430,6 +440,7 @@ build("custom", {str(tree.root / "out")!r}, **{tree.files()!r})
     (left,) = tree.root.glob(".out*")
     assert ".unfinished-" in left.name
     (tree.root / ".out.unfinished-elsewhere-1").mkdir()  # of another machine: it may be at work
+    (tree.root / left.name.replace("unfinished", "scratch")).mkdir()  # of a pipeline
     tree.build()
     assert [path.name for path in tree.root.glob(".out*")] == [".out.unfinished-elsewhere-1"]
 

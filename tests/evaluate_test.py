@@ -118,8 +118,29 @@ def test_what_is_missing_or_foreign_is_noted(files):
     submissions.write_native(files / "some.json", {"v": FOUND["v"], "x": FOUND["w"]}, CLASSES)
     text = custom(files, files / "some.json", "--protocols=event_map")
     assert (
-        "1 videos without predictions, e.g. w" in text
-        and "1 videos predicted that are not of this split, e.g. x" in text
+        "1 videos without predictions, e.g. w; event_map, like the official script, leaves their actions out" in text
+        and "1 videos predicted that are not of this split, ignored, e.g. x" in text
+    )
+
+
+@pytest.mark.parametrize("protocol", ["event_map", "event_map_strict", "detection_map_thumos14"])
+def test_videos_of_another_split_change_nothing(files, protocol):
+    submissions.write_native(files / "test.json", FOUND, CLASSES)
+    submissions.write_native(files / "all.json", {**FOUND, "t": FOUND["v"], "x": FOUND["w"]}, CLASSES)
+    outputs = [custom(files, files / name, f"--protocols={protocol}") for name in ("test.json", "all.json")]
+    values = [[line for line in text.splitlines() if line.strip().startswith(protocol)] for text in outputs]
+    assert values[0] == values[1] and len(values[0]) > 3
+
+
+def test_an_absent_value_is_explained(files):
+    submissions.write_scores(files / "scores.npz", {v: np.ones((4, 2), np.float32) for v in FOUND})
+    annotations = json.loads((files / "annotations.json").read_text())
+    for entry in annotations.values():
+        entry["actions"] = [action for action in entry["actions"] if action[0] == 0]
+    (files / "annotations.json").write_text(json.dumps(annotations))
+    text = custom(files, files / "scores.npz", "--protocols=charades_localize")
+    assert (
+        "charades_localize/official_mean" in text and "–: does not exist, because a class has no ground truth" in text
     )
 
 
@@ -133,6 +154,16 @@ def test_what_is_missing_or_foreign_is_noted(files):
         ("one.npz", [], "no prediction for 1 of 2 videos, first 'w'"),
         ("logits.npz", [], "so they are no probabilities; if they are logits, say --logits"),
         ("logits.npz", ["stray"], "unexpected argument 'stray'"),
+        (
+            "native.json",
+            ["--threshold=0.3", "--logits"],
+            "--threshold, --logits would be ignored for these predictions",
+        ),
+        ("logits.npz", ["--convention=start"], "--convention would be ignored for these predictions and protocols"),
+        ("native.json", ["--first_label=0"], "--first_label would be ignored"),
+        ("logits.npz", ["--fps=nan"], "--fps=nan; it must be a finite number above 0"),
+        ("logits.npz", ["--output=no/such/folder/x.json"], "there is no folder"),
+        ("logits.npz", ["--dataset=tsu", "--unit=seconds"], "tsu is in frames: --unit would be ignored"),
     ],
 )
 def test_wrong_turns_end_in_one_sentence(files, predictions, more, message):

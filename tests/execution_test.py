@@ -38,6 +38,8 @@ def test_an_apache_beam_pipeline(tmp_path):
     assert {i: result["value"] for i, result in results.items()} == {i: i * i + 1 for i in range(9)}
     with pytest.raises(ValueError, match="13 is refused"):
         dict(run(square, [(i, 0) for i in range(12, 15)], beam=Beam("DirectRunner", (), tmp_path)))
+    with pytest.raises(ValueError, match="Apache Beam knows no option bogus"):
+        dict(run(square, [(1, 0)], beam=Beam("DirectRunner", ("--bogus=1",), tmp_path)))
     assert not list(tmp_path.iterdir())
 
 

@@ -29,8 +29,7 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     check_free(directory, marker=marker, overwrite=overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory)
-    unfinished = _beside(directory, "unfinished")
-    unfinished.mkdir()
+    unfinished = _make_beside(directory, "unfinished")
     try:
         yield unfinished
         check_free(directory, marker=marker, overwrite=overwrite)  # hours may have passed
@@ -43,6 +42,19 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
             unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """A hidden folder beside `directory` for results on their way; gone when the block ends."""
+    directory = Path(os.path.abspath(directory))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(directory)
+    folder = _make_beside(directory, "scratch")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:
@@ -63,14 +75,21 @@ def _beside(directory: Path, state: str) -> Path:
     return directory.with_name(f".{directory.name}.{state}-{socket.gethostname()}-{os.getpid()}")
 
 
+def _make_beside(directory: Path, state: str) -> Path:
+    folder = _beside(directory, state)
+    shutil.rmtree(folder, ignore_errors=True)  # of an older process that had our number
+    folder.mkdir()
+    return folder
+
+
 def _remove_abandoned(directory: Path) -> None:
     """Removes what processes of this machine left when they were killed."""
     pattern = re.compile(
-        rf"\.{re.escape(directory.name)}\.(unfinished|replaced)-{re.escape(socket.gethostname())}-(\d+)"
+        rf"\.{re.escape(directory.name)}\.(unfinished|scratch|replaced)-{re.escape(socket.gethostname())}-(\d+)"
     )
     for path in directory.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not _is_alive(int(match[2])) and (match[1] == "unfinished" or directory.exists()):
+        if match and not _is_alive(int(match[2])) and (match[1] != "replaced" or directory.exists()):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -81,4 +100,4 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return process != os.getpid()  # an older process had our number
+    return True

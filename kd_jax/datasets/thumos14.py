@@ -2,11 +2,14 @@
 
     {"database": {video: {"subset": …, "duration": s, "fps": …, "annotations": [{"label": …, "segment": [s, s]}]}}}
 
+OpenTAD tells the number of frames instead of fps.
+
 The challenge trains on its 200 validation videos and tests on 213 test videos. ActionFormer calls them so; OpenTAD
 calls the first training and the second validation. Segments labelled Ambiguous are set aside: they are no action, and
 a detection there is no mistake (the kit of the challenge; ActionFormer and OpenTAD leave them out).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,7 +101,12 @@ def _one_split(subsets: dict[str, str]) -> dict[str, str]:
 
 def _read_video(name: str, entry: dict, split: str, class_of: dict[str, int], findings: Findings) -> Annotated:
     duration = check_duration(name, entry["duration"], findings)
-    fps = check_duration(name, entry["fps"], findings, field="fps") if "fps" in entry else None
+    fps = None
+    if "fps" in entry:
+        fps = check_duration(name, entry["fps"], findings, field="fps")
+    elif "frame" in entry:  # OpenTAD: how many the video has
+        fps = check_duration(name, entry["frame"], findings, field="frame") / duration
+    fps = fps if fps and math.isfinite(fps) else None
     actions = entry["annotations"]
     if not isinstance(actions, list):
         findings.problem("annotation layout", f"{name}: annotations is {short(actions)}, expected a list")
