@@ -293,8 +293,9 @@ def markdown(results: Mapping) -> str:
     ]
     rule = " | ".join("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
     seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    videos = f"the {results['test_videos']} test videos that were read"
-    caption = f"{results['dataset']}: percent on {videos}; validation: frame mAP{seeds_note}."
+    caption = (
+        f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{seeds_note}."
+    )
     return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
 
 

@@ -337,11 +337,13 @@ def test_markdown_by_hand():
     table = experiment.markdown(
         {
             "dataset": "demo",
+            "test_videos": 7,
             "seeds": [0],
             "baseline": "a",
             "rows": [row("a", "rgb", [], 10.0, None), row("bb", "rgb", ["t"], 12.5, [2.5])],
         }
     )
+    assert table.splitlines()[0].startswith("demo: percent on the 7 test videos")
     assert table.splitlines()[2:] == [
         "| run | reads | learns from | frame mAP | gain over a |",
         "| --- | ----- | ----------- | --------: | ----------: |",

@@ -1,0 +1,65 @@
+"""Every step lowers for TPU and GPU, whatever machine the tests run on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from kd_jax import input_pipeline, resident
+from kd_jax.distill import TASKS, TERMS, eval_step, make_train_step
+from kd_jax.input_pipeline import Example
+from kd_jax.models import FILTERS, Detector
+from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.types import Batch, Outputs
+
+D, H, CLASSES, T = 6, 8, 3, 16
+PLATFORMS = ("tpu", "cuda")
+
+
+def lowered(function, *arguments) -> str:
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+    assert set(exported.platforms) == set(PLATFORMS)
+    return exported.mlir_module()
+
+
+def parts(filter_name, head, dtype):
+    num_outputs = TASKS[head][1](CLASSES)
+    model = Detector(filter_name, num_outputs=num_outputs, hidden=H, num_layers=2, dtype=dtype, standardize=True)
+    optimizer = make_optimizer(1e-3, plateau_patience=2, steps_per_epoch=1)
+    state = create_train_state(model, optimizer, jax.random.key(0), D)
+    weights = {term: jnp.float32(1) for term in TERMS}
+    return model, make_train_step(model, optimizer, head=head), state, weights, num_outputs
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("head", TASKS)
+@pytest.mark.parametrize("filter_name", FILTERS)
+def test_steps(filter_name, head, dtype):
+    model, step, state, weights, num_outputs = parts(filter_name, head, dtype)
+    mask = jnp.ones((2, T), bool)
+    batch = Batch(jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8), mask)
+    teachers = (Outputs(jnp.zeros((2, T, H)), jnp.zeros((2, T, num_outputs))),)
+    text = lowered(step, state, teachers, batch, weights, jax.random.key(1))
+    assert ("bf16" in text) == (dtype == jnp.bfloat16)
+    variables = {"params": state.params, **state.constants}
+    lowered(lambda v, x, m: eval_step(model, v, x, m), variables, batch.features, mask)
+
+
+def test_an_epoch_of_resident_videos():
+    _, step, state, weights, num_outputs = parts("ss_tcn", "dense", jnp.float32)
+    teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
+    example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
+    mesh, buckets = input_pipeline.data_mesh(), (T, 2 * T)
+    data = resident.put([example, example], max(buckets), mesh)
+    rows = np.zeros((3, input_pipeline.device_rows(1, mesh)), np.int32)
+    text = lowered(
+        resident.make_train_epoch(step, buckets, mesh),
+        state,
+        data,
+        np.zeros(3, np.int32),
+        rows,
+        weights,
+        jax.random.key(1),
+    )
+    assert "stablehlo.while" in text and "stablehlo.case" in text
