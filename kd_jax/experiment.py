@@ -127,6 +127,9 @@ def _check_numbers(config: ConfigDict) -> None:
         )
     if not config.training.learning_rate > 0:
         raise ValueError(f"training.learning_rate={config.training.learning_rate}; it must be above 0")
+    threshold = config.evaluation.threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"evaluation.threshold={threshold}; it must be from 0 to 1, or unset")
     if config.training.data not in ("auto", "resident", "streamed"):
         raise ValueError(f"training.data={config.training.data!r}; choose 'auto', 'resident' or 'streamed'")
     if config.model.dtype not in ("float32", "bfloat16"):

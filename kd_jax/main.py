@@ -39,7 +39,9 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
         lines = re.findall(rf'{re.escape(files[-1])}", line (\d+)', text)
         text = text.splitlines()[-1]
     text = text.replace("\\n", " ").replace("\\", "")
-    if unknown := re.search(r'Key "(\S+?)" does not exist', text):
+    if unknown := re.search(r'Key "(\S+?)" does not exist', text) or re.match(
+        r"""["']*(\w+)["']* Did you mean""", text
+    ):
         meant = re.search(r'Did you mean "(\w+)"', text)
         text = f"there is no field {unknown[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
         text += " (configs/default.py lists them all)"
@@ -53,10 +55,13 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"kd_jax.main: unexpected argument {argv[1]!r}; options start with --")
-    if _CONFIG.value is None:
+    if not flags.FLAGS["config"].present:
         sys.exit("kd_jax.main: name an experiment, e.g. --config=configs/demo.py")
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(file.partition(":")[0]).is_file():
+        sys.exit(f"kd_jax.main: there is no config file {file}; name one with --config, e.g. configs/demo.py")
     show_own_messages()
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
+    name = Path(file).name
     workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)

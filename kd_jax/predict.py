@@ -117,6 +117,14 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
     return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
 
 
+def _make_folder(output: Path) -> Path:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output={output} cannot be made ({error.strerror}); choose another folder") from None
+    return output
+
+
 def _range(values: Mapping[str, float]) -> str:
     """'0.64', or '0.13 to 0.16'."""
     return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
@@ -145,8 +153,7 @@ def main(argv):
         head, classes = run.config["head"], run.config["classes"]
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
         submissions.check_formats(arguments.format, list(features), len(classes))
-        output = Path(arguments.output)
-        output.mkdir(parents=True, exist_ok=True)
+        output = _make_folder(Path(arguments.output))
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
     outputs = predict(

@@ -96,6 +96,7 @@ WRONG_TURNS = {
     ),
     "epochs": (lambda c: c.training.update(epochs=0), "training.epochs=0; it must be at least 1"),
     "dropout": (lambda c: c.model.update(dropout=1.0), "model.dropout=1.0"),
+    "threshold": (lambda c: c.evaluation.update(threshold=2.0), "evaluation.threshold=2.0; it must be from 0 to 1"),
     "data": (lambda c: c.training.update(data="disk"), "training.data='disk'; choose 'auto'"),
     "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; choose"),
     "learning rate": (lambda c: c.training.update(learning_rate=0.0), "training.learning_rate=0.0"),

@@ -146,6 +146,15 @@ def test_command_line_lists_every_bad_file(run, tmp_path):
     assert not (tmp_path / "out" / "scores.npz").exists()
 
 
+def test_command_line_with_an_output_that_cannot_be_made(run, tmp_path):
+    np.save(
+        tmp_path / "one.npy", np.zeros((4, json.loads((run / "config.json").read_text())["input_size"]), np.float32)
+    )
+    (tmp_path / "file").touch()
+    result = command(run, tmp_path / "one.npy", tmp_path / "file" / "out")
+    assert result.returncode == 1 and "cannot be made" in result.stderr and "--output=" in result.stderr
+
+
 def test_command_line_without_a_run(tmp_path):
     result = command(tmp_path / "none", tmp_path, tmp_path / "out")
     assert result.returncode == 1 and "is no run" in result.stderr and "Traceback" not in result.stderr
