@@ -68,10 +68,11 @@ def main(argv):
     try:
         _check_output(arguments.output)
         info, annotated, stride, findings = _read_truth(arguments)
-        what, arrays = read_predictions(Path(arguments.predictions), info, first_label=arguments.first_label or 1)
-        _refuse_idle_options(what, arguments)
+        first_label = 1 if arguments.first_label is None else arguments.first_label
+        what, arrays = read_predictions(Path(arguments.predictions), info, first_label=first_label)
         wanted = arguments.protocols or describe(arguments.dataset).protocols
         check_protocols(wanted)
+        _refuse_idle_options(what, wanted, arguments)
         scoring = Scoring(
             tuple(arguments.protocols) or servable(wanted, what),
             arguments.proposals or "",
@@ -102,15 +103,14 @@ def _check_output(output: str | None) -> None:
         raise ValueError(f"--output={output}: there is no folder {Path(output).absolute().parent}; make it first")
 
 
-def _refuse_idle_options(what: str, arguments) -> None:
+def _refuse_idle_options(what: str, wanted: Sequence[str], arguments) -> None:
     """Raises ValueError for an option that these predictions make no use of."""
     given = {name: getattr(arguments, name) is not None for name in ("proposals", "threshold", "convention", "head")}
     given |= {"logits": arguments.logits, "first_label": arguments.first_label is not None}
     used = {"first_label"} if Path(arguments.predictions).is_dir() else set()
     if what == "scores":
         used = {"logits", "head"}
-        wanted = arguments.protocols or describe(arguments.dataset).protocols
-        if any(name in PROTOCOLS and PROTOCOLS[name].needs == "detections" for name in wanted):
+        if any(PROTOCOLS[name].needs == "detections" for name in wanted):
             used |= {"proposals", "threshold", "convention"}
     if idle := [f"--{name}" for name in given if given[name] and name not in used]:
         raise ValueError(f"{', '.join(idle)} would be ignored for these predictions and protocols; leave it out")

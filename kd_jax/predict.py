@@ -30,7 +30,7 @@ from kd_jax.scoring import probabilities
 from kd_jax.types import Outputs
 
 # One compilation per model and padded length, shared by every caller of the process.
-_forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
+forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
 
 
 def predict(
@@ -61,7 +61,7 @@ def predict(
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
     with tqdm(total=len(examples), desc=progress, unit="video", disable=None if progress else True, leave=False) as bar:
         for indices, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh):
-            result = jax.device_get(_forward(model, variables, batch.features, batch.mask))
+            result = jax.device_get(forward(model, variables, batch.features, batch.mask))
             for row, index in enumerate(indices):
                 length = lengths[index]
                 outputs[index] = Outputs(result.features[row, :length].copy(), result.logits[row, :length].copy())

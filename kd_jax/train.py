@@ -272,7 +272,7 @@ class _Epochs:
             state, stacked = self._train_epoch(state, self._data, *plan, weights, key)
             stacked = jax.device_get(stacked)
             metrics = [jax.tree.map(lambda values, i=i: values[i], stacked) for i in range(len(batches))]
-            bar.step(metrics, len(metrics))
+            bar.step([], len(metrics))  # `finish_epoch` shows their means
             return state, metrics
         metrics = []
         for _, batch, teachers in input_pipeline.epoch(
@@ -414,9 +414,7 @@ class Progress:
         self._bar.update(count)
         if self._bar.disable or time.perf_counter() - self._last < self._interval:
             return
-        ready = next(
-            (m for m in reversed(metrics) if not isinstance(m["loss"], jax.Array) or m["loss"].is_ready()), None
-        )
+        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
         if ready is not None:
             self._last = time.perf_counter()
             self._show({key: float(value) for key, value in ready.items()})

@@ -12,15 +12,11 @@ sides gives what the whole video gives. Online, the outputs of a snippet are cer
 after it: that is the delay, `StreamingDetector.delay` snippets (31 for SS-TCN of five layers: 16 to 25 seconds).
 """
 
-import functools
-
 import jax
 import numpy as np
 
-from kd_jax.distill import eval_step
+from kd_jax.predict import forward
 from kd_jax.types import Outputs
-
-_forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
 
 
 def halo_of(model) -> int:
@@ -59,7 +55,7 @@ def _window(model, variables: dict, features: np.ndarray, start: int, stop: int,
     mask = np.zeros(block.shape[:2], bool)
     place = slice(halo - (start - first), halo - (start - first) + last - first)
     block[0, place], mask[0, place] = features[first:last], True
-    outputs = jax.device_get(_forward(model, variables, block, mask))
+    outputs = jax.device_get(forward(model, variables, block, mask))
     return jax.tree.map(lambda array: array[0, halo : halo + stop - start].copy(), outputs)
 
 

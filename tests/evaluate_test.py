@@ -73,6 +73,16 @@ def test_every_format_of_detections_gives_the_same(files):
             assert value(text, f"event_map/mAP_action@{threshold}") == pytest.approx(number, abs=0.005), name
 
 
+def test_the_number_of_the_first_class_may_be_zero(files):
+    submissions.write_pku_mmd(files / "pku", FOUND, 2, first_label=0, frames_per_second=25.0)
+    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    ours = custom(files, files / "pku", "--protocols=event_map", "--first_label=0")
+    theirs = custom(files, files / "native.json", "--protocols=event_map")
+    for threshold in (0.1, 0.3, 0.5):
+        key = f"event_map/mAP_action@{threshold}"
+        assert value(ours, key) == value(theirs, key) > 0
+
+
 def test_duplicates_count_as_they_stand_in_the_file(files):
     """The official script sees the two equal ground truths of w, of which one can be matched."""
     perfect = {v: np.array([[*row, 0.5] for row in ACTIONS[v]], float) for v in FOUND}
