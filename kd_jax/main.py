@@ -3,7 +3,9 @@
 Trains the experiment's runs, evaluates them, prints one table. The same command again continues what was interrupted.
 """
 
+import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -52,6 +54,12 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
     return " ".join(text.split())
 
 
+def _stop(*_):
+    """Ctrl-C: out at once, as by a kill, which every file survives; an exception amid JAX or orbax crashes or hangs."""
+    os.write(2, b"\nkd_jax.main: interrupted; the same command continues from the last checkpoint\n")
+    os._exit(128 + signal.SIGINT)
+
+
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"kd_jax.main: unexpected argument {argv[1]!r}; options start with --")
@@ -60,6 +68,8 @@ def main(argv):
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(file.partition(":")[0]).is_file():
         sys.exit(f"kd_jax.main: there is no config file {file}; name one with --config, e.g. configs/demo.py")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, as for `&`
+        signal.signal(signal.SIGINT, _stop)
     show_own_messages()
     name = Path(file).name
     workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
@@ -71,8 +81,6 @@ def main(argv):
         results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nkd_jax.main: interrupted; the same command continues from the last checkpoint")
     print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 
 
