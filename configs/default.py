@@ -31,6 +31,7 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
         {
             "modality": modality,  # the features this run reads, in training and at inference
             "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
+            "learning_rate": placeholder(float),  # of this run; unset = training.learning_rate
             "teachers": tuple(teachers),  # names of other runs; none = plain training with the task loss
             "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
             "options": {term: _options(term) for term in TERMS},  # the keyword options of each term's loss
@@ -88,7 +89,7 @@ def get_config() -> ConfigDict:
             "training": {
                 "epochs": 140,
                 "batch_size": 2,  # whole videos a step, over all devices
-                "learning_rate": 2e-4,  # Adam
+                "learning_rate": 2e-4,  # Adam; a run may have its own
                 "plateau_patience": 8,  # epochs without a lower loss until the learning rate is halved; 0 = never
                 "length_buckets": 4,  # videos are padded to one of so many lengths, each compiled once
                 "data": "auto",  # 'resident': the training videos lie on the device, an epoch is one program;
@@ -106,7 +107,7 @@ def get_config() -> ConfigDict:
             "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
             "baseline": "vanilla_rgb",  # the run that gains are measured against
             "seed": 0,  # of initialisation, shuffling, dropout and negatives
-            "seeds": 1,  # so many seeds, from `seed` on; the table shows mean ± standard deviation
+            "seeds": 1,  # so many, from `seed` on, trained side by side; the table shows mean ± standard deviation
         },
         sort_keys=False,
     ).lock()

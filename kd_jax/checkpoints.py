@@ -23,7 +23,11 @@ _FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """Keeps the last saved epoch of a run: the training state, and the parameters of the best epoch so far."""
+    """Keeps the last two saved epochs of a run: the training state, and the parameters of the best epoch so far.
+
+    Two, because runs that train side by side are saved one after the other: killed in between, they still have an
+    epoch in common.
+    """
 
     def __init__(self, directory: str | Path):
         # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
@@ -31,13 +35,15 @@ class Checkpoints:
             Path(directory).absolute() / _FOLDER,
             item_names=("state", "best"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
         )
 
-    def latest_epoch(self) -> int | None:
-        """The epoch that `restore` would continue after; None for a fresh run."""
-        return self._manager.latest_step()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
 
     def save(self, epoch: int, state: TrainState, best: dict) -> None:
         """Writes both trees; a save that is interrupted leaves the one before."""
@@ -45,16 +51,22 @@ class Checkpoints:
             epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best))
         )
 
-    def restore(self, state: TrainState, best: dict) -> tuple[TrainState, dict]:
-        """Reads the latest epoch into the structure, dtypes and shardings of the given trees."""
+    def restore(self, epoch: int, state: TrainState, best: dict) -> tuple[TrainState, dict]:
+        """Reads a saved epoch into the structure, dtypes and shardings of the given trees; later ones are deleted."""
+        for later in [saved for saved in self._manager.all_steps() if saved > epoch]:
+            self._manager.delete(later)
         restored = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(state), best=ocp.args.StandardRestore(best)),
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(state), best=ocp.args.StandardRestore(best))
         )
         return restored.state, restored.best
 
-    def close(self) -> None:
-        self._manager.close()
+
+def saved_epochs(directory: Path) -> list[int]:
+    """The epochs after which a run can go on; none for a fresh one."""
+    folder = directory / _FOLDER
+    return (
+        sorted(step.step for step in ocp.path.step.standard_name_format().find_all(folder)) if folder.exists() else []
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +109,16 @@ def load_teacher(directory: str | Path) -> TrainedRun:
     return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
 
 
-def new_best(params: dict, constants: dict, score: float = -jnp.inf, epoch: int = 0) -> dict:
-    """The parameters of one epoch with its validation score, as they are checkpointed (copied: steps donate theirs)."""
+def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
+    """The parameters of the best epoch with its validation score, as they are checkpointed, before the first epoch.
+
+    They are copied, because a step donates its own. `runs` is `(P,)` where the leaves are `[P, …]`.
+    """
     return {
         "params": jax.tree.map(jnp.copy, params),
         "constants": jax.tree.map(jnp.copy, constants),
-        "score": jnp.asarray(score, jnp.float32),
-        "epoch": jnp.asarray(epoch, jnp.int32),
+        "score": jnp.full(runs, -jnp.inf, jnp.float32),
+        "epoch": jnp.zeros(runs, jnp.int32),
     }
 
 

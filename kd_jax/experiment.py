@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from kd_jax import checkpoints, distill
 from kd_jax.files import write_atomically
 from kd_jax.input_pipeline import Source, open_source
+from kd_jax.journal import SELECTION
 from kd_jax.models import FILTERS
 from kd_jax.protocols import PROTOCOLS
-from kd_jax.train import SELECTION, run_config, score_predictions, scoring_of, train_run
+from kd_jax.train import Run, run_config, score_predictions, scoring_of, shape_of, train_runs
 from kd_jax.types import Batch, Outputs
 
 
@@ -72,6 +73,8 @@ def check_config(config: ConfigDict) -> None:
         for term, weight in run.weights.items():
             if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
                 raise ValueError(f"runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
+        if run.learning_rate is not None and not run.learning_rate > 0:
+            raise ValueError(f"runs.{name}.learning_rate={run.learning_rate}; it must be above 0, or unset")
         for term, options in run.options.items():
             _check_options(f"runs.{name}.options.{term}", term, options.to_dict())
         active = [term for term, weight in run.weights.items() if weight]
@@ -139,6 +142,26 @@ def _check_numbers(config: ConfigDict) -> None:
 def run_directory(config: ConfigDict, workdir: Path, name: str, seed: int) -> Path:
     """workdir/<run> for the first seed, workdir/<run>/seed_<n> for the others: seeds may be added and left out."""
     return workdir / name if seed == config.seed else workdir / name / f"seed_{seed}"
+
+
+def make_run(config: ConfigDict, workdir: Path, name: str, seed: int) -> Run:
+    """A run of the experiment, and where it and its teachers are."""
+    teachers = (run_directory(config, workdir, teacher, seed) for teacher in config.runs[name].teachers)
+    return Run(name, seed, run_directory(config, workdir, name, seed), tuple(teachers))
+
+
+def side_by_side(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
+    """The names of the runs in groups that can train side by side: of equal shape, with teachers in earlier groups."""
+    groups: list[list[str]] = []
+    for name in order:
+        teachers = set(config.runs[name].teachers)
+        earliest = max((i + 1 for i, group in enumerate(groups) if teachers & set(group)), default=0)
+        alike = (g for g in groups[earliest:] if shape_of(config, g[0]) == shape_of(config, name))
+        if (group := next(alike, None)) is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
 
 
 def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
@@ -222,17 +245,15 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
         for name in order:
             shutil.rmtree(workdir / name, ignore_errors=True)  # `prepare` has seen that it is a run's folder
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
-    for seed in seeds(config):
-        directories = {name: run_directory(config, workdir, name, seed) for name in order}
-        for name in order:
-            teachers = [directories[teacher] for teacher in config.runs[name].teachers]
-            first = name == order[0] and seed == config.seed
-            scores[name].append(
-                train_run(config, name, seed, source, directories[name], teachers, show_parameters=first)
-            )
-        for name, streams in config.fusions.items():
-            streams = [directories[stream] for stream in streams]
-            scores[name].append(score_predictions(streams, source, scoring_of(config)))
+    for names in side_by_side(config, order):
+        runs = [make_run(config, workdir, name, seed) for name in names for seed in seeds(config)]
+        results = train_runs(config, runs, source, show_parameters=names[0] == order[0])
+        for run, result in zip(runs, results, strict=True):
+            scores[run.name].append(result)
+    for name, streams in config.fusions.items():
+        for seed in seeds(config):
+            directories = [run_directory(config, workdir, stream, seed) for stream in streams]
+            scores[name].append(score_predictions(directories, source, scoring_of(config)))
     results = tabulate(config, source, scores)
     checkpoints.write_json(workdir / "results.json", results)
     write_atomically(workdir / "results.md", markdown(results).encode())

@@ -13,8 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from kd_jax import experiment
-from kd_jax.predict import show_own_messages
+from kd_jax import experiment, session
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
@@ -70,7 +69,7 @@ def main(argv):
         sys.exit(f"kd_jax.main: there is no config file {file}; name one with --config, e.g. configs/demo.py")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, as for `&`
         signal.signal(signal.SIGINT, _stop)
-    show_own_messages()
+    session.start()
     name = Path(file).name
     workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:

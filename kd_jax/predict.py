@@ -8,7 +8,6 @@ is needed. --format adds or chooses the formats of official evaluation scripts, 
 """
 
 import functools
-import logging as std_logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from tqdm import tqdm
 
-from kd_jax import input_pipeline, submissions
+from kd_jax import input_pipeline, session, submissions
 from kd_jax.checkpoints import TrainedRun, load_teacher
 from kd_jax.datasets import base, feature_files, records
 from kd_jax.datasets.findings import Findings
@@ -33,6 +32,12 @@ from kd_jax.types import Outputs
 forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward_side_by_side(model, variables: dict, features: jax.Array, mask: jax.Array) -> Outputs:
+    """The same with each of P sets of parameters, `[P, …]`, on one batch."""
+    return jax.vmap(lambda one: eval_step(model, one, features, mask))(variables)
+
+
 def predict(
     model,
     variables: dict,
@@ -41,6 +46,8 @@ def predict(
     batch_size: int,
     num_buckets: int,
     progress: str | None = None,
+    side_by_side: bool = False,
+    with_features: bool = True,
 ) -> list[Outputs]:
     """Runs a detector over whole videos.
 
@@ -50,6 +57,8 @@ def predict(
       batch_size: videos a forward pass.
       num_buckets: padded lengths, each compiled once.
       progress: label of a progress bar; None for none.
+      side_by_side: the variables are P sets, `[P, …]`; the outputs then have P as their first axis too.
+      with_features: False leaves the features out.
 
     Returns:
       For each video, numpy Outputs of its own length: `[T, H]` features and `[T, C]` logits, float32.
@@ -61,10 +70,11 @@ def predict(
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
     with tqdm(total=len(examples), desc=progress, unit="video", disable=None if progress else True, leave=False) as bar:
         for indices, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh):
-            result = jax.device_get(forward(model, variables, batch.features, batch.mask))
+            result = (forward_side_by_side if side_by_side else forward)(model, variables, batch.features, batch.mask)
+            result = jax.device_get(result if with_features else result.replace(features=None))
             for row, index in enumerate(indices):
-                length = lengths[index]
-                outputs[index] = Outputs(result.features[row, :length].copy(), result.logits[row, :length].copy())
+                own = (..., row, slice(lengths[index]), slice(None))
+                outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
             bar.update(len(indices))
     return outputs
 
@@ -130,19 +140,10 @@ def _range(values: Mapping[str, float]) -> str:
     return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
 
 
-def show_own_messages() -> None:
-    """Progress on the terminal without the prefix of absl and without the bookkeeping of orbax."""
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
-    handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"kd_jax.predict: unexpected argument {argv[1]!r}; options start with --")
-    show_own_messages()
+    session.start()
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)

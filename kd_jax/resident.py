@@ -1,11 +1,12 @@
 """A training set that lives on the device: an epoch is one compiled program, the host sends indices and reads means.
 
-    data = put(examples, buckets, mesh)
-    train_epoch = make_train_epoch(train_step, buckets)
-    state, metrics = jax.jit(train_epoch)(state, data, buckets_of, rows, weights, key)   # metrics: `[S]` each
+    data = put([examples], max(buckets), mesh)
+    train_epoch = make_train_epoch(train_step, buckets, mesh)
+    states, metrics = jax.jit(train_epoch)(states, data, sets, buckets_of, rows, weights, keys)   # metrics: `[S, P]`
 
 Videos lie one after the other in one table, without padding; a step cuts its batch out of it. What a batch holds is
-bit for bit what `input_pipeline.epoch` would have sent.
+bit for bit what `input_pipeline.epoch` would have sent. P runs of equal shape train side by side on one table, each
+with its own seed, weights, rate and teachers.
 """
 
 import functools
@@ -31,7 +32,7 @@ class Resident:
     Attributes:
       features: `[N, D]`, in the dtype of the examples.
       labels: `[N, C]` uint8.
-      teachers: what each frozen teacher says, `[N, H]` and `[N, C]` float32.
+      teachers: what each frozen teacher says, `[U, N, H]` and `[U, N, C]` float32, in each of U sets of teachers.
       starts, lengths: `[V + 1]` int32, of each video and of an empty one.
     """
 
@@ -42,27 +43,34 @@ class Resident:
     lengths: jax.Array
 
 
-def num_bytes(examples: Sequence[Example]) -> int:
-    """What these videos take on a device."""
-    arrays = (a for e in examples for a in (e.features, e.labels, *jax.tree.leaves(e.teachers)))
+def num_bytes(sets: Sequence[Sequence[Example]]) -> int:
+    """What these videos take on a device: their features once, what teachers say of them once a set."""
+    arrays = [a for e in sets[0] for a in (e.features, e.labels)]
+    arrays += [a for examples in sets for e in examples for a in jax.tree.leaves(e.teachers)]
     return sum(array.nbytes for array in arrays)
 
 
-def fits(examples: Sequence[Example]) -> bool:
-    """Whether they take no more than SHARE of a device's memory; on CPU it holds the host's own copy too."""
+def memory_limit() -> int:
+    """Bytes that a program may use on a device; on CPU half of the machine's, whose other half holds the videos."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return num_bytes(examples) <= SHARE * statistics.get("bytes_limit", host / 2)
+    return statistics.get("bytes_limit", host // 2)
 
 
-def put(examples: Sequence[Example], longest: int, mesh: jax.sharding.Mesh) -> Resident:
+def fits(sets: Sequence[Sequence[Example]]) -> bool:
+    """Whether they take no more than SHARE of a device's memory."""
+    return num_bytes(sets) <= SHARE * memory_limit()
+
+
+def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh) -> Resident:
     """Copies the videos to every device of the mesh.
 
     Args:
-      examples: with as many teachers each.
+      sets: U times the same videos, each time with other teachers, or once.
       longest: the longest bucket.
       mesh: of the devices.
     """
+    examples = sets[0]
 
     def table(arrays):
         width = arrays[0].shape[-1]
@@ -70,26 +78,29 @@ def put(examples: Sequence[Example], longest: int, mesh: jax.sharding.Mesh) -> R
         np.concatenate(arrays, out=out[: len(out) - longest])
         return out
 
+    def tables_of(teacher, field):
+        return np.stack([table([getattr(e.teachers[teacher], field) for e in examples]) for examples in sets])
+
     lengths = np.array([*(len(e.features) for e in examples), 0], np.int32)
-    teachers = tuple(
-        Outputs(table([o.features for o in outputs]), table([o.logits for o in outputs]))
-        for outputs in zip(*[e.teachers for e in examples], strict=True)
-    )
     data = Resident(
         features=table([e.features for e in examples]),
         labels=table([e.labels for e in examples]),
-        teachers=teachers,
+        teachers=tuple(
+            Outputs(tables_of(teacher, "features"), tables_of(teacher, "logits"))
+            for teacher in range(len(examples[0].teachers))
+        ),
         starts=np.cumsum([0, *lengths[:-1]], dtype=np.int32),
         lengths=lengths,
     )
     return replicate(data, mesh)
 
 
-def take(data: Resident, rows: jax.Array, length: int) -> tuple[Batch, tuple[Outputs, ...]]:
+def take(data: Resident, which: jax.Array, rows: jax.Array, length: int) -> tuple[Batch, tuple[Outputs, ...]]:
     """Cuts out a batch of whole videos.
 
     Args:
       data: the training set.
+      which: the set of teachers, from 0 on.
       rows: `[B]` indices of videos; V is the empty one.
       length: T, at least that of each.
 
@@ -98,11 +109,14 @@ def take(data: Resident, rows: jax.Array, length: int) -> tuple[Batch, tuple[Out
     """
     mask = jnp.arange(length)[None, :] < data.lengths[rows][:, None]
 
-    def cut(table):
-        pieces = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(table, start, length))(data.starts[rows])
-        return jnp.where(mask[..., None], pieces, jnp.zeros((), table.dtype))
+    def cut(tables, which=0):
+        def piece(start):
+            return jax.lax.dynamic_slice(tables, (which, start, 0), (1, length, tables.shape[-1]))[0]
 
-    return Batch(cut(data.features), cut(data.labels), mask), jax.tree.map(cut, data.teachers)
+        return jnp.where(mask[..., None], jax.vmap(piece)(data.starts[rows]), jnp.zeros((), tables.dtype))
+
+    batch = Batch(cut(data.features[None]), cut(data.labels[None]), mask)
+    return batch, jax.tree.map(lambda tables: cut(tables, which), data.teachers)
 
 
 def index_plan(
@@ -116,7 +130,10 @@ def index_plan(
 
 
 def make_train_epoch(train_step: Callable, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `train_epoch(state, data, buckets_of, rows, weights, key) -> (state, metrics)`, pure, for `jax.jit`.
+    """Returns `train_epoch(states, data, sets, buckets_of, rows, weights, keys) -> (states, metrics)`, for `jax.jit`.
+
+    All but `data` and `buckets_of` `[S]` have an axis for the P runs: the states, the `weights` and the `keys` as their
+    first, `sets` `[P]` (which teachers), `rows` `[S, P, B]`, the metrics `[S, P]`.
 
     Args:
       train_step: from `distill.make_train_step`.
@@ -125,17 +142,28 @@ def make_train_epoch(train_step: Callable, buckets: Sequence[int], mesh: jax.sha
     """
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    def step_of(length, state, data, rows, weights, key):
+    def step_of(length, data, which, state, rows, weights, key):
         rows = jax.lax.with_sharding_constraint(rows, spread)
-        batch, teachers = take(data, rows, length)
+        batch, teachers = take(data, which, rows, length)
         return train_step(state, teachers, batch, weights, key)
 
-    def train_epoch(state: TrainState, data: Resident, buckets_of, rows, weights: dict, key: jax.Array):
-        def body(state, item):
-            bucket, rows = item
-            branches = [functools.partial(step_of, length) for length in buckets]
-            return jax.lax.switch(bucket, branches, state, data, rows, weights, key)
+    def train_epoch(states: TrainState, data: Resident, sets, buckets_of, rows, weights: dict, keys: jax.Array):
+        side_by_side = jax.vmap if len(keys) > 1 else _alone
 
-        return jax.lax.scan(body, state, (buckets_of, rows))
+        def body(states, item):
+            bucket, rows = item
+            branches = [side_by_side(functools.partial(step_of, length, data)) for length in buckets]
+            return jax.lax.switch(bucket, branches, sets, states, rows, weights, keys)
+
+        return jax.lax.scan(body, states, (buckets_of, rows))
 
     return train_epoch
+
+
+def _alone(function: Callable) -> Callable:
+    """`jax.vmap` for one run: the same program as without it."""
+
+    def mapped(*arguments):
+        return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], arguments)))
+
+    return mapped

@@ -1,15 +1,17 @@
-"""One run: features → a trained detector, its scores and predictions, in a folder of its own.
+"""Runs: features → trained detectors, their scores and predictions, each in a folder of its own.
 
-`train_run` serves teachers, plain students and distilled students alike. A folder holds config.json (what was trained),
-checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch), predictions_{validation,test}.npz (logits) and,
-written last, results.json: its presence means that the run has finished.
+`train_runs` serves teachers, plain students and distilled students alike. Runs of equal shape (other seeds, weights,
+learning rates, teachers) train side by side in one program where memory allows. A folder holds config.json (what was
+trained), checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch), predictions_{validation,test}.npz
+(logits) and, written last, results.json: its presence means that the run has finished.
 """
 
-import functools
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -18,20 +20,19 @@ import numpy as np
 import optax
 from absl import logging
 from clu import parameter_overview
-from tqdm import tqdm
 
-from kd_jax import checkpoints, input_pipeline, resident
+from kd_jax import checkpoints, input_pipeline
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.datasets import describe
-from kd_jax.distill import TASKS, make_train_step
-from kd_jax.files import read_arrays, write_arrays, write_atomically
+from kd_jax.distill import TASKS, TERMS
+from kd_jax.files import read_arrays, write_arrays
 from kd_jax.input_pipeline import Example, Source
+from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
+from kd_jax.population import Population
 from kd_jax.predict import fuse, predict
-from kd_jax.protocols import PROTOCOLS
 from kd_jax.scoring import Scoring, evaluate
 from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
-SELECTION = "frame_map/present_classes"  # the validation score that chooses the best epoch
 VALIDATION = Scoring(("frame_map",))
 
 
@@ -62,6 +63,8 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
         }
 
     run = choices(name)
+    if config.runs[name].learning_rate is not None:
+        training["learning_rate"] = config.runs[name].learning_rate
     return json.loads(
         json.dumps(
             {
@@ -90,24 +93,20 @@ def standardization(examples: Sequence[Example]) -> dict:
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
 
 
-@functools.lru_cache(maxsize=64)
-def compiled_train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
-    """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
-    return jax.jit(_train_step(model, head, options, plateau_patience, steps_per_epoch), donate_argnums=0)
+@dataclass(frozen=True)
+class Run:
+    """One training: a key of config.runs with a seed, its folder, and the folders of its finished teachers."""
+
+    name: str
+    seed: int
+    directory: Path
+    teachers: tuple[Path, ...] = ()
 
 
-@functools.lru_cache(maxsize=64)
-def compiled_train_epoch(
-    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, buckets: tuple[int, ...]
-):
-    """The same for a whole epoch of resident videos."""
-    step = _train_step(model, head, options, plateau_patience, steps_per_epoch)
-    return jax.jit(resident.make_train_epoch(step, buckets, input_pipeline.data_mesh()), donate_argnums=0)
-
-
-def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
-    optimizer = make_optimizer(0.0, plateau_patience=plateau_patience, steps_per_epoch=steps_per_epoch)
-    return make_train_step(model, optimizer, head=head, options=json.loads(options))
+def shape_of(config, name: str) -> tuple:
+    """Runs for which this is equal can train side by side; they differ in seed, weights, learning rate and teachers."""
+    run = config.runs[name]
+    return run.modality, run.filter, len(run.teachers), json.dumps(run.options.to_dict(), sort_keys=True)
 
 
 def teacher_outputs(teacher: TrainedRun, source: Source, split: str, *, batch_size: int, num_buckets: int):
@@ -122,83 +121,168 @@ def teacher_outputs(teacher: TrainedRun, source: Source, split: str, *, batch_si
     )
 
 
-def train_run(
-    config,
-    name: str,
-    seed: int,
-    source: Source,
-    directory: Path,
-    teacher_directories: Sequence[Path],
-    *,
-    show_parameters: bool = False,
-) -> dict:
-    """Trains one run, or continues it, or returns the results it already has.
+def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: bool = False) -> list[dict]:
+    """Trains runs of equal shape, or continues them, or returns the results they already have.
 
     Args:
       config: the experiment's config.
-      name: a key of config.runs.
-      seed: of initialisation, shuffling, dropout and negatives.
+      runs: of one `shape_of`.
       source: where videos come from.
-      directory: the run's folder.
-      teacher_directories: folders of the finished teachers.
       show_parameters: log the table of parameters, not only their number.
 
     Returns:
-      The content of the run's results.json.
+      The content of each run's results.json.
 
     Raises:
       FloatingPointError: if loss or parameters stop being finite.
     """
-    scoring = scoring_of(config)
-    results = checkpoints.read_json(directory / "results.json")
-    if results is not None:
+    scoring, waiting = scoring_of(config), []
+    for run in runs:
+        results = checkpoints.read_json(run.directory / "results.json")
+        if results is None:
+            waiting.append(run)
+            continue
         if results["scoring"] != scoring.as_json():
-            results = _write_results(directory, results["best_epoch"], source, scoring)
-        logging.info("%s: finished before, %s", name, summary(results))
-        return results
-    manifest = run_config(config, name, seed, source)
-    training, modality = config.training, manifest["modality"]
-    model = checkpoints.build_model(manifest)
-    forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
-    examples = _training_examples(source, manifest, teacher_directories, forward)
-    validation = Predictor(model, source, "validation", modality, forward)
+            results = _write_results(run.directory, results["best_epoch"], source, scoring)
+        logging.info("%s: finished before, %s", run.name, summary(results))
+    if waiting:
+        _train_side_by_side(config, waiting, source, show_parameters)
+    return [checkpoints.read_json(run.directory / "results.json") for run in runs]
 
+
+def _train_side_by_side(config, runs: Sequence[Run], source: Source, show_parameters: bool) -> None:
+    """Trains all of them in one program, or each half by itself where they do not fit or have no epoch in common."""
+    saved = [checkpoints.saved_epochs(run.directory) for run in runs]
+    common = set(saved[0]).intersection(*saved[1:])
+    if (common or not any(saved)) and _train(config, runs, source, max(common, default=0), show_parameters):
+        return
+    for half in (runs[: len(runs) // 2], runs[len(runs) // 2 :]):
+        _train_side_by_side(config, half, source, show_parameters)
+
+
+def _train(config, runs: Sequence[Run], source: Source, done: int, show_parameters: bool) -> bool:
+    """Trains the runs from epoch `done` + 1 to their results; False, and nothing done, if they need too much memory."""
+    training, manifests = config.training, [run_config(config, run.name, run.seed, source) for run in runs]
+    model, modality = checkpoints.build_model(manifests[0]), manifests[0]["modality"]
+    forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
+    examples = input_pipeline.make_examples(source.videos("train", [modality]), modality, len(source.info.classes))
+    teachers = list(dict.fromkeys(run.teachers for run in runs))
     steps_per_epoch = -(-len(examples) // training.batch_size)
     plateau = {"plateau_patience": training.plateau_patience, "steps_per_epoch": steps_per_epoch}
-    run_key = jax.random.key(seed)
-    state = create_train_state(
-        model,
-        make_optimizer(training.learning_rate, **plateau),
-        jax.random.fold_in(run_key, 2**31 - 1),  # no step has this number
-        manifest["input_size"],
-        standardization(examples) if config.model.standardize else None,
+    options = {term: value for manifest in manifests for term, value in manifest["options"].items()}
+    terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
+    keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+    population = Population(
+        {"model": model, "head": source.info.head, "options": json.dumps(options), **plateau},
+        training,
+        sets=[_attach_teachers(examples, directories, source, forward) for directories in teachers],
+        which=[teachers.index(run.teachers) for run in runs],
+        seeds=[run.seed for run in runs],
+        states=_create_states(config, model, manifests, examples, keys, plateau),
+        weights={t: np.array([m["weights"].get(t, 0.0) for m in manifests], np.float32) for t in terms},
+        keys=keys,
     )
-    best = new_best(state.params, state.constants)
-    state, best = input_pipeline.replicate((state, best), input_pipeline.data_mesh())
+    if len(runs) > 1 and not population.fits():
+        return False
 
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_json(directory / "config.json", manifest)
-    keeper = checkpoints.Checkpoints(directory)
-    done = keeper.latest_epoch() or 0
-    if done:
-        state, best = keeper.restore(state, best)
-        logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
-    else:
-        _announce(manifest, state.params, show_parameters)
-    weights = {term: jnp.float32(weight) for term, weight in manifest["weights"].items()}
-    with Journal(directory, after_epoch=done) as journal, Progress(name, training.epochs, steps_per_epoch, done) as bar:
-        epochs = _Epochs(training, examples, seed, (model, source.info.head, json.dumps(manifest["options"])), plateau)
-        run_epoch = functools.partial(epochs, weights=weights, key=run_key, bar=bar)
-        best = _train_epochs(training, run_epoch, state, best, validation, keeper, journal, bar, done)
-    keeper.close()
+    validation = Predictor(model, source, "validation", modality, forward)
+    states = population.states
+    best = input_pipeline.replicate(new_best(states.params, states.constants, (len(runs),)), input_pipeline.data_mesh())
+    for run, manifest in zip(runs, manifests, strict=True):
+        run.directory.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(run.directory / "config.json", manifest)
+    name = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+    with contextlib.ExitStack() as stack:
+        keepers = [stack.enter_context(checkpoints.Checkpoints(run.directory)) for run in runs]
+        journals = [stack.enter_context(Journal(run.directory, after_epoch=done)) for run in runs]
+        bar = stack.enter_context(Progress(name, training.epochs, steps_per_epoch, done))
+        if done:
+            likes = [_nth((population.states, best), i) for i in range(len(runs))]
+            restored = [keeper.restore(done, *like) for keeper, like in zip(keepers, likes, strict=True)]
+            population.states, best = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+            logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
+        else:
+            _announce(manifests, population.states.params, show_parameters)
+        for epoch in range(done + 1, training.epochs + 1):
+            records = _epoch(population, epoch, manifests, validation, bar)
+            scores = [record.get(f"validation/{SELECTION}", math.nan) for record in records]
+            best = _keep_better(best, population.states, np.array(scores, np.float32), epoch)
+            for journal, record in zip(journals, records, strict=True):
+                journal.write(epoch, epoch * steps_per_epoch, record)
+            bar.finish_epoch(records)
+            if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
+                for i, keeper in enumerate(keepers):
+                    keeper.save(epoch, *_nth((population.states, best), i))
 
     variables = {"params": best["params"], **best["constants"]}
     for predictor in (validation, Predictor(model, source, "test", modality, forward)):
-        logits = predictor(variables, progress=f"{name}: {predictor.split}")
-        write_arrays(directory / f"predictions_{predictor.split}.npz", logits)
-    results = _write_results(directory, int(best["epoch"]), source, scoring)
-    logging.info("%s: %s", name, summary(results))
-    return results
+        predictions = predictor(variables, progress=f"{name}: {predictor.split}")
+        for run, logits in zip(runs, predictions, strict=True):
+            write_arrays(run.directory / f"predictions_{predictor.split}.npz", logits)
+    for run, epoch in zip(runs, best["epoch"], strict=True):
+        results = _write_results(run.directory, int(epoch), source, scoring_of(config))
+        logging.info("%s: %s", run.name, summary(results))
+    return True
+
+
+def _create_states(config, model, manifests: Sequence[Mapping], examples, keys: jax.Array, plateau: Mapping):
+    """The initial TrainState of every run, `[P, …]`."""
+    constants = standardization(examples) if config.model.standardize else None
+
+    def create(key, learning_rate):
+        key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
+        optimizer = make_optimizer(learning_rate, **plateau)
+        return create_train_state(model, optimizer, key, manifests[0]["input_size"], constants)
+
+    rates = [manifest["training"]["learning_rate"] for manifest in manifests]
+    return jax.jit(jax.vmap(create))(keys, np.array(rates, np.float32))
+
+
+def _epoch(
+    population: Population, epoch: int, manifests: Sequence[Mapping], validation: "Predictor", bar
+) -> list[dict]:
+    """Trains and validates one epoch; returns what the journal of each run is told."""
+    started = time.perf_counter()
+    metrics = population.run_epoch(epoch, bar)
+    seconds, records = time.perf_counter() - started, []
+    states = population.states
+    sound = np.isfinite(jax.device_get(jax.vmap(optax.tree.norm)(states.params)))
+    rates = jax.device_get(current_learning_rate(states))
+    for i, manifest in enumerate(manifests):
+        absent = [term for term in TERMS if term not in manifest["weights"]]  # weighed by other runs only
+        record = epoch_record({k: v[:, i] for k, v in metrics.items() if k not in absent}, seconds)
+        if not (math.isfinite(record["loss"]) and sound[i]):
+            values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
+            raise FloatingPointError(
+                f"{manifest['run']}: training diverged in epoch {epoch} ({values}); "
+                "lower training.learning_rate or the weight of the term that grew"
+            )
+        records.append({**record, "learning_rate": float(rates[i])})
+    if validation.videos:
+        predictions = validation({"params": states.params, **states.constants})
+        for record, logits in zip(records, predictions, strict=True):
+            scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
+            record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
+    return records
+
+
+@jax.jit
+def _keep_better(best: dict, states: TrainState, scores: jax.Array, epoch: jax.Array) -> dict:
+    """`best` with this epoch in place of those whose `scores` `[P]` it beats; a score of NaN beats all."""
+    better = ~(scores <= best["score"])
+
+    def choose(new, old):
+        return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    epochs = jnp.full(better.shape, epoch, jnp.int32)
+    new = {"params": states.params, "constants": states.constants, "score": scores, "epoch": epochs}
+    return jax.tree.map(choose, new, best)
+
+
+@jax.jit
+def _nth(tree, i: jax.Array):
+    """Of a tree of `[P, …]`, what belongs to run i."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def score_predictions(directories: Sequence[Path], source: Source, scoring: Scoring) -> dict:
@@ -221,210 +305,51 @@ def _write_results(directory: Path, best_epoch: int, source: Source, scoring: Sc
     return results
 
 
-def _training_examples(
-    source: Source, manifest: dict, teacher_directories: Sequence[Path], forward: Mapping
-) -> list[Example]:
-    """The training videos of the run's modality, with what each teacher says of them."""
-    examples = input_pipeline.make_examples(
-        source.videos("train", [manifest["modality"]]), manifest["modality"], len(source.info.classes)
-    )
-    for directory in teacher_directories:
+def _attach_teachers(examples: Sequence[Example], directories: Sequence[Path], source: Source, forward: Mapping):
+    """The training videos, with what each teacher says of them."""
+    for directory in directories:
         teacher = checkpoints.load_teacher(directory)
         scores = summary(checkpoints.read_json(directory / "results.json"))
-        logging.info("%s: learns from %s, %s", manifest["run"], teacher.config["run"], scores)
+        logging.info("learns from %s, %s", teacher.config["run"], scores)
         examples = input_pipeline.attach_teacher(examples, teacher_outputs(teacher, source, "train", **forward))
     return examples
 
 
 class Predictor:
-    """Predicts one split with whatever parameters it is given: {video: logits}."""
+    """Predicts one split with each of P sets of parameters, `[P, …]`: P times {video: logits}."""
 
     def __init__(self, model, source: Source, split: str, modality: str, forward: Mapping):
         self.split, self.videos, self.info = split, source.videos(split, [modality]), source.info
         self._examples = input_pipeline.make_examples(self.videos, modality, len(source.info.classes))
         self._model, self._forward = model, forward
 
-    def __call__(self, variables: dict, *, progress: str | None = None) -> dict:
-        outputs = predict(self._model, variables, self._examples, progress=progress, **self._forward)
-        return {e.id: o.logits for e, o in zip(self._examples, outputs, strict=True)}
+    def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict]:
+        count = len(jax.tree.leaves(variables)[0])
+        if count == 1:
+            variables = jax.tree.map(lambda x: x[0], variables)
+        outputs = predict(
+            self._model,
+            variables,
+            self._examples,
+            progress=progress,
+            side_by_side=count > 1,
+            with_features=False,
+            **self._forward,
+        )
+        tables = {
+            e.id: o.logits.reshape(count, *o.logits.shape[-2:]) for e, o in zip(self._examples, outputs, strict=True)
+        }
+        return [{video: table[i] for video, table in tables.items()} for i in range(count)]
 
 
-class _Epochs:
-    """Runs one epoch, `(state, epoch, weights, key) -> (state, metrics of each step)`: resident or streamed."""
-
-    def __init__(self, training, examples: Sequence[Example], seed: int, program: tuple, plateau: Mapping):
-        self._examples, self._batch_size, self._seed = examples, training.batch_size, seed
-        self._lengths = [len(e.features) for e in examples]
-        self._buckets = input_pipeline.bucket_lengths(self._lengths, training.length_buckets)
-        self._mesh = input_pipeline.data_mesh()
-        if training.data == "resident" or (training.data == "auto" and resident.fits(examples)):
-            self._data = resident.put(examples, max(self._buckets), self._mesh)
-            self._train_epoch = compiled_train_epoch(*program, **plateau, buckets=self._buckets)
-        else:
-            self._data, self._step = None, compiled_train_step(*program, **plateau)
-
-    def __call__(self, state: TrainState, epoch: int, *, weights: dict, key: jax.Array, bar: "Progress"):
-        order = {"seed": self._seed, "epoch": epoch}
-        if self._data is not None:
-            batches = input_pipeline.plan_epoch(self._lengths, self._buckets, self._batch_size, **order)
-            rows = input_pipeline.device_rows(self._batch_size, self._mesh)
-            plan = resident.index_plan(batches, self._buckets, len(self._examples), rows)
-            state, stacked = self._train_epoch(state, self._data, *plan, weights, key)
-            stacked = jax.device_get(stacked)
-            metrics = [jax.tree.map(lambda values, i=i: values[i], stacked) for i in range(len(batches))]
-            bar.step([], len(metrics))  # `finish_epoch` shows their means
-            return state, metrics
-        metrics = []
-        for _, batch, teachers in input_pipeline.epoch(
-            self._examples, self._buckets, self._batch_size, self._mesh, **order
-        ):
-            state, measured = self._step(state, teachers, batch, weights, key)
-            metrics.append(measured)
-            bar.step(metrics)
-        return state, jax.device_get(metrics)
-
-
-def _train_epochs(
-    training,
-    run_epoch: Callable,
-    state: TrainState,
-    best: dict,
-    validation: Predictor,
-    keeper: checkpoints.Checkpoints,
-    journal: "Journal",
-    bar: "Progress",
-    done: int,
-) -> dict:
-    """Trains from epoch `done` + 1 on; returns the best epoch's parameters."""
-    for epoch in range(done + 1, training.epochs + 1):
-        started = time.perf_counter()
-        state, metrics = run_epoch(state, epoch)
-        record = epoch_record(metrics, time.perf_counter() - started)
-        if not (math.isfinite(record["loss"]) and jnp.isfinite(optax.tree.norm(state.params))):
-            values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            raise FloatingPointError(
-                f"{bar.name}: training diverged in epoch {epoch} ({values}); "
-                "lower training.learning_rate or the weight of the term that grew"
-            )
-        record["learning_rate"] = float(current_learning_rate(state))
-        score = math.nan  # without validation videos every epoch replaces the one before
-        if validation.videos:
-            logits = validation({"params": state.params, **state.constants})
-            scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
-            record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
-            score = scores[SELECTION]
-        if not score <= float(best["score"]):
-            best = new_best(state.params, state.constants, score, epoch)
-        journal.write(epoch, int(state.step), record)
-        bar.finish_epoch(record)
-        if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
-            keeper.save(epoch, state, best)
-    return best
-
-
-def _announce(manifest: dict, params: dict, show_parameters: bool) -> None:
+def _announce(manifests: Sequence[Mapping], params: dict, show_parameters: bool) -> None:
     """Says what is trained, and how large it is."""
-    terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
+    params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
-    model = f"{manifest['modality']} → {manifest['filter']}"
-    logging.info("%s: %s, %s parameters, loss = task%s", manifest["run"], model, size, terms)
+    for manifest in manifests:
+        terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
+        seed = f", seed {manifest['seed']}" if len(manifests) > 1 else ""
+        model = f"{manifest['modality']} → {manifest['filter']}"
+        logging.info("%s%s: %s, %s parameters, loss = task%s", manifest["run"], seed, model, size, terms)
     if show_parameters:
         logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))
-
-
-def summary(results: Mapping) -> str:
-    """One line: best epoch, and the first score of each split."""
-    parts = [f"best epoch {results['best_epoch']}"]
-    for split in ("validation", "test"):
-        if split in results:
-            key, value = next(iter(results[split].items()))
-            protocol, measure = key.split("/")
-            title = PROTOCOLS[protocol].columns.get(measure, key)
-            parts.append(f"{split} {title} {'–' if value is None else f'{value:.2f}'}")
-    return ", ".join(parts)
-
-
-def epoch_record(metrics: Sequence[Mapping], seconds: float) -> dict:
-    """Means of the steps' metrics, and the throughput."""
-    record = {key: float(np.mean([m[key] for m in metrics])) for key in metrics[0] if key != "snippets"}
-    record["snippets_per_second"] = float(sum(m["snippets"] for m in metrics) / seconds)
-    record["seconds"] = seconds
-    return record
-
-
-class Journal:
-    """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
-
-    def __init__(self, directory: Path, after_epoch: int):
-        from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
-
-        path = directory / "metrics.jsonl"
-        kept, step = [], 0
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
-                break
-            if entry["epoch"] > after_epoch:
-                break
-            kept.append(line)
-            step = entry["step"]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-        self._events.close()
-
-    def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"epoch": epoch, "step": step, **record}) + "\n")
-        self._file.flush()
-        for key, value in record.items():
-            self._events.add_scalar(key, value, step)
-        self._events.flush()
-
-
-class Progress:
-    """A bar over the steps of a run: loss terms, validation score, time left. Never waits for the device."""
-
-    _interval = 0.5  # seconds between two looks at the loss
-
-    def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
-        self.name, self._validation, self._last = name, {}, 0.0
-        self._bar = tqdm(
-            total=epochs * steps_per_epoch,
-            initial=done * steps_per_epoch,
-            desc=name,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
-
-    def step(self, metrics: Sequence[Mapping[str, jax.Array]], count: int = 1) -> None:
-        self._bar.update(count)
-        if self._bar.disable or time.perf_counter() - self._last < self._interval:
-            return
-        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
-        if ready is not None:
-            self._last = time.perf_counter()
-            self._show({key: float(value) for key, value in ready.items()})
-
-    def finish_epoch(self, record: Mapping[str, float]) -> None:
-        score = record.get(f"validation/{SELECTION}")
-        self._validation = {} if score is None else {"val mAP": f"{score:.1f}"}
-        self._show(record)
-
-    def _show(self, values: Mapping[str, float]) -> None:
-        hidden = ("snippets", "seconds", "snippets_per_second", "learning_rate", "gradient_norm")
-        shown = {k: f"{v:.3g}" for k, v in values.items() if k not in hidden and not k.startswith("validation/")}
-        self._bar.set_postfix({**shown, **self._validation}, refresh=True)

@@ -12,7 +12,8 @@ import pytest
 
 from configs import default
 from kd_jax import checkpoints, experiment
-from kd_jax.train import compiled_train_step, run_config
+from kd_jax.population import compiled_train_step
+from kd_jax.train import run_config
 from kd_jax.train_state import create_train_state, make_optimizer
 from kd_jax.types import Batch, Outputs
 
@@ -59,11 +60,11 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
             state, _ = step(state, teachers, batch, weights, jax.random.key(1))
         return state
 
-    saved, keeper = advance(fresh(), 2), checkpoints.Checkpoints(tmp_path / "run")
-    keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
-    other = create_train_state(model, optimizer, jax.random.key(9), size)  # nothing of it may survive the restoring
-    restored, _ = keeper.restore(other, checkpoints.new_best(other.params, other.constants))
-    keeper.close()
+    saved = advance(fresh(), 2)
+    with checkpoints.Checkpoints(tmp_path / "run") as keeper:
+        keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
+        other = create_train_state(model, optimizer, jax.random.key(9), size)  # nothing of it may survive the restoring
+        restored, _ = keeper.restore(1, other, checkpoints.new_best(other.params, other.constants))
     chex.assert_trees_all_equal(advance(restored, 1), advance(fresh(), 3))
 
 

@@ -19,7 +19,7 @@ from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import make_examples, open_source
-from kd_jax.train import teacher_outputs, train_run
+from kd_jax.train import Run, teacher_outputs, train_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -247,6 +247,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
     config = tiny_config(checkpoint_every=2)
     from kd_jax import train
 
+    run = Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")
     real_write = train.Journal.write
 
     def write(self, epoch, *rest):
@@ -257,9 +258,9 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
     source = experiment.prepare(config, tmp_path)
     monkeypatch.setattr(train.Journal, "write", write)
     with pytest.raises(Stop):
-        train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+        train_runs(config, [run], source)
     monkeypatch.undo()
-    train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+    train_runs(config, [run], source)
     ours, theirs = (read_arrays(d / "vanilla_rgb" / "predictions_test.npz") for d in (tmp_path, workdir))
     assert ours.keys() == theirs.keys()
     for video in ours:
@@ -318,7 +319,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     config = tiny_config(epochs=2)
     config.dataset.validation_fraction = 0.0
     source = experiment.prepare(config, tmp_path)
-    results = train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+    (results,) = train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
     assert results["best_epoch"] == 2 and "validation" not in results
 
 
@@ -328,7 +329,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(
         FloatingPointError, match="vanilla_rgb: training diverged in epoch .*lower training.learning_rate"
     ):
-        train_run(config, "vanilla_rgb", 0, source, tmp_path / "vanilla_rgb", [])
+        train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
 
 
 def test_markdown_by_hand():

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from its own row or a lower one. A prefix stands for a whole folder.
 ROWS = [
-    ["types", "masking", "files", "segments", "proposals"],
+    ["types", "masking", "files", "segments", "proposals", "session"],
     ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
-    ["input_pipeline", "resident", "protocols", "scoring", "evaluate"],
+    ["input_pipeline", "resident", "protocols", "scoring", "evaluate", "journal", "population"],
     ["predict", "windows"],
     ["train", "analysis"],
     ["experiment"],

@@ -46,20 +46,23 @@ def test_steps(filter_name, head, dtype):
     lowered(lambda v, x, m: eval_step(model, v, x, m), variables, batch.features, mask)
 
 
-def test_an_epoch_of_resident_videos():
+@pytest.mark.parametrize("runs", [1, 3])
+def test_an_epoch_of_resident_videos(runs):
     _, step, state, weights, num_outputs = parts("ss_tcn", "dense", jnp.float32)
     teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
     example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
     mesh, buckets = input_pipeline.data_mesh(), (T, 2 * T)
-    data = resident.put([example, example], max(buckets), mesh)
-    rows = np.zeros((3, input_pipeline.device_rows(1, mesh)), np.int32)
+    data = resident.put([[example, example]], max(buckets), mesh)
+    rows = np.zeros((3, runs, input_pipeline.device_rows(1, mesh)), np.int32)
+    states, weights, keys = jax.tree.map(lambda x: jnp.stack([x] * runs), (state, weights, jax.random.key(1)))
     text = lowered(
         resident.make_train_epoch(step, buckets, mesh),
-        state,
+        states,
         data,
+        np.zeros(runs, np.int32),
         np.zeros(3, np.int32),
         rows,
         weights,
-        jax.random.key(1),
+        keys,
     )
     assert "stablehlo.while" in text and "stablehlo.case" in text

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,10 +79,14 @@ def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
     assert result.returncode == 1 and "diverged in epoch 1" in result.stderr and "Traceback" not in result.stderr
     endless = [*command, f"--workdir={tmp_path / 'b'}", "--config.training.epochs=100000"]
     endless += ["--config.training.checkpoint_every=1"]  # most of the time goes into saving
-    with subprocess.Popen(endless, **options) as process:
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # in the background it is ignored
+    with subprocess.Popen(endless, **options, **heard) as process:
         journal, deadline = tmp_path / "b" / "flow_teacher" / "metrics.jsonl", time.monotonic() + 120
         while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        stderr = process.communicate(timeout=60)[1]
+        killer = threading.Timer(60, process.kill)
+        killer.start()
+        stderr = process.communicate()[1]
+        killer.cancel()
     assert process.returncode == 130 and "the same command continues" in stderr and "Traceback" not in stderr, stderr

@@ -1,5 +1,7 @@
 """Videos on the device: what a step cuts out is what the host would have sent; an epoch compiles once."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,14 +41,30 @@ def examples_of(lengths, teachers=1):
 def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_buckets, teachers):
     examples, mesh = examples_of(lengths, teachers), input_pipeline.data_mesh()
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets)
-    data = resident.put(examples, max(buckets), mesh)
+    data = resident.put([examples], max(buckets), mesh)
     batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
     rows = input_pipeline.device_rows(batch_size, mesh)
     for bucket, of_videos in zip(*resident.index_plan(batches, buckets, len(examples), rows), strict=True):
         length = buckets[bucket]
         sent = input_pipeline.collate([examples[i] for i in of_videos if i < len(examples)], length, rows)
-        chex.assert_trees_all_equal(resident.take(data, of_videos, length), sent)
-        chex.assert_trees_all_equal_dtypes(resident.take(data, of_videos, length), sent)
+        taken = resident.take(data, 0, of_videos, length)
+        chex.assert_trees_all_equal(taken, sent)
+        chex.assert_trees_all_equal_dtypes(taken, sent)
+
+
+def test_each_run_reads_its_own_set_of_teachers():
+    sets = [examples_of([5, 9], teachers=2), examples_of([5, 9], teachers=2)]
+    sets[1] = [
+        dataclasses.replace(e, teachers=tuple(Outputs(o.features + 1, o.logits - 1) for o in e.teachers))
+        for e in sets[1]
+    ]
+    data = resident.put(sets, 16, input_pipeline.data_mesh())
+    for which, examples in enumerate(sets):
+        chex.assert_trees_all_equal(
+            resident.take(data, which, [1, 0], 16), input_pipeline.collate(examples[::-1], 16, 2)
+        )
+    once = resident.num_bytes([sets[0]])
+    assert resident.num_bytes(sets) == once + sum(a.nbytes for e in sets[1] for a in jax.tree.leaves(e.teachers))
 
 
 def training(examples, buckets):
@@ -63,23 +81,25 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
     examples, buckets, mesh = examples_of(lengths), (32, 48), input_pipeline.data_mesh()
     step, streamed, weights, key = training(examples, buckets)
     streamed = input_pipeline.replicate(streamed, mesh)
-    state = jax.tree.map(jnp.copy, streamed)
-    data = resident.put(examples, max(buckets), mesh)
+    states = input_pipeline.replicate(jax.tree.map(lambda x: x[None], streamed), mesh)
+    each = jax.tree.map(lambda x: x[None], (weights, key))
+    data = resident.put([examples], max(buckets), mesh)
     chex.clear_trace_counter()
     # One program with a branch for each bucket; a second trace would be a second compilation.
     train_epoch = jax.jit(chex.assert_max_traces(resident.make_train_epoch(step, buckets, mesh), n=1))
     sent_step = jax.jit(step)
     rows = input_pipeline.device_rows(2, mesh)
     for epoch in (1, 2, 3):
-        plan = resident.index_plan(
+        buckets_of, videos = resident.index_plan(
             input_pipeline.plan_epoch(lengths, buckets, 2, seed=7, epoch=epoch), buckets, len(examples), rows
         )
-        state, stacked = train_epoch(state, data, *plan, weights, key)
+        states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], *each)
         losses = []
         for _, batch, teachers in input_pipeline.epoch(examples, buckets, 2, mesh, seed=7, epoch=epoch):
             streamed, measured = sent_step(streamed, teachers, batch, weights, key)
             losses.append(measured["loss"])
-        np.testing.assert_allclose(stacked["loss"], losses, rtol=1e-5)
+        np.testing.assert_allclose(stacked["loss"][:, 0], losses, rtol=1e-5)
+    state = jax.tree.map(lambda x: x[0], states)
     chex.assert_trees_all_close(state.params, streamed.params, rtol=1e-4, atol=1e-6)
     assert int(state.step) == int(streamed.step) == 9
 
@@ -87,10 +107,10 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
 def test_what_does_not_fit_is_streamed(monkeypatch):
     examples = examples_of([5, 40])
     per_snippet = 2 * WIDTH + CLASSES + 4 * (HIDDEN + CLASSES)
-    assert resident.num_bytes(examples) == 45 * per_snippet
-    assert resident.fits(examples)
+    assert resident.num_bytes([examples]) == 45 * per_snippet
+    assert resident.fits([examples])
     monkeypatch.setattr(resident, "SHARE", 1e-15)
-    assert not resident.fits(examples)
+    assert not resident.fits([examples])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

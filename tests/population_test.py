@@ -1,0 +1,168 @@
+"""Runs side by side: each ends as it does alone, and what does not fit or is half done trains in smaller groups."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import default
+from kd_jax import experiment, population, resident, train
+from kd_jax.files import read_arrays
+
+
+def ablation(**training):
+    """A teacher and three students of other weights and rates, two seeds each, on a few synthetic videos."""
+    config = default.get_config()
+    config.dataset.update({"name": "synthetic", "max_videos": 6, "validation_fraction": 0.3})
+    config.model.update({"hidden": 8, "num_layers": 2})
+    config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, **training})
+    config.runs = default.make_runs(
+        flow_teacher=default.make_run("flow"),
+        atomic=default.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.5}),
+        both=default.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.1, "global_context": 5.0}),
+        slower=default.make_run("rgb", ("flow_teacher",), {"boundary": 0.1}, learning_rate=1e-3),
+    )
+    config.update({"baseline": "", "seeds": 2})
+    return config
+
+
+def perform(config, workdir):
+    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+
+
+def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
+    """Notes which runs go through one Population."""
+    groups, real = [], train._train
+
+    def note(config, runs, *rest):
+        done = real(config, runs, *rest)
+        if done:
+            groups.append([(run.name, run.seed) for run in runs])
+        return done
+
+    monkeypatch.setattr(train, "_train", note)
+    return groups
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    return workdir, perform(ablation(), workdir)
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_runs(ours, theirs):
+    folders = sorted(path.parent.relative_to(ours) for path in ours.glob("**/config.json"))
+    assert len(folders) == 8
+    for folder in folders:
+        for a, b in zip(records(ours / folder), records(theirs / folder), strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() - {"seconds", "snippets_per_second"}:
+                np.testing.assert_allclose(a[key], b[key], rtol=2e-3, atol=1e-4, err_msg=f"{folder} {key}")
+        a, b = (read_arrays(workdir / folder / "predictions_test.npz") for workdir in (ours, theirs))
+        for video in a:
+            np.testing.assert_allclose(a[video], b[video], rtol=2e-3, atol=2e-3)
+        configs = [json.loads((workdir / folder / "config.json").read_text()) for workdir in (ours, theirs)]
+        assert configs[0] == configs[1]
+
+
+def test_runs_of_equal_shape_train_side_by_side(tmp_path, monkeypatch, together):
+    groups = groups_trained(monkeypatch)
+    perform(ablation(), tmp_path)
+    assert groups == [
+        [("flow_teacher", 0), ("flow_teacher", 1)],
+        [(name, seed) for name in ("atomic", "both", "slower") for seed in (0, 1)],
+    ]
+    assert "learns from" in experiment.markdown(together[1]) and "±" in experiment.markdown(together[1])
+
+
+def test_each_run_ends_as_it_does_alone(tmp_path, monkeypatch, together):
+    groups = groups_trained(monkeypatch)
+    monkeypatch.setattr(population.Population, "fits", lambda self: False)
+    perform(ablation(), tmp_path)
+    assert all(len(group) == 1 for group in groups) and len(groups) == 8
+    assert_same_runs(together[0], tmp_path)
+    assert len({records(path.parent)[-1]["loss"] for path in tmp_path.glob("**/predictions_test.npz")}) == 8
+
+
+def test_streamed_runs_train_one_by_one(tmp_path, monkeypatch, together):
+    groups = groups_trained(monkeypatch)
+    perform(ablation(data="streamed"), tmp_path)
+    assert all(len(group) == 1 for group in groups)
+    assert_same_runs(together[0], tmp_path)
+
+
+def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypatch, together):
+    needed = []
+    real = population._compile
+
+    def note(function, *arguments):
+        compiled = real(function, *arguments)
+        memory = compiled.memory_analysis()
+        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        return compiled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(population, "_compile", note)
+        perform(ablation(epochs=1), tmp_path / "measured")
+    groups = groups_trained(monkeypatch)
+    monkeypatch.setattr(resident, "memory_limit", lambda: max(needed) - 1)
+    monkeypatch.setattr(resident, "fits", lambda sets: True)
+    perform(ablation(), tmp_path / "chunked")
+    assert [len(group) for group in groups] == [2, 3, 3]
+    assert_same_runs(together[0], tmp_path / "chunked")
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
+def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
+    """The runs have been saved after different epochs; they go on side by side from the last one in common."""
+    shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
+    saves, real = [], train.checkpoints.Checkpoints.save
+
+    def save(self, at, *rest):
+        real(self, at, *rest)
+        saves.append(at)
+        if at == epoch and saves.count(epoch) == place + 1:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.checkpoints.Checkpoints, "save", save)
+        with pytest.raises(Stop):
+            perform(ablation(), tmp_path)
+    groups = groups_trained(monkeypatch)
+    perform(ablation(), tmp_path)
+    assert [len(group) for group in groups] == [6]
+    for path in sorted(tmp_path.glob("**/predictions_test.npz")):
+        ours, theirs = read_arrays(path), read_arrays(together[0] / path.relative_to(tmp_path))
+        for video in ours:
+            np.testing.assert_array_equal(ours[video], theirs[video])
+    for path in tmp_path.glob("**/metrics.jsonl"):
+        assert [record["epoch"] for record in records(path.parent)] == [1, 2, 3]
+
+
+def test_added_seeds_leave_finished_ones_alone(tmp_path, monkeypatch):
+    config = ablation(epochs=1)
+    config.seeds = 1
+    perform(config, tmp_path)
+    groups = groups_trained(monkeypatch)
+    config.seeds = 3
+    perform(config, tmp_path)
+    assert groups == [
+        [("flow_teacher", 1), ("flow_teacher", 2)],
+        [(name, seed) for name in ("atomic", "both", "slower") for seed in (1, 2)],
+    ]
+
+
+def test_a_run_that_diverges_is_named(tmp_path):
+    config = ablation()
+    config.runs.both.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match="both: training diverged in epoch"):
+        perform(config, tmp_path)
