@@ -9,7 +9,6 @@ bit for bit what `input_pipeline.epoch` would have sent.
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.input_pipeline import Example, replicate
+from kd_jax.input_pipeline import Example, host_memory, replicate
 from kd_jax.train_state import TrainState
 from kd_jax.types import Batch, Outputs
 
@@ -51,8 +50,7 @@ def num_bytes(examples: Sequence[Example]) -> int:
 def fits(examples: Sequence[Example]) -> bool:
     """Whether they take no more than SHARE of a device's memory; on CPU it holds the host's own copy too."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return num_bytes(examples) <= SHARE * statistics.get("bytes_limit", host / 2)
+    return num_bytes(examples) <= SHARE * statistics.get("bytes_limit", host_memory() / 2)
 
 
 def put(examples: Sequence[Example], longest: int, mesh: jax.sharding.Mesh) -> Resident:
@@ -67,7 +65,10 @@ def put(examples: Sequence[Example], longest: int, mesh: jax.sharding.Mesh) -> R
     def table(arrays):
         width = arrays[0].shape[-1]
         out = np.zeros((sum(map(len, arrays)) + longest, width), arrays[0].dtype)
-        np.concatenate(arrays, out=out[: len(out) - longest])
+        start = 0
+        for array in arrays:  # one by one: they may be on disk
+            out[start : start + len(array)] = array
+            start += len(array)
         return out
 
     lengths = np.array([*(len(e.features) for e in examples), 0], np.int32)

@@ -5,6 +5,7 @@ checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch), predict
 written last, results.json: its presence means that the run has finished.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -83,8 +84,8 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
 def standardization(examples: Sequence[Example]) -> dict:
     """Mean and standard deviation of every input channel over all snippets; a constant channel keeps deviation 1."""
     count = sum(len(e.features) for e in examples)
-    mean = sum(e.features.sum(axis=0, dtype=np.float64) for e in examples) / count
-    square = sum(((e.features.astype(np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
+    mean = sum(np.asarray(e.features).sum(axis=0, dtype=np.float64) for e in examples) / count
+    square = sum(((np.asarray(e.features, np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
     deviation = np.sqrt(square)
     deviation[deviation < 1e-6] = 1.0
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
@@ -275,12 +276,12 @@ class _Epochs:
             bar.step([], len(metrics))  # `finish_epoch` shows their means
             return state, metrics
         metrics = []
-        for _, batch, teachers in input_pipeline.epoch(
-            self._examples, self._buckets, self._batch_size, self._mesh, **order
-        ):
-            state, measured = self._step(state, teachers, batch, weights, key)
-            metrics.append(measured)
-            bar.step(metrics)
+        batches = input_pipeline.epoch(self._examples, self._buckets, self._batch_size, self._mesh, **order)
+        with contextlib.closing(batches):
+            for _, batch, teachers in batches:
+                state, measured = self._step(state, teachers, batch, weights, key)
+                metrics.append(measured)
+                bar.step(metrics)
         return state, jax.device_get(metrics)
 
 
