@@ -282,6 +282,8 @@ class _Epochs:
                 state, measured = self._step(state, teachers, batch, weights, key)
                 metrics.append(measured)
                 bar.step(metrics)
+                if len(metrics) > input_pipeline.AHEAD:  # steps wait in line, each with its batch: keep the line short
+                    jax.block_until_ready(metrics[-1 - input_pipeline.AHEAD])
         return state, jax.device_get(metrics)
 
 
