@@ -93,7 +93,9 @@ def get_config() -> ConfigDict:
                 "plateau_patience": 8,  # epochs without a lower loss until the learning rate is halved; 0 = never
                 "length_buckets": 4,  # videos are padded to one of so many lengths, each compiled once
                 "data": "auto",  # 'resident': the training videos lie on the device, an epoch is one program;
-                #                  'streamed': the host sends every batch; 'auto': resident where they fit
+                #                  'streamed': the host reads every batch from the records when it comes near;
+                #                  'auto': resident where they fit the device, else from the host's memory where the
+                #                  features of all runs fit half of it, else streamed
                 "checkpoint_every": 5,  # epochs between checkpoints; a killed run repeats at most so many
             },
             "evaluation": {

@@ -181,7 +181,8 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
             f"the workdir {workdir} cannot be written ({error.strerror}); choose another with --workdir"
         ) from None
     modalities = sorted({run.modality for run in config.runs.values()})
-    source = open_source(modalities=modalities, **config.dataset.to_dict())
+    streamed = config.training.data == "streamed"
+    source = open_source(modalities=modalities, streamed=streamed, **config.dataset.to_dict())
     try:
         scoring_of(config).check(source.info.head)
     except ValueError as error:

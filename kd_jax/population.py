@@ -7,6 +7,7 @@ A single run is a population of one. Where the videos do not fit the device ther
 its batches.
 """
 
+import contextlib
 import functools
 import json
 import time
@@ -133,11 +134,15 @@ class Population:
     def _run_streamed(self, epoch, bar):
         state, weights, key = jax.tree.map(lambda x: x[0], (self.states, self._weights, self._keys))
         steps = []
-        for _, batch, teachers in input_pipeline.epoch(
+        batches = input_pipeline.epoch(
             self._sets[0], self._buckets, self._training.batch_size, self._mesh, seed=self._seeds[0], epoch=epoch
-        ):
-            state, metrics = self._function(state, teachers, batch, weights, key)
-            steps.append(metrics)
-            bar.step(steps)
+        )
+        with contextlib.closing(batches):
+            for _, batch, teachers in batches:
+                state, metrics = self._function(state, teachers, batch, weights, key)
+                steps.append(metrics)
+                bar.step(steps)
+                if len(steps) > input_pipeline.AHEAD:  # steps wait in line, each with its batch: keep the line short
+                    jax.block_until_ready(steps[-1 - input_pipeline.AHEAD])
         self.states = jax.tree.map(lambda x: x[None], state)
         return jax.tree.map(lambda *values: np.array(values)[:, None], *jax.device_get(steps))

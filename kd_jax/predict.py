@@ -7,6 +7,7 @@ reads `<video>.npy` files of the run's own modality, or one split of a folder of
 is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
 """
 
+import contextlib
 import functools
 import math
 import sys
@@ -68,8 +69,12 @@ def predict(
     lengths = [len(example.features) for example in examples]
     outputs: list[Outputs | None] = [None] * len(examples)
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
-    with tqdm(total=len(examples), desc=progress, unit="video", disable=None if progress else True, leave=False) as bar:
-        for indices, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh):
+    quiet = None if progress else True
+    with (
+        tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,
+        contextlib.closing(input_pipeline.epoch(examples, buckets, batch_size, mesh)) as batches,
+    ):
+        for indices, batch, _ in batches:
             result = (forward_side_by_side if side_by_side else forward)(model, variables, batch.features, batch.mask)
             result = jax.device_get(result if with_features else result.replace(features=None))
             for row, index in enumerate(indices):
@@ -119,7 +124,7 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
     info = records.read_info(path)
     if info.modalities.get(modality, size) != size:
         raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
-    videos = records.read(path, split, [modality])
+    videos = records.read(path, split, [modality], on_disk=True)
     if not videos:
         raise ValueError(f"{path}: {split} has no videos; choose another --split")
     durations = {video.id: info.seconds(video.duration) for video in videos}
@@ -155,11 +160,11 @@ def main(argv):
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
         submissions.check_formats(arguments.format, list(features), len(classes))
         output = _make_folder(Path(arguments.output))
+        outputs = predict(
+            run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
-    outputs = predict(
-        run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
-    )
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
     try:
         found = {v: rule(table, seconds[v], duration=durations.get(v)) for v, table in scores.items()}

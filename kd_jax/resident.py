@@ -10,7 +10,6 @@ with its own seed, weights, rate and teachers.
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.input_pipeline import Example, replicate
+from kd_jax.input_pipeline import Example, host_memory, replicate
 from kd_jax.train_state import TrainState
 from kd_jax.types import Batch, Outputs
 
@@ -53,8 +52,7 @@ def num_bytes(sets: Sequence[Sequence[Example]]) -> int:
 def memory_limit() -> int:
     """Bytes that a program may use on a device; on CPU half of the machine's, whose other half holds the videos."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return statistics.get("bytes_limit", host // 2)
+    return statistics.get("bytes_limit", host_memory() // 2)
 
 
 def fits(sets: Sequence[Sequence[Example]]) -> bool:
@@ -75,7 +73,10 @@ def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh
     def table(arrays):
         width = arrays[0].shape[-1]
         out = np.zeros((sum(map(len, arrays)) + longest, width), arrays[0].dtype)
-        np.concatenate(arrays, out=out[: len(out) - longest])
+        start = 0
+        for array in arrays:  # one by one: they may be on disk
+            out[start : start + len(array)] = array
+            start += len(array)
         return out
 
     def tables_of(teacher, field):

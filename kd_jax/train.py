@@ -86,8 +86,8 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
 def standardization(examples: Sequence[Example]) -> dict:
     """Mean and standard deviation of every input channel over all snippets; a constant channel keeps deviation 1."""
     count = sum(len(e.features) for e in examples)
-    mean = sum(e.features.sum(axis=0, dtype=np.float64) for e in examples) / count
-    square = sum(((e.features.astype(np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
+    mean = sum(np.asarray(e.features).sum(axis=0, dtype=np.float64) for e in examples) / count
+    square = sum(((np.asarray(e.features, np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
     deviation = np.sqrt(square)
     deviation[deviation < 1e-6] = 1.0
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}

@@ -58,6 +58,52 @@ def test_only_the_wanted_modalities_are_decoded(stored):
         _ = bare.num_snippets
 
 
+def test_features_stay_on_disk_until_they_are_asked_for(stored):
+    directory, splits = stored
+    videos = records.read(directory, "train", on_disk=True)
+    flow = videos[2].features["flow"]
+    assert isinstance(flow, base.OnDisk) and videos[2].num_snippets == len(flow) == 5
+    in_memory = splits["train"][2].features["flow"]
+    assert (flow.shape, flow.dtype, flow.nbytes) == (in_memory.shape, in_memory.dtype, in_memory.nbytes)
+    assert np.asarray(flow, np.float32).dtype == np.float32
+    arrays = [dataclasses.replace(v, features={m: np.asarray(f) for m, f in v.features.items()}) for v in videos]
+    assert_same(arrays, splits["train"])
+
+
+def test_what_is_known_of_a_video_is_read_without_its_shard(stored):
+    directory, splits = stored
+    (shard,) = directory.glob("*train*")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    for read in (records.read(directory, "train", []), records.read(directory, "train", on_disk=True)):
+        for video, written in zip(read, splits["train"], strict=True):
+            assert (video.id, video.duration) == (written.id, written.duration)
+            for name in records.ROWS:
+                np.testing.assert_array_equal(getattr(video, name), getattr(written, name))
+                assert getattr(video, name).shape == getattr(written, name).shape
+    with pytest.raises(ValueError, match="a shard of train is damaged"):
+        np.asarray(read[1].features["rgb"])
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_damage_of_the_table_of_videos_is_noticed(stored, damage):
+    directory, _ = stored
+    path = directory / records.VIDEOS_FILE
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    if damage != "gone":
+        path.write_text("".join(lines[:-2]) if damage == "cut" else "".join(lines).replace('"v2"', '"v9"'))
+    with pytest.raises(ValueError, match=r"videos\.jsonl is damaged.*build the data set anew"):
+        records.read(directory, "train", [])
+
+
+def test_records_of_an_older_version_are_refused(stored):
+    directory, _ = stored
+    path = directory / records.INFO_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(ValueError, match=r"has the format 3, this version reads 4; build them with"):
+        records.read_info(directory)
+
+
 def test_only_the_first_videos_are_read(stored):
     directory, splits = stored
     assert_same(records.read(directory, "train", first=2), splits["train"][:2])

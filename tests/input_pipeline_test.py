@@ -1,7 +1,17 @@
 """Batches: lengths, order, masks, the validation split."""
 
+import dataclasses
+import gc
 import itertools
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -9,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax import input_pipeline
+from kd_jax.datasets import base, records
 from kd_jax.input_pipeline import Example
 from kd_jax.types import Outputs
 
@@ -104,3 +115,169 @@ def test_a_teacher_of_other_length_is_refused():
     outputs = [Outputs(np.zeros((4, 1)), np.zeros((4, 2)))]
     with pytest.raises(ValueError, match="video '0': the teacher has 4 snippets and the student 5"):
         input_pipeline.attach_teacher(examples_of([5]), outputs)
+
+
+INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Records of a dozen training videos."""
+    rng = np.random.default_rng(0)
+    videos = [
+        base.Video(
+            f"v{i}",
+            {m: rng.standard_normal((n, d)).astype(np.float16) for m, d in INFO.modalities.items()},
+            np.array([[i % 2, 0.5, n / 2]]),
+            float(n),
+        )
+        for i, n in enumerate(rng.integers(3, 60, 13))
+    ]
+    records.write(tmp_path / "records", INFO, {"train": videos[:12], "test": videos[12:]})
+    return tmp_path / "records"
+
+
+def examples_from(directory, **options):
+    return input_pipeline.make_examples(records.read(directory, "train", ["rgb"], **options), "rgb", 2)
+
+
+def one_epoch(examples, batch_size=2, **order):
+    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], 3)
+    return input_pipeline.epoch(examples, buckets, batch_size, input_pipeline.data_mesh(), **order)
+
+
+@pytest.mark.parametrize("order", [{"seed": 1, "epoch": 2}, {}], ids=["training", "prediction"])
+def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
+    rng = np.random.default_rng(3)
+    epochs = []
+    examples = examples_from(stored)
+    outputs = [Outputs(*(rng.standard_normal((len(e.features), n), np.float32) for n in (4, 2))) for e in examples]
+    for of_source in (examples, examples_from(stored, on_disk=True)):
+        of_source = input_pipeline.attach_teacher(of_source, outputs)
+        epochs.append([(np.array(i), *jax.device_get(arrays)) for i, *arrays in one_epoch(of_source, 5, **order)])
+    assert isinstance(of_source[0].features, base.OnDisk)
+    chex.assert_trees_all_equal(*epochs)
+    chex.assert_trees_all_equal_dtypes(*epochs)
+
+
+def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
+    alive, read, most = weakref.WeakSet(), [], 0
+
+    class Tracked(np.ndarray):
+        """An array that a WeakSet can hold."""
+
+        __hash__ = object.__hash__
+
+    def load_of(index, features):
+        def load():
+            array = np.array(features.load()).view(Tracked)
+            alive.add(array)
+            read.append(index)
+            return array
+
+        return load
+
+    examples = [
+        dataclasses.replace(e, features=dataclasses.replace(e.features, load=load_of(i, e.features)))
+        for i, e in enumerate(examples_from(stored, on_disk=True))
+    ]
+    taken = 0
+    for indices, _, _ in one_epoch(examples, seed=0, epoch=1):
+        taken += len(indices)
+        time.sleep(0.05)  # the threads get as far ahead as they may
+        most = max(most, len(alive))
+        assert len(read) <= taken + 2 * input_pipeline.AHEAD
+    assert sorted(read) == list(range(12))
+    gc.collect()
+    assert most <= input_pipeline.AHEAD and not alive
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("grain")]
+
+
+def test_an_interrupted_epoch_stops_its_threads(stored):
+    batches = one_epoch(examples_from(stored, on_disk=True), seed=0)
+    next(batches)
+    assert threads()
+    batches.close()
+    for thread in threads():
+        thread.join(timeout=10)
+    assert not threads()
+
+
+def test_damage_arrives_as_one_clear_error(stored):
+    (shard,) = stored.glob("*train*")
+    content = shard.read_bytes()
+    place = content.index(b"v7")
+    examples = examples_from(stored, on_disk=True)
+    shard.write_bytes(content[:place] + b"w" + content[place + 1 :])
+    with pytest.raises(ValueError, match="records: a shard of train is damaged.*build it anew"):
+        list(one_epoch(examples, seed=0))
+
+
+def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch):
+    def features(**options):
+        source = input_pipeline.open_source(
+            "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
+        )
+        return [v.features["rgb"] for split in ("train", "validation", "test") for v in source.videos(split, ["rgb"])]
+
+    assert all(isinstance(f, np.ndarray) for f in features())
+    assert all(isinstance(f, base.OnDisk) for f in features(streamed=True))
+    monkeypatch.setattr(input_pipeline, "host_memory", lambda: 100)
+    assert all(isinstance(f, base.OnDisk) for f in features())
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+import numpy as np
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from kd_jax import input_pipeline
+from kd_jax.datasets import base
+from kd_jax.input_pipeline import Example
+
+def load(i):
+    read.append(i)
+    return np.full((i + 1, 3), i, np.float16)
+
+read, mesh = [], input_pipeline.data_mesh()
+examples = [
+    Example(str(i), base.OnDisk((i + 1, 3), lambda i=i: load(i)), np.zeros((i + 1, 2), np.uint8)) for i in range(6)
+]
+for indices, batch, _ in input_pipeline.epoch(examples, (16,), 4, mesh, seed=0, epoch=1):
+    assert batch.features.shape == (4, 16, 3) and batch.mask.shape == (4, 16)
+    for piece in batch.features.addressable_shards:
+        (row,) = range(*piece.index[0].indices(4))
+        expected = np.zeros((16, 3))
+        if row < len(indices):
+            expected[: indices[row] + 1] = indices[row]
+        np.testing.assert_array_equal(piece.data[0], expected)
+    lengths = jax.jit(lambda mask: mask.sum(1), out_shardings=input_pipeline.replicate(0, mesh).sharding)(batch.mask)
+    assert list(map(int, lengths)) == [i + 1 for i in indices] + [0] * (4 - len(indices))
+print(sorted(read))
+"""
+
+
+def test_each_of_two_processes_reads_only_the_videos_of_its_rows():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, address, str(i)],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], results
+    read = [set(map(int, out.splitlines()[-1][1:-1].split(","))) for out, _ in results]
+    assert read[0] | read[1] == set(range(6)) and not read[0] & read[1]
+    assert sorted(map(len, read)) == [2, 4]  # of the four videos of a batch two each; the last batch has two

@@ -10,10 +10,36 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Features that stay where they are stored: `np.asarray(features)` reads them, each time anew.
+
+    Attributes:
+      shape: (T, D).
+      load: reads the `[T, D]` float16 array; any thread may call it.
+    """
+
+    shape: tuple[int, int]
+    load: Callable[[], np.ndarray]
+    dtype: ClassVar[np.dtype] = np.dtype(np.float16)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.load(), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +48,7 @@ class Video:
 
     Attributes:
       id: its name, unique in the data set; also the name of its feature files.
-      features: {modality: `[T, D]`} float16 or float32, with one T for all of them.
+      features: {modality: `[T, D]`} float16 or float32, or OnDisk, with one T for all of them.
       segments: `[N, 3]` float64 rows (class, start, end), in the data set's unit of time, cleaned: within the video,
         none empty, none twice; they may overlap.
       duration: in the same unit.
@@ -32,7 +58,7 @@ class Video:
     """
 
     id: str
-    features: dict[str, np.ndarray]
+    features: dict[str, np.ndarray | OnDisk]
     segments: np.ndarray
     duration: float
     written: np.ndarray | None = None
