@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from kd_jax.files import write_atomically
@@ -101,8 +102,8 @@ def load_teacher(directory: str | Path) -> TrainedRun:
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config["input_size"])), jnp.ones((1, 1), bool))
     )
-    params = jax.tree.map(jnp.zeros_like, shapes)
-    template = new_best(params.pop("params"), params)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
     manager = ocp.CheckpointManager(directory.absolute() / _FOLDER, item_names=("state", "best"))
     best = manager.restore(manager.latest_step(), args=ocp.args.Composite(best=ocp.args.StandardRestore(template))).best
     manager.close()

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from kd_jax import checkpoints, distill
+from kd_jax import checkpoints, distill, session
 from kd_jax.files import write_atomically
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.journal import SELECTION
@@ -242,9 +242,11 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
       results.json; 'test' holds every measure of every protocol, per class too.
     """
     order = training_order(config.runs)
-    if not resume:
+    session.wait_for_all("the workdir has been checked")
+    if not resume and session.is_first():
         for name in order:
             shutil.rmtree(workdir / name, ignore_errors=True)  # `prepare` has seen that it is a run's folder
+    session.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
     for names in side_by_side(config, order):
         runs = [make_run(config, workdir, name, seed) for name in names for seed in seeds(config)]
@@ -256,8 +258,9 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
             directories = [run_directory(config, workdir, stream, seed) for stream in streams]
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
     results = tabulate(config, source, scores)
-    checkpoints.write_json(workdir / "results.json", results)
-    write_atomically(workdir / "results.md", markdown(results).encode())
+    if session.is_first():
+        checkpoints.write_json(workdir / "results.json", results)
+        write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results
 

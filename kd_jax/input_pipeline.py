@@ -311,8 +311,25 @@ def shard(tree, rows: int, mesh: jax.sharding.Mesh):
 
 
 def replicate(tree, mesh: jax.sharding.Mesh):
-    """Puts a copy of every array on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array on each device; each process gives the same values, or arrays spread over all."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, everywhere)
+
+    def put(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=everywhere)(x)
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(tree, mesh: jax.sharding.Mesh):
+    """Copies arrays, however spread, to the host of every process."""
+    return jax.device_get(tree if jax.process_count() == 1 else replicate(tree, mesh))
 
 
 def device_rows(batch_size: int, mesh: jax.sharding.Mesh) -> int:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from kd_jax import session
 from kd_jax.files import write_atomically
 from kd_jax.protocols import PROTOCOLS
 
@@ -83,7 +84,7 @@ class Progress:
             initial=done * steps_per_epoch,
             desc=name,
             unit="step",
-            disable=None,
+            disable=None if session.is_first() else True,
             dynamic_ncols=True,
         )
 

@@ -19,6 +19,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results; default: workdir/<name of the config>.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "In a job of several processes: HOST:PORT of the first, or 'auto' (SLURM, Open MPI, TPU pod)."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator=HOST:PORT.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0 on.")
 _RESUME = flags.DEFINE_bool("resume", True, "Continue what is half done; --noresume trains every run anew.")
 
 
@@ -69,7 +74,7 @@ def main(argv):
         sys.exit(f"kd_jax.main: there is no config file {file}; name one with --config, e.g. configs/demo.py")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, as for `&`
         signal.signal(signal.SIGINT, _stop)
-    session.start()
+    session.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     name = Path(file).name
     workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:
@@ -80,7 +85,8 @@ def main(argv):
         results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
-    print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+    if session.is_first():
+        print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from kd_jax.train_state import TrainState, make_optimizer
 @functools.lru_cache(maxsize=64)
 def compiled_train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
     """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
-    return jax.jit(_train_step(model, head, options, plateau_patience, steps_per_epoch), donate_argnums=0)
+    step, everywhere = _train_step(model, head, options, plateau_patience, steps_per_epoch), _everywhere()
+    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
 
 
 @functools.lru_cache(maxsize=64)
@@ -36,9 +37,13 @@ def compiled_train_epoch(
     model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, buckets: tuple[int, ...]
 ):
     """The same for a whole epoch of resident videos, see `resident.make_train_epoch`."""
-    step, mesh = _train_step(model, head, options, plateau_patience, steps_per_epoch), input_pipeline.data_mesh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(resident.make_train_epoch(step, buckets, mesh), donate_argnums=0, out_shardings=everywhere)
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch)
+    epoch = resident.make_train_epoch(step, buckets, input_pipeline.data_mesh())
+    return jax.jit(epoch, donate_argnums=0, out_shardings=_everywhere())
+
+
+def _everywhere() -> NamedSharding:
+    return NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
 
 
 def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):

@@ -69,14 +69,14 @@ def predict(
     lengths = [len(example.features) for example in examples]
     outputs: list[Outputs | None] = [None] * len(examples)
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
-    quiet = None if progress else True
+    quiet = None if progress and session.is_first() else True
     with (
         tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,
         contextlib.closing(input_pipeline.epoch(examples, buckets, batch_size, mesh)) as batches,
     ):
         for indices, batch, _ in batches:
             result = (forward_side_by_side if side_by_side else forward)(model, variables, batch.features, batch.mask)
-            result = jax.device_get(result if with_features else result.replace(features=None))
+            result = input_pipeline.fetch(result if with_features else result.replace(features=None), mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.input_pipeline import Example, host_memory, replicate
+from kd_jax import input_pipeline
+from kd_jax.input_pipeline import Example, host_memory
 from kd_jax.train_state import TrainState
 from kd_jax.types import Batch, Outputs
 
@@ -61,7 +62,7 @@ def fits(sets: Sequence[Sequence[Example]]) -> bool:
 
 
 def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh) -> Resident:
-    """Copies the videos to every device of the mesh.
+    """Copies the videos to every device of the mesh; each process reads its part, the devices exchange the rest.
 
     Args:
       sets: U times the same videos, each time with other teachers, or once.
@@ -70,30 +71,35 @@ def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh
     """
     examples = sets[0]
 
-    def table(arrays):
-        width = arrays[0].shape[-1]
-        out = np.zeros((sum(map(len, arrays)) + longest, width), arrays[0].dtype)
-        start = 0
-        for array in arrays:  # one by one: they may be on disk
-            out[start : start + len(array)] = array
-            start += len(array)
+    lengths = np.array([*(len(e.features) for e in examples), 0], np.int32)
+    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
+    rows = input_pipeline.device_rows(int(starts[-1]) + longest, mesh)
+
+    def table(arrays, held):
+        """The rows `held` of the videos one after the other."""
+        out = np.zeros((len(held), arrays[0].shape[-1]), arrays[0].dtype)
+        for start, array in zip(starts, arrays, strict=False):
+            first, last = np.searchsorted(held, [start, start + len(array)])
+            if first < last:  # one by one, and only these: they may be on disk
+                out[first:last] = np.asarray(array)[held[first:last] - start]
         return out
 
     def tables_of(teacher, field):
-        return np.stack([table([getattr(e.teachers[teacher], field) for e in examples]) for examples in sets])
+        return np.stack([table([getattr(e.teachers[teacher], field) for e in examples], every) for examples in sets])
 
-    lengths = np.array([*(len(e.features) for e in examples), 0], np.int32)
+    every, local = np.arange(rows), np.array(input_pipeline.local_rows(rows, mesh))
+    features = table([e.features for e in examples], local)
     data = Resident(
-        features=table([e.features for e in examples]),
-        labels=table([e.labels for e in examples]),
+        features=features if len(local) == rows else input_pipeline.shard(features, rows, mesh),
+        labels=table([e.labels for e in examples], every),
         teachers=tuple(
             Outputs(tables_of(teacher, "features"), tables_of(teacher, "logits"))
             for teacher in range(len(examples[0].teachers))
         ),
-        starts=np.cumsum([0, *lengths[:-1]], dtype=np.int32),
+        starts=starts,
         lengths=lengths,
     )
-    return replicate(data, mesh)
+    return input_pipeline.replicate(data, mesh)
 
 
 def take(data: Resident, which: jax.Array, rows: jax.Array, length: int) -> tuple[Batch, tuple[Outputs, ...]]:

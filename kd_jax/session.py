@@ -1,4 +1,7 @@
-"""What every program does first: messages of its own, and the programs it compiled last time."""
+"""What every program does first: joins the other processes of its job, shows its own messages, finds what it compiled.
+
+In a job of several processes all of them compute, and the first alone writes files and speaks.
+"""
 
 import logging as std_logging
 import os
@@ -6,19 +9,39 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from jax.experimental import multihost_utils
 
 
-def start() -> None:
-    """Progress on the terminal, compiled programs from the cache on disk."""
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Progress on the terminal, compiled programs from the cache on disk.
+
+    Args:
+      coordinator: HOST:PORT of the first process of a job; 'auto' where SLURM, Open MPI, Kubernetes or a TPU pod knows
+        it; None for a program on its own.
+      processes, process: how many there are, and which one this is; only where the job does not say.
+    """
+    if coordinator:
+        jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
     _show_own_messages()
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(place: str) -> None:
+    """Every process goes on once all have come here: what the first wrote before can be read after."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
 def _show_own_messages() -> None:
     """Without the prefix of absl and the bookkeeping of orbax."""
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)
     handler = logging.get_absl_handler()
     package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
     handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from absl import logging
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 
-from kd_jax import checkpoints, input_pipeline
+from kd_jax import checkpoints, input_pipeline, session
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.datasets import describe
 from kd_jax.distill import TASKS, TERMS
@@ -86,11 +87,20 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
 def standardization(examples: Sequence[Example]) -> dict:
     """Mean and standard deviation of every input channel over all snippets; a constant channel keeps deviation 1."""
     count = sum(len(e.features) for e in examples)
-    mean = sum(np.asarray(e.features).sum(axis=0, dtype=np.float64) for e in examples) / count
-    square = sum(((np.asarray(e.features, np.float64) - mean) ** 2).sum(axis=0) for e in examples) / count
+    mean = _sum(lambda x: x.sum(axis=0, dtype=np.float64), examples) / count
+    square = _sum(lambda x: ((x.astype(np.float64) - mean) ** 2).sum(axis=0), examples) / count
     deviation = np.sqrt(square)
     deviation[deviation < 1e-6] = 1.0
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
+
+
+def _sum(of: Callable[[np.ndarray], np.ndarray], examples: Sequence[Example]) -> np.ndarray:
+    """The sum of `of(features)` over all videos, `[D]` float64; each process reads its share."""
+    share = sum(of(np.asarray(e.features)) for e in examples[jax.process_index() :: jax.process_count()])
+    if jax.process_count() == 1:
+        return share
+    parts = np.broadcast_to(share, examples[0].features.shape[1:]).astype(np.float64).view(np.uint32)  # 64 bits as two
+    return multihost_utils.process_allgather(parts).view(np.float64).sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,12 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
         if results is None:
             waiting.append(run)
             continue
-        if results["scoring"] != scoring.as_json():
+        if results["scoring"] != scoring.as_json() and session.is_first():
             results = _write_results(run.directory, results["best_epoch"], source, scoring)
         logging.info("%s: finished before, %s", run.name, summary(results))
     if waiting:
         _train_side_by_side(config, waiting, source, show_parameters)
+    session.wait_for_all("results are written")
     return [checkpoints.read_json(run.directory / "results.json") for run in runs]
 
 
@@ -189,17 +200,21 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     states = population.states
     best = input_pipeline.replicate(new_best(states.params, states.constants, (len(runs),)), input_pipeline.data_mesh())
     for run, manifest in zip(runs, manifests, strict=True):
-        run.directory.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(run.directory / "config.json", manifest)
+        if session.is_first():
+            run.directory.mkdir(parents=True, exist_ok=True)
+            checkpoints.write_json(run.directory / "config.json", manifest)
+    session.wait_for_all("folders are made")
     name = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
     with contextlib.ExitStack() as stack:
         keepers = [stack.enter_context(checkpoints.Checkpoints(run.directory)) for run in runs]
-        journals = [stack.enter_context(Journal(run.directory, after_epoch=done)) for run in runs]
+        writers = runs if session.is_first() else ()
+        journals = [stack.enter_context(Journal(run.directory, after_epoch=done)) for run in writers]
         bar = stack.enter_context(Progress(name, training.epochs, steps_per_epoch, done))
         if done:
             likes = [_nth((population.states, best), i) for i in range(len(runs))]
             restored = [keeper.restore(done, *like) for keeper, like in zip(keepers, likes, strict=True)]
-            population.states, best = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+            restored = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+            population.states, best = input_pipeline.replicate(restored, input_pipeline.data_mesh())
             logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
         else:
             _announce(manifests, population.states.params, show_parameters)
@@ -207,7 +222,7 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
             records = _epoch(population, epoch, manifests, validation, bar)
             scores = [record.get(f"validation/{SELECTION}", math.nan) for record in records]
             best = _keep_better(best, population.states, np.array(scores, np.float32), epoch)
-            for journal, record in zip(journals, records, strict=True):
+            for journal, record in zip(journals, records, strict=False):
                 journal.write(epoch, epoch * steps_per_epoch, record)
             bar.finish_epoch(records)
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
@@ -217,9 +232,9 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     variables = {"params": best["params"], **best["constants"]}
     for predictor in (validation, Predictor(model, source, "test", modality, forward)):
         predictions = predictor(variables, progress=f"{name}: {predictor.split}")
-        for run, logits in zip(runs, predictions, strict=True):
+        for run, logits in zip(writers, predictions, strict=False):
             write_arrays(run.directory / f"predictions_{predictor.split}.npz", logits)
-    for run, epoch in zip(runs, best["epoch"], strict=True):
+    for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
         results = _write_results(run.directory, int(epoch), source, scoring_of(config))
         logging.info("%s: %s", run.name, summary(results))
     return True

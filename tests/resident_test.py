@@ -61,7 +61,7 @@ def test_each_run_reads_its_own_set_of_teachers():
     data = resident.put(sets, 16, input_pipeline.data_mesh())
     for which, examples in enumerate(sets):
         chex.assert_trees_all_equal(
-            resident.take(data, which, [1, 0], 16), input_pipeline.collate(examples[::-1], 16, 2)
+            resident.take(data, which, np.array([1, 0]), 16), input_pipeline.collate(examples[::-1], 16, 2)
         )
     once = resident.num_bytes([sets[0]])
     assert resident.num_bytes(sets) == once + sum(a.nbytes for e in sets[1] for a in jax.tree.leaves(e.teachers))

@@ -1,0 +1,100 @@
+"""Two processes of two devices each give what one process gives, and go on after one of them was killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kd_jax.datasets import records, synthetic
+from kd_jax.files import read_arrays
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(directory: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", f"--workdir={directory / 'work'}"),
+        *("--config.dataset.name=custom", f"--config.dataset.data_dir={directory.parent / 'records'}"),
+        *("--config.training.epochs=4", "--config.training.batch_size=3", "--config.model.standardize=True"),
+        *more,
+    ]
+
+
+def start(directory: Path, *more: str) -> list[subprocess.Popen]:
+    """Starts both processes of a job; what each says goes to a file."""
+    directory.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    return [
+        subprocess.Popen(
+            command(directory, coordinator, "--processes=2", f"--process={process}", *more),
+            cwd=ROOT,
+            env=environment,
+            stdout=(directory / f"stdout_{process}").open("w"),
+            stderr=(directory / f"stderr_{process}").open("w"),
+        )
+        for process in range(2)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], directory: Path) -> None:
+    codes = [process.wait(timeout=300) for process in processes]
+    assert codes == [0, 0], [(directory / f"stderr_{process}").read_text()[-3000:] for process in range(2)]
+
+
+def journal(directory: Path, run: str) -> list[dict]:
+    return [json.loads(line) for line in (directory / "work" / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(ours: Path, theirs: Path, run: str, *, exactly: bool) -> None:
+    for a, b in zip(journal(ours, run), journal(theirs, run), strict=True):
+        for key in a.keys() - {"seconds", "snippets_per_second"}:
+            np.testing.assert_allclose(a[key], b[key], rtol=0 if exactly else 1e-2, atol=0 if exactly else 1e-3)
+    a, b = (read_arrays(directory / "work" / run / "predictions_test.npz") for directory in (ours, theirs))
+    for video in a:
+        np.testing.assert_allclose(a[video], b[video], rtol=0 if exactly else 1e-2, atol=0 if exactly else 1e-2)
+
+
+def test_two_processes_equal_one_and_go_on_after_a_kill(tmp_path):
+    info, splits = synthetic.tiny()
+    records.write(tmp_path / "records", info, splits)
+    one, two, killed, streamed = (tmp_path / name for name in ("one", "two", "killed", "streamed"))
+    subprocess.run(command(one), cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True, capture_output=True)
+
+    finish(start(two), two)
+    runs = ("flow_teacher", "vanilla_rgb", "augmented_rgb")
+    for run in runs:
+        assert_same_run(one, two, run, exactly=False)
+    assert "| augmented_rgb" in (two / "stdout_0").read_text() and "|" not in (two / "stdout_1").read_text()
+    assert "flow_teacher" in (two / "stderr_0").read_text() and "flow_teacher" not in (two / "stderr_1").read_text()
+
+    finish(start(streamed, "--config.training.data=streamed"), streamed)
+    for run in runs:
+        assert_same_run(one, streamed, run, exactly=False)
+
+    processes = start(killed)
+    path, deadline = killed / "work" / "vanilla_rgb" / "metrics.jsonl", time.monotonic() + 240
+    while time.monotonic() < deadline and not (path.exists() and len(path.read_text().splitlines()) >= 2):
+        assert all(process.poll() is None for process in processes), (killed / "stderr_1").read_text()[-3000:]
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    try:  # the other one notices that it is alone; a user would stop the job
+        processes[0].wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        processes[0].kill()
+    assert all(process.wait() for process in processes)
+    finish(start(killed), killed)
+    for run in runs:
+        assert_same_run(two, killed, run, exactly=True)
