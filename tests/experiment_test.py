@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import distill, experiment
+from kd_jax import distill, experiment, resident
 from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import records, synthetic
+from kd_jax.datasets import base, records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.train import Run, teacher_outputs, train_runs
@@ -202,6 +202,24 @@ def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_save
     records.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
     with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
         experiment.prepare(config("moved"), tmp_path / "work")
+
+
+def test_an_experiment_streamed_from_records_is_the_one_from_memory_bit_for_bit(tmp_path, monkeypatch):
+    info, splits = synthetic.tiny()
+    records.write(tmp_path / "records", info, splits)
+    monkeypatch.setattr(resident, "SHARE", 0)  # 'auto' sends batches from the host's memory
+    for data in ("auto", "streamed"):
+        config = tiny_config(data=data)
+        config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
+        source = experiment.prepare(config, tmp_path / data)
+        assert isinstance(source.videos("train", ["rgb"])[0].features["rgb"], base.OnDisk) == (data == "streamed")
+        experiment.perform(config, tmp_path / data, source)
+    for path in (tmp_path / "auto").rglob("*.npz"):
+        streamed = read_arrays(tmp_path / "streamed" / path.relative_to(tmp_path / "auto"))
+        for video, logits in read_arrays(path).items():
+            np.testing.assert_array_equal(streamed[video], logits)
+    results = [json.loads((tmp_path / data / "results.json").read_text()) for data in ("auto", "streamed")]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("split, remedy", [("validation", "dataset.validation_seed"), ("test", "subset 'testing'")])
