@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 
 from kd_jax import losses
 
+ROOT = Path(__file__).parents[1]
 B, T, H, C = 2, 7, 5, 4
 KEY = jax.random.key(7)
 
@@ -197,3 +201,25 @@ def test_the_error_names_the_loss_and_every_shape(name):
 def test_unknown_options_raise(call):
     with pytest.raises(ValueError, match=r"l2|time|key="):
         call(jnp.ones((1, 2, 3)), jnp.ones((1, 2), bool))
+
+
+@pytest.mark.parametrize("relation", ["channel", "snippet"])
+def test_the_covariance_of_20000_snippets_takes_less_than_a_gibibyte(relation):
+    """The peak of a process of its own, above what JAX itself takes; one 20,000 x 20,000 matrix would be 1.5 GiB."""
+    code = f"""
+import re, jax, numpy as np
+from kd_jax import losses
+jax.grad(losses.global_context)(*[jax.numpy.ones((1, 4, 2))] * 2, jax.numpy.ones((1, 4), bool), relation={relation!r})
+peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])  # rusage has the parent's
+before = peak()
+rng = np.random.default_rng(0)
+student, teacher = (jax.numpy.asarray(rng.standard_normal((1, 20_000, 256), np.float32)) for _ in range(2))
+mask = jax.numpy.ones((1, 20_000), bool)
+step = jax.jit(jax.value_and_grad(lambda *x: losses.global_context(*x, relation={relation!r})))
+value, gradient = jax.block_until_ready(step(student, teacher, mask))
+assert np.isfinite(value) and value > 0 and np.isfinite(gradient).all()
+print(peak() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 0 < int(result.stdout) * 1024 < 2**30

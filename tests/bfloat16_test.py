@@ -1,0 +1,42 @@
+"""bfloat16 computation with float32 parameters and losses: the same loss curve, and the same scores."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import demo
+from kd_jax import experiment
+from kd_jax.checkpoints import build_model, load_teacher
+from kd_jax.scoring import Scoring, evaluate
+from kd_jax.train import Predictor, Run, train_runs
+
+MAP = "frame_map/present_classes"
+
+
+def test_bfloat16_trains_and_scores_like_float32(tmp_path):
+    curves, runs = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        config = demo.get_config()
+        config.training.update({"epochs": 10, "checkpoint_every": 10})
+        config.model.dtype = dtype
+        source = experiment.prepare(config, tmp_path)
+        train_runs(config, [Run("flow_teacher", 0, tmp_path / dtype)], source)
+        lines = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()
+        curves[dtype] = [json.loads(line)["loss"] for line in lines]
+        runs[dtype] = load_teacher(tmp_path / dtype)
+        leaves = jax.tree.leaves(runs[dtype].variables["params"])
+        assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=0.02)
+    assert curves["bfloat16"] != curves["float32"] and curves["float32"][-1] < 0.9 * curves["float32"][0]
+
+    for trained in runs.values():  # the same parameters, computed in either way
+        scores = []
+        for dtype in ("float32", "bfloat16"):
+            model = build_model({**trained.config, "model": {**trained.config["model"], "dtype": dtype}})
+            predictor = Predictor(model, source, "test", "flow", {"batch_size": 8, "num_buckets": 2})
+            (logits,) = predictor(jax.tree.map(lambda x: x[None], trained.variables))
+            assert all(table.dtype == np.float32 for table in logits.values())
+            scores.append(evaluate(logits, predictor.videos, source.info, Scoring(("frame_map",)))[MAP])
+        assert scores[0] > 20 and abs(scores[0] - scores[1]) < 0.3 and scores[0] != scores[1]
