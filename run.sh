@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # ./run.sh               makes .venv, installs kd_jax, runs the demo experiment (configs/demo.py)
+# ./run.sh main ARGS     the same for any experiment: python -m kd_jax.main ARGS
 # ./run.sh test [ARGS]   installs what the tests need and runs them (ARGS go to pytest)
+# EXTRA=cuda or EXTRA=tpu installs JAX for that device, for `main`.
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer). Running again reuses .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -32,6 +34,11 @@ case ${1-} in
     install demo .
     exec .venv/bin/python -m kd_jax.main --config=configs/demo.py
     ;;
+  main)
+    install "main${EXTRA:+_$EXTRA}" ".${EXTRA:+[$EXTRA]}"
+    shift
+    exec .venv/bin/python -m kd_jax.main "$@"
+    ;;
   test)
     install test '.[test]'
     shift
@@ -39,7 +46,7 @@ case ${1-} in
     exec .venv/bin/python -m pytest --numprocesses=2 "$@"
     ;;
   *)
-    echo "run.sh: unknown command '$1'; use ./run.sh or ./run.sh test" >&2
+    echo "run.sh: unknown command '$1'; use ./run.sh, ./run.sh main or ./run.sh test" >&2
     exit 2
     ;;
 esac
