@@ -74,7 +74,10 @@ def main(argv):
         sys.exit(f"kd_jax.main: there is no config file {file}; name one with --config, e.g. configs/demo.py")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, as for `&`
         signal.signal(signal.SIGINT, _stop)
-    session.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        session.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd_jax.main: {error}")
     name = Path(file).name
     workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:

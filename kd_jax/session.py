@@ -19,9 +19,25 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       coordinator: HOST:PORT of the first process of a job; 'auto' where SLURM, Open MPI, Kubernetes or a TPU pod knows
         it; None for a program on its own.
       processes, process: how many there are, and which one this is; only where the job does not say.
+
+    Raises:
+      ValueError: if some of them are missing.
+      OSError: if the job cannot be joined.
     """
+    if (processes, process) != (None, None) and coordinator in (None, "auto"):
+        raise ValueError("--processes and --process need --coordinator=HOST:PORT, the address of the first process")
+    if coordinator and coordinator != "auto":
+        if None in (processes, process):
+            raise ValueError(f"--coordinator={coordinator} needs --processes=N and --process=I, from 0 on")
+        if not 0 <= process < processes:
+            raise ValueError(
+                f"--process={process} of --processes={processes}; the first is 0, the last {processes - 1}"
+            )
     if coordinator:
-        jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
+        try:
+            jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
+        except (ValueError, RuntimeError) as error:
+            raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({error})") from None
     _show_own_messages()
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -112,6 +112,11 @@ class Run:
     directory: Path
     teachers: tuple[Path, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """As messages call it."""
+        return f"{self.name}, seed {self.seed}"
+
 
 def shape_of(config, name: str) -> tuple:
     """Runs for which this is equal can train side by side; they differ in seed, weights, learning rate and teachers."""
@@ -154,7 +159,7 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
             continue
         if results["scoring"] != scoring.as_json() and session.is_first():
             results = _write_results(run.directory, results["best_epoch"], source, scoring)
-        logging.info("%s: finished before, %s", run.name, summary(results))
+        logging.info("%s: finished before, %s", run.title, summary(results))
     if waiting:
         _train_side_by_side(config, waiting, source, show_parameters)
     session.wait_for_all("results are written")
@@ -236,7 +241,7 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
             write_arrays(run.directory / f"predictions_{predictor.split}.npz", logits)
     for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
         results = _write_results(run.directory, int(epoch), source, scoring_of(config))
-        logging.info("%s: %s", run.name, summary(results))
+        logging.info("%s: %s", run.title, summary(results))
     return True
 
 
@@ -363,8 +368,9 @@ def _announce(manifests: Sequence[Mapping], params: dict, show_parameters: bool)
     size = f"{parameter_overview.count_parameters(params):,}"
     for manifest in manifests:
         terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
-        seed = f", seed {manifest['seed']}" if len(manifests) > 1 else ""
         model = f"{manifest['modality']} → {manifest['filter']}"
-        logging.info("%s%s: %s, %s parameters, loss = task%s", manifest["run"], seed, model, size, terms)
+        logging.info(
+            "%s, seed %d: %s, %s parameters, loss = task%s", manifest["run"], manifest["seed"], model, size, terms
+        )
     if show_parameters:
         logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))

@@ -71,6 +71,21 @@ def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
     assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--processes=2", "--process=0"], "need --coordinator=HOST:PORT"),
+        (["--coordinator=localhost:9"], "needs --processes=N and --process=I"),
+        (["--coordinator=localhost:9", "--processes=2", "--process=2"], "--process=2 of --processes=2; the first is 0"),
+        (["--coordinator=auto"], "the job cannot be joined"),
+    ],
+)
+def test_a_job_that_cannot_be_joined(flags, message):
+    command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
 def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke"]
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
