@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import linen as nn
 
 from benchmarks import measuring, workloads
@@ -188,11 +188,10 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measuring.define_output()
     flags.DEFINE_integer("repeats", 5, "Timed calls of each, after one that compiles.", 1)
     flags.DEFINE_integer("videos", 4, "B.", 1)
     flags.DEFINE_integer("length", 1600, "T.", 2)
     flags.DEFINE_integer("width", 1024, "D, of the step.", 1)
     flags.DEFINE_integer("hidden", 256, "H.", 1)
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "T of the exponent; empty: no exponents.")
-    app.run(main)
+    measuring.run(main)

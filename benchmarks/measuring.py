@@ -19,14 +19,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import app, flags, logging
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
-def define_output() -> None:
-    """The flag that all benchmarks share."""
+def run(main: Callable) -> None:
+    """Runs a benchmark with the flag that all of them share, without the libraries' messages."""
     flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -18,7 +18,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, WEIGHTS
@@ -180,7 +180,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    measuring.define_output()
     flags.DEFINE_integer("epochs", 5, "Timed epochs of each side (steps, with --sweep), after one to warm up.", 1)
     flags.DEFINE_integer("videos", 24, "Videos of the training set.", 1)
     flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
@@ -192,4 +191,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
     flags.DEFINE_string("memory_of", None, "Only print the peak memory of this side; how the benchmark starts itself.")
-    app.run(main)
+    measuring.run(main)
