@@ -1,206 +1,194 @@
-"""Epoch time of training against a plain PyTorch loop with the same maths, both in one run, alternating.
+"""Epochs of training and distillation against two PyTorch peers of the same maths, alternating in one run.
 
-    python -m benchmarks.train [--epochs=5] [--output=FILE.json]
+    python -m benchmarks.train [--epochs=5] [--output=FILE.json]      # seconds, snippets/s, share of the floor, memory
+    python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
-24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, float32, batch 4: a flow teacher's epoch and a
-distillation epoch (three terms). The PyTorch side is the usual one: a DataLoader that pads each batch to its longest
-video, the frozen teacher run on its modality in every step, eager mode. Needs `pip install -e .[torch]`.
+24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
+one of its RGB student with three terms ('student'). Our side is what `kd_jax.train` runs: resident videos, an epoch one
+compiled scan, the teacher's outputs computed once. The peers are described in benchmarks/peers.py (`pip install -e
+.[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
+
+The floor of an epoch is the matrix products of its real snippets (no padding, no frozen teacher) at the speed of a
+large float32 product of the same run. Peak memory is measured in one process for each side, above what the imports and
+the data take; DataLoader's workers are not counted.
 """
 
 import json
-import os
-import platform
 import time
-from pathlib import Path
 
 import jax
-import numpy as np
-import torch
-from absl import app, flags
-from torch.nn import functional
+import jax.numpy as jnp
+from absl import flags
 
-from kd_jax import input_pipeline
-from kd_jax.input_pipeline import Example
-from kd_jax.models import Detector
+from benchmarks import measuring, workloads
+from benchmarks.workloads import CLASSES, WEIGHTS
+from kd_jax import input_pipeline, resident
 from kd_jax.predict import predict
-from kd_jax.train import compiled_train_step
+from kd_jax.train import compiled_train_epoch, compiled_train_step
 from kd_jax.train_state import create_train_state, make_optimizer
 
-_EPOCHS = flags.DEFINE_integer("epochs", 5, "Timed epochs of each side, after one to warm up.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Also write the figures to this JSON file.")
-_HIDDEN = flags.DEFINE_integer("hidden", 256, "Channels of the temporal filter.")
-
-VIDEOS, SNIPPETS, WIDTH, CLASSES, BATCH = 24, 37_000, 1024, 51, 4
-WEIGHTS = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}
-
-
-def make_videos(seed: int = 0) -> list[dict]:
-    """Noise features at lengths like TSU's: mean 1550, up to about 3100 snippets."""
-    rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.gamma(4.0, 1.0, VIDEOS), 1, 8)
-    lengths = np.maximum((lengths / lengths.sum() * SNIPPETS).astype(int), 64)
-    return [
-        {
-            "rgb": rng.standard_normal((n, WIDTH), np.float32),
-            "flow": rng.standard_normal((n, WIDTH), np.float32),
-            "labels": np.repeat(rng.random((-(-n // 40), CLASSES)) < 0.04, 40, axis=0)[:n].astype(np.uint8),
-        }
-        for n in lengths
-    ]
+BUCKETS, LAYERS = 4, 5
 
 
 class OurSide:
-    """The library's own step and pipeline; the teacher's outputs are computed once, before the first epoch."""
+    """What `kd_jax.train` does, without validation and checkpoints."""
 
-    def __init__(self, videos: list[dict], hidden: int):
-        self.model = Detector("ss_tcn", num_outputs=CLASSES, hidden=hidden)
-        self.mesh = input_pipeline.data_mesh()
-        self.examples = {m: [Example(str(i), v[m], v["labels"]) for i, v in enumerate(videos)] for m in ("rgb", "flow")}
-        self.buckets = input_pipeline.bucket_lengths([len(v["labels"]) for v in videos], 4)
-        optimizer = make_optimizer(2e-4, plateau_patience=8, steps_per_epoch=VIDEOS // BATCH)
-        self.step = compiled_train_step(self.model, "dense", "{}", 8, VIDEOS // BATCH)
+    def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str):
+        self.model, self.batch_size = workloads.detector(hidden, dtype), batch_size
+        self.lengths, self.mesh = [len(video["labels"]) for video in videos], input_pipeline.data_mesh()
+        self.buckets = input_pipeline.bucket_lengths(self.lengths, BUCKETS)
+        plateau = {"plateau_patience": 8, "steps_per_epoch": -(-len(videos) // batch_size)}
+        self.train_epoch = compiled_train_epoch(self.model, "dense", "{}", **plateau, buckets=self.buckets)
+        width = videos[0]["rgb"].shape[1]
         self.states = {
-            kind: create_train_state(self.model, optimizer, jax.random.key(i), WIDTH)
-            for i, kind in enumerate(("teacher", "student"))
-        }
-        started = time.perf_counter()
-        teacher = predict(
-            self.model, {"params": self.states["teacher"].params}, self.examples["flow"], batch_size=8, num_buckets=4
-        )
-        self.teacher_once = time.perf_counter() - started
-        self.student_examples = input_pipeline.attach_teacher(self.examples["rgb"], teacher)
-        self.count = 0
-
-    def epoch(self, kind: str) -> float:
-        """Seconds of one epoch, 'teacher' (plain training on flow) or 'student' (distillation)."""
-        examples = self.examples["flow"] if kind == "teacher" else self.student_examples
-        weights = {} if kind == "teacher" else WEIGHTS
-        started, self.count = time.perf_counter(), self.count + 1
-        metrics = []
-        for _, batch, outputs in input_pipeline.epoch(
-            examples, self.buckets, BATCH, self.mesh, seed=0, epoch=self.count
-        ):
-            self.states[kind], measured = self.step(self.states[kind], outputs, batch, weights, jax.random.key(7))
-            metrics.append(measured)
-        jax.block_until_ready((self.states[kind], metrics))
-        return time.perf_counter() - started
-
-
-class TorchTCN(torch.nn.Module):
-    """SS-TCN as PyTorch code usually writes it, `[B, D, T]`."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.first = torch.nn.Conv1d(WIDTH, hidden, 1)
-        self.dilated = torch.nn.ModuleList(
-            torch.nn.Conv1d(hidden, hidden, 3, padding=2**i, dilation=2**i) for i in range(5)
-        )
-        self.pointwise = torch.nn.ModuleList(torch.nn.Conv1d(hidden, hidden, 1) for _ in range(5))
-        self.dropout = torch.nn.Dropout(0.5)
-        self.head = torch.nn.Conv1d(hidden, CLASSES, 1)
-
-    def forward(self, x, mask):
-        h = self.first(x) * mask
-        for dilated, pointwise in zip(self.dilated, self.pointwise, strict=True):
-            h = (h + self.dropout(pointwise(functional.relu(dilated(h))))) * mask
-        return h, self.head(h)
-
-
-def torch_losses(student, teacher, labels, mask):
-    """The three terms on `[B, H, T]` features, as METHOD.md writes them."""
-    valid = mask[:, 0] > 0
-    s, t = student.transpose(1, 2)[valid], teacher.transpose(1, 2)[valid]
-    negative = torch.randperm(len(t))
-    sets = labels[valid]
-    differs = (sets != sets[negative]).any(dim=1)
-    h_positive = functional.cosine_similarity(s, t) / 0.1
-    h_negative = functional.cosine_similarity(s, t[negative]) / 0.1
-    atomic = -(functional.logsigmoid(h_positive) + functional.logsigmoid(-h_negative) * differs).mean()
-
-    def correlation(features):
-        centred = (features - features.sum(2, keepdim=True) / mask.sum(2, keepdim=True)) * mask
-        centred = functional.normalize(centred, dim=2)
-        return centred @ centred.transpose(1, 2)
-
-    global_context = (correlation(student) - correlation(teacher)).square().mean(dim=(1, 2)).mean()
-
-    def saliency(features):
-        return (features[:, :, 1:] - features[:, :, :-1]).abs().sum(1)
-
-    pairs = valid[:, 1:] & valid[:, :-1]
-    boundary = (saliency(student) - saliency(teacher)).abs()[pairs].mean()
-    return {"atomic": atomic, "global_context": global_context, "boundary": boundary}
-
-
-class TorchSide:
-    """The straightforward loop."""
-
-    def __init__(self, videos: list[dict], hidden: int):
-        torch.manual_seed(0)
-        data = [{key: torch.from_numpy(value) for key, value in video.items()} for video in videos]
-        self.loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, collate_fn=self.collate)
-        self.models = {kind: TorchTCN(hidden) for kind in ("teacher", "student")}
-        self.optimizers = {kind: torch.optim.Adam(model.parameters(), 2e-4) for kind, model in self.models.items()}
-
-    @staticmethod
-    def collate(videos):
-        longest = max(len(video["labels"]) for video in videos)
-        batch = {
-            key: torch.stack([functional.pad(v[key].float(), (0, 0, 0, longest - len(v[key]))) for v in videos])
-            for key in videos[0]
-        }
-        mask = torch.zeros(len(videos), 1, longest)
-        for row, video in zip(mask, videos, strict=True):
-            row[:, : len(video["labels"])] = 1
-        return batch, mask
-
-    def epoch(self, kind: str) -> float:
-        started = time.perf_counter()
-        model, optimizer = self.models[kind].train(), self.optimizers[kind]
-        for batch, mask in self.loader:
-            x = batch["flow" if kind == "teacher" else "rgb"].transpose(1, 2)
-            features, logits = model(x, mask)
-            labels = batch["labels"]
-            cross_entropy = functional.binary_cross_entropy_with_logits(
-                logits, labels.transpose(1, 2), reduction="none"
+            kind: input_pipeline.replicate(
+                create_train_state(self.model, make_optimizer(2e-4, **plateau), jax.random.key(seed), width), self.mesh
             )
-            loss = (cross_entropy.sum(1, keepdim=True) * mask).sum() / mask.sum()
-            if kind == "student":
-                with torch.no_grad():
-                    teacher, _ = self.models["teacher"].eval()(batch["flow"].transpose(1, 2), mask)
-                terms = torch_losses(features, teacher, labels, mask)
-                loss = loss + sum(WEIGHTS[term] * value for term, value in terms.items())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return time.perf_counter() - started
+            for seed, kind in enumerate(("teacher", "student"))
+        }
+        teacher = {"params": self.states["teacher"].params, **self.states["teacher"].constants}
+        flow = workloads.examples_of(videos, "flow")
+        started = time.perf_counter()
+        outputs = predict(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
+        self.teacher_once = time.perf_counter() - started
+        rgb = input_pipeline.attach_teacher(workloads.examples_of(videos, "rgb"), outputs)
+        self.examples, self.data, self.count = {"teacher": flow, "student": rgb}, (None, None), 0
+
+    def epoch(self, kind: str) -> None:
+        """One epoch of the 'teacher' or the 'student', finished when it returns; the first of a kind uploads."""
+        if self.data[0] != kind:  # a run holds only its own modality on the device
+            self.data = (None, None)
+            self.data = kind, resident.put(self.examples[kind], max(self.buckets), self.mesh)
+        self.count += 1
+        batches = input_pipeline.plan_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
+        rows = input_pipeline.device_rows(self.batch_size, self.mesh)
+        plan = resident.index_plan(batches, self.buckets, len(self.lengths), rows)
+        weights = {term: jnp.float32(weight) for term, weight in WEIGHTS.items()} if kind == "student" else {}
+        self.states[kind], metrics = self.train_epoch(
+            self.states[kind], self.data[1], *plan, weights, jax.random.key(7)
+        )
+        jax.device_get(metrics)
+        jax.block_until_ready(self.states[kind])
+
+
+def sides() -> dict:
+    if not measuring.HAS_TORCH:
+        return {"kd_jax": OurSide}
+    from benchmarks import peers  # here, because it needs PyTorch
+
+    return {**peers.SIDES, "kd_jax": OurSide}
+
+
+def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
+    """Multiplications and additions of the matrix products of forward and backward pass, over so many snippets.
+
+    The input needs no gradient; a correlation matrix costs one product, and its gradient two.
+    """
+    inner = LAYERS * (3 + 1) * hidden**2 + hidden * CLASSES
+    correlation = (3 + 1) * hidden**2 if kind == "student" else 0  # student with gradient, teacher without
+    return 2.0 * snippets * (2 * width * hidden + 3 * inner + correlation)
+
+
+def measure_memory(side: str, videos: list[dict], **options) -> dict:
+    """{'gigabytes', 'device_gigabytes'}: the most that a distillation takes above imports and data."""
+    make, before = sides()[side], measuring.memory("VmRSS")
+    running = make(videos, **options)
+    for _ in range(2):
+        running.epoch("student")
+    device = measuring.device_peak_bytes()
+    return {
+        "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
+        **({} if device is None else {"device peak GB": device / 1e9}),
+    }
+
+
+def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
+    """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
+    width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
+    memory = {
+        side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}", "--output=") for side in sides()
+    }
+    running = {name: make(videos, **options) for name, make in sides().items()}
+    rows, peaks = [], measuring.peaks()
+    for kind in ("teacher", "student"):
+        calls = {name: lambda side=side, kind=kind: side.epoch(kind) for name, side in running.items()}
+        medians, first = measuring.alternate(calls, epochs)
+        floor = step_flops(kind, snippets, width, options["hidden"]) / peaks["flops"]
+        for name, median in medians.items():
+            rows.append(
+                {
+                    "epoch": kind,
+                    "side": name,
+                    "seconds": median,
+                    "times kd_jax": median / medians["kd_jax"],
+                    "snippets/s": snippets / median,
+                    "floor/time": floor / median,
+                    "first epoch s": first[name],
+                    **(memory[name] if kind == "student" else {}),
+                }
+            )
+    ours = running["kd_jax"]
+    facts = {"snippets": snippets, "buckets": list(ours.buckets), "teacher outputs s": ours.teacher_once}
+    return rows, {**facts, **options, **peaks, "peers": "PyTorch" if measuring.HAS_TORCH else "PyTorch not installed"}
+
+
+def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, **shape) -> list[dict]:
+    """Time of a distillation step, three terms, with `axis` of `shape` (videos, length, hidden) at each size."""
+    rows = []
+    for size in sizes:
+        videos, length, hidden = ({**shape, axis: size}[name] for name in ("videos", "length", "hidden"))
+        batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
+        model = workloads.detector(hidden, dtype)
+        step = compiled_train_step(model, "dense", "{}", 8, 10)
+        optimizer = make_optimizer(2e-4, plateau_patience=8, steps_per_epoch=10)
+        state = [create_train_state(model, optimizer, jax.random.key(0), width)]
+
+        arguments = ((teacher,), batch, {t: jnp.float32(w) for t, w in WEIGHTS.items()}, jax.random.key(1))
+
+        def run(step=step, state=state, arguments=arguments):
+            state[0], metrics = step(state[0], *arguments)
+            return state[0], metrics
+
+        median, _ = measuring.alternate({"step": run}, repeats)
+        flops = step_flops("student", videos * length, width, hidden)
+        rows.append({"sweep": axis, "size": size, "step s": median["step"], "FLOP/s": flops / median["step"]})
+    rows[-1]["exponent"] = measuring.exponent(sizes, [row["step s"] for row in rows])
+    return rows
 
 
 def main(argv):
     del argv
-    videos = make_videos()
-    snippets = sum(len(v["labels"]) for v in videos)
-    sides = {"PyTorch": TorchSide(videos, _HIDDEN.value), "kd_jax": OurSide(videos, _HIDDEN.value)}
-    seconds = {kind: {name: [] for name in sides} for kind in ("teacher", "student")}
-    for kind, times in seconds.items():
-        for number in range(_EPOCHS.value + 1):
-            for name, side in sides.items():
-                elapsed = side.epoch(kind)
-                if name == "kd_jax" and not number:  # another order of videos never compiles again: buckets are fixed
-                    print(f"{kind}: first kd_jax epoch, with compilation: {elapsed:.1f} s")
-                if number:
-                    times[name].append(elapsed)
-    device = jax.devices()[0]
-    print(f"\n{snippets} snippets, {os.cpu_count()} cores, {platform.machine()}, jax on {device.device_kind}")
-    print(f"buckets {sides['kd_jax'].buckets}; teacher outputs, once a run: {sides['kd_jax'].teacher_once:.1f} s")
-    print(f"{'epoch':<10}{'PyTorch s':>12}{'kd_jax s':>12}{'ratio':>8}{'kd_jax snippets/s':>20}")
-    report = {"snippets": snippets, "cores": os.cpu_count(), "device": device.device_kind, "seconds": seconds}
-    for kind, times in seconds.items():
-        theirs, ours = np.median(times["PyTorch"]), np.median(times["kd_jax"])
-        print(f"{kind:<10}{theirs:>12.2f}{ours:>12.2f}{theirs / ours:>8.2f}{snippets / ours:>20.0f}")
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+    arguments = flags.FLAGS
+    options = {"hidden": arguments.hidden, "batch_size": arguments.batch, "dtype": arguments.dtype}
+    if arguments.sweep:
+        rows, fixed = [], {"width": arguments.width, "dtype": arguments.dtype}
+        shape = {"videos": 1, "length": 1550, "hidden": arguments.hidden}
+        for axis, sizes in {
+            "length": map(int, arguments.lengths),
+            "videos": (1, 2, 4, 8),
+            "hidden": (64, 128, 256, 512),
+        }.items():
+            rows += sweep(axis, list(sizes), arguments.epochs, **fixed, **shape)
+        measuring.report("train_sweep", rows, arguments.output, **fixed, **shape, **measuring.peaks())
+        return
+    videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
+    if arguments.memory_of:
+        print(json.dumps(measure_memory(arguments.memory_of, videos, **options)))
+        return
+    rows, facts = compare(arguments.epochs, arguments.memory, videos, **options)
+    measuring.report("train", rows, arguments.output, **facts)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("epochs", 5, "Timed epochs of each side (steps, with --sweep), after one to warm up.", 1)
+    flags.DEFINE_integer("videos", 24, "Videos of the training set.", 1)
+    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
+    flags.DEFINE_integer("width", 1024, "D, of each modality.", 1)
+    flags.DEFINE_integer("hidden", 256, "H, channels of the temporal filter.", 1)
+    flags.DEFINE_integer("batch", 4, "B, videos a step.", 1)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the filters' computation, on every side.")
+    flags.DEFINE_bool("sweep", False, "Measure a step against T, B and H instead of epochs against the peers.")
+    flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
+    flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
+    flags.DEFINE_string("memory_of", None, "Only print the peak memory of this side; how the benchmark starts itself.")
+    measuring.run(main)

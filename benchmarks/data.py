@@ -1,0 +1,122 @@
+"""Reading records, building batches and putting videos on the device, against a DataLoader on .npy files.
+
+    python -m benchmarks.data [--repeats=5] [--folder=DIR] [--output=FILE.json]
+
+24 videos of TSU-like lengths, 1024-d RGB and flow in float16, in records and in one .npy file for each video and
+modality. The disk's cache is warm, as in every epoch but the first. Each side reads RGB or makes one epoch of batches
+of it; MB/s counts real float16 features. An epoch of `resident` batches sends nothing but indices.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import measuring, workloads
+from benchmarks.workloads import CLASSES
+from kd_jax import input_pipeline, resident
+from kd_jax.datasets import base, records
+
+
+def write(folder: Path, videos: list[dict]) -> list[Path]:
+    """Writes records to `folder`/records, and each video's RGB and flow as .npy; returns the RGB files."""
+    (folder / "npy").mkdir(parents=True)
+    sizes = {modality: videos[0][modality].shape[1] for modality in ("rgb", "flow")}
+    info = base.Info("benchmark", tuple(f"class {i}" for i in range(CLASSES)), "dense", sizes, "seconds", 25.0, 0.64)
+    made, files = [], []
+    for number, video in enumerate(videos):
+        duration = 0.64 * len(video["rgb"])
+        features = {modality: video[modality] for modality in sizes}
+        made.append(base.Video(f"v{number}", features, np.array([[0, 0.0, duration / 2]]), duration))
+        for modality, table in features.items():
+            np.save(folder / "npy" / f"{modality}_v{number}.npy", table)
+        files.append(folder / "npy" / f"rgb_v{number}.npy")
+    records.write(folder / "records", info, {"train": made, "test": []})
+    return files
+
+
+def torch_loaders(files: list[Path], labels: list[np.ndarray], batch_size: int) -> dict:
+    """{side: call} that go once through a DataLoader of padded batches."""
+    import torch  # here, because only the comparison needs it
+
+    from benchmarks import peers
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(files)
+
+        def __getitem__(self, i):
+            return {"rgb": torch.from_numpy(np.load(files[i])), "labels": torch.from_numpy(labels[i])}
+
+    def side(workers):
+        loader = torch.utils.data.DataLoader(
+            Files(),
+            batch_size,
+            shuffle=True,
+            collate_fn=peers.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        iter(loader)  # workers start before JAX has threads that a fork would lose
+        return lambda: [None for _ in loader]
+
+    return {f"batches: DataLoader on .npy, {workers} workers": side(workers) for workers in (0, 2)}
+
+
+def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> list[dict]:
+    """One row for each side."""
+    files = write(folder, videos)
+    loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.HAS_TORCH else {}
+    mesh, lengths = input_pipeline.data_mesh(), [len(video["labels"]) for video in videos]
+    buckets = input_pipeline.bucket_lengths(lengths, 4)
+    stored = records.read(folder / "records", "train", ["rgb"])
+    examples = input_pipeline.make_examples(stored, "rgb", CLASSES)
+    data = resident.put(examples, max(buckets), mesh)
+    epochs = itertools.count()
+
+    def streamed():
+        for _, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh, seed=0, epoch=next(epochs)):
+            batch.features.block_until_ready()
+
+    def cut():
+        batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=0, epoch=next(epochs))
+        plan = resident.index_plan(batches, buckets, len(lengths), batch_size)
+        for bucket, rows in zip(*plan, strict=True):
+            take(data, rows, buckets[bucket]).features.block_until_ready()
+
+    take = jax.jit(lambda data, rows, length: resident.take(data, rows, length)[0], static_argnums=2)
+    calls = {
+        "read: records": lambda: records.read(folder / "records", "train", ["rgb"]),
+        "read: np.load": lambda: [np.load(file) for file in files],
+        "labels from segments": lambda: input_pipeline.make_examples(stored, "rgb", CLASSES),
+        "put: resident, once a run": lambda: resident.put(examples, max(buckets), mesh),
+        "batches: streamed to the device": streamed,
+        "batches: cut from resident videos": cut,
+        **loaders,
+    }
+    size = sum(video["rgb"].nbytes for video in videos)
+    medians, _ = measuring.alternate(calls, repeats)
+    return [{"what": name, "seconds": time, "MB/s": size / time / 1e6} for name, time in medians.items()]
+
+
+def main(argv):
+    del argv
+    arguments = flags.FLAGS
+    videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        rows = measure(Path(folder), videos, arguments.batch, arguments.repeats)
+    facts = {name: getattr(arguments, name) for name in ("videos", "snippets", "width", "batch")}
+    measuring.report("data", rows, arguments.output, **facts, torch=measuring.HAS_TORCH)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("repeats", 5, "Timed calls of each, after one to warm up.", 1)
+    flags.DEFINE_integer("videos", 24, "Videos.", 1)
+    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
+    flags.DEFINE_integer("width", 1024, "D, of each modality.", 1)
+    flags.DEFINE_integer("batch", 4, "Videos a batch.", 1)
+    flags.DEFINE_string("folder", None, "Where to write the files, 1 GB at most; a temporary folder by default.")
+    measuring.run(main)

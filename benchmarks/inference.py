@@ -1,0 +1,133 @@
+"""Whole videos → scores against PyTorch, and one long video in windows of constant memory.
+
+    python -m benchmarks.inference [--repeats=5] [--output=FILE.json]
+
+24 videos of TSU-like lengths, 1024-d float16, float32 compute: `kd_jax.predict` against PyTorch one video at a time, as
+test loaders usually do, and in batches of like length; all in inference mode, results as numpy arrays of each video's
+own length. Without PyTorch our side runs alone. Then `windows.detect_in_windows` and one pass over a video of 20,000
+and of 80,000 snippets, each in a process of its own: seconds of the second call, and peak memory above imports and
+input. The features are a view of one row, so neither they nor a file count; the outputs do, and grow with the video.
+"""
+
+import json
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import measuring, workloads
+from benchmarks.workloads import CLASSES
+from kd_jax.input_pipeline import Example
+from kd_jax.predict import predict
+from kd_jax.windows import detect_in_windows
+
+
+def variables_of(model, width: int) -> dict:
+    return model.init(jax.random.key(0), np.zeros((1, 1, width), np.float32), np.ones((1, 1), bool))
+
+
+def torch_sides(videos: list[dict], hidden: int, batch_size: int) -> dict:
+    """{side: call} that return the logits of every video."""
+    import torch  # here, because only the comparison needs it
+
+    from benchmarks import peers
+
+    torch.manual_seed(0)
+    model = peers.SSTCN(videos[0]["rgb"].shape[1], hidden).to(peers.DEVICE).eval()
+    data = [{"rgb": torch.from_numpy(video["rgb"]), "labels": torch.from_numpy(video["labels"])} for video in videos]
+    by_length = sorted(data, key=lambda video: len(video["labels"]))
+
+    def side(order, size):
+        @torch.inference_mode()
+        def call():
+            logits = []
+            for first in range(0, len(order), size):
+                members = order[first : first + size]
+                batch, mask = peers.collate(members)
+                scores = model(batch["rgb"].to(peers.DEVICE).transpose(1, 2), mask.to(peers.DEVICE))[1].cpu().numpy()
+                logits += [row[:, : len(v["labels"])].T.copy() for row, v in zip(scores, members, strict=True)]
+            return logits
+
+        return call
+
+    return {"PyTorch, one by one": side(data, 1), "PyTorch, like lengths": side(by_length, batch_size)}
+
+
+def compare(videos: list[dict], hidden: int, batch_size: int, repeats: int) -> list[dict]:
+    """One row for each side."""
+    calls = torch_sides(videos, hidden, batch_size) if measuring.HAS_TORCH else {}
+    model, examples = workloads.detector(hidden), workloads.examples_of(videos, "rgb")
+    variables = variables_of(model, videos[0]["rgb"].shape[1])
+    calls["kd_jax.predict"] = lambda: predict(model, variables, examples, batch_size=batch_size, num_buckets=4)
+    medians, first = measuring.alternate(calls, repeats)
+    snippets, ours = sum(len(video["labels"]) for video in videos), medians["kd_jax.predict"]
+    return [
+        {
+            "side": name,
+            "snippets": snippets,
+            "seconds": median,
+            "times kd_jax": median / ours,
+            "snippets/s": snippets / median,
+            "first call s": first[name],
+        }
+        for name, median in medians.items()
+    ]
+
+
+def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -> dict:
+    """Seconds and peak memory of one video, for the process that does nothing else."""
+    model = workloads.detector(hidden)
+    variables = variables_of(model, width)
+    features = np.broadcast_to(np.random.default_rng(0).standard_normal(width).astype(np.float16), (snippets, width))
+    labels = np.zeros((snippets, 0), np.uint8)
+
+    def call():
+        if side == "detect_in_windows":
+            return detect_in_windows(model, variables, features, window=window)
+        return predict(model, variables, [Example("long", features, labels)], batch_size=1, num_buckets=1)
+
+    before = measuring.memory("VmRSS")
+    medians, first = measuring.alternate({side: call}, 1)
+    device = measuring.device_peak_bytes()
+    return {
+        "side": side,
+        "snippets": snippets,
+        "seconds": medians[side],
+        "snippets/s": snippets / medians[side],
+        "first call s": first[side],
+        "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
+        "outputs GB": 4 * snippets * (hidden + CLASSES) / 1e9,
+        **({} if device is None else {"device peak GB": device / 1e9}),
+    }
+
+
+def main(argv):
+    del argv
+    arguments = flags.FLAGS
+    shape = {"width": arguments.width, "hidden": arguments.hidden}
+    if arguments.long:
+        side, snippets = arguments.long
+        print(json.dumps(long_video(side, int(snippets), **shape, window=arguments.window)))
+        return
+    rows = [
+        measuring.in_own_process("benchmarks.inference", f"--long={side},{snippets}")
+        for snippets in arguments.long_lengths
+        for side in ("detect_in_windows", "one pass")
+    ]
+    videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
+    rows = compare(videos, arguments.hidden, arguments.batch, arguments.repeats) + rows
+    facts = {**shape, "batch": arguments.batch, "window": arguments.window}
+    measuring.report("inference", rows, arguments.output, **facts, torch=measuring.HAS_TORCH)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("repeats", 5, "Timed calls of each side, after one to warm up.", 1)
+    flags.DEFINE_integer("videos", 24, "Videos to score.", 1)
+    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
+    flags.DEFINE_integer("width", 1024, "D.", 1)
+    flags.DEFINE_integer("hidden", 256, "H.", 1)
+    flags.DEFINE_integer("batch", 4, "Videos a forward pass.", 1)
+    flags.DEFINE_integer("window", 4096, "Outputs of one pass of detect_in_windows.", 1)
+    flags.DEFINE_list("long_lengths", ["20000", "80000"], "Snippets of the long videos; empty: none.")
+    flags.DEFINE_list("long", None, "Only print one side and length of those; how the benchmark starts itself.")
+    measuring.run(main)

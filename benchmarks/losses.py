@@ -1,0 +1,197 @@
+"""Each loss term and each kernel alone, forward and backward, against its floors and against eager PyTorch.
+
+    python -m benchmarks.losses [--repeats=5] [--output=FILE.json]
+
+A batch of 4 videos of 1600 snippets, H = 256, float32. The floor is the larger of two: the FLOPs of the matrix products
+at the speed of a large product, and the bytes that must be read and written once (arguments, results, gradients) at the
+speed of a large copy, both measured in the same run. `exponent`: p of time ∝ T^p for one video of 500 to 8000 snippets.
+`share of step`: of a distillation step on the same batch (D = 1024); the random bits are those of all layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import linen as nn
+
+from benchmarks import measuring, workloads
+from kd_jax import distill
+from kd_jax.models.layers import DilatedConv, Dropout
+from kd_jax.train import compiled_train_step
+from kd_jax.train_state import create_train_state, make_optimizer
+
+LAYERS, DILATION = 5, 4
+TERMS = {term: (term, {}) for term in distill.TERMS} | {
+    "global_context, snippet": ("global_context", {"relation": "snippet"}),
+}
+# Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
+PRODUCTS = {"global_context": 3 + 1, "global_context, snippet": 3 * 3, "dilated convolution": 3 * 3}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call that computes values and gradients, what it must at least do, and the same in PyTorch if there is one."""
+
+    call: Callable[[], object]
+    num_bytes: float
+    flops: float = 0.0
+    torch: Callable[[], object] | None = None
+
+
+def with_pullback(function: Callable) -> Callable:
+    """`(cotangent, *arguments) -> (value, gradients)`, jitted."""
+
+    def call(cotangent, *arguments):
+        value, pullback = jax.vjp(function, *arguments)
+        return value, pullback(cotangent)
+
+    return jax.jit(call)
+
+
+def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
+    """The loss terms, the dilated convolution and dropout on `[videos, length, hidden]`."""
+    batch, student, teacher = workloads.make_batch(videos, length, 1, hidden)
+    torch_calls = torch_kernels(batch, student, teacher) if measuring.HAS_TORCH else {}
+    key, x, tensor = jax.random.key(0), student.features, student.features.nbytes
+
+    task = jax.jit(jax.value_and_grad(distill.TASKS["dense"][0]))
+    calls = {"task": lambda: task(student.logits, batch.labels, batch.mask)}
+    num_bytes = {"task": 2 * student.logits.nbytes + batch.labels.nbytes}
+    for name, (term, options) in TERMS.items():
+
+        def loss(features, student, teacher, batch, key, term=term, options=options):
+            return distill.TERMS[term][0](student.replace(features=features), teacher, batch, key, **options)
+
+        gradient = jax.jit(jax.value_and_grad(loss))
+        calls[name] = lambda gradient=gradient: gradient(x, student, teacher, batch, key)
+        num_bytes[name] = 3 * tensor  # student, teacher, gradient
+
+    layer = DilatedConv(hidden, max_dilation=2 ** (LAYERS - 1))
+    variables = layer.init(key, x, DILATION)
+    convolve = with_pullback(lambda variables, x: layer.apply(variables, x, jnp.int32(DILATION)))
+    calls["dilated convolution"] = lambda: convolve(x, variables, x)
+    num_bytes["dilated convolution"] = 4 * tensor  # input, output and their gradients
+    for name, module in {"Dropout": Dropout(0.5), "flax Dropout": nn.Dropout(0.5)}.items():
+        drop = with_pullback(
+            lambda x, module=module: module.apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+        )
+        calls[name] = lambda drop=drop: drop(x, x)
+        num_bytes[name] = 4 * tensor
+    flops = {name: 2.0 * count * videos * length * hidden**2 for name, count in PRODUCTS.items()}
+    return {n: Kernel(calls[n], num_bytes[n], flops.get(n, 0.0), torch_calls.get(n)) for n in calls}
+
+
+def torch_kernels(batch, student, teacher) -> dict[str, Callable]:
+    """{name: forward and backward} with PyTorch's own layout `[B, H, T]`, eager."""
+    import torch  # here, because only the comparison needs it
+
+    from benchmarks import peers
+
+    def tensor(array):
+        return torch.tensor(jax.device_get(array), device=peers.DEVICE, dtype=torch.float32)
+
+    def timed(forward, *leaves):
+        def call():
+            value = forward()
+            torch.autograd.grad(value, leaves, torch.ones_like(value))
+            if peers.DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        return call
+
+    labels, mask = tensor(batch.labels), tensor(batch.mask)[:, None]
+    s = tensor(student.features).transpose(1, 2).contiguous().requires_grad_()
+    t = tensor(teacher.features).transpose(1, 2).contiguous()
+    logits = tensor(student.logits).transpose(1, 2).contiguous().requires_grad_()
+    hidden = s.shape[1]
+    layer = torch.nn.Conv1d(hidden, hidden, 3, padding=DILATION, dilation=DILATION).to(peers.DEVICE)
+    return {
+        "task": timed(lambda: peers.task(logits, labels, mask), logits),
+        **{name: timed(lambda term=term: term(s, t, labels, mask), s) for name, term in peers.TERMS.items()},
+        "dilated convolution": timed(lambda: layer(s), s, *layer.parameters()),
+        "Dropout": timed(lambda: torch.nn.functional.dropout(s, 0.5), s),
+    }
+
+
+def step_and_bits(videos: int, length: int, width: int, hidden: int) -> dict[str, Callable]:
+    """A distillation step, and the random bits of its layers as Dropout draws them and as 32-bit Bernoulli does."""
+    batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
+    model = workloads.detector(hidden)
+    step = compiled_train_step(model, "dense", "{}", 0, 1)
+    state = [
+        create_train_state(model, make_optimizer(2e-4, plateau_patience=0, steps_per_epoch=1), jax.random.key(0), width)
+    ]
+    weights = {term: jnp.float32(weight) for term, weight in workloads.WEIGHTS.items()}
+
+    def run():
+        state[0], metrics = step(state[0], (teacher,), batch, weights, jax.random.key(1))
+        return state[0], metrics
+
+    def bits(words):
+        draw = jax.jit(lambda key: jax.random.bits(key, (LAYERS, videos, length, words), jnp.uint32))
+        return lambda: draw(jax.random.key(0))
+
+    return {
+        "distillation step": run,
+        "random bits, 8 each": bits(-(-hidden // 4)),
+        "random bits, 32 each": bits(hidden),
+    }
+
+
+def measure(videos: int, length: int, width: int, hidden: int, lengths: list[int], repeats: int) -> tuple[list, dict]:
+    """One row for each kernel, and the peaks."""
+    peaks, rows = measuring.peaks(), []
+    exponents = exponents_of(lengths, hidden, repeats)
+    step, _ = measuring.alternate(step_and_bits(videos, length, width, hidden), repeats)
+    for name, kernel in kernels(videos, length, hidden).items():
+        calls = {"kd_jax": kernel.call, **({"torch": kernel.torch} if kernel.torch else {})}
+        medians, _ = measuring.alternate(calls, repeats)
+        floors = {"FLOP": kernel.flops / peaks["flops"], "byte": kernel.num_bytes / peaks["bandwidth"]}
+        bound = max(floors, key=floors.get)
+        rows.append(
+            {
+                "kernel": name,
+                "ms": 1e3 * medians["kd_jax"],
+                "PyTorch ms": 1e3 * medians["torch"] if "torch" in medians else None,
+                "floor ms": 1e3 * floors[bound],
+                "bound": bound,
+                "floor/time": floors[bound] / medians["kd_jax"],
+                "share of step": medians["kd_jax"] / step["distillation step"],
+                "exponent": exponents.get(name),
+            }
+        )
+    rows += [
+        {"kernel": name, "ms": 1e3 * time, "share of step": time / step["distillation step"]}
+        for name, time in step.items()
+    ]
+    return rows, peaks
+
+
+def exponents_of(lengths: list[int], hidden: int, repeats: int) -> dict[str, float]:
+    """{kernel: p} of time ∝ T^p, one video of each length."""
+    times: dict[str, list] = {}
+    for length in lengths:
+        medians, _ = measuring.alternate({n: k.call for n, k in kernels(1, length, hidden).items()}, repeats)
+        for name, median in medians.items():
+            times.setdefault(name, []).append(median)
+    return {name: measuring.exponent(lengths, values) for name, values in times.items()}
+
+
+def main(argv):
+    del argv
+    arguments = flags.FLAGS
+    shape = {n: getattr(arguments, n) for n in ("videos", "length", "width", "hidden")}
+    rows, peaks = measure(**shape, lengths=list(map(int, arguments.lengths)), repeats=arguments.repeats)
+    measuring.report("losses", rows, arguments.output, **shape, **peaks, lengths=arguments.lengths)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("repeats", 5, "Timed calls of each, after one that compiles.", 1)
+    flags.DEFINE_integer("videos", 4, "B.", 1)
+    flags.DEFINE_integer("length", 1600, "T.", 2)
+    flags.DEFINE_integer("width", 1024, "D, of the step.", 1)
+    flags.DEFINE_integer("hidden", 256, "H.", 1)
+    flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "T of the exponent; empty: no exponents.")
+    measuring.run(main)

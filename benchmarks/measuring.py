@@ -1,0 +1,136 @@
+"""How every benchmark measures and reports: alternating medians, the machine's peaks, memory, one table, one JSON file.
+
+A floor is the time that the machine's own fastest matrix product, or copy, would take for the same work; both are
+measured in the same run, because a shared machine is not the same machine an hour later.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def run(main: Callable) -> None:
+    """Runs a benchmark with the flag that all of them share, without the libraries' messages."""
+    flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call, until its JAX arrays are there."""
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - started
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> tuple[dict, dict]:
+    """Times every call `repeats` times, turn by turn, after a first call that compiles.
+
+    Returns:
+      {name: median seconds} and {name: seconds of the first call}.
+    """
+    first = {name: seconds(call) for name, call in calls.items()}
+    times = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return {name: float(np.median(values)) for name, values in times.items()}, first
+
+
+def peaks(repeats: int = 5) -> dict[str, float]:
+    """{'flops': float32 FLOP/s of a large matrix product, 'bandwidth': bytes/s read and written by a large copy}."""
+    on_cpu = jax.default_backend() == "cpu"
+    size, elements = (1536, 2**25) if on_cpu else (8192, 2**28)
+    matrix, vector = jnp.ones((size, size)), jnp.ones(elements)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: -x)
+    jax.block_until_ready((product(matrix, matrix), copy(vector)))
+    return {
+        "flops": 2 * size**3 / min(seconds(lambda: product(matrix, matrix)) for _ in range(repeats)),
+        "bandwidth": 2 * vector.nbytes / min(seconds(lambda: copy(vector)) for _ in range(repeats)),
+    }
+
+
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """p of the line `time ∝ size^p` through these points, least squares in logarithms; 1 is linear."""
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) if len(sizes) > 1 else math.nan
+
+
+def memory(field: str) -> int:
+    """Bytes of this process: 'VmRSS' now, 'VmHWM' at most. (Unlike ru_maxrss, VmHWM knows nothing of the parent.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def device_peak_bytes() -> int | None:
+    """The most that JAX, or else PyTorch, has taken of the accelerator; None without one."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if HAS_TORCH and "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return max(statistics.get("peak_bytes_in_use", 0), sys.modules["torch"].cuda.max_memory_allocated())
+    return statistics.get("peak_bytes_in_use")
+
+
+def in_own_process(module: str, *arguments: str) -> dict:
+    """Runs `python -m module` with this process's flags and `arguments`; returns the JSON of its last line."""
+    command = [sys.executable, "-m", module, *sys.argv[1:], *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def machine() -> dict:
+    """Where and with what this was measured."""
+    names = ("jax", "flax", "numpy", *(("torch",) if HAS_TORCH else ()))
+    return {
+        "cores": os.cpu_count(),
+        "architecture": platform.machine(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def report(name: str, rows: Sequence[Mapping], output: str | None, **facts) -> None:
+    """Prints the rows as a Markdown table, with `facts` under it; writes all of it to `output` as JSON.
+
+    Args:
+      name: of the benchmark.
+      rows: {column: text or number}; a column that a row lacks stays empty.
+      output: a file, or None.
+      **facts: what holds for the whole table: sizes, peaks.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+
+    def line(values):
+        return "| " + " | ".join(f"{value:<{width}}" for value, width in zip(values, widths, strict=True)) + " |"
+
+    where = machine()
+    print(line(columns), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, cells), sep="\n")
+    for key, value in {**facts, "machine": where}.items():
+        print(f"{key}: {_cell(value)}")
+    if output:
+        content = {"benchmark": name, "machine": where, **facts, "rows": list(rows)}
+        Path(output).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _cell(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
