@@ -74,7 +74,7 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     buckets = input_pipeline.bucket_lengths(lengths, 4)
     stored = records.read(folder / "records", "train", ["rgb"])
     examples = input_pipeline.make_examples(stored, "rgb", CLASSES)
-    data = resident.put(examples, max(buckets), mesh)
+    data = resident.put([examples], max(buckets), mesh)
     epochs = itertools.count()
 
     def streamed():
@@ -87,12 +87,12 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
         for bucket, rows in zip(*plan, strict=True):
             take(data, rows, buckets[bucket]).features.block_until_ready()
 
-    take = jax.jit(lambda data, rows, length: resident.take(data, rows, length)[0], static_argnums=2)
+    take = jax.jit(lambda data, rows, length: resident.take(data, 0, rows, length)[0], static_argnums=2)
     calls = {
         "read: records": lambda: records.read(folder / "records", "train", ["rgb"]),
         "read: np.load": lambda: [np.load(file) for file in files],
         "labels from segments": lambda: input_pipeline.make_examples(stored, "rgb", CLASSES),
-        "put: resident, once a run": lambda: resident.put(examples, max(buckets), mesh),
+        "put: resident, once a run": lambda: resident.put([examples], max(buckets), mesh),
         "batches: streamed to the device": streamed,
         "batches: cut from resident videos": cut,
         **loaders,

@@ -1,6 +1,7 @@
 """Epochs of training and distillation against two PyTorch peers of the same maths, alternating in one run.
 
     python -m benchmarks.train [--epochs=5] [--output=FILE.json]      # seconds, snippets/s, share of the floor, memory
+    python -m benchmarks.train --runs=5 [--output=FILE.json]          # five seeds side by side, against one alone
     python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
 24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
@@ -15,60 +16,64 @@ the data take; DataLoader's workers are not counted.
 
 import json
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, WEIGHTS
-from kd_jax import input_pipeline, resident
+from kd_jax import input_pipeline
+from kd_jax.population import Population, compiled_train_step
 from kd_jax.predict import predict
-from kd_jax.train import compiled_train_epoch, compiled_train_step
 from kd_jax.train_state import create_train_state, make_optimizer
 
 BUCKETS, LAYERS = 4, 5
 
 
 class OurSide:
-    """What `kd_jax.train` does, without validation and checkpoints."""
+    """What `kd_jax.train` does, without validation and checkpoints: `runs` seeds side by side."""
 
-    def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str):
-        self.model, self.batch_size = workloads.detector(hidden, dtype), batch_size
-        self.lengths, self.mesh = [len(video["labels"]) for video in videos], input_pipeline.data_mesh()
-        self.buckets = input_pipeline.bucket_lengths(self.lengths, BUCKETS)
+    def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
+        self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
+        self.training = Training(batch_size)
         plateau = {"plateau_patience": 8, "steps_per_epoch": -(-len(videos) // batch_size)}
-        self.train_epoch = compiled_train_epoch(self.model, "dense", "{}", **plateau, buckets=self.buckets)
-        width = videos[0]["rgb"].shape[1]
-        self.states = {
-            kind: input_pipeline.replicate(
-                create_train_state(self.model, make_optimizer(2e-4, **plateau), jax.random.key(seed), width), self.mesh
-            )
-            for seed, kind in enumerate(("teacher", "student"))
-        }
-        teacher = {"params": self.states["teacher"].params, **self.states["teacher"].constants}
-        flow = workloads.examples_of(videos, "flow")
+        self.program = {"model": self.model, "head": "dense", "options": "{}", **plateau}
+        self.keys = jax.vmap(jax.random.key)(jnp.arange(runs))
+        optimizer, width = make_optimizer(2e-4, **plateau), videos[0]["rgb"].shape[1]
+        create = jax.jit(jax.vmap(lambda key: create_train_state(self.model, optimizer, key, width)))
+        self.states = {kind: create(self.keys) for kind in ("teacher", "student")}
+        flow, rgb = (workloads.examples_of(videos, modality) for modality in ("flow", "rgb"))
+        teacher = jax.tree.map(lambda x: x[0], {"params": self.states["teacher"].params})
         started = time.perf_counter()
         outputs = predict(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
         self.teacher_once = time.perf_counter() - started
-        rgb = input_pipeline.attach_teacher(workloads.examples_of(videos, "rgb"), outputs)
-        self.examples, self.data, self.count = {"teacher": flow, "student": rgb}, (None, None), 0
+        students = [input_pipeline.attach_teacher(rgb, outputs)] * runs  # as if each had a teacher of its own
+        self.sets, self.kind, self.population = {"teacher": [flow], "student": students}, None, None
 
     def epoch(self, kind: str) -> None:
         """One epoch of the 'teacher' or the 'student', finished when it returns; the first of a kind uploads."""
-        if self.data[0] != kind:  # a run holds only its own modality on the device
-            self.data = (None, None)
-            self.data = kind, resident.put(self.examples[kind], max(self.buckets), self.mesh)
+        if self.kind != kind:  # a run holds only its own modality on the device
+            self.kind, self.population, sets = kind, None, self.sets[kind]
+            weights = {t: np.full(self.runs, w, np.float32) for t, w in WEIGHTS.items() if kind == "student"}
+            seeds, which = list(range(self.runs)), [seed % len(sets) for seed in range(self.runs)]
+            self.population = Population(
+                self.program, self.training, sets, which, seeds, self.states[kind], weights, self.keys
+            )
         self.count += 1
-        batches = input_pipeline.plan_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
-        rows = input_pipeline.device_rows(self.batch_size, self.mesh)
-        plan = resident.index_plan(batches, self.buckets, len(self.lengths), rows)
-        weights = {term: jnp.float32(weight) for term, weight in WEIGHTS.items()} if kind == "student" else {}
-        self.states[kind], metrics = self.train_epoch(
-            self.states[kind], self.data[1], *plan, weights, jax.random.key(7)
-        )
-        jax.device_get(metrics)
-        jax.block_until_ready(self.states[kind])
+        self.population.run_epoch(self.count)
+        jax.block_until_ready(self.population.states)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The section of a config."""
+
+    batch_size: int
+    length_buckets: int = BUCKETS
+    data: str = "resident"
 
 
 def sides() -> dict:
@@ -102,11 +107,28 @@ def measure_memory(side: str, videos: list[dict], **options) -> dict:
     }
 
 
+def side_by_side(runs: int, epochs: int, videos: list[dict], **options) -> list[dict]:
+    """Rows of a student's epoch alone and of one of `runs` students that train side by side."""
+    populations = {count: OurSide(videos, **options, runs=count) for count in (1, runs)}
+    medians, first = measuring.alternate({n: lambda p=p: p.epoch("student") for n, p in populations.items()}, epochs)
+    return [
+        {
+            "runs": count,
+            "seconds": median,
+            "seconds a run": median / count,
+            "of as many alone": median / count / medians[1],
+            "first epoch s": first[count],
+        }
+        for count, median in medians.items()
+    ]
+
+
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
     """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
     memory = {
-        side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}", "--output=") for side in sides()
+        side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}", "--output=") if measure else {}
+        for side in sides()
     }
     running = {name: make(videos, **options) for name, make in sides().items()}
     rows, peaks = [], measuring.peaks()
@@ -128,7 +150,7 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
                 }
             )
     ours = running["kd_jax"]
-    facts = {"snippets": snippets, "buckets": list(ours.buckets), "teacher outputs s": ours.teacher_once}
+    facts = {"snippets": snippets, "teacher outputs s": ours.teacher_once}
     return rows, {**facts, **options, **peaks, "peers": "PyTorch" if measuring.HAS_TORCH else "PyTorch not installed"}
 
 
@@ -175,6 +197,10 @@ def main(argv):
     if arguments.memory_of:
         print(json.dumps(measure_memory(arguments.memory_of, videos, **options)))
         return
+    if arguments.runs:
+        rows = side_by_side(arguments.runs, arguments.epochs, videos, **options)
+        measuring.report("train_side_by_side", rows, arguments.output, **options)
+        return
     rows, facts = compare(arguments.epochs, arguments.memory, videos, **options)
     measuring.report("train", rows, arguments.output, **facts)
 
@@ -187,6 +213,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("hidden", 256, "H, channels of the temporal filter.", 1)
     flags.DEFINE_integer("batch", 4, "B, videos a step.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the filters' computation, on every side.")
+    flags.DEFINE_integer("runs", 0, "Compare so many students that train side by side with one alone.", 0)
     flags.DEFINE_bool("sweep", False, "Measure a step against T, B and H instead of epochs against the peers.")
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")

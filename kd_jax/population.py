@@ -1,7 +1,7 @@
 """Runs of equal shape that train side by side: their states, their videos, and an epoch of all of them as one program.
 
     population = Population(program, training, sets, which, seeds, states, weights, keys)
-    metrics = population.run_epoch(3, bar)          # {'loss': [steps, runs], …}; population.states moved on
+    metrics = population.run_epoch(3)          # {'loss': [steps, runs], …}; population.states moved on
 
 A single run is a population of one. Where the videos do not fit the device there must be one run, and the host sends
 its batches.
@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,7 +21,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax import input_pipeline, resident
 from kd_jax.distill import make_train_step
 from kd_jax.input_pipeline import Example
-from kd_jax.journal import Progress
 from kd_jax.train_state import TrainState, make_optimizer
 
 
@@ -114,15 +113,18 @@ class Population:
         needed = _compile(self._function, *self._arguments(1)).memory_analysis()
         return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= resident.memory_limit()
 
-    def run_epoch(self, epoch: int, bar: Progress) -> dict[str, np.ndarray]:
-        """Trains one epoch; returns every metric of each step and run, `[S, P]`."""
-        return self._run_streamed(epoch, bar) if self._data is None else self._run_resident(epoch, bar)
+    def run_epoch(self, epoch: int, report: Callable = lambda metrics, count=1: None) -> dict[str, np.ndarray]:
+        """Trains one epoch; returns every metric of each step and run, `[S, P]`.
 
-    def _run_resident(self, epoch, bar):
+        `report` is told of steps: the metrics of those so far, or none and how many there were, see `Progress.step`.
+        """
+        return self._run_streamed(epoch, report) if self._data is None else self._run_resident(epoch, report)
+
+    def _run_resident(self, epoch, report):
         arguments = self._arguments(epoch)
         self.states, metrics = _compile(self._function, *arguments)(*arguments)
         metrics = jax.device_get(metrics)
-        bar.step([], len(metrics["loss"]))  # `finish_epoch` shows their means
+        report([], len(metrics["loss"]))
         return metrics
 
     def _arguments(self, epoch):
@@ -136,7 +138,7 @@ class Population:
         plan = input_pipeline.replicate(plan, self._mesh)
         return self.states, self._data, self._which, *plan, self._weights, self._keys
 
-    def _run_streamed(self, epoch, bar):
+    def _run_streamed(self, epoch, report):
         state, weights, key = jax.tree.map(lambda x: x[0], (self.states, self._weights, self._keys))
         steps = []
         batches = input_pipeline.epoch(
@@ -146,7 +148,7 @@ class Population:
             for _, batch, teachers in batches:
                 state, metrics = self._function(state, teachers, batch, weights, key)
                 steps.append(metrics)
-                bar.step(steps)
+                report(steps)
                 if len(steps) > input_pipeline.AHEAD:  # steps wait in line, each with its batch: keep the line short
                     jax.block_until_ready(steps[-1 - input_pipeline.AHEAD])
         self.states = jax.tree.map(lambda x: x[None], state)

@@ -263,7 +263,7 @@ def _epoch(
 ) -> list[dict]:
     """Trains and validates one epoch; returns what the journal of each run is told."""
     started = time.perf_counter()
-    metrics = population.run_epoch(epoch, bar)
+    metrics = population.run_epoch(epoch, bar.step)
     seconds, records = time.perf_counter() - started, []
     states = population.states
     sound = np.isfinite(jax.device_get(jax.vmap(optax.tree.norm)(states.params)))
