@@ -72,7 +72,7 @@ class OurSide:
 
 
 def sides() -> dict:
-    if not measuring.HAS_TORCH:
+    if not measuring.with_peers():
         return {"kd_jax": OurSide}
     from benchmarks import peers  # here, because it needs PyTorch
 
@@ -129,7 +129,7 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
             )
     ours = running["kd_jax"]
     facts = {"snippets": snippets, "buckets": list(ours.buckets), "teacher outputs s": ours.teacher_once}
-    return rows, {**facts, **options, **peaks, "peers": "PyTorch" if measuring.HAS_TORCH else "PyTorch not installed"}
+    return rows, {**facts, **options, **peaks, "peers": measuring.with_peers()}
 
 
 def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, **shape) -> list[dict]:
