@@ -105,9 +105,9 @@ def measure_memory(side: str, videos: list[dict], **options) -> dict:
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
     """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
-    memory = {
-        side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}", "--output=") for side in sides()
-    }
+    memory = dict.fromkeys(sides(), {})
+    if measure:
+        memory = {side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}") for side in memory}
     running = {name: make(videos, **options) for name, make in sides().items()}
     rows, peaks = [], measuring.peaks()
     for kind in ("teacher", "student"):
