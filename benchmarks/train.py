@@ -90,11 +90,9 @@ def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
 
 
 def measure_memory(side: str, videos: list[dict], **options) -> dict:
-    """{'gigabytes', 'device_gigabytes'}: the most that a distillation takes above imports and data."""
+    """The most that one distillation epoch and all that it needs take above imports and data, in GB."""
     make, before = sides()[side], measuring.memory("VmRSS")
-    running = make(videos, **options)
-    for _ in range(2):
-        running.epoch("student")
+    make(videos, **options).epoch("student")
     device = measuring.device_peak_bytes()
     return {
         "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
@@ -105,7 +103,7 @@ def measure_memory(side: str, videos: list[dict], **options) -> dict:
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
     """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
-    memory = dict.fromkeys(sides(), {})
+    memory = {side: {} for side in sides()}
     if measure:
         memory = {side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}") for side in memory}
     running = {name: make(videos, **options) for name, make in sides().items()}
