@@ -69,7 +69,7 @@ def torch_loaders(files: list[Path], labels: list[np.ndarray], batch_size: int) 
 def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> list[dict]:
     """One row for each side."""
     files = write(folder, videos)
-    loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.HAS_TORCH else {}
+    loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.with_peers() else {}
     mesh, lengths = input_pipeline.data_mesh(), [len(video["labels"]) for video in videos]
     buckets = input_pipeline.bucket_lengths(lengths, 4)
     stored = records.read(folder / "records", "train", ["rgb"])
@@ -109,7 +109,7 @@ def main(argv):
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = measure(Path(folder), videos, arguments.batch, arguments.repeats)
     facts = {name: getattr(arguments, name) for name in ("videos", "snippets", "width", "batch")}
-    measuring.report("data", rows, arguments.output, **facts, torch=measuring.HAS_TORCH)
+    measuring.report("data", rows, arguments.output, **facts, peers=measuring.with_peers())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def torch_sides(videos: list[dict], hidden: int, batch_size: int) -> dict:
 
 def compare(videos: list[dict], hidden: int, batch_size: int, repeats: int) -> list[dict]:
     """One row for each side."""
-    calls = torch_sides(videos, hidden, batch_size) if measuring.HAS_TORCH else {}
+    calls = torch_sides(videos, hidden, batch_size) if measuring.with_peers() else {}
     model, examples = workloads.detector(hidden), workloads.examples_of(videos, "rgb")
     variables = variables_of(model, videos[0]["rgb"].shape[1])
     calls["kd_jax.predict"] = lambda: predict(model, variables, examples, batch_size=batch_size, num_buckets=4)
@@ -117,7 +117,7 @@ def main(argv):
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
     rows = compare(videos, arguments.hidden, arguments.batch, arguments.repeats) + rows
     facts = {**shape, "batch": arguments.batch, "window": arguments.window}
-    measuring.report("inference", rows, arguments.output, **facts, torch=measuring.HAS_TORCH)
+    measuring.report("inference", rows, arguments.output, **facts, peers=measuring.with_peers())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def with_pullback(function: Callable) -> Callable:
 def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     """The loss terms, the dilated convolution and dropout on `[videos, length, hidden]`."""
     batch, student, teacher = workloads.make_batch(videos, length, 1, hidden)
-    torch_calls = torch_kernels(batch, student, teacher) if measuring.HAS_TORCH else {}
+    torch_calls = torch_kernels(batch, student, teacher) if measuring.with_peers() else {}
     key, x, tensor = jax.random.key(0), student.features, student.features.nbytes
 
     task = jax.jit(jax.value_and_grad(distill.TASKS["dense"][0]))
@@ -184,7 +184,9 @@ def main(argv):
     arguments = flags.FLAGS
     shape = {n: getattr(arguments, n) for n in ("videos", "length", "width", "hidden")}
     rows, peaks = measure(**shape, lengths=list(map(int, arguments.lengths)), repeats=arguments.repeats)
-    measuring.report("losses", rows, arguments.output, **shape, **peaks, lengths=arguments.lengths)
+    measuring.report(
+        "losses", rows, arguments.output, **shape, **peaks, lengths=arguments.lengths, peers=measuring.with_peers()
+    )
 
 
 if __name__ == "__main__":

@@ -21,14 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+TORCH_INSTALLED = importlib.util.find_spec("torch") is not None
 
 
 def run(main: Callable) -> None:
-    """Runs a benchmark with the flag that all of them share, without the libraries' messages."""
+    """Runs a benchmark with the flags that all of them share, without the libraries' messages."""
     flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
+    flags.DEFINE_bool("peers", True, "Compare with PyTorch, if it is installed.")
     logging.set_verbosity(logging.WARNING)
     app.run(main)
+
+
+def with_peers() -> bool:
+    """Whether PyTorch runs too."""
+    return TORCH_INSTALLED and flags.FLAGS.peers
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -79,7 +85,7 @@ def memory(field: str) -> int:
 def device_peak_bytes() -> int | None:
     """The most that JAX, or else PyTorch, has taken of the accelerator; None without one."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    if HAS_TORCH and "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return max(statistics.get("peak_bytes_in_use", 0), sys.modules["torch"].cuda.max_memory_allocated())
     return statistics.get("peak_bytes_in_use")
 
@@ -95,7 +101,7 @@ def in_own_process(module: str, *arguments: str) -> dict:
 
 def machine() -> dict:
     """Where and with what this was measured."""
-    names = ("jax", "flax", "numpy", *(("torch",) if HAS_TORCH else ()))
+    names = ("jax", "flax", "numpy", *(("torch",) if TORCH_INSTALLED else ()))
     return {
         "cores": os.cpu_count(),
         "architecture": platform.machine(),

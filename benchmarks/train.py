@@ -77,7 +77,7 @@ class Training:
 
 
 def sides() -> dict:
-    if not measuring.HAS_TORCH:
+    if not measuring.with_peers():
         return {"kd_jax": OurSide}
     from benchmarks import peers  # here, because it needs PyTorch
 
@@ -95,11 +95,9 @@ def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
 
 
 def measure_memory(side: str, videos: list[dict], **options) -> dict:
-    """{'gigabytes', 'device_gigabytes'}: the most that a distillation takes above imports and data."""
+    """The most that one distillation epoch and all that it needs take above imports and data, in GB."""
     make, before = sides()[side], measuring.memory("VmRSS")
-    running = make(videos, **options)
-    for _ in range(2):
-        running.epoch("student")
+    make(videos, **options).epoch("student")
     device = measuring.device_peak_bytes()
     return {
         "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
@@ -126,10 +124,9 @@ def side_by_side(runs: int, epochs: int, videos: list[dict], **options) -> list[
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
     """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
-    memory = {
-        side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}", "--output=") if measure else {}
-        for side in sides()
-    }
+    memory = {side: {} for side in sides()}
+    if measure:
+        memory = {side: measuring.in_own_process("benchmarks.train", f"--memory_of={side}") for side in memory}
     running = {name: make(videos, **options) for name, make in sides().items()}
     rows, peaks = [], measuring.peaks()
     for kind in ("teacher", "student"):
@@ -151,7 +148,7 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
             )
     ours = running["kd_jax"]
     facts = {"snippets": snippets, "teacher outputs s": ours.teacher_once}
-    return rows, {**facts, **options, **peaks, "peers": "PyTorch" if measuring.HAS_TORCH else "PyTorch not installed"}
+    return rows, {**facts, **options, **peaks, "peers": measuring.with_peers()}
 
 
 def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, **shape) -> list[dict]:

@@ -1,0 +1,50 @@
+"""Every benchmark runs, on sizes of a test, and writes finite figures above 0; how large they are decides nothing.
+
+Our side alone: CI has no PyTorch.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FAST_COMPILATION = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+VIDEOS = ["--videos=1", "--snippets=64", "--width=16"]
+COMMANDS = {  # name: (flags, number of rows)
+    "train": (["--epochs=1", "--hidden=8", "--batch=1", "--nomemory", *VIDEOS], 2),
+    "train --runs": (["--runs=2", "--epochs=1", "--hidden=8", "--batch=1", *VIDEOS], 2),
+    "inference": (["--repeats=1", "--hidden=8", "--window=64", "--long_lengths=100", *VIDEOS], 3),
+    "losses": (["--repeats=1", "--videos=1", "--length=32", "--width=16", "--hidden=8", "--lengths="], 11),
+    "data": (["--repeats=1", *VIDEOS], 6),
+    "metrics": (["--snippets=3000", "--detections=3000"], 5),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_writes_finite_figures(name, tmp_path):
+    arguments, rows = COMMANDS[name]
+    output = tmp_path / "figures.json"
+    command = [sys.executable, "-m", f"benchmarks.{name.split()[0]}", *arguments, "--nopeers", f"--output={output}"]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | FAST_COMPILATION, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(output.read_text())
+    assert (
+        report["benchmark"] == name.replace(" --runs", "_side_by_side") and report["machine"]["device"] in result.stdout
+    )
+    assert len(report["rows"]) >= rows
+    for row in report["rows"]:
+        figures = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+        assert figures and all(math.isfinite(value) and value > 0 for value in figures.values()), row
+        assert str(next(iter(row.values()))) in result.stdout
+
+
+def test_every_benchmark_is_tested_and_in_its_readme():
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "measuring.run(" in path.read_text()}
+    assert names - {"measuring"} == {name.split()[0] for name in COMMANDS}
+    text = (ROOT / "benchmarks/README.md").read_text()
+    assert [name for name in COMMANDS if f"python -m benchmarks.{name}" not in text] == []
