@@ -88,6 +88,18 @@ def main(argv):
         results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
+    except Exception as error:
+        if _COORDINATOR.value is None:
+            raise
+        traceback.print_exc()
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(
+            f"kd_jax.main: this process of the job failed, or lost another one ({reason}); stop them all, start again: "
+            "they continue from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # JAX would wait for the other processes, and abort
     if session.is_first():
         print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 

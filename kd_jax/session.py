@@ -5,6 +5,8 @@ In a job of several processes all of them compute, and the first alone writes fi
 
 import logging as std_logging
 import os
+import re
+import sys
 from pathlib import Path
 
 import jax
@@ -29,15 +31,21 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if coordinator and coordinator != "auto":
         if None in (processes, process):
             raise ValueError(f"--coordinator={coordinator} needs --processes=N and --process=I, from 0 on")
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise ValueError(f"--coordinator={coordinator} needs a port, e.g. --coordinator={coordinator}:9876")
         if not 0 <= process < processes:
             raise ValueError(
                 f"--process={process} of --processes={processes}; the first is 0, the last {processes - 1}"
             )
     if coordinator:
+        jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the program
+        print(f"kd_jax: waits up to 5 minutes for the other processes (--coordinator={coordinator})", file=sys.stderr)
         try:
             jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
         except (ValueError, RuntimeError) as error:
-            raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({error})") from None
+            remedy = "no SLURM, Open MPI or TPU job was found; say --coordinator=HOST:PORT --processes=N --process=I"
+            reason = remedy if coordinator == "auto" else str(error)
+            raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({reason})") from None
     _show_own_messages()
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -76,8 +76,12 @@ def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
     [
         (["--processes=2", "--process=0"], "need --coordinator=HOST:PORT"),
         (["--coordinator=localhost:9"], "needs --processes=N and --process=I"),
+        (
+            ["--coordinator=localhost", "--processes=2", "--process=0"],
+            "needs a port, e.g. ",
+        ),
         (["--coordinator=localhost:9", "--processes=2", "--process=2"], "--process=2 of --processes=2; the first is 0"),
-        (["--coordinator=auto"], "the job cannot be joined"),
+        (["--coordinator=auto"], "no SLURM, Open MPI or TPU job was found; say"),
     ],
 )
 def test_a_job_that_cannot_be_joined(flags, message):
