@@ -94,7 +94,7 @@ def test_two_processes_equal_one_and_go_on_after_a_kill(tmp_path):
         processes[0].wait(timeout=5)
     except subprocess.TimeoutExpired:
         processes[0].terminate()
-    assert all(process.wait(timeout=60) for process in processes)
+    assert all(process.wait(timeout=120) for process in processes)
     finish(start(killed), killed)
     for run in runs:
         assert_same_run(two, killed, run, exactly=True)
