@@ -65,8 +65,9 @@ def wait_for_all(place: str) -> None:
 
 def _show_own_messages() -> None:
     """Without the prefix of absl and the bookkeeping of orbax."""
-    logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)
     handler = logging.get_absl_handler()
     package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
     handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    # Last, as `is_first` starts the devices, which JAX would tell of.
+    logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)
