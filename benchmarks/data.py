@@ -102,9 +102,7 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     return [{"what": name, "seconds": time, "MB/s": size / time / 1e6} for name, time in medians.items()]
 
 
-def main(argv):
-    del argv
-    arguments = flags.FLAGS
+def main(arguments):
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = measure(Path(folder), videos, arguments.batch, arguments.repeats)
@@ -113,10 +111,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("repeats", 5, "Timed calls of each, after one to warm up.", 1)
-    flags.DEFINE_integer("videos", 24, "Videos.", 1)
-    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
-    flags.DEFINE_integer("width", 1024, "D, of each modality.", 1)
-    flags.DEFINE_integer("batch", 4, "Videos a batch.", 1)
     flags.DEFINE_string("folder", None, "Where to write the files, 1 GB at most; a temporary folder by default.")
-    measuring.run(main)
+    measuring.run(main, repeats=5, videos=24, snippets=37_000, batch=4, width=1024)

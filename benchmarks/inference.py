@@ -101,9 +101,7 @@ def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -
     }
 
 
-def main(argv):
-    del argv
-    arguments = flags.FLAGS
+def main(arguments):
     shape = {"width": arguments.width, "hidden": arguments.hidden}
     if arguments.long:
         side, snippets = arguments.long
@@ -121,13 +119,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("repeats", 5, "Timed calls of each side, after one to warm up.", 1)
-    flags.DEFINE_integer("videos", 24, "Videos to score.", 1)
-    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
-    flags.DEFINE_integer("width", 1024, "D.", 1)
-    flags.DEFINE_integer("hidden", 256, "H.", 1)
-    flags.DEFINE_integer("batch", 4, "Videos a forward pass.", 1)
     flags.DEFINE_integer("window", 4096, "Outputs of one pass of detect_in_windows.", 1)
     flags.DEFINE_list("long_lengths", ["20000", "80000"], "Snippets of the long videos; empty: none.")
     flags.DEFINE_list("long", None, "Only print one side and length of those; how the benchmark starts itself.")
-    measuring.run(main)
+    measuring.run(main, repeats=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)

@@ -179,9 +179,7 @@ def exponents_of(lengths: list[int], hidden: int, repeats: int) -> dict[str, flo
     return {name: measuring.exponent(lengths, values) for name, values in times.items()}
 
 
-def main(argv):
-    del argv
-    arguments = flags.FLAGS
+def main(arguments):
     shape = {n: getattr(arguments, n) for n in ("videos", "length", "width", "hidden")}
     rows, peaks = measure(**shape, lengths=list(map(int, arguments.lengths)), repeats=arguments.repeats)
     measuring.report(
@@ -190,10 +188,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("repeats", 5, "Timed calls of each, after one that compiles.", 1)
-    flags.DEFINE_integer("videos", 4, "B.", 1)
-    flags.DEFINE_integer("length", 1600, "T.", 2)
-    flags.DEFINE_integer("width", 1024, "D, of the step.", 1)
-    flags.DEFINE_integer("hidden", 256, "H.", 1)
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "T of the exponent; empty: no exponents.")
-    measuring.run(main)
+    measuring.run(main, repeats=5, videos=4, length=1600, width=1024, hidden=256)

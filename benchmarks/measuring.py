@@ -24,12 +24,29 @@ from absl import app, flags, logging
 TORCH_INSTALLED = importlib.util.find_spec("torch") is not None
 
 
-def run(main: Callable) -> None:
-    """Runs a benchmark with the flags that all of them share, without the libraries' messages."""
+SIZES = {
+    "repeats": "Timed calls of each, after one that compiles and warms up.",
+    "epochs": "Timed epochs of each (steps, with --sweep), after one that compiles and warms up.",
+    "videos": "Videos, all together.",
+    "snippets": "Snippets of all videos together.",
+    "batch": "B, videos a step.",
+    "length": "T, snippets a video.",
+    "width": "D, channels of the features of each modality.",
+    "hidden": "H, channels of the temporal filter.",
+}
+
+
+def run(main: Callable, **sizes: int) -> None:
+    """Calls `main(flags)` without the libraries' messages.
+
+    The flags are those that every benchmark has, and of SIZES those that are given a default here.
+    """
+    for name, default in sizes.items():
+        flags.DEFINE_integer(name, default, SIZES[name], 1)
     flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
     flags.DEFINE_bool("peers", True, "Compare with PyTorch, if it is installed.")
     logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    app.run(lambda _: main(flags.FLAGS))
 
 
 def with_peers() -> bool:

@@ -45,9 +45,8 @@ def segments(num_detections: int, videos: int, classes: int, seconds: float) -> 
     return found, truth
 
 
-def main(argv):
-    del argv
-    snippets, count = flags.FLAGS.snippets, flags.FLAGS.detections
+def main(arguments):
+    snippets, count = arguments.snippets, arguments.detections
     events, crowded = segments(count, 132, 51, 200.0), segments(count, 1, 1, 2e4)
     many = segments(4 * count, 213, 20, 220.0)
     calls = {
@@ -63,7 +62,7 @@ def main(argv):
     used = measuring.memory("VmHWM") - before  # above scores and labels
     name = f"frame_map, {snippets:,} × {CLASSES} float32"
     rows.append({"protocol": name, "seconds": time, "used GB": used / 1e9, "scores GB": size / 1e9})
-    measuring.report("metrics", rows, flags.FLAGS.output)
+    measuring.report("metrics", rows, arguments.output)
 
 
 if __name__ == "__main__":

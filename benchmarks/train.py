@@ -175,9 +175,7 @@ def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, 
     return rows
 
 
-def main(argv):
-    del argv
-    arguments = flags.FLAGS
+def main(arguments):
     options = {"hidden": arguments.hidden, "batch_size": arguments.batch, "dtype": arguments.dtype}
     if arguments.sweep:
         rows, fixed = [], {"width": arguments.width, "dtype": arguments.dtype}
@@ -203,16 +201,10 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("epochs", 5, "Timed epochs of each side (steps, with --sweep), after one to warm up.", 1)
-    flags.DEFINE_integer("videos", 24, "Videos of the training set.", 1)
-    flags.DEFINE_integer("snippets", 37_000, "Snippets of all videos together.", 1)
-    flags.DEFINE_integer("width", 1024, "D, of each modality.", 1)
-    flags.DEFINE_integer("hidden", 256, "H, channels of the temporal filter.", 1)
-    flags.DEFINE_integer("batch", 4, "B, videos a step.", 1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the filters' computation, on every side.")
     flags.DEFINE_integer("runs", 0, "Compare so many students that train side by side with one alone.", 0)
     flags.DEFINE_bool("sweep", False, "Measure a step against T, B and H instead of epochs against the peers.")
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
     flags.DEFINE_string("memory_of", None, "Only print the peak memory of this side; how the benchmark starts itself.")
-    measuring.run(main)
+    measuring.run(main, epochs=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)
