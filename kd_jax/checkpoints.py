@@ -8,19 +8,22 @@ standardisation. Arrays are read by orbax; nothing is unpickled.
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from kd_jax.files import write_atomically
+from kd_jax.files import read_json
 from kd_jax.models import Detector
 from kd_jax.train_state import TrainState
 
-_FOLDER = "checkpoints"
+
+def _folder(directory: epath.PathLike) -> epath.Path:
+    """Of the checkpoints of a run; absolute, as orbax wants it."""
+    directory = epath.Path(directory)
+    return (directory if "://" in str(directory) else directory.resolve()) / "checkpoints"
 
 
 class Checkpoints:
@@ -30,10 +33,10 @@ class Checkpoints:
     epoch in common.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: epath.PathLike):
         # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute() / _FOLDER,
+            _folder(directory),
             item_names=("state", "best"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
@@ -62,12 +65,11 @@ class Checkpoints:
         return restored.state, restored.best
 
 
-def saved_epochs(directory: Path) -> list[int]:
+def saved_epochs(directory: epath.PathLike) -> list[int]:
     """The epochs after which a run can go on; none for a fresh one."""
-    folder = directory / _FOLDER
-    return (
-        sorted(step.step for step in ocp.path.step.standard_name_format().find_all(folder)) if folder.exists() else []
-    )
+    folder = _folder(directory)
+    found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
+    return sorted(step.step for step in found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +86,13 @@ def build_model(config: dict) -> Detector:
     return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
 
-def load_teacher(directory: str | Path) -> TrainedRun:
+def load_teacher(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
 
     Raises:
       FileNotFoundError: if the folder holds no run, or one that has not finished.
     """
-    directory = Path(directory)
+    directory = epath.Path(directory)
     config = read_json(directory / "config.json")
     if config is None:
         raise FileNotFoundError(
@@ -104,7 +106,7 @@ def load_teacher(directory: str | Path) -> TrainedRun:
     )
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
-    manager = ocp.CheckpointManager(directory.absolute() / _FOLDER, item_names=("state", "best"))
+    manager = ocp.CheckpointManager(_folder(directory), item_names=("state", "best"))
     best = manager.restore(manager.latest_step(), args=ocp.args.Composite(best=ocp.args.StandardRestore(template))).best
     manager.close()
     return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
@@ -121,13 +123,3 @@ def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
         "score": jnp.full(runs, -jnp.inf, jnp.float32),
         "epoch": jnp.zeros(runs, jnp.int32),
     }
-
-
-def read_json(path: Path) -> dict | None:
-    """The file's content, or None where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes the whole file or nothing."""
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

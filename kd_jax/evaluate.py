@@ -6,7 +6,6 @@ Predictions are read in every format of kd_jax/submissions: snippet scores (.npz
 ActivityNet's, a folder of PKU-MMD text files), or the text file of Charades localize.
 """
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from kd_jax.datasets import DATASETS, base, describe
 from kd_jax.datasets.cleaning import Annotated
 from kd_jax.datasets.common_layout import read_classes
 from kd_jax.datasets.findings import Findings
-from kd_jax.files import write_atomically
+from kd_jax.files import write_json
 from kd_jax.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.scoring import Scoring, as_results, make_predictions, make_truth
 
@@ -185,7 +184,7 @@ def _report(info, truth: Truth, what: str, arrays: Mapping, findings: Findings, 
     if None in values.values():
         print("  –: does not exist, because a class has no ground truth in these videos (an official mean is then NaN)")
     if arguments.output:
-        write_atomically(Path(arguments.output), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        write_json(Path(arguments.output), results)
         print(f"With every class in {arguments.output}")
 
 

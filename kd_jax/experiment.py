@@ -1,6 +1,7 @@
 """A list of runs → one table of results.
 
-    results = perform(config, Path('workdir/demo'))
+    source = prepare(config, 'workdir/demo')
+    results = perform(config, 'workdir/demo', source)
 
 Runs are trained teachers first, each in a folder of its own; what is finished is skipped, what is half done goes on.
 `prepare` checks the names, numbers, options, data and folders of a config before anything is trained.
@@ -9,18 +10,17 @@ Runs are trained teachers first, each in a folder of its own; what is finished i
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import checkpoints, distill, session
-from kd_jax.files import write_atomically
+from kd_jax import distill, session
+from kd_jax.files import read_json, write_atomically, write_json
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.journal import SELECTION
 from kd_jax.models import FILTERS
@@ -66,7 +66,7 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError("config.runs is empty; add at least one run with configs.default.make_run")
     training_order(config.runs)
     for name, run in config.runs.items():
-        if not name or name in (".", "..") or Path(name).name != name:
+        if not name or name in (".", "..") or epath.Path(name).name != name:
             raise ValueError(f"the run name {name!r} cannot be a folder name; use letters, digits and _")
         if run.filter not in FILTERS:
             raise ValueError(f"runs.{name}.filter={run.filter!r} is unknown; known filters: {', '.join(FILTERS)}")
@@ -139,12 +139,12 @@ def _check_numbers(config: ConfigDict) -> None:
         raise ValueError(f"model.dtype={config.model.dtype!r}; choose 'float32' or 'bfloat16'")
 
 
-def run_directory(config: ConfigDict, workdir: Path, name: str, seed: int) -> Path:
+def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> epath.Path:
     """workdir/<run> for the first seed, workdir/<run>/seed_<n> for the others: seeds may be added and left out."""
     return workdir / name if seed == config.seed else workdir / name / f"seed_{seed}"
 
 
-def make_run(config: ConfigDict, workdir: Path, name: str, seed: int) -> Run:
+def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> Run:
     """A run of the experiment, and where it and its teachers are."""
     teachers = (run_directory(config, workdir, teacher, seed) for teacher in config.runs[name].teachers)
     return Run(name, seed, run_directory(config, workdir, name, seed), tuple(teachers))
@@ -164,22 +164,25 @@ def side_by_side(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
-    """Checks the config, opens the data and the workdir; trains nothing.
+def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) -> Source:
+    """Checks the config, opens the data and the workdir, a folder or gs://bucket/folder; trains nothing.
 
     Raises:
       ValueError, OSError: one sentence that says what to do.
     """
     check_config(config)
+    workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"
-        probe.touch()
+        probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"the workdir {workdir} cannot be written ({error.strerror}); choose another with --workdir"
-        ) from None
+    except ImportError:
+        raise OSError(f"the workdir {workdir} needs `pip install -e .[gcs]`") from None
+    except Exception as error:  # a bucket's library raises errors of its own
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
+        reason = " ".join(reason.split())
+        raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
     modalities = sorted({run.modality for run in config.runs.values()})
     streamed = config.training.data == "streamed"
     source = open_source(modalities=modalities, streamed=streamed, **config.dataset.to_dict())
@@ -196,21 +199,20 @@ def prepare(config: ConfigDict, workdir: Path, resume: bool = True) -> Source:
     return source
 
 
-def _check_run_folder(directory: Path, name: str) -> None:
+def _check_run_folder(directory: epath.Path, name: str) -> None:
     """Refuses to train into, or with --noresume to delete, a folder that is not this run's own."""
     if not directory.exists():
         return
-    if directory.is_dir() and all(p.is_dir() or p.name.startswith(".") for p in directory.rglob("*")):
+    if directory.is_dir() and all(name.startswith(".") for _, _, files in directory.walk() for name in files):
         return  # killed before its config.json was written
-    configs = [
-        checkpoints.read_json(path) for path in (*directory.glob("config.json"), *directory.glob("seed_*/config.json"))
-    ]
+    folders = [directory, *directory.glob("seed_*")] if directory.is_dir() else []
+    configs = [read_json(folder / "config.json") for folder in folders]
     if not any(isinstance(found, dict) and found.get("run") == name for found in configs):
         raise ValueError(f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
 
 
-def _check_unchanged(directory: Path, wanted: dict) -> None:
-    found = checkpoints.read_json(directory / "config.json")
+def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
+    found = read_json(directory / "config.json")
     if found is None or found == wanted:
         return
     changes = [
@@ -234,18 +236,18 @@ def seeds(config: ConfigDict) -> range:
     return range(config.seed, config.seed + config.seeds)
 
 
-def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = True) -> dict:
+def perform(config: ConfigDict, workdir: epath.PathLike, source: Source, resume: bool = True) -> dict:
     """Trains what is not finished, fuses streams, and writes results.json and results.md into the workdir.
 
     Returns:
       {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain', 'test'}], …}, as in
       results.json; 'test' holds every measure of every protocol, per class too.
     """
-    order = training_order(config.runs)
+    order, workdir = training_order(config.runs), epath.Path(workdir)
     session.wait_for_all("the workdir has been checked")
     if not resume and session.is_first():
         for name in order:
-            shutil.rmtree(workdir / name, ignore_errors=True)  # `prepare` has seen that it is a run's folder
+            (workdir / name).rmtree(missing_ok=True)  # `prepare` has seen that it is a run's folder
     session.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
     for names in side_by_side(config, order):
@@ -259,7 +261,7 @@ def perform(config: ConfigDict, workdir: Path, source: Source, resume: bool = Tr
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
     results = tabulate(config, source, scores)
     if session.is_first():
-        checkpoints.write_json(workdir / "results.json", results)
+        write_json(workdir / "results.json", results)
         write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results

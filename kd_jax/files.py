@@ -1,4 +1,4 @@
-"""Files that are whole or not there, in NumPy and the standard library.
+"""Files that are whole or not there, on a disk or, as an `epath.Path`, in a bucket.
 
     write_arrays(Path('scores.npz'), {'video7': probabilities})
     scores = read_arrays(Path('scores.npz'))
@@ -7,6 +7,7 @@ What is interrupted leaves the file that was there before, or none.
 """
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ import numpy as np
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes the whole file or nothing: to a temporary file beside it, which then takes its name."""
+    if "://" in os.fspath(path):  # an object of a bucket appears when it is complete
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
@@ -37,5 +41,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads what `write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's content, or None where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes the whole file or nothing."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

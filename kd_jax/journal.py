@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from kd_jax import session
@@ -39,34 +39,25 @@ def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
 class Journal:
     """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
 
-    def __init__(self, directory: Path, after_epoch: int):
+    def __init__(self, directory: epath.Path, after_epoch: int):
         from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
 
-        path = directory / "metrics.jsonl"
-        kept, step = [], 0
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
-                break
-            if entry["epoch"] > after_epoch:
-                break
-            kept.append(line)
-            step = entry["step"]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = path.open("a")
+        self._path = directory / "metrics.jsonl"
+        entries = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+        self._entries = [entry for entry in entries if entry["epoch"] <= after_epoch]
+        step = self._entries[-1]["step"] if self._entries else 0
         self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._file.close()
         self._events.close()
 
     def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"epoch": epoch, "step": step, **record}) + "\n")
-        self._file.flush()
+        self._entries.append({"epoch": epoch, "step": step, **record})
+        # The whole file, for an object of a bucket cannot be appended to.
+        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
         for key, value in record.items():
             self._events.add_scalar(key, value, step)
         self._events.flush()

@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from kd_jax import experiment, session
@@ -18,7 +20,9 @@ from kd_jax import experiment, session
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results; default: workdir/<name of the config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the results, gs://… too; default: workdir/<name of the config>."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "In a job of several processes: HOST:PORT of the first, or 'auto' (SLURM, Open MPI, TPU pod)."
 )
@@ -65,6 +69,7 @@ def _stop(*_):
 
 
 def main(argv):
+    imports, started = time.process_time(), time.perf_counter()  # no clock has run longer: seconds of CPU
     if len(argv) > 1:
         sys.exit(f"kd_jax.main: unexpected argument {argv[1]!r}; options start with --")
     if not flags.FLAGS["config"].present:
@@ -78,12 +83,15 @@ def main(argv):
         session.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
+    devices = time.perf_counter() - started
     name = Path(file).name
-    workdir = Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
+    workdir = epath.Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
     try:
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
+    data = time.perf_counter() - started - devices
+    logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
     try:
         results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
     except FloatingPointError as error:

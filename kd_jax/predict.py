@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags
+from etils import epath
 from tqdm import tqdm
 
 from kd_jax import input_pipeline, session, submissions
@@ -132,7 +133,7 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
     return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
 
 
-def _make_folder(output: Path) -> Path:
+def _make_folder(output: epath.Path) -> epath.Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +160,7 @@ def main(argv):
         head, classes = run.config["head"], run.config["classes"]
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
         submissions.check_formats(arguments.format, list(features), len(classes))
-        output = _make_folder(Path(arguments.output))
+        output = _make_folder(epath.Path(arguments.output))
         outputs = predict(
             run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
         )

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import fsspec
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
@@ -47,6 +48,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             reason = remedy if coordinator == "auto" else str(error)
             raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({reason})") from None
     _show_own_messages()
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))

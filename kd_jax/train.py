@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,14 @@ import numpy as np
 import optax
 from absl import logging
 from clu import parameter_overview
+from etils import epath
 from jax.experimental import multihost_utils
 
 from kd_jax import checkpoints, input_pipeline, session
 from kd_jax.checkpoints import TrainedRun, new_best
 from kd_jax.datasets import describe
 from kd_jax.distill import TASKS, TERMS
-from kd_jax.files import read_arrays, write_arrays
+from kd_jax.files import read_arrays, read_json, write_arrays, write_json
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
 from kd_jax.population import Population
@@ -109,8 +109,8 @@ class Run:
 
     name: str
     seed: int
-    directory: Path
-    teachers: tuple[Path, ...] = ()
+    directory: epath.Path
+    teachers: tuple[epath.Path, ...] = ()
 
     @property
     def title(self) -> str:
@@ -153,7 +153,7 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
     """
     scoring, waiting = scoring_of(config), []
     for run in runs:
-        results = checkpoints.read_json(run.directory / "results.json")
+        results = read_json(run.directory / "results.json")
         if results is None:
             waiting.append(run)
             continue
@@ -163,7 +163,7 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
     if waiting:
         _train_side_by_side(config, waiting, source, show_parameters)
     session.wait_for_all("results are written")
-    return [checkpoints.read_json(run.directory / "results.json") for run in runs]
+    return [read_json(run.directory / "results.json") for run in runs]
 
 
 def _train_side_by_side(config, runs: Sequence[Run], source: Source, show_parameters: bool) -> None:
@@ -207,7 +207,7 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     for run, manifest in zip(runs, manifests, strict=True):
         if session.is_first():
             run.directory.mkdir(parents=True, exist_ok=True)
-            checkpoints.write_json(run.directory / "config.json", manifest)
+            write_json(run.directory / "config.json", manifest)
     session.wait_for_all("folders are made")
     name = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
     with contextlib.ExitStack() as stack:
@@ -305,7 +305,7 @@ def _nth(tree, i: jax.Array):
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def score_predictions(directories: Sequence[Path], source: Source, scoring: Scoring) -> dict:
+def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:
     """Scores the saved logits of a finished run, or the fused ones of several: {'validation' and 'test': scores}.
 
     The validation videos, if there are any, are scored with the protocol that chose the best epoch alone.
@@ -318,18 +318,20 @@ def score_predictions(directories: Sequence[Path], source: Source, scoring: Scor
     return scores
 
 
-def _write_results(directory: Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:
+def _write_results(directory: epath.Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:
     scores = score_predictions([directory], source, scoring)
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
-    checkpoints.write_json(directory / "results.json", results)
+    write_json(directory / "results.json", results)
     return results
 
 
-def _attach_teachers(examples: Sequence[Example], directories: Sequence[Path], source: Source, forward: Mapping):
+def _attach_teachers(
+    examples: Sequence[Example], directories: Sequence[epath.Path], source: Source, forward: Mapping
+) -> Sequence[Example]:
     """The training videos, with what each teacher says of them."""
     for directory in directories:
         teacher = checkpoints.load_teacher(directory)
-        scores = summary(checkpoints.read_json(directory / "results.json"))
+        scores = summary(read_json(directory / "results.json"))
         logging.info("learns from %s, %s", teacher.config["run"], scores)
         examples = input_pipeline.attach_teacher(examples, teacher_outputs(teacher, source, "train", **forward))
     return examples
@@ -368,9 +370,8 @@ def _announce(manifests: Sequence[Mapping], params: dict, show_parameters: bool)
     size = f"{parameter_overview.count_parameters(params):,}"
     for manifest in manifests:
         terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
-        model = f"{manifest['modality']} → {manifest['filter']}"
-        logging.info(
-            "%s, seed %d: %s, %s parameters, loss = task%s", manifest["run"], manifest["seed"], model, size, terms
-        )
+        model = f"{manifest['modality']} → {manifest['filter']}, {size} parameters"
+        rate = manifest["training"]["learning_rate"]
+        logging.info("%s, seed %d: %s, loss = task%s, rate %g", manifest["run"], manifest["seed"], model, terms, rate)
     if show_parameters:
         logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import checkpoints, experiment
+from kd_jax import checkpoints, experiment, files
 from kd_jax.population import compiled_train_step
 from kd_jax.train import run_config
 from kd_jax.train_state import create_train_state, make_optimizer
@@ -119,7 +119,7 @@ def get_config(variant=""):
     command = [sys.executable, "-m", "kd_jax.main", f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    trained = checkpoints.read_json(tmp_path / "work" / "student" / "config.json")
+    trained = files.read_json(tmp_path / "work" / "student" / "config.json")
     assert trained["weights"] == {"atomic": 0.5, "boundary": 2.0}
     assert trained["options"]["boundary"] == {"form": "vector"} and trained["options"]["atomic"]["margin"] == 0.25
 

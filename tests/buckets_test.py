@@ -1,0 +1,100 @@
+"""A workdir may be gs://bucket/folder: killed, continued, skipped and read as one on a disk.
+
+The bucket is gcp-storage-emulator's, which speaks the protocol of Google Cloud Storage but holds one process at a time.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gcsfs
+import numpy as np
+import pytest
+from etils import epath
+from gcp_storage_emulator import server
+from gcp_storage_emulator.handlers import objects
+
+from kd_jax.files import read_arrays
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket, kdjax, as a file system; the programs that the test starts find it too."""
+    plain = objects.download
+
+    def download(request, response, storage, *arguments, **options):
+        plain(request, response, storage, *arguments, **options)
+        if response.status.value < 300:  # the header that tensorstore needs and the emulator leaves out
+            stored = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["X-Goog-Generation"] = stored["generation"]
+
+    monkeypatch.setattr(objects, "download", download)
+    with server.create_server("localhost", 0, in_memory=True, default_bucket="kdjax") as emulator:
+        address = f"http://localhost:{emulator._api._httpd.server_port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        yield gcsfs.GCSFileSystem(endpoint_url=address, token="anon", use_listings_cache=False)
+
+
+def run(module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"kd_jax.{module}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def test_an_experiment_in_a_bucket(bucket, tmp_path):
+    experiment = ["--config=configs/demo.py:smoke", "--config.training.epochs=6"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "kd_jax.main", *experiment, "--workdir=gs://kdjax/work"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    journal, deadline = "kdjax/work/flow_teacher/metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < deadline and not (bucket.exists(journal) and bucket.cat(journal).count(b"\n") >= 3):
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and bucket.cat(journal).count(b"\n") < 6
+
+    assert "flow_teacher: continues after epoch" in run("main", *experiment, "--workdir=gs://kdjax/work")
+    run("main", *experiment, f"--workdir={tmp_path / 'work'}")
+    for name in ("flow_teacher", "augmented_rgb"):
+        whole = read_arrays(tmp_path / "work" / name / "predictions_test.npz")
+        stored = read_arrays(epath.Path(f"gs://kdjax/work/{name}/predictions_test.npz"))
+        assert stored.keys() == whole.keys()
+        for video in whole:
+            np.testing.assert_array_equal(stored[video], whole[video])
+        entries = map(json.loads, bucket.cat(f"kdjax/work/{name}/metrics.jsonl").splitlines())
+        assert [entry["epoch"] for entry in entries] == [*range(1, 7)]
+    events = [path for path in bucket.ls("kdjax/work/augmented_rgb", detail=False) if "tfevents" in path]
+    assert events and sum(bucket.size(path) for path in events) > 1000
+    assert bucket.cat("kdjax/work/results.json") == (tmp_path / "work" / "results.json").read_bytes()
+
+    assert "augmented_rgb, seed 0: finished before" in run("main", *experiment, "--workdir=gs://kdjax/work")
+    np.save(tmp_path / "video.npy", np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32))
+    run(
+        "predict",
+        "--run=gs://kdjax/work/augmented_rgb",
+        f"--features={tmp_path / 'video.npy'}",
+        "--output=gs://kdjax/out",
+    )
+    assert len(read_arrays(epath.Path("gs://kdjax/out/scores.npz"))["video"]) == 40
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    result = subprocess.run(
+        [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", "--workdir=gs://nobucket/work"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1 and "gs://nobucket/work cannot be written" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
