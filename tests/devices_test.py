@@ -13,23 +13,18 @@ from kd_jax.files import read_arrays
 ROOT = Path(__file__).parents[1]
 
 
-def test_eight_devices_equal_one(tmp_path):
+def test_eight_devices_equal_one(tmp_path, fast_compilation):
     for devices in (1, 8):
         command = [
-            *(
-                sys.executable,
-                "-m",
-                "kd_jax.main",
-                "--config=configs/demo.py:smoke",
-                f"--workdir={tmp_path / str(devices)}",
-            ),
+            *(sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py"),
+            f"--workdir={tmp_path / str(devices)}",
             *("--config.model.dropout=0.25", "--config.training.batch_size=3"),
         ]
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{fast_compilation} --xla_force_host_platform_device_count={devices}"
         result = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": flags},
             capture_output=True,
             text=True,
         )

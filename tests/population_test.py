@@ -48,7 +48,9 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("together")
-    return workdir, perform(ablation(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        groups = groups_trained(patch)
+        return workdir, perform(ablation(), workdir), groups
 
 
 def records(directory):
@@ -70,14 +72,13 @@ def assert_same_runs(ours, theirs):
         assert configs[0] == configs[1]
 
 
-def test_runs_of_equal_shape_train_side_by_side(tmp_path, monkeypatch, together):
-    groups = groups_trained(monkeypatch)
-    perform(ablation(), tmp_path)
+def test_runs_of_equal_shape_train_side_by_side(together):
+    _, results, groups = together
     assert groups == [
         [("flow_teacher", 0), ("flow_teacher", 1)],
         [(name, seed) for name in ("atomic", "both", "slower") for seed in (0, 1)],
     ]
-    assert "learns from" in experiment.markdown(together[1]) and "±" in experiment.markdown(together[1])
+    assert "learns from" in experiment.markdown(results) and "±" in experiment.markdown(results)
 
 
 def test_each_run_ends_as_it_does_alone(tmp_path, monkeypatch, together):
