@@ -266,8 +266,7 @@ def _epoch(
     metrics = population.run_epoch(epoch, bar.step)
     seconds, records = time.perf_counter() - started, []
     states = population.states
-    sound = np.isfinite(jax.device_get(jax.vmap(optax.tree.norm)(states.params)))
-    rates = jax.device_get(current_learning_rate(states))
+    sound, rates = jax.device_get(_health(states))
     for i, manifest in enumerate(manifests):
         absent = [term for term in TERMS if term not in manifest["weights"]]  # weighed by other runs only
         record = epoch_record({k: v[:, i] for k, v in metrics.items() if k not in absent}, seconds)
@@ -284,6 +283,12 @@ def _epoch(
             scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
             record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
     return records
+
+
+@jax.jit
+def _health(states: TrainState) -> tuple[jax.Array, jax.Array]:
+    """Of each run: whether its parameters are finite, and its learning rate, `[P]` both."""
+    return jnp.isfinite(jax.vmap(optax.tree.norm)(states.params)), current_learning_rate(states)
 
 
 @jax.jit
