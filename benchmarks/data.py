@@ -71,7 +71,7 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     files = write(folder, videos)
     loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.with_peers() else {}
     mesh, lengths = input_pipeline.data_mesh(), [len(video["labels"]) for video in videos]
-    buckets = input_pipeline.bucket_lengths(lengths, 4)
+    buckets = input_pipeline.bucket_lengths(lengths, 4, batch_size)
     stored = records.read(folder / "records", "train", ["rgb"])
     examples = input_pipeline.make_examples(stored, "rgb", CLASSES)
     data = resident.put([examples], max(buckets), mesh)

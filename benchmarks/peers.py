@@ -151,7 +151,7 @@ class Strong(Peer):
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does; nothing on CPU
         self.data = [{key: value.to(DEVICE) for key, value in video.items()} for video in self.data]
         self.lengths = [len(video["labels"]) for video in videos]
-        self.buckets = input_pipeline.bucket_lengths(self.lengths, 4)
+        self.buckets = input_pipeline.bucket_lengths(self.lengths, 4, batch_size)
         self.count = 0
         if DEVICE.type == "cuda":
             self.models = {kind: torch.compile(model) for kind, model in self.models.items()}

@@ -1,7 +1,7 @@
 """Videos → padded, masked batches on the device mesh.
 
     examples = make_examples(videos, 'rgb', num_classes=51)
-    buckets = bucket_lengths([len(e.features) for e in examples], num_buckets=4)
+    buckets = bucket_lengths([len(e.features) for e in examples], num_buckets=4, batch_size=2)
     for indices, batch, teachers in epoch(examples, buckets, 2, data_mesh(), seed=0, epoch=3): ...
 
 Whole videos travel: no cropping. A video is padded to one of a few lengths, so that a step compiles a few times and
@@ -193,30 +193,28 @@ def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[li
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
 
 
-def bucket_lengths(lengths: Sequence[int], num_buckets: int) -> tuple[int, ...]:
-    """The `num_buckets` padded lengths that waste the fewest snippets on these videos, ascending.
+def bucket_lengths(lengths: Sequence[int], num_buckets: int, batch_size: int) -> tuple[int, ...]:
+    """The `num_buckets` padded lengths with which the batches of `plan` waste the fewest snippets, ascending.
 
     Exact, by dynamic programming over the distinct rounded lengths.
     """
     rounded = -(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     sizes, counts = np.unique(rounded, return_counts=True)
-    videos = np.concatenate([[0], np.cumsum(counts)])
-    best = np.concatenate([[0.0], videos[1:] * sizes])  # best[j]: padded total of the j shortest sizes, one bucket
+    batches = np.concatenate([[0], np.cumsum(counts) // batch_size])  # what is left over joins the next bucket
+    batches[-1] = -(-len(rounded) // batch_size)
+    best = np.concatenate([[0.0], batches[1:] * sizes])  # best[j]: padded total of the j shortest sizes, one bucket
     choices = []
     for _ in range(min(num_buckets, len(sizes)) - 1):
-        cost = best[:-1, None] + (videos[None, 1:] - videos[:-1, None]) * sizes[None, :]
+        cost = best[:-1, None] + (batches[None, 1:] - batches[:-1, None]) * sizes[None, :]
         cost[np.tril_indices(len(sizes), -1)] = np.inf  # a bucket holds at least one size
         choices.append(cost.argmin(axis=0))
         best = np.concatenate([[0.0], cost.min(axis=0)])
-    buckets, end = [], len(sizes) - 1
+    ends = [len(sizes) - 1]
     for choice in reversed(choices):
-        buckets.append(int(sizes[end]))
-        end = choice[end] - 1
-        if end < 0:
-            break
-    if end >= 0:
-        buckets.append(int(sizes[end]))
-    return tuple(sorted(set(buckets)))
+        ends.append(choice[ends[-1]] - 1)
+    ends = sorted(end for end in ends if end >= 0)
+    used = [end for before, end in zip([-1, *ends], ends, strict=False) if batches[end + 1] > batches[before + 1]]
+    return tuple(int(size) for size in sizes[used])
 
 
 def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order: Sequence[int]) -> list:

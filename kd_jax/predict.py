@@ -69,7 +69,7 @@ def predict(
     variables = input_pipeline.replicate(variables, mesh)
     lengths = [len(example.features) for example in examples]
     outputs: list[Outputs | None] = [None] * len(examples)
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets) if examples else ()
+    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
     quiet = None if progress and session.is_first() else True
     with (
         tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,

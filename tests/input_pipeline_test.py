@@ -34,25 +34,27 @@ def examples_of(lengths, width=3, classes=2, seed=0):
     ]
 
 
-def padded_total(lengths, buckets):
-    return sum(min(b for b in buckets if b >= n) for n in lengths)
-
-
 @settings(max_examples=60, deadline=None)
-@given(LENGTHS, st.integers(1, 4))
-def test_buckets_waste_as_little_as_possible(lengths, num_buckets):
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets)
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 5))
+def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
+    def padded_total(buckets):
+        return sum(length for length, _ in input_pipeline.plan(lengths, buckets, batch_size, range(len(lengths))))
+
+    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
     sizes = sorted({-(-n // 16) * 16 for n in lengths})
     others = itertools.combinations(sizes[:-1], min(num_buckets, len(sizes)) - 1)
-    best = min(padded_total(lengths, (*other, sizes[-1])) for other in others)
+    best = min(padded_total((*other, sizes[-1])) for other in others)
     assert len(buckets) <= num_buckets
-    assert padded_total(lengths, buckets) == best
+    assert padded_total(buckets) == best
+    assert {length for length, _ in input_pipeline.plan(lengths, buckets, batch_size, range(len(lengths)))} == set(
+        buckets
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
 def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets)
+    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
     order = np.random.default_rng(seed).permutation(len(lengths))
     batches = input_pipeline.plan(lengths, buckets, batch_size, order)
     assert sorted(i for _, indices in batches for i in indices) == list(range(len(lengths)))
@@ -142,7 +144,7 @@ def examples_from(directory, **options):
 
 
 def one_epoch(examples, batch_size=2, **order):
-    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], 3)
+    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], 3, batch_size)
     return input_pipeline.epoch(examples, buckets, batch_size, input_pipeline.data_mesh(), **order)
 
 

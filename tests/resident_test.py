@@ -40,7 +40,7 @@ def examples_of(lengths, teachers=1):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_buckets, teachers):
     examples, mesh = examples_of(lengths, teachers), input_pipeline.data_mesh()
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets)
+    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
     data = resident.put([examples], max(buckets), mesh)
     batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
     rows = input_pipeline.device_rows(batch_size, mesh)
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_streamed(monkeypatch):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_sequence_of_lengths_does_not_depend_on_the_seed(seed):
     lengths = list(np.random.default_rng(0).integers(1, 200, 30))
-    buckets = input_pipeline.bucket_lengths(lengths, 4)
+    buckets = input_pipeline.bucket_lengths(lengths, 4, 4)
     sequences = {
         tuple(length for length, _ in input_pipeline.plan_epoch(lengths, buckets, 4, seed=s, epoch=5))
         for s in (seed, seed + 10)

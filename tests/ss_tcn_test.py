@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.models.detector import FILTERS, Detector
-from kd_jax.models.layers import DilatedConv, Dropout, shift
+from kd_jax.models.layers import DilatedConv, Dropout, product, shift
 from kd_jax.models.ss_tcn import SSTCN
 
 HERE = pathlib.Path(__file__).parent
@@ -174,7 +174,22 @@ def test_dilated_convolution_equals_the_library_and_survives_short_videos():
             x, kernel, (1,), [(dilation, dilation)], rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
         )
         np.testing.assert_allclose(y, expected + bias[None, None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(shift(jnp.arange(1.0, 4.0).reshape(1, 3, 1), -1, most=2)[0, :, 0], [2, 3, 0])
+    np.testing.assert_array_equal(shift(jnp.arange(1.0, 4.0).reshape(1, 3, 1), -1, 2)[0, :, 0], [2, 3, 0])
+
+
+def test_gradients_of_the_product_and_the_shift_are_those_of_plain_expressions():
+    rng = np.random.default_rng(0)
+    x, kernel, weights = (rng.standard_normal(shape, np.float32) for shape in ((2, 7, 3), (3, 4), (2, 7, 4)))
+
+    def plain(x, kernel):
+        y = jnp.einsum("btd,dh->bth", x, kernel)
+        return (weights * jnp.stack([y[:, max(t - 2, 0)] * (t >= 2) for t in range(7)], axis=1)).sum()
+
+    def ours(x, kernel):
+        return (weights * shift(product(x, kernel), jnp.int32(2), 4)).sum()
+
+    for found, expected in zip(*(jax.grad(f, argnums=(0, 1))(x, kernel) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_initialisation_is_uniform_within_one_over_root_fan_in():

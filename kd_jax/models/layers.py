@@ -1,5 +1,7 @@
 """Layers that temporal filters share: 1×1 convolution, dilated convolution, dropout with cheap random bits."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,14 +22,56 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """1×1 convolution over time, `[B, T, D] -> [B, T, features]`, a submodule `name` of the calling module."""
-    dense = nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init(x.shape[-1]), name=name)
+    dense = nn.Dense(
+        features,
+        dot_general=lambda x, kernel, *_, **__: product(x, kernel),
+        dtype=dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init(x.shape[-1]),
+        name=name,
+    )
     return dense(x)
 
 
-def shift(x: jax.Array, steps: jax.Array | int, *, most: int) -> jax.Array:
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`, `[B, T, D] × [D, H] -> [B, T, H]`.
+
+    The gradient of the kernel is a product of the two arrays as they lie in memory; JAX's own order of the operands
+    makes XLA on CPU transpose one of them first.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return gradient @ kernel.T, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shift(x: jax.Array, steps: jax.Array | int, most: int) -> jax.Array:
     """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| ≤ `most`."""
     padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
     return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
+
+
+def _shift_forward(x, steps, most):
+    return shift(x, steps, most), steps
+
+
+def _shift_backward(most, steps, gradient):
+    return shift(gradient, -steps, most), None  # back again; JAX's own gradient writes into an array of zeros
+
+
+shift.defvjp(_shift_forward, _shift_backward)
 
 
 class DilatedConv(nn.Module):
@@ -52,9 +96,9 @@ class DilatedConv(nn.Module):
         kernel = self.param("kernel", kernel_init, (3, width, self.features), jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init(3 * width), (self.features,), jnp.float32).astype(self.dtype)
         x, most = x.astype(self.dtype), self.max_dilation
-        earlier = shift(x @ kernel[0], dilation, most=most)
-        later = shift(x @ kernel[2], -dilation, most=most)
-        return earlier + x @ kernel[1] + later + bias[None, None, :]
+        earlier = shift(product(x, kernel[0]), dilation, most)
+        later = shift(product(x, kernel[2]), -dilation, most)
+        return earlier + product(x, kernel[1]) + later + bias[None, None, :]
 
 
 class Dropout(nn.Module):
