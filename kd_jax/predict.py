@@ -162,7 +162,13 @@ def main(argv):
         submissions.check_formats(arguments.format, list(features), len(classes))
         output = _make_folder(epath.Path(arguments.output))
         outputs = predict(
-            run.model, run.variables, examples, batch_size=arguments.batch_size, num_buckets=4, progress="predicting"
+            run.model,
+            run.variables,
+            examples,
+            batch_size=arguments.batch_size,
+            num_buckets=4,
+            progress="predicting",
+            with_features=False,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
