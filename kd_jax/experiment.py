@@ -205,7 +205,7 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
         return
     if directory.is_dir() and all(name.startswith(".") for _, _, files in directory.walk() for name in files):
         return  # killed before its config.json was written
-    folders = [directory, *directory.glob("seed_*")] if directory.is_dir() else []
+    folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
     configs = [read_json(folder / "config.json") for folder in folders]
     if not any(isinstance(found, dict) and found.get("run") == name for found in configs):
         raise ValueError(f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
