@@ -47,7 +47,7 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if files and f.filename.endswith(files[-1])]
     if "Traceback" in text:  # ml_collections quotes the traceback of a config file: the reason stands last
         lines = re.findall(rf'{re.escape(files[-1])}", line (\d+)', text)
-        text = text.splitlines()[-1]
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
     text = text.replace("\\n", " ").replace("\\", "")
     if unknown := re.search(r'Key "(\S+?)" does not exist', text) or re.match(
         r"""["']*(\w+)["']* Did you mean""", text
@@ -57,7 +57,7 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
         text += " (configs/default.py lists them all)"
     if lines:
         text = f"{files[-1]}, line {lines[-1]}: {text}"
-    elif fields := [a.partition("=")[0] for a in argv if a.startswith("--config.")]:
+    elif fields := [f for f in (a.partition("=")[0] for a in argv) if f.startswith("--config.") and f not in text]:
         text += f", among {', '.join(fields)}"
     return " ".join(text.split())
 

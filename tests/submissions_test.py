@@ -59,14 +59,14 @@ def test_activitynet_by_hand(tmp_path):
     (tmp_path / "x.json").write_text(text)
     expected = {"5n7NCViB5TU": np.array([[1, 24.25, 38.08, 1], [0, -0.5, 2, 0.3]]), "uNoA": np.zeros((0, 4))}
     assert_equal(submissions.read_activitynet(tmp_path / "x.json", CLASSES), expected)
-    submissions.write_activitynet(tmp_path / "y.json", expected, CLASSES, label_ids=True)
+    submissions.write_activitynet(tmp_path / "y.json", expected, CLASSES)
     content = json.loads((tmp_path / "y.json").read_text())
     assert content == {
         "version": "VERSION 1.3",
         "results": {
             "5n7NCViB5TU": [
-                {"label": 1, "score": 1.0, "segment": [24.25, 38.08]},
-                {"label": 0, "score": 0.3, "segment": [-0.5, 2.0]},
+                {"label": "sit down", "score": 1.0, "segment": [24.25, 38.08]},
+                {"label": "run", "score": 0.3, "segment": [-0.5, 2.0]},
             ],
             "uNoA": [],
         },
@@ -74,10 +74,11 @@ def test_activitynet_by_hand(tmp_path):
     }
 
 
-def test_activitynet_with_results_alone(tmp_path):
-    (tmp_path / "x.json").write_text('{"results": {"v": [{"label": 2, "score": 0.5, "segment": [1, 2]}]}}')
-    found = submissions.read_activitynet(str(tmp_path / "x.json"), CLASSES, label_ids=True)
-    assert_equal(found, {"v": np.array([[2, 1, 2, 0.5]])})
+def test_activitynet_with_results_alone_and_class_ids_for_labels(tmp_path):
+    results = '{"v": [{"label": 2, "score": 0.5, "segment": [1, 2]}, {"label": "run", "score": 1, "segment": [0, 1]}]}'
+    (tmp_path / "x.json").write_text(f'{{"results": {results}}}')
+    found = submissions.read_activitynet(str(tmp_path / "x.json"), CLASSES)
+    assert_equal(found, {"v": np.array([[2, 1, 2, 0.5], [0, 0, 1, 1]])})
 
 
 def test_pku_mmd_by_hand(tmp_path):
@@ -164,8 +165,6 @@ def test_round_trip_of_detections(tmp_path, detections):
     path = tmp_path / "x.json"
     submissions.write_activitynet(path, detections, CLASSES)
     assert_equal(submissions.read_activitynet(path, CLASSES), detections)
-    submissions.write_activitynet(path, detections, CLASSES, label_ids=True)
-    assert_equal(submissions.read_activitynet(path, CLASSES, label_ids=True), detections)
     submissions.write_native(path, detections, CLASSES)
     seen = {video: table for video, table in detections.items() if len(table)}
     assert_equal(submissions.read_native(path, CLASSES), seen)
@@ -240,7 +239,10 @@ def entry(**changes):
         ({"results": {"v": [[0, 1]]}}, r"results\['v'\] entry 0: \[0, 1\], expected an object with label"),
         ({"results": {"v": [{"label": "run"}]}}, "entry 0: the field score, segment is missing"),
         ({"results": {"v": [entry(), entry(label="Run")]}}, 'entry 1 label: "Run", expected one of the 3 classes'),
-        ({"results": {"v": [entry(label=0)]}}, "entry 0 label: 0, expected one of the 3 classes"),
+        ({"results": {"v": [entry(label=None)]}}, "entry 0 label: null, expected one of the 3 classes"),
+        ({"results": {"v": [entry(label=3)]}}, "entry 0 label: 3, expected an integer of 0 … 2; .*count from 1?"),
+        ({"results": {"v": [entry(label=True)]}}, "entry 0 label: true, expected an integer of 0 … 2"),
+        ({"results": {"v": [entry(label=0.5)]}}, "entry 0 label: 0.5, expected an integer of 0 … 2"),
         ({"results": {"v": [entry(score=None)]}}, "entry 0 score: null, expected a finite number"),
         ({"results": {"v": [entry(score=float("nan"))]}}, "entry 0 score: NaN, expected a finite number"),
         ({"results": {"v": [entry(score=10**400)]}}, "entry 0 score: 1000.*…, expected a finite number"),
@@ -252,15 +254,6 @@ def entry(**changes):
 def test_activitynet_refuses(tmp_path, content, message):
     (tmp_path / "x.json").write_text(json.dumps(content))
     refuses(lambda path: submissions.read_activitynet(path, CLASSES), tmp_path / "x.json", message)
-
-
-@pytest.mark.parametrize(
-    "label, message",
-    [("run", '"run", expected an integer of 0 … 2'), (3, "3, .*count from 1?"), (True, "true"), (0.5, "0.5")],
-)
-def test_activitynet_refuses_label_ids(tmp_path, label, message):
-    (tmp_path / "x.json").write_text(json.dumps({"results": {"v": [entry(label=label)]}}))
-    refuses(lambda path: submissions.read_activitynet(path, CLASSES, label_ids=True), tmp_path / "x.json", message)
 
 
 def test_json_refuses_text_and_repeated_keys(tmp_path):

@@ -3,7 +3,7 @@
     {"version": "VERSION 1.3", "external_data": {},
      "results": {"video7": [{"label": "Diving", "score": 0.93, "segment": [3.2, 9.9]}]}}
 
-Segments are [start, end] in seconds.
+Segments are [start, end] in seconds. A label is the name of a class; a number is read as its id, from 0.
 """
 
 import json
@@ -34,7 +34,6 @@ def write_activitynet(
     detections: Mapping[str, np.ndarray],
     classes: Sequence[str],
     *,
-    label_ids: bool = False,
     version: str = "VERSION 1.3",
     external_data: Mapping | None = None,
 ) -> None:
@@ -44,7 +43,6 @@ def write_activitynet(
       path: of the JSON file.
       detections: {video: `[N, 4]`}; a video without detections keeps an empty list.
       classes: names by class id.
-      label_ids: write class ids instead of names.
       version: of the data set's release, as in the official example.
       external_data: what the submission says of it; None = {}.
 
@@ -54,8 +52,7 @@ def write_activitynet(
     names = list(class_ids(classes))
     results = {
         video: [
-            {"label": int(c) if label_ids else names[int(c)], "score": score, "segment": [start, end]}
-            for c, start, end, score in table.tolist()
+            {"label": names[int(c)], "score": score, "segment": [start, end]} for c, start, end, score in table.tolist()
         ]
         for video, table in check_detections(detections, len(names)).items()
     }
@@ -63,7 +60,7 @@ def write_activitynet(
     write_atomically(path, (json.dumps(content, ensure_ascii=False) + "\n").encode())
 
 
-def read_activitynet(path: Path, classes: Sequence[str], *, label_ids: bool = False) -> dict[str, np.ndarray]:
+def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads detections from ActivityNet-style JSON, written here or by another tool.
 
     Only `results` is needed, and of its entries label, score and segment; what else stands there is not read.
@@ -71,7 +68,6 @@ def read_activitynet(path: Path, classes: Sequence[str], *, label_ids: bool = Fa
     Args:
       path: of the JSON file.
       classes: names by class id.
-      label_ids: labels are class ids, from 0, instead of names.
 
     Returns:
       {video: `[N, 4]`}.
@@ -107,7 +103,7 @@ def read_activitynet(path: Path, classes: Sequence[str], *, label_ids: bool = Fa
             if not isinstance(segment, list) or len(segment) != 2:
                 problems.add(f"{where} segment", f"{short(segment)}, expected [start, end] in seconds")
                 continue
-            if label_ids:
+            if isinstance(label, (int, float)):
                 class_id = class_id_of_label(f"{where} label", label, len(ids), 0, problems)
             else:
                 class_id = class_id_of_name(f"{where} label", label, ids, problems)
