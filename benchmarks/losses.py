@@ -18,7 +18,8 @@ from flax import linen as nn
 
 from benchmarks import measuring, workloads
 from kd_jax import distill
-from kd_jax.models.layers import DilatedConv, Dropout
+from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models.layers import Dropout
 from kd_jax.population import compiled_train_step
 from kd_jax.train_state import create_train_state, make_optimizer
 

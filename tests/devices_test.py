@@ -37,3 +37,24 @@ def test_eight_devices_equal_one(tmp_path, fast_compilation):
     ours, theirs = (read_arrays(d / "predictions_test.npz") for d in (one, eight))
     for video in ours:
         np.testing.assert_allclose(ours[video], theirs[video], atol=2e-3)
+
+
+def test_a_dilated_convolution_stays_on_the_device_of_its_video():
+    program = """
+import re
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from kd_jax.input_pipeline import data_mesh
+from kd_jax.models.dilated_convolution import DilatedConv
+
+layer = DilatedConv(4, max_dilation=4)
+x = jax.device_put(jnp.ones((8, 32, 4)), NamedSharding(data_mesh(), PartitionSpec("data")))
+variables = layer.init(jax.random.key(0), x, jnp.int32(2))
+gradient = jax.jit(jax.grad(lambda variables, x: (layer.apply(variables, x, jnp.int32(2)) ** 2).sum(), (0, 1)))
+compiled = gradient.lower(variables, x).compile().as_text()
+print(*sorted(set(re.findall(r"(all-gather|all-to-all|collective-permute|all-reduce)\\(", compiled))))
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ["all-reduce"], result.stderr  # of the kernel's gradient

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kd_jax.models.detector import FILTERS, Detector
-from kd_jax.models.layers import DilatedConv, Dropout, product, shift
+from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models.layers import Dropout, product
 from kd_jax.models.ss_tcn import SSTCN
 
 HERE = pathlib.Path(__file__).parent
@@ -164,31 +165,36 @@ def test_receptive_field_of_63_snippets():
     assert (seen.min(), seen.max(), len(seen)) == (50 - 31, 50 + 31, 63)
 
 
-def test_dilated_convolution_equals_the_library_and_survives_short_videos():
-    for length, dilation in ((9, 2), (3, 4)):
-        layer = DilatedConv(5, dilation)
-        x = jax.random.normal(jax.random.key(0), (2, length, 4))
-        y, variables = jax.jit(layer.init_with_output)(jax.random.key(1), x, dilation)
+@pytest.mark.parametrize(("length", "dilation", "most"), [(9, 2, 2), (3, 4, 4), (32, 4, 16), (48, 8, 8), (1, 1, 4)])
+def test_dilated_convolution_and_its_gradients_are_those_of_the_library(length, dilation, most):
+    layer = DilatedConv(5, most)
+    x, weights = (jax.random.normal(jax.random.key(seed), (2, length, width)) for seed, width in ((0, 4), (1, 5)))
+    variables = jax.jit(layer.init)(jax.random.key(2), x, dilation)
+
+    def ours(variables, x):
+        return layer.apply(variables, x, jnp.int32(dilation))
+
+    def library(variables, x):
         kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
-        expected = jax.lax.conv_general_dilated(
+        return bias[None, None] + jax.lax.conv_general_dilated(
             x, kernel, (1,), [(dilation, dilation)], rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
         )
-        np.testing.assert_allclose(y, expected + bias[None, None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(shift(jnp.arange(1.0, 4.0).reshape(1, 3, 1), -1, 2)[0, :, 0], [2, 3, 0])
+
+    np.testing.assert_allclose(jax.jit(ours)(variables, x), library(variables, x), rtol=1e-5, atol=1e-6)
+    gradients = (
+        jax.jit(jax.grad(lambda v, x, f=f: (weights * f(v, x)).sum(), (0, 1)))(variables, x) for f in (ours, library)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *gradients)
 
 
-def test_gradients_of_the_product_and_the_shift_are_those_of_plain_expressions():
+def test_gradient_of_the_product_is_that_of_a_plain_expression():
     rng = np.random.default_rng(0)
     x, kernel, weights = (rng.standard_normal(shape, np.float32) for shape in ((2, 7, 3), (3, 4), (2, 7, 4)))
-
-    def plain(x, kernel):
-        y = jnp.einsum("btd,dh->bth", x, kernel)
-        return (weights * jnp.stack([y[:, max(t - 2, 0)] * (t >= 2) for t in range(7)], axis=1)).sum()
-
-    def ours(x, kernel):
-        return (weights * shift(product(x, kernel), jnp.int32(2), 4)).sum()
-
-    for found, expected in zip(*(jax.grad(f, argnums=(0, 1))(x, kernel) for f in (ours, plain)), strict=True):
+    plain, ours = (
+        jax.grad(lambda x, k, f=f: (weights * f(x, k)).sum(), (0, 1))(x, kernel)
+        for f in (lambda x, k: jnp.einsum("btd,dh->bth", x, k), product)
+    )
+    for found, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

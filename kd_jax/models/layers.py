@@ -1,6 +1,4 @@
-"""Layers that temporal filters share: 1×1 convolution, dilated convolution, dropout with cheap random bits."""
-
-import functools
+"""Layers that temporal filters share: 1×1 convolution, dropout with cheap random bits."""
 
 import flax.linen as nn
 import jax
@@ -54,51 +52,6 @@ def _product_backward(saved, gradient):
 
 
 product.defvjp(_product_forward, _product_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def shift(x: jax.Array, steps: jax.Array | int, most: int) -> jax.Array:
-    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| ≤ `most`."""
-    padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
-    return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
-
-
-def _shift_forward(x, steps, most):
-    return shift(x, steps, most), steps
-
-
-def _shift_backward(most, steps, gradient):
-    return shift(gradient, -steps, most), None  # back again; JAX's own gradient writes into an array of zeros
-
-
-shift.defvjp(_shift_forward, _shift_backward)
-
-
-class DilatedConv(nn.Module):
-    """Convolution of three taps `t − d, t, t + d` with zero padding, `[B, T, D] -> [B, T, features]`.
-
-    Three matrix products whose results are shifted, not `lax.conv_general_dilated`: inside a `lax.scan`, XLA's CPU
-    convolution falls to a single-threaded loop, 100 times slower.
-
-    Attributes:
-      features: output channels.
-      max_dilation: the largest d it will be called with.
-      dtype: of the computation.
-    """
-
-    features: int
-    max_dilation: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, dilation: jax.Array | int) -> jax.Array:
-        width = x.shape[-1]
-        kernel = self.param("kernel", kernel_init, (3, width, self.features), jnp.float32).astype(self.dtype)
-        bias = self.param("bias", bias_init(3 * width), (self.features,), jnp.float32).astype(self.dtype)
-        x, most = x.astype(self.dtype), self.max_dilation
-        earlier = shift(product(x, kernel[0]), dilation, most)
-        later = shift(product(x, kernel[2]), -dilation, most)
-        return earlier + product(x, kernel[1]) + later + bias[None, None, :]
 
 
 class Dropout(nn.Module):

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import mask_out
-from kd_jax.models.layers import DilatedConv, Dropout, pointwise
+from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models.layers import Dropout, pointwise
 
 
 class ResidualLayer(nn.Module):
