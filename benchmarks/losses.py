@@ -28,7 +28,8 @@ TERMS = {term: (term, {}) for term in distill.TERMS} | {
     "global_context, snippet": ("global_context", {"relation": "snippet"}),
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
-PRODUCTS = {"global_context": 3 + 1, "global_context, snippet": 3 * 3, "dilated convolution": 3 * 3}
+# The convolution needs four of half the length, forward and for each of its gradients.
+PRODUCTS = {"global_context": 3 + 1, "global_context, snippet": 3 * 3, "dilated convolution": 3 * 2}
 
 
 @dataclass(frozen=True)

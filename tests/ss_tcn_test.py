@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.models.detector import FILTERS, Detector
-from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models.dilated_convolution import DilatedConv, reorder, shift
 from kd_jax.models.layers import Dropout, product
 from kd_jax.models.ss_tcn import SSTCN
 
@@ -187,14 +187,21 @@ def test_dilated_convolution_and_its_gradients_are_those_of_the_library(length, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *gradients)
 
 
-def test_gradient_of_the_product_is_that_of_a_plain_expression():
+def test_gradients_of_product_and_reorder_and_shift_are_those_of_plain_expressions():
     rng = np.random.default_rng(0)
     x, kernel, weights = (rng.standard_normal(shape, np.float32) for shape in ((2, 7, 3), (3, 4), (2, 7, 4)))
-    plain, ours = (
-        jax.grad(lambda x, k, f=f: (weights * f(x, k)).sum(), (0, 1))(x, kernel)
-        for f in (lambda x, k: jnp.einsum("btd,dh->bth", x, k), product)
-    )
-    for found, expected in zip(ours, plain, strict=True):
+    order = rng.permutation(7)
+
+    def plain(x, kernel):
+        y = jnp.einsum("btd,dh->bth", x[:, order], kernel)
+        return (weights * jnp.stack([y[:, max(t - 2, 0)] * (t >= 2) for t in range(7)], axis=1)).sum()
+
+    def ours(x, kernel):
+        y = product(reorder(x, jnp.array(order), jnp.array(np.argsort(order))), kernel)
+        return (weights * shift(y, jnp.int32(2), 4)).sum()
+
+    np.testing.assert_array_equal(shift(jnp.arange(1.0, 4.0).reshape(1, 3, 1), -1, 2)[0, :, 0], [2, 3, 0])
+    for found, expected in zip(*(jax.grad(f, argnums=(0, 1))(x, kernel) for f in (ours, plain)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

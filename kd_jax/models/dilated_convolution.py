@@ -10,11 +10,13 @@ References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, §4.1.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.layers import bias_init, kernel_init
+from kd_jax.models.layers import bias_init, kernel_init, product
 
 
 class DilatedConv(nn.Module):
@@ -35,71 +37,61 @@ class DilatedConv(nn.Module):
         width, length = x.shape[-1], x.shape[1]
         kernel = self.param("kernel", kernel_init, (3, width, self.features), jnp.float32)
         bias = self.param("bias", bias_init(3 * width), (self.features,), jnp.float32).astype(self.dtype)
-        outer, middle = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
-        kernels = jnp.stack([kernel[0], outer + middle, outer - middle, kernel[2]]).astype(self.dtype)
-        # Whole blocks of 2d snippets.
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (0, -length % (2 * self.max_dilation)), (0, 0)))
-        return _convolve(x, kernels, dilation)[:, :length] + bias[None, None]
+        # Only x waits for the backward pass: its pairs and their sums are cheap to make again.
+        convolve = jax.checkpoint(functools.partial(_convolve, most=self.max_dilation), prevent_cse=False)
+        return convolve(x, kernel, dilation)[:, :length] + bias[None, None]
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: int) -> jax.Array:
+    """The convolution with `kernel` `[3, D, H]`; T is a multiple of 2·`dilation`, which is at most `most`."""
+    snippet, pairs = jnp.arange(x.shape[1]), x.shape[1] // 2
+    pair, is_second = snippet % pairs, snippet // pairs
+    by_pair = pair // dilation * (2 * dilation) + pair % dilation + is_second * dilation
+    by_time = snippet // (2 * dilation) * dilation + snippet % dilation + snippet // dilation % 2 * pairs
+
+    first, second = jax.lax.split(reorder(x, by_pair, by_time), (pairs, pairs), axis=1)
+    before, after = shift(second, dilation, most), shift(first, -dilation, most)  # t − d and t + 2d
+    sums = before - second, first + second, second - first, after - first
+    outer, middle = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
+    kernels = kernel[0], outer + middle, outer - middle, kernel[2]
+    zero, one, two, three = (product(s, k.astype(x.dtype)) for s, k in zip(sums, kernels, strict=True))
+    return reorder(jnp.concatenate([zero + one + two, one - two + three], axis=1), by_time, by_pair)
 
 
 @jax.custom_vjp
-def _convolve(x: jax.Array, kernels: jax.Array, dilation: jax.Array | int) -> jax.Array:
-    """The convolution with F(2, 3)'s four `kernels` `[4, D, H]`; T is a multiple of 2·`dilation`."""
-    zero, one, two, three = (sums @ kernel for sums, kernel in zip(_sums(x, dilation), kernels, strict=True))
-    is_first, pair = _pair_of_snippet(x.shape[1], dilation)
-    zero, one, two, three = (_rows(array, pair) for array in (zero, one, two, three))
-    return one + jnp.where(is_first, zero + two, three - two)
+def reorder(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
+    """`x[:, order]`, `[B, T, H]`, of a permutation `[T]` and its inverse."""
+    # Every video its own indices, because XLA on CPU transposes the result when all videos share them.
+    indices = jnp.broadcast_to(order[None, :, None], (len(x), len(order), 1))
+    return jnp.take_along_axis(x, indices, axis=1, mode="clip")
 
 
-def _convolve_forward(x, kernels, dilation):
-    return _convolve(x, kernels, dilation), (x, kernels, dilation)
+def _reorder_forward(x, order, inverse):
+    return reorder(x, order, inverse), (order, inverse)
 
 
-def _convolve_backward(saved, gradient):
-    # By hand: JAX's gradient of a gather is a scatter, though these only reorder.
-    x, kernels, dilation = saved
-    first = _first_of_pair(x.shape[1], dilation)
-    a, b = _rows(gradient, first), _rows(gradient, first + dilation)
-    gradients = a, a + b, a - b, b
-    of_kernels = [
-        jax.lax.dot_general(s.reshape(-1, s.shape[-1]), g.reshape(-1, g.shape[-1]), (((0,), (0,)), ((), ())))
-        for s, g in zip(_sums(x, dilation), gradients, strict=True)
-    ]
-    zero, one, two, three = (g @ kernel.T for g, kernel in zip(gradients, kernels, strict=True))
-    is_first, pair = _pair_of_snippet(x.shape[1], dilation)
-    as_first = _rows(three, pair - dilation, pair >= dilation) - _rows(three, pair) - _rows(two, pair)
-    as_second = _rows(zero, pair + dilation, pair + dilation < zero.shape[1]) - _rows(zero, pair) + _rows(two, pair)
-    return _rows(one, pair) + jnp.where(is_first, as_first, as_second), jnp.stack(of_kernels), None
+def _reorder_backward(saved, gradient):
+    order, inverse = saved
+    return reorder(gradient, inverse, order), None, None  # JAX's own gradient scatters into an array of zeros
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+reorder.defvjp(_reorder_forward, _reorder_backward)
 
 
-def _sums(x: jax.Array, dilation: jax.Array | int) -> tuple[jax.Array, ...]:
-    """What F(2, 3)'s four kernels are multiplied with, each `[B, T/2, D]`, a row a pair of snippets."""
-    first, length = _first_of_pair(x.shape[1], dilation), x.shape[1]
-    before = _rows(x, first - dilation, first >= dilation)
-    a, b = _rows(x, first), _rows(x, first + dilation)
-    after = _rows(x, first + 2 * dilation, first + 2 * dilation < length)
-    return before - b, a + b, b - a, after - a
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shift(x: jax.Array, steps: jax.Array | int, most: int) -> jax.Array:
+    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| ≤ `most`."""
+    padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
+    return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
 
 
-def _first_of_pair(length: int, dilation: jax.Array | int) -> jax.Array:
-    """The earlier snippet of every pair (t, t + d), `[T/2]`."""
-    pair = jnp.arange(length // 2)
-    return pair // dilation * (2 * dilation) + pair % dilation
+def _shift_forward(x, steps, most):
+    return shift(x, steps, most), steps
 
 
-def _pair_of_snippet(length: int, dilation: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """Whether each snippet is the earlier one of its pair, `[1, T, 1]`, and the pair's number, `[T]`."""
-    snippet = jnp.arange(length)
-    pair = snippet // (2 * dilation) * dilation + snippet % dilation
-    return (snippet // dilation % 2 == 0)[None, :, None], pair
+def _shift_backward(most, steps, gradient):
+    return shift(gradient, -steps, most), None  # back again; JAX's own gradient writes into an array of zeros
 
 
-def _rows(x: jax.Array, index: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """`x[:, index]`, 0 where not `valid`."""
-    # A video's own indices, because XLA on CPU transposes the result when all videos share them.
-    each = jnp.broadcast_to(index[None, :, None], (len(x), len(index), 1))
-    rows = jnp.take_along_axis(x, each, axis=1, mode="clip")
-    return rows if valid is None else jnp.where(valid[None, :, None], rows, 0)
+shift.defvjp(_shift_forward, _shift_backward)
