@@ -91,9 +91,10 @@ def sides() -> dict:
 def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
     """Multiplications and additions of the matrix products of forward and backward pass, over so many snippets.
 
-    The input needs no gradient; a correlation matrix costs one product, and its gradient two.
+    The input needs no gradient; a dilated convolution can do with two products of three, and a correlation matrix
+    costs one product, and its gradient two.
     """
-    inner = LAYERS * (3 + 1) * hidden**2 + hidden * CLASSES
+    inner = LAYERS * (2 + 1) * hidden**2 + hidden * CLASSES
     correlation = (3 + 1) * hidden**2 if kind == "student" else 0  # student with gradient, teacher without
     return 2.0 * snippets * (2 * width * hidden + 3 * inner + correlation)
 
