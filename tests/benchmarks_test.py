@@ -24,7 +24,7 @@ COMMANDS = {  # name: (flags, number of rows)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_writes_finite_figures(name, tmp_path, fast_compilation):
+def test_a_benchmark_writes_finite_figures(name, tmp_path):
     arguments, rows = COMMANDS[name]
     output = tmp_path / "figures.json"
     command = [sys.executable, "-m", f"benchmarks.{name.split()[0]}", *arguments, "--nopeers", f"--output={output}"]

@@ -54,7 +54,7 @@ def run(module: str, *arguments: str) -> str:
     return result.stdout + result.stderr
 
 
-def test_an_experiment_in_a_bucket(bucket, tmp_path, fast_compilation):
+def test_an_experiment_in_a_bucket(bucket, tmp_path):
     experiment = ["--config=tests/teacher_and_student.py", "--config.training.epochs=5"]
     killed = subprocess.Popen(
         [sys.executable, "-m", "kd_jax.main", *experiment, "--workdir=gs://kdjax/work"],

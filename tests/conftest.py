@@ -2,11 +2,18 @@
 
 import os
 
-import jax
-import pytest
+# Half of a test's time went into the last optimisations of its machine code. XLA's own, of the program, stay on. JAX
+# reads this when it is imported; the programs that tests start read it too, but for those under `as_users_run`.
+USERS = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_PLATFORMS")}
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    f"{USERS['XLA_FLAGS']} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,9 +28,7 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def fast_compilation(monkeypatch):
-    """For programs that a test starts and compares with each other: half the time goes into optimising their code."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    return flags
+def as_users_run(monkeypatch):
+    """Programs that the test starts choose their devices and optimise their code as a user's do."""
+    for name, value in USERS.items():
+        monkeypatch.setenv(name, value)

@@ -13,14 +13,14 @@ from kd_jax.files import read_arrays
 ROOT = Path(__file__).parents[1]
 
 
-def test_eight_devices_equal_one(tmp_path, fast_compilation):
+def test_eight_devices_equal_one(tmp_path):
     for devices in (1, 8):
         command = [
             *(sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py"),
             f"--workdir={tmp_path / str(devices)}",
             *("--config.model.dropout=0.25", "--config.training.batch_size=3"),
         ]
-        flags = f"{fast_compilation} --xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         result = subprocess.run(
             command,
             cwd=ROOT,
@@ -55,6 +55,7 @@ gradient = jax.jit(jax.grad(lambda variables, x: (layer.apply(variables, x, jnp.
 compiled = gradient.lower(variables, x).compile().as_text()
 print(*sorted(set(re.findall(r"(all-gather|all-to-all|collective-permute|all-reduce)\\(", compiled))))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.stdout.split() == ["all-reduce"], result.stderr  # of the kernel's gradient

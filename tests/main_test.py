@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("as_users_run")
 
 WRONG_TURNS = {
     "no config": ([], "name an experiment"),

@@ -69,7 +69,7 @@ def assert_same_run(ours: Path, theirs: Path, run: str, *, exactly: bool) -> Non
         np.testing.assert_allclose(a[video], b[video], rtol=0 if exactly else 1e-2, atol=0 if exactly else 1e-2)
 
 
-def test_two_processes_equal_one_and_go_on_after_a_kill(tmp_path, fast_compilation):
+def test_two_processes_equal_one_and_go_on_after_a_kill(tmp_path):
     info, splits = synthetic.tiny()
     records.write(tmp_path / "records", info, splits)
     one, two, killed, streamed = (tmp_path / name for name in ("one", "two", "killed", "streamed"))
