@@ -81,7 +81,8 @@ def get_config() -> ConfigDict:
             },
             "model": {
                 "hidden": 256,  # channels of the temporal filter
-                "num_layers": 5,  # dilated layers; the receptive field of SS-TCN is 2^(num_layers + 1) - 1 snippets
+                "num_layers": placeholder(int),  # of the temporal filter; unset = its own default (SS-TCN: 5, which
+                #                                  see 63 snippets; every further layer doubles that)
                 "dropout": 0.5,
                 "dtype": "float32",  # of the computation: 'float32' or 'bfloat16'; parameters and losses stay float32
                 "standardize": False,  # per-channel mean 0, std 1 of the inputs, fitted on the training videos

@@ -19,23 +19,48 @@ from kd_jax.train_state import TrainState
 from kd_jax.types import Batch, Outputs
 
 
+# Each picks the fields of student, teacher and batch that its loss compares.
+def _features(loss):
+    return lambda student, teacher, batch, key, **options: loss(
+        student.features, teacher.features, batch.mask, **options
+    )
+
+
+def _sampled_features(loss):
+    return lambda student, teacher, batch, key, **options: loss(
+        student.features, teacher.features, batch.mask, key=key, **options
+    )
+
+
+def _logits(loss):
+    def read(student, teacher, batch, key, **options):
+        activation = "sigmoid" if student.logits.shape[-1] == batch.labels.shape[-1] else "softmax"
+        return loss(student.logits, teacher.logits, batch.mask, activation=activation, **options)
+
+    return read
+
+
 def _atomic(student, teacher, batch, key, **options):
     return losses.atomic(student.features, teacher.features, batch.mask, labels=batch.labels, key=key, **options)
 
 
-def _global_context(student, teacher, batch, key, **options):
-    return losses.global_context(student.features, teacher.features, batch.mask, **options)
-
-
-def _boundary(student, teacher, batch, key, **options):
-    return losses.boundary(student.features, teacher.features, batch.mask, **options)
+def _graph_distillation(student, teacher, batch, key, **options):
+    return losses.graph_distillation(student, teacher, batch.mask, **options)
 
 
 # Term: (what it reads of student, teacher and batch; the loss whose keyword options a config may set).
 TERMS: dict[str, tuple[Callable, Callable]] = {
     "atomic": (_atomic, losses.atomic),
-    "global_context": (_global_context, losses.global_context),
-    "boundary": (_boundary, losses.boundary),
+    "global_context": (_features(losses.global_context), losses.global_context),
+    "boundary": (_features(losses.boundary), losses.boundary),
+    "rkd_distance": (_sampled_features(losses.rkd_distance), losses.rkd_distance),
+    "rkd_angle": (_sampled_features(losses.rkd_angle), losses.rkd_angle),
+    "similarity_preserving": (_features(losses.similarity_preserving), losses.similarity_preserving),
+    "pairwise_similarity": (_features(losses.pairwise_similarity), losses.pairwise_similarity),
+    "logit_distillation": (_logits(losses.logit_distillation), losses.logit_distillation),
+    "soft_cross_entropy": (_logits(losses.soft_cross_entropy), losses.soft_cross_entropy),
+    "hint": (_features(losses.hint), losses.hint),
+    "graph_distillation": (_graph_distillation, losses.graph_distillation),
 }
 
 # Head: (task loss, number of logits for C classes).
@@ -47,7 +72,7 @@ TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
 
 def term_options(term: str) -> dict:
     """The options of a term's loss that a config may set, with their defaults."""
-    supplied = {"labels", "key", "negatives"}
+    supplied = {"labels", "key", "negatives", "activation"}
     parameters = inspect.signature(TERMS[term][1]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
@@ -62,7 +87,7 @@ def total_loss(
     head: str,
     options: Mapping[str, Mapping] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The task loss plus the weighted terms, summed over teachers.
+    """The task loss, summed over the stages of the student, plus the weighted terms, summed over teachers.
 
     Args:
       student, teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; teachers get no gradient.
@@ -83,7 +108,8 @@ def total_loss(
         raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join(TERMS)}")
     if weights and not teachers:
         raise ValueError(f"the terms {', '.join(weights)} compare with a teacher, but no teacher was given")
-    parts = {"task": TASKS[head][0](student.logits, batch.labels, batch.mask)}
+    task = TASKS[head][0]
+    parts = {"task": sum(task(x, batch.labels, batch.mask) for x in (*student.earlier_logits, student.logits))}
     total = parts["task"]
     for term, weight in weights.items():
         read = TERMS[term][0]

@@ -118,7 +118,7 @@ def _check_numbers(config: ConfigDict) -> None:
     }
     for section, fields in at_least.items():
         for field, lowest in fields.items():
-            if config[section][field] < lowest:
+            if config[section][field] is not None and config[section][field] < lowest:
                 raise ValueError(f"{section}.{field}={config[section][field]}; it must be at least {lowest}")
     if config.seeds < 1 or config.seed < 0:
         raise ValueError(f"seeds={config.seeds}, seed={config.seed}; there must be at least 1 seed, from 0 on")

@@ -31,7 +31,9 @@ class Outputs:
     Attributes:
       features: `[B, T, H]`, the temporal filter's output, which distillation reads.
       logits: `[B, T, C]`, before sigmoid or softmax; with a softmax head the last one is the background.
+      earlier_logits: the same of earlier stages, of a filter in stages while it trains: each has a task loss too.
     """
 
     features: jax.Array
     logits: jax.Array
+    earlier_logits: tuple[jax.Array, ...] = ()

@@ -20,7 +20,16 @@ from kd_jax.types import Outputs
 
 
 def halo_of(model) -> int:
-    """Snippets that an output sees on each side of its own."""
+    """Snippets that an output sees on each side of its own.
+
+    Raises:
+      ValueError: for a filter whose outputs see the whole video.
+    """
+    if model.receptive_field is None:
+        raise ValueError(
+            f"an output of the filter {model.filter!r} sees the whole video, so that a window of it is not enough; "
+            "use kd_jax.predict, or another filter"
+        )
     return model.receptive_field // 2
 
 

@@ -80,20 +80,28 @@ def test_wrong_terms_are_refused(weights, teachers, message):
         distill.total_loss(teacher, [teacher] * teachers, batch, KEY, weights, head="dense")
 
 
-@pytest.mark.parametrize("filter", FILTERS)
-@pytest.mark.parametrize("head", distill.TASKS)
-@pytest.mark.parametrize("term", [None, *distill.TERMS])
-def test_every_filter_head_and_term_takes_two_steps(filter, head, term):
-    step, state, _ = make_step(head, filter, dropout=0.5)
-    batch, teacher = make_batch()
-    before, step = state.params, jax.jit(step)
-    for _ in range(2):
-        state, metrics = step(state, (teacher,) if term else (), batch, {term: 1.0} if term else {}, KEY)
-        assert all(np.isfinite(v) for v in metrics.values())
-    assert set(metrics) == {"loss", "task", "gradient_norm", "snippets", *([term] if term else [])}
-    assert int(state.step) == 2
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, state.params)
-    assert all(jax.tree.leaves(changed))
+@pytest.mark.parametrize("filter, head", [*((filter, "dense") for filter in FILTERS), ("ss_tcn", "sparse")])
+def test_every_filter_takes_two_steps_with_every_term(filter, head):
+    """Each term alone and all of them, in one program, with NaN in the padding."""
+    step, fresh, _ = make_step(head, filter, dropout=0.5)
+    step = jax.jit(chex.assert_max_traces(step, n=1))
+    batch, teacher = make_batch(rows=3, length=16)
+    teacher = teacher.replace(logits=wider(teacher.logits, head))
+    for term in [*distill.TERMS, None]:
+        state, weights = fresh, {other: float(term in (None, other)) for other in distill.TERMS}
+        for _ in range(2):
+            state, metrics = step(state, (teacher,), batch, weights, KEY)
+            assert all(np.isfinite(v) for v in metrics.values())
+        assert set(metrics) == {"loss", "task", "gradient_norm", "snippets", *distill.TERMS}
+        assert int(state.step) == 2
+        changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)
+        assert all(jax.tree.leaves(changed))
+
+
+def wider(logits, head):
+    """A teacher's logits with one for the background, where the head has it."""
+    more = distill.TASKS[head][1](C) - C
+    return jnp.concatenate([logits, logits[..., :more]], axis=-1)
 
 
 @pytest.mark.parametrize("rows, length", [(2, 20), (4, 12), (3, 16)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kd_jax import losses
+from kd_jax.types import Outputs
 
 ROOT = Path(__file__).parents[1]
 B, T, H, C = 2, 7, 5, 4
@@ -35,6 +36,10 @@ def _task(loss, width):
     return lambda student, teacher, labels, mask: loss(student[..., :width], labels, mask)
 
 
+def _both(logits, features):
+    return Outputs(features=features, logits=logits)
+
+
 TASKS = {
     "sigmoid": _task(losses.sigmoid_cross_entropy, C),
     "softmax": _task(losses.softmax_cross_entropy_with_background, C + 1),
@@ -49,6 +54,21 @@ DISTILLATION = {
     "global_snippet": _distil(losses.global_context, relation="snippet"),
     "boundary_curve": _distil(losses.boundary),
     "boundary_vector": _distil(losses.boundary, form="vector"),
+    "rkd_distance": _distil(losses.rkd_distance),
+    "rkd_distance_drawn": _distil(losses.rkd_distance, max_anchors=3),
+    "rkd_angle": _distil(losses.rkd_angle),
+    "rkd_angle_drawn": _distil(losses.rkd_angle, max_snippets=3),
+    "similarity_preserving": _distil(losses.similarity_preserving),
+    "pairwise_similarity": _distil(losses.pairwise_similarity),
+    "logit_distillation_softmax": _distil(losses.logit_distillation, activation="softmax"),
+    "logit_distillation_sigmoid": _distil(losses.logit_distillation, activation="sigmoid"),
+    "soft_cross_entropy_softmax": _distil(losses.soft_cross_entropy, activation="softmax"),
+    "soft_cross_entropy_sigmoid": _distil(losses.soft_cross_entropy, activation="sigmoid"),
+    "hint": _distil(losses.hint),
+    "cosine_imitation": _distil(losses.cosine_imitation),
+    "graph_distillation": lambda student, teacher, labels, mask: losses.graph_distillation(
+        _both(student, student), _both(teacher, teacher), mask
+    ),
 }
 TERMS = TASKS | DISTILLATION
 # Loss, options, and the value for student == teacher without negatives.
@@ -61,6 +81,14 @@ MINIMUM = {
     "snippet": (losses.global_context, {"relation": "snippet"}, 0.0),
     "curve": (losses.boundary, {}, 0.0),
     "vector": (losses.boundary, {"form": "vector"}, 0.0),
+    "rkd_distance": (losses.rkd_distance, {}, 0.0),
+    "rkd_angle": (losses.rkd_angle, {}, 0.0),
+    "similarity_preserving": (losses.similarity_preserving, {}, 0.0),
+    "pairwise_similarity": (losses.pairwise_similarity, {}, 0.0),
+    "logit_softmax": (losses.logit_distillation, {"activation": "softmax"}, 0.0),
+    "logit_sigmoid": (losses.logit_distillation, {"activation": "sigmoid"}, 0.0),
+    "hint": (losses.hint, {}, 0.0),
+    "cosine": (losses.cosine_imitation, {}, 0.0),
 }
 every_term = pytest.mark.parametrize("name", TERMS)
 every_distillation = pytest.mark.parametrize("name", DISTILLATION)
@@ -196,26 +224,44 @@ def test_the_error_names_the_loss_and_every_shape(name):
         lambda s, m: losses.boundary(s, s, m, form="l2"),
         lambda s, m: losses.global_context(s, s, m, relation="time"),
         lambda s, m: losses.atomic(s, s, m),
+        lambda s, m: losses.rkd_distance(s, s, m, max_anchors=1),
+        lambda s, m: losses.rkd_angle(s, s, m, max_snippets=1),
+        lambda s, m: losses.rkd_angle(s, s, m, max_snippets=0),
+        lambda s, m: losses.logit_distillation(s, s, m, activation="tanh"),
+        lambda s, m: losses.logit_distillation(s, s, m, activation="softmax", temperature=0),
+        lambda s, m: losses.soft_cross_entropy(s, s, m, activation="tanh"),
+        lambda s, m: losses.soft_cross_entropy(s, s, m, activation="softmax", background_weight=-1.0),
     ],
 )
 def test_unknown_options_raise(call):
-    with pytest.raises(ValueError, match=r"l2|time|key="):
+    with pytest.raises(ValueError, match=r"l2|time|key=|tanh|at least 1, got 0|above 0, got 0|negative, got -1"):
         call(jnp.ones((1, 2, 3)), jnp.ones((1, 2), bool))
 
 
-@pytest.mark.parametrize("relation", ["channel", "snippet"])
-def test_the_covariance_of_20000_snippets_takes_less_than_a_gibibyte(relation):
+LONG = {
+    "channel": "losses.global_context",
+    "snippet": "functools.partial(losses.global_context, relation='snippet')",
+    "similarity_preserving": "losses.similarity_preserving",
+    "pairwise_similarity": "losses.pairwise_similarity",
+    "rkd_distance": "functools.partial(losses.rkd_distance, key=jax.random.key(0))",
+    "rkd_angle": "functools.partial(losses.rkd_angle, key=jax.random.key(0), max_snippets=50)",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_relations_of_20000_snippets_take_less_than_a_gibibyte(name):
     """The peak of a process of its own, above what JAX itself takes; one 20,000 x 20,000 matrix would be 1.5 GiB."""
     code = f"""
-import re, jax, numpy as np
+import functools, re, jax, numpy as np
 from kd_jax import losses
-jax.grad(losses.global_context)(*[jax.numpy.ones((1, 4, 2))] * 2, jax.numpy.ones((1, 4), bool), relation={relation!r})
+loss = {LONG[name]}
+jax.grad(loss)(*[jax.numpy.ones((1, 4, 2))] * 2, jax.numpy.ones((1, 4), bool))
 peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])  # rusage has the parent's
 before = peak()
 rng = np.random.default_rng(0)
 student, teacher = (jax.numpy.asarray(rng.standard_normal((1, 20_000, 256), np.float32)) for _ in range(2))
 mask = jax.numpy.ones((1, 20_000), bool)
-step = jax.jit(jax.value_and_grad(lambda *x: losses.global_context(*x, relation={relation!r})))
+step = jax.jit(jax.value_and_grad(loss))
 value, gradient = jax.block_until_ready(step(student, teacher, mask))
 assert np.isfinite(value) and value > 0 and np.isfinite(gradient).all()
 print(peak() - before)

@@ -1,15 +1,10 @@
 """Global contextual relation: the covariance structure of a whole video, student's against teacher's."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from kd_jax.losses.grams import einsum, gram_distance
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
-
-# GPU and TPU multiply float32 in TF32 or bfloat16 unless told otherwise: an error near 1e-3 in a correlation, as large
-# as the differences this loss compares. On CPU nothing changes.
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 # A channel or snippet counts as constant, hence uncorrelated, when its variance is below this share of its mean square:
 # that is what float32 rounding of the mean leaves of a constant.
@@ -54,32 +49,19 @@ def _channel_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array) -
         centred = mask_out(features - masked_mean(features, mask, axis=1)[:, None], mask)
         square = jnp.sum(features * features, axis=1, keepdims=True)
         standard = unit(centred, axis=1, floor=_CONSTANT * square)
-        return _einsum("bth,btk->bhk", standard, standard)
+        return einsum("bth,btk->bhk", standard, standard)
 
     difference = correlation(student) - correlation(teacher)
     return jnp.mean(difference * difference, axis=(1, 2))
 
 
 def _snippet_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
-    """`‖AAᵀ − BBᵀ‖²_F / T²` per video, `[B]`, without a `T×T` matrix.
-
-    The textbook identity `‖AᵀA‖² + ‖BᵀB‖² − 2‖AᵀB‖²` subtracts large, nearly equal numbers when student and teacher
-    agree. With `E = A − B` and `U = A + B`, `AAᵀ − BBᵀ = ½(EUᵀ + UEᵀ)`, hence
-    `‖AAᵀ − BBᵀ‖² = ½( ⟨EᵀE, UᵀU⟩ + tr(MM) )`, `M = UᵀE`: every term is already quadratic in the difference. Zero
-    columns make the widths agree and leave `AAᵀ` as it is. (What can still cancel is a pure rotation of the channels,
-    `B = AQ` far from A: its loss is 0 up to float32 rounding of order-one correlations.)
-    """
+    """`‖AAᵀ − BBᵀ‖²_F / T²` per video, `[B]`, without a `T×T` matrix."""
 
     def rows(features):
         centred = features - jnp.mean(features, axis=-1, keepdims=True)
         square = jnp.sum(features * features, axis=-1, keepdims=True)
         return unit(mask_out(centred, mask), floor=_CONSTANT * square)
 
-    a, b = rows(student), rows(teacher)
-    width = max(a.shape[-1], b.shape[-1])
-    a, b = (jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1]))) for x in (a, b))
-    e, u = a - b, a + b
-    ee, uu, m = (_einsum("bth,btk->bhk", x, y) for x, y in ((e, e), (u, u), (u, e)))
-    total = 0.5 * jnp.sum(ee * uu + m * jnp.swapaxes(m, 1, 2), axis=(1, 2))
     count = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    return total / jnp.square(jnp.maximum(count, 1))
+    return gram_distance(rows(student), rows(teacher)) / jnp.square(jnp.maximum(count, 1))

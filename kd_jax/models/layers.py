@@ -18,15 +18,18 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """1×1 convolution over time, `[B, T, D] -> [B, T, features]`, a submodule `name` of the calling module."""
+def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.float32, **options) -> jax.Array:
+    """1×1 convolution over time, `[B, T, D] -> [B, T, features]`, a submodule `name` of the calling module.
+
+    `options` are those of `nn.Dense`.
+    """
+    options = {"kernel_init": kernel_init, "bias_init": bias_init(x.shape[-1])} | options
     dense = nn.Dense(
         features,
         dot_general=lambda x, kernel, *_, **__: product(x, kernel),
         dtype=dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init(x.shape[-1]),
         name=name,
+        **options,
     )
     return dense(x)
 

@@ -1,72 +1,38 @@
-"""SS-TCN, the default temporal filter: five residual layers of dilated convolution, no normalisation."""
+"""SS-TCN, the default temporal filter, and MS-TCN, stages of it: residual layers of dilated convolution."""
 
-import flax.linen as nn
+import functools
+from collections.abc import Callable
+
 import jax
-import jax.numpy as jnp
 
-from kd_jax.masking import mask_out
 from kd_jax.models.dilated_convolution import DilatedConv
-from kd_jax.models.layers import Dropout, pointwise
+from kd_jax.models.residual import ResidualStack
 
 
-class ResidualLayer(nn.Module):
-    """`h + dropout(conv1×1(relu(conv3(h, dilation))))`, masked; the attributes are those of SSTCN."""
-
-    hidden: int
-    max_dilation: int
-    dropout: float
-    dtype: jnp.dtype
-    train: bool
-
-    @nn.compact
-    def __call__(self, h: jax.Array, dilation: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        u = nn.relu(DilatedConv(self.hidden, self.max_dilation, self.dtype, name="dilated")(h, dilation))
-        u = pointwise(u, self.hidden, dtype=self.dtype, name="pointwise")
-        return mask_out(h + Dropout(self.dropout)(u, deterministic=not self.train), mask), None
-
-
-class SSTCN(nn.Module):
-    """Single-stage temporal convolutional network.
+class SSTCN(ResidualStack):
+    """Single-stage temporal convolutional network, no normalisation; attributes as in `ResidualStack`.
 
     `h = conv1×1(x)`, then for i = 0 … num_layers − 1: `u = relu(conv3(h, dilation 2^i))`,
     `h = h + dropout(conv1×1(u))`, masked after every step, so that padding says nothing.
-
-    The layers are one `scan` over stacked parameters, `layers/…` with a leading axis of num_layers: they compile once,
-    and each hands a finished array to the next. Unrolled, XLA's CPU backend fuses the whole backward chain of additions
-    into every weight gradient and computes it again for each of them, half of a distillation step.
-
-    Attributes:
-      hidden: H, channels of every layer.
-      num_layers: residual layers; the receptive field is `receptive_field` snippets.
-      dropout: rate inside the residual branch.
-      dtype: of the computation; parameters stay float32.
 
     References:
       Stage 1 of MS-TCN (Farha and Gall, CVPR 2019), METHOD §3 [code]. The public code leaves the first 1×1 unmasked, so
       its bias leaks from the padding into the last valid snippets of a short video; here it is masked too.
     """
 
-    hidden: int = 256
-    num_layers: int = 5
-    dropout: float = 0.5
-    dtype: jnp.dtype = jnp.float32
-
     @property
-    def receptive_field(self) -> int:
-        """Snippets that one output sees: 63 for 5 layers."""
-        return 2 ** (self.num_layers + 1) - 1
+    def mix(self) -> Callable[[], DilatedConv]:
+        return functools.partial(DilatedConv, self.hidden, 2 ** (self.num_layers - 1), self.dtype, name="dilated")
 
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
-        """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding."""
-        x = mask_out(x.astype(self.dtype), mask)
-        h = mask_out(pointwise(x, self.hidden, dtype=self.dtype, name="input"), mask)
-        dilations = 2 ** jnp.arange(self.num_layers)
-        layers = nn.scan(
-            ResidualLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=self.num_layers,
-        )(self.hidden, 2 ** (self.num_layers - 1), self.dropout, self.dtype, train, name="layers")
-        return layers(h, dilations, mask)[0]
+
+class MSTCN(SSTCN):
+    """One stage of MS-TCN; the detector stacks four, each of which reads the class probabilities of the one before.
+
+    References:
+      Farha and Gall, MS-TCN, CVPR 2019, whose stages have 10 layers of 64 channels; METHOD §3 [code]. The task loss is
+      summed over the stages, as there; its smoothing term is left out.
+    """
+
+    num_layers: int = 10
+    stages = 4
+    between = staticmethod(jax.nn.softmax)

@@ -1,0 +1,240 @@
+"""Published PyTorch weights of a temporal filter → a run that kd_jax predicts with and learns from.
+
+    python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
+    python -m kd_jax.predict --run=workdir/public_pdan --features=DIR --output=OUT
+
+reads a state dict of the public PDAN, SS-TCN, MS-TCN or TGM code; `--records` say which classes it knows. Nothing is
+unpickled but tensors (`weights_only=True`). It needs `pip install -e .[torch]`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from kd_jax.checkpoints import Checkpoints, new_best
+from kd_jax.datasets import records
+from kd_jax.distill import TASKS
+from kd_jax.files import write_json
+from kd_jax.models import Detector
+from kd_jax.train_state import create_train_state, make_optimizer
+
+_LAYER = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}
+
+
+def read_state(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch state dict by key, float32; also of one inside a checkpoint, or of DataParallel.
+
+    Raises:
+      ValueError: for a file that is no state dict, a pickled model for instance.
+    """
+    import torch  # here, because only this conversion needs it
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no state dict of tensors alone ({str(error).splitlines()[0][:120]}); save one with the public "
+            "code: torch.save(model.state_dict(), path)"
+        ) from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path} holds no state dict; save one with the public code: torch.save(model.state_dict(), path)"
+        )
+    return {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
+
+
+def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
+    """The detector that a public state dict belongs to, and its parameters.
+
+    Args:
+      state: arrays in PyTorch's layout, `[out, in, taps]`.
+
+    Returns:
+      The model, and `{'temporal_filter': …, 'head': …}` for `model.apply({'params': …}, x, mask)`.
+
+    Raises:
+      ValueError: for keys of no known filter, or missing, extra or misshapen ones, all of them listed.
+    """
+    if "sub_event1.center" in state:
+        return _convert_tgm(state)
+    for name, key in _LAYER.items():
+        if f"stage1.layers.0.{key}" in state:
+            return _convert_stages(state, name)
+    raise ValueError(
+        f"this state dict has {len(state)} keys, {', '.join(sorted(state)[:3])}, …: it is of none of PDAN, SS-TCN, "
+        "MS-TCN and TGM (stage1.layers.0.…, sub_event1.center)"
+    )
+
+
+class _Reader:
+    """Takes arrays of known shapes from a state dict, and knows at the end what was wrong with it."""
+
+    def __init__(self, state: Mapping[str, np.ndarray]):
+        self._state, self._seen, self._problems = state, set(), []
+
+    def take(self, key: str, *shape: int) -> np.ndarray:
+        self._seen.add(key)
+        value = self._state.get(key)
+        if value is None:
+            self._problems.append(f"{key} is missing")
+        elif value.shape != shape:
+            self._problems.append(f"{key} is {list(value.shape)}, not {list(shape)}")
+        else:
+            return np.asarray(value, np.float32)
+        return np.zeros(shape, np.float32)
+
+    def pointwise(self, key: str, inputs: int, outputs: int, *, bias: bool = True) -> dict:
+        kernel = {"kernel": self.take(f"{key}.weight", outputs, inputs, 1)[:, :, 0].T}
+        return kernel | ({"bias": self.take(f"{key}.bias", outputs)} if bias else {})
+
+    def finish(self, ignored: str = "") -> None:
+        extra = [key for key in self._state if key not in self._seen and not (ignored and re.fullmatch(ignored, key))]
+        problems = self._problems + [f"{key} is not known" for key in extra]
+        if problems:
+            raise ValueError("the state dict does not fit its model: " + "; ".join(problems))
+
+
+def _size(state: Mapping[str, np.ndarray], key: str, axis: int) -> int:
+    if key not in state or state[key].ndim <= axis:
+        raise ValueError(f"the state dict does not fit its model: {key} is missing or has fewer than {axis + 1} axes")
+    return state[key].shape[axis]
+
+
+def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
+    return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+
+def _convert_stages(state, name):
+    """PDAN's and MS-TCN's code: `stage1`, `stages.0`, …, each with an input, layers and an output."""
+    hidden, inputs = (_size(state, "stage1.conv_1x1.weight", axis) for axis in (0, 1))
+    classes = _size(state, "stage1.conv_out.weight", 0)
+    layers, stages = _count(state, r"stage1\.layers\.(\d+)\."), 1 + _count(state, r"stages\.(\d+)\.")
+    reader, params = _Reader(state), {}
+
+    def layer(key):
+        if name == "ss_tcn":
+            dilated = {
+                "kernel": reader.take(f"{key}.conv_dilated.weight", hidden, hidden, 3).transpose(2, 1, 0),
+                "bias": reader.take(f"{key}.conv_dilated.bias", hidden),
+            }
+            return {"dilated": dilated, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
+        key_of = f"{key}.conv_attention"
+        attention = {
+            part: reader.pointwise(f"{key_of}.{part}_conv", hidden, hidden, bias=False)
+            for part in ("query", "key", "value")
+        }
+        attention["relative"] = reader.take(f"{key_of}.rel_t", hidden, 1, 3)[:, 0].T
+        return {"attention": attention, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
+
+    for stage in range(stages):
+        key, suffix = (f"stages.{stage - 1}", f"_{stage + 1}") if stage else ("stage1", "")
+        stacked = [layer(f"{key}.layers.{i}") for i in range(layers)]
+        params[f"temporal_filter{suffix}"] = {
+            "input": reader.pointwise(f"{key}.conv_1x1", classes if stage else inputs, hidden),
+            "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *stacked),
+        }
+        params[f"head{suffix}"] = reader.pointwise(f"{key}.conv_out", hidden, classes)
+    reader.finish()
+    if name == "ss_tcn" and stages > 1:
+        name = "ms_tcn"
+    return Detector(name, classes, hidden=hidden, num_layers=layers, num_stages=stages), params
+
+
+def _convert_tgm(state):
+    """TGM's three mixture layers with the released code's Cauchy curve; its `delta` has no effect and is left out."""
+    hidden, width = (_size(state, "h.weight", axis) for axis in (0, 1))
+    classes, mixture = _size(state, "classify.weight", 0), _size(state, "sub_event1.center", 0)
+    reader, params, channels = _Reader(state), {}, 8
+    for i in range(3):
+        key, inputs = f"sub_event{i + 1}", channels if i else 1
+        part = {
+            "center": reader.take(f"{key}.center", mixture),
+            "gamma": reader.take(f"{key}.gamma", mixture),
+            "attention": reader.take(f"{key}.soft_attn", channels * inputs, mixture).reshape(channels, inputs, mixture),
+        }
+        if i:
+            kernels = [reader.take(f"{key}.convs.{o}.weight", 1, inputs, 1, 1).reshape(inputs) for o in range(channels)]
+            part["kernel"] = np.stack(kernels, axis=1)
+            part["bias"] = np.concatenate([reader.take(f"{key}.convs.{o}.bias", 1) for o in range(channels)])
+        params[f"layer_{i}"] = part
+    params["hidden"] = reader.pointwise("h", width, hidden)
+    head = reader.pointwise("classify", hidden, classes)
+    reader.finish(ignored=r"sub_event\d\.delta")
+    return Detector("tgm", classes, hidden=hidden, num_layers=3), {"temporal_filter": params, "head": head}
+
+
+def input_size(model: Detector, params: Mapping) -> int:
+    """D, the features that a converted detector reads."""
+    part = params["temporal_filter"]
+    return part["hidden"]["kernel"].shape[0] // 2 if model.filter == "tgm" else part["input"]["kernel"].shape[0]
+
+
+def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str, source: str) -> None:
+    """A run's folder of the converted weights, which `predict` and `load_teacher` read.
+
+    Raises:
+      FileExistsError: if the folder exists.
+      ValueError: if the weights fit neither the classes nor the features of the records.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another --output")
+    model, params = convert(state)
+    if modality not in info.modalities:
+        raise ValueError(f"--modality={modality}, but the records have {', '.join(info.modalities)}")
+    size, outputs = input_size(model, params), TASKS[info.head][1](len(info.classes))
+    if (size, model.num_outputs) != (info.modalities[modality], outputs):
+        raise ValueError(
+            f"the weights read {size} features and give {model.num_outputs} logits; the records have "
+            f"{info.modalities[modality]} features of {modality!r} and {len(info.classes)} classes ({outputs} logits)"
+        )
+    optimizer = make_optimizer(0.0, plateau_patience=0, steps_per_epoch=1)
+    fresh = create_train_state(model, optimizer, jax.random.key(0), size)
+    state = fresh.replace(params=jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params))
+    attributes = ("num_outputs", "hidden", "num_layers", "num_stages", "dropout", "standardize")
+    config = {
+        "run": output.name,
+        "seed": 0,
+        "modality": modality,
+        "filter": model.filter,
+        "teachers": {},
+        "weights": {},
+        "options": {},
+        "model": {"dtype": "float32", **{name: getattr(model, name) for name in attributes}},
+        "converted_from": source,
+        "input_size": size,
+        "head": info.head,
+        "classes": list(info.classes),
+        "seconds_per_snippet": info.seconds_per_snippet,
+    }
+    output.mkdir(parents=True)
+    write_json(output / "config.json", config)
+    with Checkpoints(output) as keeper:
+        keeper.save(0, state, new_best(state.params, state.constants))
+    write_json(output / "results.json", {"best_epoch": 0})
+
+
+def main(argv):
+    given = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; write --flag=value")
+    if lacking := [f"--{name}" for name in ("state", "records", "modality", "output") if not given[name].value]:
+        raise app.UsageError(f"{', '.join(lacking)} must be given")
+    try:
+        info = records.read_info(given.records)
+        write_run(Path(given.output), read_state(Path(given.state)), info, given.modality, Path(given.state).name)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"convert_weights: {error}") from None
+    print(f"{given.output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("state", None, "State dict, saved by torch.save(model.state_dict(), FILE).")
+    flags.DEFINE_string("records", None, "Folder of records: the classes and the features that the weights are for.")
+    flags.DEFINE_string("modality", None, "Which of the records' features the weights read.")
+    flags.DEFINE_string("output", None, "Folder of the run to write.")
+    app.run(main)

@@ -1,0 +1,235 @@
+"""Relations between the snippets of a video: distances, angles, similarities; student's against teacher's.
+
+The widths of student and teacher may differ, and each loss is a mean over real videos.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.losses.grams import einsum, gram_distance, product_distance
+from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
+
+_ROWS = 256  # rows of a T×T matrix that exist at a time
+
+
+def rkd_distance(
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, key: jax.Array | None = None, max_anchors: int = 1024
+) -> jax.Array:
+    """RKD-D: the Euclidean distances between the snippets of a video, each divided by their mean.
+
+    `D_ij = ‖f_i − f_j‖ / mean of the positive distances`, `L = mean_ij smooth-L1(D^S_ij − D^T_ij)` over all pairs,
+    i = j included. The mean of the student's distances is differentiated too.
+
+    Memory is linear in T: the distances are made a few hundred rows at a time, and again for the gradient. Of a video
+    with more than `max_anchors` valid snippets, i runs over so many of them, drawn anew with every key, so that time is
+    linear in T too; the mean over pairs is then an estimate, and so is the mean distance it is divided by.
+
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, K]`; no gradient reaches it.
+      mask: `[B, T]` bool.
+      key: PRNG key of the draw; needed if T exceeds `max_anchors`.
+      max_anchors: the most snippets that are compared with all others.
+
+    Returns:
+      A scalar, float32; videos without valid snippets do not count, and if there is no other the loss is 0.
+
+    Raises:
+      ValueError: if the shapes disagree, an option is out of range or the key is missing.
+
+    References:
+      Park et al., Relational Knowledge Distillation, CVPR 2019; equal to its public code. Its weight is 25 (METHOD §5).
+    """
+    student, teacher = masked_pair("rkd_distance", student, teacher, mask, same_width=False)
+    place, exists = _draw("rkd_distance", mask, key, max_anchors=max_anchors)
+    rows = -(-place.shape[1] // _ROWS)
+    pad = ((0, 0), (0, rows * _ROWS - place.shape[1] if rows > 1 else 0))
+    place, exists = (jnp.moveaxis(jnp.pad(x, pad).reshape(len(x), rows, -1), 1, 0) for x in (place, exists))
+
+    def centred(features):  # the same distances, from smaller numbers
+        return mask_out(features - masked_mean(features, mask, axis=1)[:, None], mask)
+
+    pair = centred(student), centred(teacher)
+
+    def over_rows(function):
+        """Sum over blocks of rows, each made again for the gradient; `function(compare, distances of both)`."""
+
+        @jax.checkpoint
+        def block(total, rows):
+            place, exists = rows
+            compare = exists[:, :, None] & mask[:, None]
+            compare &= place[:, :, None] != jnp.arange(mask.shape[1])[None, None]
+            distances = (_distances(features, place, compare) for features in pair)
+            return jax.tree.map(jnp.add, total, function(compare, *distances)), None
+
+        start = jax.eval_shape(function, jnp.zeros((len(mask), 1, 1), bool), *[jnp.zeros((len(mask), 1, 1))] * 2)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start)
+        return jax.lax.scan(block, start, (place, exists))[0]
+
+    def add(distance):
+        return jnp.sum(distance, axis=(1, 2)), jnp.sum(distance > 0, axis=(1, 2), dtype=jnp.float32)
+
+    sums = over_rows(lambda compare, *distances: tuple(add(distance) for distance in distances))
+    means = [jnp.where(total > 0, total / jnp.maximum(count, 1), 1.0)[:, None, None] for total, count in sums]
+
+    def differ(compare, *distances):
+        left, right = (distance / mean for distance, mean in zip(distances, means, strict=True))
+        return jnp.sum(mask_out(optax.huber_loss(left, right), compare), axis=(1, 2))
+
+    pairs = jnp.sum(exists, axis=(0, 2), dtype=jnp.float32) * jnp.sum(mask, axis=1, dtype=jnp.float32)
+    return masked_mean(over_rows(differ) / jnp.maximum(pairs, 1), real_videos(mask))
+
+
+def _distances(features, place, compare):
+    """`[B, R, T]`, of the snippets at `place` `[B, R]` to all; 0, with gradient 0, where not to `compare`."""
+    anchors = jnp.take_along_axis(features, place[:, :, None], axis=1)
+    square = jnp.sum(anchors**2, axis=-1)[:, :, None] + jnp.sum(features**2, axis=-1)[:, None]
+    square = square - 2 * einsum("brh,bth->brt", anchors, features)
+    return jnp.where(compare, jnp.sqrt(jnp.where(compare & (square > 1e-12), square, 1e-12)), 0)
+
+
+def rkd_angle(
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, key: jax.Array | None = None, max_snippets: int = 200
+) -> jax.Array:
+    """RKD-A: the angles of all triangles of snippets of a video.
+
+    `c_ijk = cos ∠(f_j − f_i, f_k − f_i)`, `L = mean_ijk smooth-L1(c^S_ijk − c^T_ijk)` over all triples, those with two
+    equal snippets (which add nothing) included.
+
+    Time grows as N³·H. Of a video with more than `max_snippets` valid snippets, N = `max_snippets` of them are drawn,
+    without replacement; the estimate is unbiased: the mean over its triples of three different snippets, times the
+    share of such triples in the whole video.
+
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, K]`; no gradient reaches it.
+      mask: `[B, T]` bool.
+      key: PRNG key of the draw; needed if T exceeds `max_snippets`.
+      max_snippets: N.
+
+    Returns:
+      A scalar, float32; videos without valid snippets do not count, and if there is no other the loss is 0.
+
+    Raises:
+      ValueError: if the shapes disagree, an option is out of range or the key is missing.
+
+    References:
+      Park et al., Relational Knowledge Distillation, CVPR 2019; equal to its public code up to `max_snippets`. Its
+      weight is 50 (METHOD §5).
+    """
+    student, teacher = masked_pair("rkd_angle", student, teacher, mask, same_width=False)
+    place, exists = _draw("rkd_angle", mask, key, max_snippets=max_snippets)
+    student, teacher = (jnp.take_along_axis(x, place[:, :, None], axis=1) for x in (student, teacher))
+
+    @jax.checkpoint
+    def corner(total, index):
+        """All triangles with their corner at one snippet."""
+
+        def cosines(features):
+            sides = mask_out(features - features[:, index][:, None], exists)
+            sides = unit(sides)
+            return einsum("bjh,bkh->bjk", sides, sides)
+
+        compare = exists[:, :, None] & exists[:, None] & exists[:, index][:, None, None]
+        difference = mask_out(optax.huber_loss(cosines(student), cosines(teacher)), compare)
+        return total + jnp.sum(difference, axis=(1, 2)), None
+
+    total = jax.lax.scan(corner, jnp.zeros(len(mask)), jnp.arange(place.shape[1]))[0]
+
+    def triples(valid):  # of three different snippets
+        n = jnp.sum(valid, axis=1, dtype=jnp.float32)
+        return n * (n - 1) * (n - 2)
+
+    everything = jnp.sum(mask, axis=1, dtype=jnp.float32) ** 3
+    share = triples(mask) / jnp.maximum(everything, 1)
+    return masked_mean(total / jnp.maximum(triples(exists), 1) * share, real_videos(mask))
+
+
+def _draw(name, mask, key, **most):
+    """Places `[B, N]` of at most N valid snippets of every video, and whether they exist, `[B, N]`.
+
+    The n-th valid snippet of the b-th video takes the same number from the key whatever the padding; the snippets with
+    the largest numbers are drawn.
+    """
+    (option, count), length = *most.items(), mask.shape[1]
+    if count < 1:
+        raise ValueError(f"{name}: {option} must be at least 1, got {count}.")
+    if length <= count:
+        return jnp.broadcast_to(jnp.arange(length)[None], mask.shape), jnp.asarray(mask)
+    if key is None:
+        raise ValueError(
+            f"{name}: of {length} snippets {option}={count} are drawn at random, so a key is needed; pass key=, or a "
+            f"larger {option}."
+        )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(mask)))
+    numbers = jax.vmap(lambda key: jax.random.bits(key, (length,), jnp.uint32))(keys) >> 1
+    rank = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    numbers = jnp.where(mask, jnp.take_along_axis(numbers, rank, axis=1).astype(jnp.int32), -1)
+    drawn, place = jax.lax.top_k(numbers, count)
+    return place, drawn >= 0
+
+
+def similarity_preserving(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+    """SP: which snippets of a video are similar, `G = FFᵀ` with L2-normalised rows, `L = ‖G_S − G_T‖²_F / T²`.
+
+    No `T×T` matrix exists: row i of G is `f_iᵀFᵀ / n_i` with `n_i² = f_iᵀ(FᵀF)f_i`.
+
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, K]`; no gradient reaches it.
+      mask: `[B, T]` bool.
+
+    Returns:
+      A scalar, float32; videos without valid snippets do not count, and if there is no other the loss is 0.
+
+    Raises:
+      ValueError: if the shapes disagree.
+
+    References:
+      Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019; equal to RepDistiller's code. Its weight
+      is 3000 (METHOD §5).
+    """
+    student, teacher = masked_pair("similarity_preserving", student, teacher, mask, same_width=False)
+
+    def factors(features):
+        # The loss does not know the scale of the features, so it is a constant here; without it, student and teacher of
+        # different scales would agree only in the difference of large numbers.
+        square = jnp.sum(jax.lax.stop_gradient(features) ** 2, axis=(1, 2), keepdims=True)
+        features = features * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
+        squares = einsum("bth,btk->bhk", features, features)
+        norm = jnp.sum(einsum("bth,bhk->btk", features, squares) * features, axis=-1, keepdims=True)
+        positive = norm > 1e-20
+        return jnp.where(positive, features * jax.lax.rsqrt(jnp.where(positive, norm, 1.0)), 0.0), features
+
+    distance = product_distance(*factors(student), *factors(teacher))
+    return masked_mean(distance / _pairs(mask), real_videos(mask))
+
+
+def pairwise_similarity(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+    """SKD, pair-wise: the cosines of all pairs of snippets of a video, `L = ‖C_S − C_T‖²_F / T²`.
+
+    The same as `global_context(relation='snippet')` without centring the channels; no `T×T` matrix exists.
+
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, K]`; no gradient reaches it.
+      mask: `[B, T]` bool.
+
+    Returns:
+      A scalar, float32; videos without valid snippets do not count, and if there is no other the loss is 0.
+
+    Raises:
+      ValueError: if the shapes disagree.
+
+    References:
+      Liu et al., Structured Knowledge Distillation, CVPR 2019. Its weight is 0.5 (METHOD §5).
+    """
+    student, teacher = masked_pair("pairwise_similarity", student, teacher, mask, same_width=False)
+    return masked_mean(gram_distance(unit(student), unit(teacher)) / _pairs(mask), real_videos(mask))
+
+
+def _pairs(mask):
+    return jnp.square(jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1))

@@ -1,0 +1,113 @@
+"""Public PyTorch weights become a run; a state dict that does not fit is refused with the whole list."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_prep.convert_weights import convert, input_size, write_run
+from kd_jax.checkpoints import load_teacher
+from kd_jax.datasets.base import Info
+from kd_jax.predict import forward
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / "data"
+
+
+def state_of(name):
+    golden = np.load(DATA / f"{name}.npz", allow_pickle=False)
+    return golden, {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
+
+
+def info(classes=7, size=48, head="dense"):
+    return Info(
+        name="custom",
+        classes=tuple(f"class {i}" for i in range(classes)),
+        head=head,
+        modalities={"rgb": size},
+        unit="seconds",
+        fps=25.0,
+        seconds_per_snippet=0.64,
+    )
+
+
+@pytest.mark.parametrize("name", ["pdan_small", "pdan_small_3stages", "tgm_stack_small", "mstcn4_small", "sstcn_small"])
+def test_a_converted_run_predicts_what_the_public_code_does(tmp_path, name):
+    golden, state = state_of(name)
+    model, params = convert(state)
+    size = input_size(model, params)
+    write_run(tmp_path / "public", state, info(model.num_outputs, size), "rgb", "state.pth")
+    run = load_teacher(tmp_path / "public")
+    length = int(golden["lengths"][0])
+    x = golden["x"].reshape(*golden["x"].shape[:3])[:1, :, :length].transpose(0, 2, 1)
+    logits = forward(run.model, run.variables, x, np.ones((1, length), bool)).logits
+    expected = golden["logits_single_0"]
+    expected = (expected[-1] if expected.ndim == 4 else expected).transpose(0, 2, 1)
+    np.testing.assert_allclose(logits, expected, atol=2e-5, rtol=1e-4)
+    assert run.config["modality"] == "rgb" and run.config["converted_from"] == "state.pth"
+
+
+def test_every_missing_extra_and_misshapen_key_is_listed():
+    _, state = state_of("pdan_small")
+    del state["stage1.layers.1.conv_1x1.bias"]
+    state["stage1.layers.2.conv_attention.rel_t"] = np.zeros((32, 3, 1), np.float32)
+    state["stage1.extra"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError) as error:
+        convert(state)
+    for part in (
+        "stage1.layers.1.conv_1x1.bias is missing",
+        "stage1.layers.2.conv_attention.rel_t is [32, 3, 1], not [32, 1, 3]",
+        "stage1.extra is not known",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"of none of PDAN, SS-TCN, MS-TCN and TGM"):
+        convert({"conv.weight": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"classes": 6}, r"give 7 logits; the records have 48 features of 'rgb' and 6 classes \(6 logits\)"),
+        ({"head": "sparse"}, r"7 classes \(8 logits\)"),
+        ({"size": 40}, r"read 48 features .* the records have 40 features"),
+    ],
+)
+def test_weights_for_other_records_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write_run(tmp_path / "public", state_of("pdan_small")[1], info(**changes), "rgb", "state.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_and_an_unknown_modality_are_refused(tmp_path):
+    state = state_of("pdan_small")[1]
+    with pytest.raises(FileExistsError, match="choose another --output"):
+        write_run(tmp_path, state, info(), "rgb", "state.pth")
+    with pytest.raises(ValueError, match="--modality=flow, but the records have rgb"):
+        write_run(tmp_path / "public", state, info(), "flow", "state.pth")
+
+
+def test_the_command_says_what_lacks():
+    command = [sys.executable, "-m", "data_prep.convert_weights", "--state=x.pth"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0 and "--records, --modality, --output must be given" in result.stderr
+
+
+def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    from data_prep.convert_weights import read_state
+
+    _, state = state_of("pdan_small")
+    tensors = {f"module.{key}": torch.from_numpy(value) for key, value in state.items()}
+    for content in (tensors, {"state_dict": tensors}):
+        torch.save(content, tmp_path / "state.pth")
+        read = read_state(tmp_path / "state.pth")
+        jax.tree.map(np.testing.assert_array_equal, read, state)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="is no state dict of tensors alone"):
+        read_state(tmp_path / "model.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state(tmp_path / "list.pth")

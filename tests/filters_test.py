@@ -1,0 +1,256 @@
+"""Every temporal filter: equal to the public code, blind to padding, as large and as far-sighted as published."""
+
+import functools
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_prep.convert_weights import convert
+from kd_jax.models.detector import FILTERS, Detector
+from kd_jax.models.tgm import TGM
+
+DATA = pathlib.Path(__file__).parent / "data"
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "golden"
+
+
+def recipe(key, shape, seed, gain):
+    """The weight recipe of the golden files (golden/README.md)."""
+    rng = np.random.default_rng((zlib.crc32(key.encode()) + 1000003 * seed) % 2**32)
+    z, leaf = rng.standard_normal(shape).astype(np.float32), key.rsplit(".", 1)[-1]
+    if leaf in ("rel_t", "soft_attn"):
+        return z
+    if leaf in ("center", "delta", "gamma"):
+        return np.float32(0.5) * z
+    return np.float32(0.1) * z if len(shape) == 1 else z * np.float32(np.sqrt(gain / np.prod(shape[1:])))
+
+
+def shapes_of(filter, width, hidden, classes, layers=5, stages=1):
+    """Keys and shapes of the public code's state dict."""
+    shapes = {}
+    if filter == "tgm":
+        for i in range(3):
+            key, inputs = f"sub_event{i + 1}", 8 if i else 1
+            shapes |= {f"{key}.{name}": (16,) for name in ("center", "gamma", "delta")}
+            shapes[f"{key}.soft_attn"] = (8 * inputs, 16)
+            for o in range(8 if i else 0):
+                shapes |= {f"{key}.convs.{o}.weight": (1, 8, 1, 1), f"{key}.convs.{o}.bias": (1,)}
+        shapes |= {"h.weight": (hidden, 2 * width, 1), "h.bias": (hidden,)}
+        return shapes | {"classify.weight": (classes, hidden, 1), "classify.bias": (classes,)}
+    for stage in range(stages):
+        key = f"stages.{stage - 1}" if stage else "stage1"
+        shapes |= {
+            f"{key}.conv_1x1.weight": (hidden, classes if stage else width, 1),
+            f"{key}.conv_1x1.bias": (hidden,),
+        }
+        shapes |= {f"{key}.conv_out.weight": (classes, hidden, 1), f"{key}.conv_out.bias": (classes,)}
+        for i in range(layers):
+            part = f"{key}.layers.{i}"
+            shapes |= {f"{part}.conv_1x1.weight": (hidden, hidden, 1), f"{part}.conv_1x1.bias": (hidden,)}
+            if filter == "pdan":
+                attention = f"{part}.conv_attention"
+                shapes |= {f"{attention}.{name}_conv.weight": (hidden, hidden, 1) for name in ("query", "key", "value")}
+                shapes[f"{attention}.rel_t"] = (hidden, 1, 3)
+            else:
+                shapes |= {f"{part}.conv_dilated.weight": (hidden, hidden, 3), f"{part}.conv_dilated.bias": (hidden,)}
+    return shapes
+
+
+SMALL = ["sstcn_small", "mstcn4_small", "pdan_small", "pdan_small_3stages", "tgm_stack_small"]
+FULL = {
+    "sstcn_full_t200": ("ss_tcn", 1024, 512, 51),
+    "mstcn4_full_t200": ("ms_tcn", 2048, 64, 48, 10, 4),
+    "pdan_full_t40": ("pdan", 1024, 512, 157),
+    "tgm_stack_full_t40": ("tgm", 1024, 512, 65),
+}
+
+
+def state_of(name):
+    """The golden file and the state dict of its weights."""
+    if name in SMALL:
+        golden = np.load(DATA / f"{name}.npz", allow_pickle=False)
+        return golden, {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
+    if not (SHARED / f"{name}.npz").exists():
+        pytest.skip(f"{SHARED} stands beside the checkout only where goldens are shared")
+    golden = np.load(SHARED / f"{name}.npz", allow_pickle=False)
+    seed, gain = int(golden["recipe_seed"]), float(golden["recipe_gain"])
+    state = {key: recipe(key, shape, seed, gain) for key, shape in shapes_of(*FULL[name]).items()}
+    for key in golden.files:
+        if key.startswith("recipe_check/"):
+            np.testing.assert_array_equal(state[key.removeprefix("recipe_check/")].reshape(-1)[:4], golden[key])
+    return golden, state
+
+
+@pytest.mark.parametrize("name", [*SMALL, *FULL])
+def test_equals_the_public_code(name):
+    """Each video alone, cut to its length, where nothing leaks there either."""
+    golden, state = state_of(name)
+    model, params = convert(state)
+    x = golden["x"].reshape(*golden["x"].shape[:3]).transpose(0, 2, 1)
+    model = model.clone(dropout=0.0)  # so that training, which shows the earlier stages, is what evaluation is
+    for video, length in enumerate(golden["lengths"].astype(int)):
+        mask = np.ones((1, length), bool)
+        outputs = jax.jit(functools.partial(model.apply, train=True))(
+            {"params": params}, x[video : video + 1, :length], mask
+        )
+        expected = golden[f"logits_single_{video}"]
+        expected = expected if expected.ndim == 4 else expected[None]
+        ours = [*outputs.earlier_logits, outputs.logits]
+        assert len(ours) == len(expected)
+        for stage, logits in zip(expected, ours, strict=True):
+            np.testing.assert_allclose(logits, stage.transpose(0, 2, 1), atol=2e-5, rtol=1e-4)
+
+
+def test_features_are_those_before_the_classifier():
+    """MS-TCN and PDAN call them the last layer, TGM the hidden one after its ReLU."""
+    for name, key in {"pdan_small": "mid/stage1.layers.4", "tgm_stack_small": "mid/h"}.items():
+        golden, state = state_of(name)
+        model, params = convert(state)
+        length = int(golden["lengths"].max())
+        video = int(golden["lengths"].argmax())
+        x = golden["x"][video : video + 1, :, :length].transpose(0, 2, 1)
+        features = jax.jit(model.apply)({"params": params}, x, np.ones((1, length), bool)).features
+        expected = golden[key][video : video + 1, :, :length].transpose(0, 2, 1)
+        np.testing.assert_allclose(features, np.maximum(expected, 0) if key == "mid/h" else expected, atol=2e-5)
+
+
+@pytest.fixture(scope="module", params=[name for name in FILTERS if name != "tgm_gaussian"])
+def small(request):
+    """A detector with standardisation, its variables, an input [2, 20, 6] and the mask of videos of 20 and 13."""
+    model = Detector(request.param, 3, hidden=8, num_layers=3, standardize=True)
+    x = jax.random.normal(jax.random.key(0), (2, 20, 6))
+    mask = np.arange(20)[None] < np.array([[20], [13]])
+    return model, jax.jit(model.init)(jax.random.key(1), x, mask), np.asarray(x), mask
+
+
+def value_and_gradient(model, variables, x, mask):
+    def loss(params):
+        outputs = model.apply(variables | {"params": params}, x, mask)
+        return jnp.sum(outputs.logits**2) + jnp.sum(outputs.features), outputs
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+@pytest.mark.parametrize("value", [5.0, np.nan])
+def test_padding_changes_neither_outputs_nor_gradient(small, value):
+    model, variables, x, mask = small
+    (_, expected), gradient = value_and_gradient(model, variables, x, mask)
+    padded_mask = np.pad(mask, ((0, 1), (0, 9)))
+    padded_x = np.where(padded_mask[..., None], np.pad(x, ((0, 1), (0, 9), (0, 0))), np.float32(value))
+    (_, outputs), padded_gradient = value_and_gradient(model, variables, padded_x, padded_mask)
+    for name in ("features", "logits"):
+        got = np.asarray(getattr(outputs, name))
+        np.testing.assert_allclose(got[:2, :20], getattr(expected, name), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(got[~padded_mask], 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), padded_gradient, gradient)
+
+
+def test_masking_equals_slicing(small):
+    model, variables, x, mask = small
+    masked = jax.jit(model.apply)(variables, x[1:], mask[1:])
+    sliced = jax.jit(model.apply)(variables, x[1:, :13], mask[1:, :13])
+    np.testing.assert_allclose(masked.logits[:, :13], sliced.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_jit_equals_eager_and_float16_is_read(small):
+    model, variables, x, mask = small
+    x = jnp.asarray(x, jnp.float16)
+    expected = model.apply(variables, x, jnp.asarray(mask))
+    jitted = jax.jit(model.apply)(variables, x.astype(jnp.float32), mask)
+    np.testing.assert_allclose(jitted.logits, expected.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_computes_with_float32_parameters_and_returns_float32(small):
+    model, variables, x, mask = small
+    half = model.clone(dtype=jnp.bfloat16)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), x, mask)))
+    outputs, expected = jax.jit(half.apply)(variables, x, mask), jax.jit(model.apply)(variables, x, mask)
+    assert outputs.features.dtype == outputs.logits.dtype == jnp.float32
+    np.testing.assert_allclose(outputs.logits, expected.logits, atol=0.03)
+    assert (outputs.features != expected.features).any()
+
+
+def test_standardization_travels_in_its_own_collection(small):
+    model, variables, x, mask = small
+    statistics = variables["standardization"]
+    np.testing.assert_array_equal(statistics["mean"], np.zeros(6))
+    np.testing.assert_array_equal(statistics["std"], np.ones(6))
+    mean, std = np.arange(6, dtype=np.float32), np.arange(1, 7, dtype=np.float32)
+    set_by_caller = variables | {"standardization": {"mean": mean, "std": std}}
+    expected = jax.jit(model.apply)(variables, x, mask)
+    outputs = jax.jit(model.apply)(set_by_caller, x * std + mean, mask)
+    np.testing.assert_allclose(outputs.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_off_in_evaluation_and_needs_a_sensible_rate(small):
+    model, variables, x, mask = small
+    off = jax.jit(model.apply)(variables, x, mask)
+    apply = jax.jit(lambda key: model.apply(variables, x, mask, train=True, rngs={"dropout": key}))
+    on = [apply(jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(on[0].logits, on[1].logits)
+    assert (on[0].logits != on[2].logits).any()
+    assert (on[0].logits != off.logits).any()
+
+
+@pytest.mark.parametrize("filter, hidden, parameters", [("ss_tcn", 256, 1_616_029), ("pdan", 512, 5_858_461)])
+def test_published_size(filter, hidden, parameters):
+    model = Detector(filter, 157, hidden=hidden)
+    x, mask = jax.ShapeDtypeStruct((1, 4, 1024), jnp.float32), jax.ShapeDtypeStruct((1, 4), bool)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x, mask)
+    assert sum(p.size for p in jax.tree.leaves(variables)) == parameters
+
+
+@pytest.mark.parametrize(
+    "filter, layers, field",
+    [
+        ("ss_tcn", None, 63),
+        ("pdan", None, 63),
+        ("tgm", None, 13),
+        ("ms_tcn", 3, 57),
+        ("bottleneck", None, 1),
+        ("bilstm", None, None),
+    ],
+)
+def test_an_output_sees_its_receptive_field(filter, layers, field):
+    model, length = Detector(filter, 3, hidden=4, num_layers=layers), 101
+    assert model.receptive_field == field
+    x, mask = jax.random.normal(jax.random.key(0), (1, length, 4)), jnp.ones((1, length), bool)
+    variables = jax.jit(model.init)(jax.random.key(1), x, mask)
+    apply = jax.jit(lambda x: model.apply(variables, x, mask).features[0, 50])
+    base = apply(x)
+    seen = [t for t in range(length) if (apply(x.at[0, t].add(10.0)) != base).any()]
+    reach = 50 if field is None else field // 2
+    assert set(seen) <= set(range(50 - reach, 51 + reach))
+    if filter in ("ms_tcn", "bilstm"):  # what comes from afar fades below rounding
+        reach = 7 + 1  # more than one stage
+    assert {50 - reach, 50, 50 + reach} <= set(seen)
+
+
+def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():
+    """One curve in the middle of five taps, γ = 0: the width e^1.5."""
+    center, width, g = np.zeros(1, np.float32), np.zeros(1, np.float32), np.exp(1.5)
+    from kd_jax.models import tgm
+
+    distance = np.arange(-2, 3) / g
+    for curve, values in {"cauchy": 1 / (1 + distance**2), "gaussian": np.exp(-(distance**2) / 2)}.items():
+        found = tgm._curves(jnp.asarray(center), jnp.asarray(width), 5, curve)[0]
+        np.testing.assert_allclose(found, values / values.sum(), rtol=1e-4)
+    x, mask = jax.random.normal(jax.random.key(0), (1, 9, 4)), jnp.ones((1, 9), bool)
+    variables = TGM(hidden=4).init(jax.random.key(1), x, mask)
+    one, other = (TGM(hidden=4, curve=curve).apply(variables, x, mask) for curve in ("cauchy", "gaussian"))
+    assert (one != other).any()
+    with pytest.raises(ValueError, match="curve must be one of"):
+        TGM(hidden=4, curve="laplace").init(jax.random.key(1), x, mask)
+
+
+def test_unknown_filters_and_wrong_shapes_raise():
+    x, mask = jnp.zeros((1, 4, 3)), jnp.ones((1, 4), bool)
+    with pytest.raises(ValueError, match=rf"unknown filter 'tcn'.*{min(FILTERS)}"):
+        Detector("tcn", 2).init(jax.random.key(0), x, mask)
+    with pytest.raises(ValueError, match=r"x must be \[B, T, ...\].*x \(1, 4, 3\), mask \(1, 5\)"):
+        Detector("ss_tcn", 2).init(jax.random.key(0), x, jnp.ones((1, 5), bool))
+    with pytest.raises(ValueError, match="hidden must be even"):
+        Detector("bilstm", 2, hidden=5).init(jax.random.key(0), x, mask)
