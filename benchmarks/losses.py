@@ -29,7 +29,13 @@ TERMS = {term: (term, {}) for term in distill.TERMS} | {
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
 # The convolution needs four of half the length, forward and for each of its gradients.
-PRODUCTS = {"global_context": 3 + 1, "global_context, snippet": 3 * 3, "dilated convolution": 3 * 2}
+PRODUCTS = {
+    "global_context": 3 + 1,
+    "global_context, snippet": 3 * 3,
+    "pairwise_similarity": 3 * 3,
+    "similarity_preserving": 3 * (6 + 2) + 2,
+    "dilated convolution": 3 * 2,
+}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ import optax
 from kd_jax.losses.grams import einsum, gram_distance, product_distance
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
 
-_ROWS = 256  # rows of a T×T matrix that exist at a time
-
 
 def rkd_distance(
     student: jax.Array, teacher: jax.Array, mask: jax.Array, *, key: jax.Array | None = None, max_anchors: int = 1024
@@ -23,9 +21,8 @@ def rkd_distance(
     `D_ij = ‖f_i − f_j‖ / mean of the positive distances`, `L = mean_ij smooth-L1(D^S_ij − D^T_ij)` over all pairs,
     i = j included. The mean of the student's distances is differentiated too.
 
-    Memory is linear in T: the distances are made a few hundred rows at a time, and again for the gradient. Of a video
-    with more than `max_anchors` valid snippets, i runs over so many of them, drawn anew with every key, so that time is
-    linear in T too; the mean over pairs is then an estimate, and so is the mean distance it is divided by.
+    Of a video with more than `max_anchors` valid snippets, i runs over so many of them, drawn anew with every key, so
+    that time and memory are linear in T; the mean over pairs is then an estimate, and so is the mean distance.
 
     Args:
       student: `[B, T, H]`.
@@ -45,50 +42,24 @@ def rkd_distance(
     """
     student, teacher = masked_pair("rkd_distance", student, teacher, mask, same_width=False)
     place, exists = _draw("rkd_distance", mask, key, max_anchors=max_anchors)
-    rows = -(-place.shape[1] // _ROWS)
-    pad = ((0, 0), (0, rows * _ROWS - place.shape[1] if rows > 1 else 0))
-    place, exists = (jnp.moveaxis(jnp.pad(x, pad).reshape(len(x), rows, -1), 1, 0) for x in (place, exists))
+    compare = exists[:, :, None] & mask[:, None]
+    compare &= place[:, :, None] != jnp.arange(mask.shape[1])[None, None]
 
-    def centred(features):  # the same distances, from smaller numbers
-        return mask_out(features - masked_mean(features, mask, axis=1)[:, None], mask)
+    def relative(features):
+        """`[B, anchors, T]`: distances, divided by their mean."""
+        # The same distances, from smaller numbers.
+        features = mask_out(features - masked_mean(features, mask, axis=1)[:, None], mask)
+        anchors = jnp.take_along_axis(features, place[:, :, None], axis=1)
+        square = jnp.sum(anchors**2, axis=-1)[:, :, None] + jnp.sum(features**2, axis=-1)[:, None]
+        square = square - 2 * einsum("brh,bth->brt", anchors, features)
+        # The floor is the public code's: equal snippets stay a pair, without a gradient.
+        distance = jnp.where(compare, jnp.sqrt(jnp.where(compare & (square > 1e-12), square, 1e-12)), 0)
+        total, count = jnp.sum(distance, axis=(1, 2)), jnp.sum(compare, axis=(1, 2), dtype=jnp.float32)
+        return distance / jnp.where(count > 0, total / jnp.maximum(count, 1), 1.0)[:, None, None]
 
-    pair = centred(student), centred(teacher)
-
-    def over_rows(function):
-        """Sum over blocks of rows, each made again for the gradient; `function(compare, distances of both)`."""
-
-        @jax.checkpoint
-        def block(total, rows):
-            place, exists = rows
-            compare = exists[:, :, None] & mask[:, None]
-            compare &= place[:, :, None] != jnp.arange(mask.shape[1])[None, None]
-            distances = (_distances(features, place, compare) for features in pair)
-            return jax.tree.map(jnp.add, total, function(compare, *distances)), None
-
-        start = jax.eval_shape(function, jnp.zeros((len(mask), 1, 1), bool), *[jnp.zeros((len(mask), 1, 1))] * 2)
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start)
-        return jax.lax.scan(block, start, (place, exists))[0]
-
-    def add(distance):
-        return jnp.sum(distance, axis=(1, 2)), jnp.sum(distance > 0, axis=(1, 2), dtype=jnp.float32)
-
-    sums = over_rows(lambda compare, *distances: tuple(add(distance) for distance in distances))
-    means = [jnp.where(total > 0, total / jnp.maximum(count, 1), 1.0)[:, None, None] for total, count in sums]
-
-    def differ(compare, *distances):
-        left, right = (distance / mean for distance, mean in zip(distances, means, strict=True))
-        return jnp.sum(mask_out(optax.huber_loss(left, right), compare), axis=(1, 2))
-
-    pairs = jnp.sum(exists, axis=(0, 2), dtype=jnp.float32) * jnp.sum(mask, axis=1, dtype=jnp.float32)
-    return masked_mean(over_rows(differ) / jnp.maximum(pairs, 1), real_videos(mask))
-
-
-def _distances(features, place, compare):
-    """`[B, R, T]`, of the snippets at `place` `[B, R]` to all; 0, with gradient 0, where not to `compare`."""
-    anchors = jnp.take_along_axis(features, place[:, :, None], axis=1)
-    square = jnp.sum(anchors**2, axis=-1)[:, :, None] + jnp.sum(features**2, axis=-1)[:, None]
-    square = square - 2 * einsum("brh,bth->brt", anchors, features)
-    return jnp.where(compare, jnp.sqrt(jnp.where(compare & (square > 1e-12), square, 1e-12)), 0)
+    difference = jnp.sum(mask_out(optax.huber_loss(relative(student), relative(teacher)), compare), axis=(1, 2))
+    pairs = jnp.sum(exists, axis=1, dtype=jnp.float32) * jnp.sum(mask, axis=1, dtype=jnp.float32)
+    return masked_mean(difference / jnp.maximum(pairs, 1), real_videos(mask))
 
 
 def rkd_angle(
