@@ -31,9 +31,14 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
         {
             "modality": modality,  # the features this run reads, in training and at inference
             "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
+            "hidden": placeholder(int),  # its channels; unset = model.hidden
+            "num_layers": placeholder(int),  # its layers; unset = model.num_layers
             "learning_rate": placeholder(float),  # of this run; unset = training.learning_rate
-            "teachers": tuple(teachers),  # names of other runs; none = plain training with the task loss
+            "teachers": tuple(teachers),  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
+            #                               of config.teachers; losses are summed over them; none = the task loss alone
             "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
+            "balance": "loss",  # what a weight counts: 'loss', it multiplies the term; 'gradient', the norm of the
+            #                     term's gradient at the student's features, as a multiple of the task's
             "options": {term: _options(term) for term in TERMS},  # the keyword options of each term's loss
         },
         sort_keys=False,
@@ -108,13 +113,18 @@ def get_config() -> ConfigDict:
             },
             "runs": ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
             "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
+            "teachers": ConfigDict(
+                {}, sort_keys=False
+            ),  # {name: folder} of teachers from elsewhere: a finished run, or
+            #                        <video>.npy features [T, D] of any model for every training video
             "baseline": "vanilla_rgb",  # the run that gains are measured against
             "seed": 0,  # of initialisation, shuffling, dropout and negatives
             "seeds": 1,  # so many, from `seed` on, trained side by side; the table shows mean ± standard deviation
         },
         sort_keys=False,
     ).lock()
-    config.fusions.unlock()  # the experiment's file adds to it
+    config.fusions.unlock()  # the experiment's file adds to both
+    config.teachers.unlock()
     return config
 
 

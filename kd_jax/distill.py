@@ -6,8 +6,9 @@ Without teachers it is plain training: that is how the teacher itself was traine
 picks its fields; a new one is a function in kd_jax/losses and a line here.
 """
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,11 @@ TERMS: dict[str, tuple[Callable, Callable]] = {
     "graph_distillation": (_graph_distillation, losses.graph_distillation),
 }
 
+# Terms that take a large part of a step (`python -m benchmarks.losses`).
+COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving")
+# Terms that compare logits, so that a teacher which has only features cannot serve them.
+READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation")
+
 # Head: (task loss, number of logits for C classes).
 TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
     "dense": (losses.sigmoid_cross_entropy, lambda num_classes: num_classes),
@@ -77,78 +83,114 @@ def term_options(term: str) -> dict:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
 
-def total_loss(
+def losses_of(
     student: Outputs,
     teachers: Sequence[Outputs],
     batch: Batch,
     key: jax.Array,
-    weights: Mapping[str, jax.Array],
+    terms: Iterable[str],
     *,
     head: str,
     options: Mapping[str, Mapping] | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The task loss, summed over the stages of the student, plus the weighted terms, summed over teachers.
+) -> tuple[dict[str, jax.Array], dict[str, Outputs]]:
+    """The task loss, summed over the stages of the student, and each term, summed over teachers, with their gradients.
 
     Args:
       student, teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; teachers get no gradient.
       batch: the labels and the mask.
       key: draws the negatives.
-      weights: {term: weight}, numbers or traced arrays.
+      terms: keys of TERMS.
       head: 'dense' or 'sparse'.
       options: {term: keyword options of its loss}.
 
     Returns:
-      The scalar, and every part before weighting: {'task': …, term: sum over teachers}.
+      {'task': …, term: …}, scalars before weighting, and by the same names their gradients at the student's Outputs.
 
     Raises:
-      ValueError: for an unknown term, or weights without a teacher.
+      ValueError: for an unknown term, or terms without a teacher.
     """
-    unknown = [term for term in weights if term not in TERMS]
+    terms = tuple(terms)
+    unknown = [term for term in terms if term not in TERMS]
     if unknown:
         raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join(TERMS)}")
-    if weights and not teachers:
-        raise ValueError(f"the terms {', '.join(weights)} compare with a teacher, but no teacher was given")
-    task = TASKS[head][0]
-    parts = {"task": sum(task(x, batch.labels, batch.mask) for x in (*student.earlier_logits, student.logits))}
-    total = parts["task"]
-    for term, weight in weights.items():
-        read = TERMS[term][0]
-        values = [
-            read(student, teacher, batch, jax.random.fold_in(key, index), **(options or {}).get(term, {}))
-            for index, teacher in enumerate(teachers)
-        ]
-        parts[term] = sum(values)
-        total = total + weight * parts[term]
-    return total, parts
+    if terms and not teachers:
+        raise ValueError(f"the terms {', '.join(terms)} compare with a teacher, but no teacher was given")
+
+    def task(student):
+        loss = TASKS[head][0]
+        return sum(loss(x, batch.labels, batch.mask) for x in (*student.earlier_logits, student.logits))
+
+    def term(name, student):
+        read, chosen = TERMS[name][0], (options or {}).get(name, {})
+        keys = (jax.random.fold_in(key, index) for index in range(len(teachers)))
+        return sum(read(student, t, batch, k, **chosen) for t, k in zip(teachers, keys, strict=True))
+
+    parts = {"task": task} | {name: functools.partial(term, name) for name in terms}
+    found = {name: jax.value_and_grad(part)(student) for name, part in parts.items()}
+    return {n: value for n, (value, _) in found.items()}, {n: gradient for n, (_, gradient) in found.items()}
+
+
+def norm_at_features(gradient: Outputs, head_kernel: jax.Array) -> jax.Array:
+    """How strongly a loss pulls at the student's features: the norm over the batch of its gradient there.
+
+    `gradient` at the student's Outputs; what it says of the logits reaches the features `[B, T, H]` through the
+    classifier `[H, C]`.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(gradient.features + gradient.logits @ head_kernel.T)))
+
+
+BALANCES = ("loss", "gradient")
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, head: str, options: Mapping | None = None
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    head: str,
+    options: Mapping | None = None,
+    balance: str = "loss",
 ) -> Callable:
     """Returns `step(state, teachers, batch, weights, key) -> (state, metrics)`, a pure function for `jax.jit`.
 
-    `weights` and the run's `key` are traced, so runs that differ in them share one compiled program.
+    `weights` and the run's `key` are traced, so runs that differ in them share one compiled program. What a weight
+    counts is the `balance`: 'loss', it multiplies the term; 'gradient', the term is scaled so that its gradient at the
+    student's features has so many times the norm of the task's, in every step; the plateau rule then watches the task
+    loss, because the scaled sum is not one function of the parameters.
+
+    Raises:
+      ValueError: for an unknown balance.
     """
+    if balance not in BALANCES:
+        raise ValueError(f"balance must be one of {', '.join(BALANCES)}; got {balance!r}")
 
     def train_step(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, weights: dict, key: jax.Array):
         dropout_key, term_key = jax.random.split(jax.random.fold_in(key, state.step))
 
-        def loss_of(params):
-            student = model.apply(
-                {"params": params, **state.constants},
-                batch.features,
-                batch.mask,
-                train=True,
-                rngs={"dropout": dropout_key},
-            )
-            return total_loss(student, teachers, batch, term_key, weights, head=head, options=options)
+        def forward(params):
+            variables, rngs = {"params": params, **state.constants}, {"dropout": dropout_key}
+            return model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
 
-        (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
+        student, pullback = jax.vjp(forward, state.params)
+        parts, gradients = losses_of(student, teachers, batch, term_key, weights, head=head, options=options)
+        kernel = state.params[model.last_head]["kernel"]
+        norms = {name: norm_at_features(gradient, kernel) for name, gradient in gradients.items()}
+        if balance == "gradient":
+            weights = {
+                term: jnp.where(norms[term] > 0, weight * norms["task"] / jnp.maximum(norms[term], 1e-30), 0.0)
+                for term, weight in weights.items()
+            }
+        factors = {"task": 1.0, **weights}
+        loss = sum(factor * parts[name] for name, factor in factors.items())
+        scaled = [jax.tree.map(lambda g, f=f: f * g, gradients[name]) for name, f in factors.items()]
+        (gradient,) = pullback(jax.tree.map(lambda *g: sum(g), *scaled))
+
+        watched = loss if balance == "loss" else parts["task"]
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=watched)
         metrics = {
             "loss": loss,
             **parts,
-            "gradient_norm": optax.tree.norm(gradients),
+            **{f"gradient/{name}": norm for name, norm in norms.items()},
+            "gradient_norm": optax.tree.norm(gradient),
             "snippets": jnp.sum(batch.mask),
         }
         params = optax.apply_updates(state.params, updates)

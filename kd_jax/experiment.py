@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from kd_jax.input_pipeline import Source, open_source
 from kd_jax.journal import SELECTION
 from kd_jax.models import FILTERS
 from kd_jax.protocols import PROTOCOLS
+from kd_jax.teachers import Teacher, describe_given
 from kd_jax.train import Run, run_config, score_predictions, scoring_of, shape_of, train_runs
 from kd_jax.types import Batch, Outputs
 
@@ -38,21 +40,28 @@ def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {**titles, "validation": ("validation", SELECTION)}
 
 
-def training_order(runs: Mapping) -> list[str]:
+def teaching_runs(config: ConfigDict, name: str) -> set[str]:
+    """The runs of the experiment that a run learns from, the members of ensembles one by one."""
+    members = (config.fusions.get(teacher, (teacher,)) for teacher in config.runs[name].teachers)
+    return {run for each in members for run in each if run in config.runs}
+
+
+def training_order(config: ConfigDict) -> list[str]:
     """The names of the runs, every teacher before its students.
 
     Raises:
-      ValueError: for a teacher that no run has, or runs that wait for each other.
+      ValueError: for a teacher that is not there, or runs that wait for each other.
     """
+    runs, order = config.runs, []
     for name, run in runs.items():
         for teacher in run.teachers:
-            if teacher not in runs:
+            if teacher not in (known := [*runs, *config.fusions, *config.teachers]):
                 raise ValueError(
-                    f"runs.{name}.teachers names {teacher!r}, but no run has that name; the runs are {', '.join(runs)}"
+                    f"runs.{name}.teachers names {teacher!r}, but no run, fusion or entry of config.teachers has that "
+                    f"name; there are {', '.join(known)}"
                 )
-    order: list[str] = []
     while len(order) < len(runs):
-        ready = [n for n, r in runs.items() if n not in order and all(t in order for t in r.teachers)]
+        ready = [name for name in runs if name not in order and teaching_runs(config, name) <= set(order)]
         if not ready:
             waiting = [n for n in runs if n not in order]
             raise ValueError(f"the runs {', '.join(waiting)} wait for each other as teachers; break the circle")
@@ -64,7 +73,7 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for names that do not exist and numbers out of range."""
     if not config.runs:
         raise ValueError("config.runs is empty; add at least one run with configs.default.make_run")
-    training_order(config.runs)
+    training_order(config)
     for name, run in config.runs.items():
         if not name or name in (".", "..") or epath.Path(name).name != name:
             raise ValueError(f"the run name {name!r} cannot be a folder name; use letters, digits and _")
@@ -73,10 +82,15 @@ def check_config(config: ConfigDict) -> None:
         for term, weight in run.weights.items():
             if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
                 raise ValueError(f"runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
+        for field in ("hidden", "num_layers"):
+            if run[field] is not None and run[field] < 1:
+                raise ValueError(f"runs.{name}.{field}={run[field]}; it must be at least 1, or unset")
         if run.learning_rate is not None and not run.learning_rate > 0:
             raise ValueError(f"runs.{name}.learning_rate={run.learning_rate}; it must be above 0, or unset")
         for term, options in run.options.items():
             _check_options(f"runs.{name}.options.{term}", term, options.to_dict())
+        if run.balance not in distill.BALANCES:
+            raise ValueError(f"runs.{name}.balance={run.balance!r}; choose one of {', '.join(distill.BALANCES)}")
         active = [term for term, weight in run.weights.items() if weight]
         if active and not run.teachers:
             raise ValueError(
@@ -92,6 +106,9 @@ def check_config(config: ConfigDict) -> None:
             )
         if name in config.runs or len(streams) < 2:
             raise ValueError(f"fusions.{name} needs a name that no run has and at least two runs to average")
+    for name in config.teachers:
+        if name in config.runs or name in config.fusions:
+            raise ValueError(f"teachers.{name} needs a name that no run and no fusion has")
     if config.baseline and config.baseline not in config.runs:
         raise ValueError(
             f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none"
@@ -146,15 +163,21 @@ def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int)
 
 def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> Run:
     """A run of the experiment, and where it and its teachers are."""
-    teachers = (run_directory(config, workdir, teacher, seed) for teacher in config.runs[name].teachers)
-    return Run(name, seed, run_directory(config, workdir, name, seed), tuple(teachers))
+
+    def teacher(of: str) -> Teacher:
+        if of in config.teachers:
+            return Teacher(of, (Path(config.teachers[of]),))
+        members = config.fusions.get(of, (of,))
+        return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
+
+    return Run(name, seed, run_directory(config, workdir, name, seed), tuple(map(teacher, config.runs[name].teachers)))
 
 
 def side_by_side(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
     """The names of the runs in groups that can train side by side: of equal shape, with teachers in earlier groups."""
     groups: list[list[str]] = []
     for name in order:
-        teachers = set(config.runs[name].teachers)
+        teachers = teaching_runs(config, name)
         earliest = max((i + 1 for i, group in enumerate(groups) if teachers & set(group)), default=0)
         alike = (g for g in groups[earliest:] if shape_of(config, g[0]) == shape_of(config, name))
         if (group := next(alike, None)) is None:
@@ -183,13 +206,19 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
         reason = " ".join(reason.split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
-    modalities = sorted({run.modality for run in config.runs.values()})
+    given = {name: Path(folder) for name, folder in config.teachers.items()}
+    modalities = {run.modality for run in config.runs.values()}
+    for folder in given.values():
+        found = read_json(folder / "config.json") if folder.is_dir() else None
+        modalities |= {found["modality"]} if found else set()
+    modalities = sorted(modalities)
     streamed = config.training.data == "streamed"
     source = open_source(modalities=modalities, streamed=streamed, **config.dataset.to_dict())
     try:
         scoring_of(config).check(source.info.head)
     except ValueError as error:
         raise ValueError(f"evaluation: {error}") from None
+    _check_teachers(config, source, given)
     for name in config.runs:
         _check_run_folder(workdir / name, name)
     if resume:
@@ -197,6 +226,55 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
             for seed in seeds(config):
                 _check_unchanged(run_directory(config, workdir, name, seed), run_config(config, name, seed, source))
     return source
+
+
+def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Path]) -> None:
+    """Lets each run's terms look at the shapes that its student and its teachers will have."""
+    info, videos = source.info, source.videos("train", [])
+    num_outputs = distill.TASKS[info.head][1](len(info.classes))
+    widths = {}
+    for name, folder in given.items():
+        try:
+            widths[name] = describe_given(folder, videos, info)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"teachers.{name}: {error}") from None
+    own = {name: (run.hidden or config.model.hidden, num_outputs) for name, run in config.runs.items()}
+
+    def outputs(width, logits):
+        return Outputs(*(jax.ShapeDtypeStruct((1, 4, size), jnp.float32) for size in (width, logits)))
+
+    for name, streams in config.fusions.items():
+        widths[name] = own[streams[0]]
+        if any(own[s] != own[streams[0]] for s in streams) and any(name in r.teachers for r in config.runs.values()):
+            raise ValueError(
+                f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
+            )
+    for name, run in config.runs.items():
+        weighed = [term for term, weight in run.weights.items() if weight]
+        taught = {teacher: {**own, **widths}[teacher] for teacher in run.teachers}
+        for teacher, (_, logits) in taught.items():
+            if not logits and (reads := [term for term in weighed if term in distill.READS_LOGITS]):
+                raise ValueError(
+                    f"runs.{name} weighs {reads[0]!r}, which compares logits; the teacher {teacher!r} is a folder of "
+                    "features and has none"
+                )
+        labels, mask = jnp.zeros((1, 4, len(info.classes))), jnp.ones((1, 4), bool)
+        try:
+            jax.eval_shape(
+                lambda student, teachers, run=run, weighed=weighed, labels=labels, mask=mask: distill.losses_of(
+                    student,
+                    teachers,
+                    Batch(labels, labels, mask),
+                    jax.random.key(0),
+                    weighed,
+                    head=info.head,
+                    options={term: run.options[term].to_dict() for term in weighed},
+                ),
+                outputs(*own[name]),
+                [outputs(*width) for width in taught.values()],
+            )
+        except ValueError as error:
+            raise ValueError(f"runs.{name}: {error}") from None
 
 
 def _check_run_folder(directory: epath.Path, name: str) -> None:
@@ -243,7 +321,7 @@ def perform(config: ConfigDict, workdir: epath.PathLike, source: Source, resume:
       {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain', 'test'}], …}, as in
       results.json; 'test' holds every measure of every protocol, per class too.
     """
-    order, workdir = training_order(config.runs), epath.Path(workdir)
+    order, workdir = training_order(config), epath.Path(workdir)
     session.wait_for_all("the workdir has been checked")
     if not resume and session.is_first():
         for name in order:

@@ -26,18 +26,26 @@ from kd_jax.train_state import TrainState, make_optimizer
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
+def compiled_train_step(
+    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, balance: str = "loss"
+):
     """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
-    step, everywhere = _train_step(model, head, options, plateau_patience, steps_per_epoch), _everywhere()
-    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance)
+    return jax.jit(step, donate_argnums=0, out_shardings=_everywhere())
 
 
 @functools.lru_cache(maxsize=64)
 def compiled_train_epoch(
-    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, buckets: tuple[int, ...]
+    model,
+    head: str,
+    options: str,
+    plateau_patience: int,
+    steps_per_epoch: int,
+    buckets: tuple[int, ...],
+    balance: str = "loss",
 ):
     """The same for a whole epoch of resident videos, see `resident.make_train_epoch`."""
-    step = _train_step(model, head, options, plateau_patience, steps_per_epoch)
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance)
     epoch = resident.make_train_epoch(step, buckets, input_pipeline.data_mesh())
     return jax.jit(epoch, donate_argnums=0, out_shardings=_everywhere())
 
@@ -46,9 +54,9 @@ def _everywhere() -> NamedSharding:
     return NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
 
 
-def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int):
+def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, balance: str):
     optimizer = make_optimizer(0.0, plateau_patience=plateau_patience, steps_per_epoch=steps_per_epoch)
-    return make_train_step(model, optimizer, head=head, options=json.loads(options))
+    return make_train_step(model, optimizer, head=head, options=json.loads(options), balance=balance)
 
 
 def _compile(function, *arguments) -> jax.stages.Compiled:

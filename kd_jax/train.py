@@ -23,15 +23,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from kd_jax import checkpoints, input_pipeline, session
-from kd_jax.checkpoints import TrainedRun, new_best
+from kd_jax.checkpoints import new_best
 from kd_jax.datasets import describe
-from kd_jax.distill import TASKS, TERMS
+from kd_jax.distill import COSTLY, TASKS, TERMS
 from kd_jax.files import read_arrays, read_json, write_arrays, write_json
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
 from kd_jax.population import Population
 from kd_jax.predict import fuse, predict
 from kd_jax.scoring import Scoring, evaluate
+from kd_jax.teachers import Teacher, attach_teachers
 from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
 
 VALIDATION = Scoring(("frame_map",))
@@ -58,12 +59,23 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
         return {
             "modality": run.modality,
             "filter": run.filter,
-            "teachers": {teacher: choices(teacher) for teacher in run.teachers},
+            **{field: run[field] for field in ("hidden", "num_layers") if run[field] is not None},
+            "teachers": {teacher: taught_by(teacher) for teacher in run.teachers},
             "weights": weights,
+            "balance": run.balance,
             "options": {term: run.options[term].to_dict() for term in weights if term in run.options},
         }
 
+    def taught_by(teacher: str) -> dict:
+        if teacher in config.runs:
+            return choices(teacher)
+        if teacher in config.fusions:
+            return {member: choices(member) for member in config.fusions[teacher]}
+        return {"folder": config.teachers[teacher]}
+
     run = choices(name)
+    model = {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()}
+    model |= {field: run.pop(field) for field in ("hidden", "num_layers") if field in run}
     if config.runs[name].learning_rate is not None:
         training["learning_rate"] = config.runs[name].learning_rate
     return json.loads(
@@ -72,7 +84,7 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
                 "run": name,
                 "seed": seed,
                 **run,
-                "model": {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()},
+                "model": model,
                 "training": training,
                 "dataset": {**dataset, "fingerprint": source.fingerprint},
                 "input_size": info.modalities[run["modality"]],
@@ -105,12 +117,12 @@ def _sum(of: Callable[[np.ndarray], np.ndarray], examples: Sequence[Example]) ->
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a key of config.runs with a seed, its folder, and the folders of its finished teachers."""
+    """One training: a key of config.runs with a seed, its folder, and its teachers."""
 
     name: str
     seed: int
     directory: epath.Path
-    teachers: tuple[epath.Path, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
 
     @property
     def title(self) -> str:
@@ -119,21 +131,14 @@ class Run:
 
 
 def shape_of(config, name: str) -> tuple:
-    """Runs for which this is equal can train side by side; they differ in seed, weights, learning rate and teachers."""
-    run = config.runs[name]
-    return run.modality, run.filter, len(run.teachers), json.dumps(run.options.to_dict(), sort_keys=True)
+    """Runs for which this is equal can train side by side; they differ in seed, weights, learning rate and teachers.
 
-
-def teacher_outputs(teacher: TrainedRun, source: Source, split: str, *, batch_size: int, num_buckets: int):
-    """A frozen teacher's outputs on the whole videos of a split, in the order of the split.
-
-    It sees whole videos without dropout, so what it says never changes: once a run is enough.
+    All of them compute the terms of each, which is why those that weigh a costly one are apart.
     """
-    modality = teacher.config["modality"]
-    examples = input_pipeline.make_examples(source.videos(split, [modality]), modality, len(source.info.classes))
-    return predict(
-        teacher.model, teacher.variables, examples, batch_size=batch_size, num_buckets=num_buckets, progress="teacher"
-    )
+    run = config.runs[name]
+    costly = tuple(term for term in COSTLY if run.weights[term])
+    options = json.dumps(run.options.to_dict(), sort_keys=True)
+    return run.modality, run.filter, run.hidden, run.num_layers, len(run.teachers), run.balance, costly, options
 
 
 def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: bool = False) -> list[dict]:
@@ -182,17 +187,23 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     model, modality = checkpoints.build_model(manifests[0]), manifests[0]["modality"]
     forward = {"batch_size": config.evaluation.batch_size, "num_buckets": training.length_buckets}
     examples = input_pipeline.make_examples(source.videos("train", [modality]), modality, len(source.info.classes))
-    teachers = list(dict.fromkeys(run.teachers for run in runs))
+    sets = list(dict.fromkeys(run.teachers for run in runs))
     steps_per_epoch = -(-len(examples) // training.batch_size)
     plateau = {"plateau_patience": training.plateau_patience, "steps_per_epoch": steps_per_epoch}
     options = {term: value for manifest in manifests for term, value in manifest["options"].items()}
     terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
     population = Population(
-        {"model": model, "head": source.info.head, "options": json.dumps(options), **plateau},
+        {
+            "model": model,
+            "head": source.info.head,
+            "options": json.dumps(options),
+            **plateau,
+            "balance": manifests[0]["balance"],
+        },
         training,
-        sets=[_attach_teachers(examples, directories, source, forward) for directories in teachers],
-        which=[teachers.index(run.teachers) for run in runs],
+        sets=[attach_teachers(examples, each, source, **forward) for each in sets],
+        which=[sets.index(run.teachers) for run in runs],
         seeds=[run.seed for run in runs],
         states=_create_states(config, model, manifests, examples, keys, plateau),
         weights={t: np.array([m["weights"].get(t, 0.0) for m in manifests], np.float32) for t in terms},
@@ -268,7 +279,8 @@ def _epoch(
     states = population.states
     sound, rates = jax.device_get(_health(states))
     for i, manifest in enumerate(manifests):
-        absent = [term for term in TERMS if term not in manifest["weights"]]  # weighed by other runs only
+        absent = {term for term in TERMS if term not in manifest["weights"]}  # weighed by other runs only
+        absent |= {f"gradient/{term}" for term in absent}
         record = epoch_record({k: v[:, i] for k, v in metrics.items() if k not in absent}, seconds)
         if not (math.isfinite(record["loss"]) and sound[i]):
             values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
@@ -328,18 +340,6 @@ def _write_results(directory: epath.Path, best_epoch: int, source: Source, scori
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
     write_json(directory / "results.json", results)
     return results
-
-
-def _attach_teachers(
-    examples: Sequence[Example], directories: Sequence[epath.Path], source: Source, forward: Mapping
-) -> Sequence[Example]:
-    """The training videos, with what each teacher says of them."""
-    for directory in directories:
-        teacher = checkpoints.load_teacher(directory)
-        scores = summary(read_json(directory / "results.json"))
-        logging.info("learns from %s, %s", teacher.config["run"], scores)
-        examples = input_pipeline.attach_teacher(examples, teacher_outputs(teacher, source, "train", **forward))
-    return examples
 
 
 class Predictor:

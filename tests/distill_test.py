@@ -30,54 +30,97 @@ def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
     return jax.tree.map(jnp.asarray, (Batch(mask=mask, **out), teacher))
 
 
-def make_step(head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2):
+def make_step(head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2, balance="loss"):
     model = Detector(filter, num_outputs=distill.TASKS[head][1](C), hidden=H, num_layers=2, dropout=dropout)
     optimizer = make_optimizer(1e-2, plateau_patience=patience, steps_per_epoch=1)
     state = create_train_state(model, optimizer, jax.random.key(0), D)
-    return distill.make_train_step(model, optimizer, head=head, options=options), state, model
+    step = distill.make_train_step(model, optimizer, head=head, options=options, balance=balance)
+    return step, state, model
 
 
 WEIGHTS = {"atomic": 0.7, "global_context": 2.0, "boundary": 0.1}
 
 
-def test_total_loss_adds_weighted_terms_over_teachers():
+def test_every_part_is_summed_over_teachers_and_stages():
     batch, teacher = make_batch()
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
-    student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, jnp.zeros((B, T, C)))
-    total, parts = distill.total_loss(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
+    stage = jnp.zeros((B, T, C))
+    student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, stage, earlier_logits=(stage,))
+    parts, gradients = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
     context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
-    np.testing.assert_allclose(parts["task"], C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
+    np.testing.assert_allclose(parts["task"], 2 * C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
     np.testing.assert_allclose(parts["boundary"], boundary, rtol=1e-6)
     np.testing.assert_allclose(parts["global_context"], context, rtol=1e-6)
-    expected = parts["task"] + 0.7 * parts["atomic"] + 2 * parts["global_context"] + 0.1 * parts["boundary"]
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert gradients.keys() == parts.keys() == {"task", *WEIGHTS}
+    np.testing.assert_array_equal(gradients["task"].features, 0)
+    np.testing.assert_array_equal(gradients["boundary"].logits, 0)
+    expected = jax.grad(lambda f: sum(losses.boundary(f, t.features, batch.mask) for t in (teacher, other)))
+    np.testing.assert_allclose(gradients["boundary"].features, expected(student.features), rtol=1e-5, atol=1e-7)
 
 
 def test_options_reach_the_loss():
     batch, teacher = make_batch()
     student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
-    read = {
-        form: distill.total_loss(
-            student, [teacher], batch, KEY, {"boundary": 1.0}, head="dense", options={"boundary": {"form": form}}
-        )[1]["boundary"]
-        for form in ("curve", "vector")
-    }
-    for form, value in read.items():
-        np.testing.assert_allclose(value, losses.boundary(student.features, teacher.features, batch.mask, form=form))
+    for form in ("curve", "vector"):
+        options = {"boundary": {"form": form}}
+        parts, _ = distill.losses_of(student, [teacher], batch, KEY, ["boundary"], head="dense", options=options)
+        expected = losses.boundary(student.features, teacher.features, batch.mask, form=form)
+        np.testing.assert_allclose(parts["boundary"], expected)
 
 
 @pytest.mark.parametrize(
-    "weights, teachers, message",
+    "terms, teachers, message",
     [
-        ({"atomik": 1.0}, 1, "unknown distillation term 'atomik'; known terms: atomic"),
-        ({"atomic": 1.0}, 0, "no teacher"),
+        (["atomik"], 1, "unknown distillation term 'atomik'; known terms: atomic"),
+        (["atomic"], 0, "no teacher"),
     ],
 )
-def test_wrong_terms_are_refused(weights, teachers, message):
+def test_wrong_terms_are_refused(terms, teachers, message):
     batch, teacher = make_batch()
     with pytest.raises(ValueError, match=message):
-        distill.total_loss(teacher, [teacher] * teachers, batch, KEY, weights, head="dense")
+        distill.losses_of(teacher, [teacher] * teachers, batch, KEY, terms, head="dense")
+    with pytest.raises(ValueError, match="balance must be one of loss, gradient; got 'norm'"):
+        distill.make_train_step(None, None, head="dense", balance="norm")
+
+
+def test_the_norm_at_the_features_by_hand():
+    gradient = Outputs(jnp.array([[[1.0, 0.0], [0.0, 2.0]]]), jnp.array([[[1.0], [0.0]]]))
+    kernel = jnp.array([[2.0], [4.0]])  # of one class: the first snippet's logit adds (2, 4) to (1, 0)
+    assert float(distill.norm_at_features(gradient, kernel)) == pytest.approx(np.sqrt(3**2 + 4**2 + 2**2))
+
+
+@pytest.mark.parametrize("balance", distill.BALANCES)
+def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
+    """With the weights that the balance makes of the given ones, it is plain gradient descent on a weighted sum."""
+    step, state, model = make_step(balance=balance, patience=0)
+    batch, teacher = make_batch()
+    after, metrics = jax.jit(step)(state, (teacher,), batch, WEIGHTS, KEY)
+    ratio = {t: float(metrics["gradient/task"] / metrics[f"gradient/{t}"]) for t in WEIGHTS}
+    effective = {t: w * (ratio[t] if balance == "gradient" else 1) for t, w in WEIGHTS.items()}
+    expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+    def loss(params):
+        student = model.apply({"params": params}, batch.features, batch.mask)
+        key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
+        parts, _ = distill.losses_of(student, [teacher], batch, key, WEIGHTS, head="dense")
+        return parts["task"] + sum(w * parts[t] for t, w in effective.items())
+
+    gradient = jax.jit(jax.grad(loss))(state.params)
+    moments = jax.tree.map(lambda g: 0.1 * g, gradient)  # Adam's first
+    chex.assert_trees_all_close(after.opt_state[0].inner_state[0].mu, moments, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        metrics["gradient_norm"], jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))), rtol=1e-4
+    )
+
+
+def test_a_balanced_term_without_a_gradient_counts_nothing():
+    step, state, model = make_step(balance="gradient")
+    batch, _ = make_batch()
+    teacher = model.apply({"params": state.params}, batch.features, batch.mask)
+    _, metrics = jax.jit(step)(state, (teacher,), batch, {"hint": 1.0}, KEY)
+    assert float(metrics["hint"]) < 1e-10 and float(metrics["loss"]) == pytest.approx(float(metrics["task"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("filter, head", [*((filter, "dense") for filter in FILTERS), ("ss_tcn", "sparse")])
@@ -92,7 +135,8 @@ def test_every_filter_takes_two_steps_with_every_term(filter, head):
         for _ in range(2):
             state, metrics = step(state, (teacher,), batch, weights, KEY)
             assert all(np.isfinite(v) for v in metrics.values())
-        assert set(metrics) == {"loss", "task", "gradient_norm", "snippets", *distill.TERMS}
+        parts = {"task", *distill.TERMS}
+        assert set(metrics) == {"loss", "gradient_norm", "snippets", *parts, *(f"gradient/{part}" for part in parts)}
         assert int(state.step) == 2
         changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)
         assert all(jax.tree.leaves(changed))

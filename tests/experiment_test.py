@@ -19,7 +19,8 @@ from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import base, records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.input_pipeline import make_examples, open_source
-from kd_jax.train import Run, teacher_outputs, train_runs
+from kd_jax.teachers import Teacher, attach_teachers
+from kd_jax.train import Run, train_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,13 +57,13 @@ def finished(tmp_path_factory):
 
 
 def test_teachers_train_first():
-    assert experiment.training_order(tiny_config().runs) == ["vanilla_rgb", "flow_teacher", "augmented_rgb"]
+    assert experiment.training_order(tiny_config()) == ["vanilla_rgb", "flow_teacher", "augmented_rgb"]
 
 
 WRONG_TURNS = {
     "teacher that no run has": (
         lambda c: c.runs.augmented_rgb.update(teachers=("flou",)),
-        "runs.augmented_rgb.teachers names 'flou', but no run has that name; the runs are augmented_rgb, vanilla_rgb",
+        "runs.augmented_rgb.teachers names 'flou', but no run, fusion or entry of config.teachers has that name; there are augmented_rgb, vanilla_rgb",
     ),
     "circle": (lambda c: c.runs.flow_teacher.update(teachers=("augmented_rgb",)), "wait for each other"),
     "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
@@ -238,9 +239,12 @@ def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
     config, workdir, _ = finished
     source = experiment.prepare(config, workdir)
     teacher = load_teacher(workdir / "flow_teacher")
-    cached = teacher_outputs(teacher, source, "train", batch_size=3, num_buckets=2)
-    for video, outputs in zip(source.videos("train", ["flow"]), cached, strict=True):
-        x = video.features["flow"][None]
+    examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
+    taught = attach_teachers(
+        examples, [Teacher("flow_teacher", (workdir / "flow_teacher",))], source, batch_size=3, num_buckets=2
+    )
+    for video, example in zip(source.videos("train", ["flow"]), taught, strict=True):
+        (outputs,), x = example.teachers, video.features["flow"][None]
         alone = teacher.model.apply(teacher.variables, x, np.ones(x.shape[:2], bool))
         np.testing.assert_allclose(outputs.features, alone.features[0], atol=2e-5, rtol=1e-4)
         np.testing.assert_allclose(outputs.logits, alone.logits[0], atol=2e-5, rtol=1e-4)

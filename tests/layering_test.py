@@ -15,7 +15,7 @@ ROWS = [
     ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
     ["input_pipeline", "resident", "protocols", "scoring", "evaluate", "journal", "population"],
-    ["predict", "windows"],
+    ["predict", "windows", "teachers"],
     ["train", "analysis"],
     ["experiment"],
     ["main"],

@@ -68,6 +68,11 @@ class Detector(nn.Module):
     def _stages(self) -> int:
         return self.num_stages or getattr(FILTERS[self.filter], "stages", 1)
 
+    @property
+    def last_head(self) -> str:
+        """The name, among the parameters, of the classifier that gives the logits."""
+        return f"head_{self._stages}" if self._stages > 1 else "head"
+
     def _filter(self, **options) -> nn.Module:
         layers = {} if self.num_layers is None else {"num_layers": self.num_layers}
         return FILTERS[self.filter](hidden=self.hidden, dropout=self.dropout, dtype=self.dtype, **layers, **options)

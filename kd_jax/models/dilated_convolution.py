@@ -62,9 +62,22 @@ def _convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: 
 @jax.custom_vjp
 def reorder(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
     """`x[:, order]`, `[B, T, H]`, of a permutation `[T]` and its inverse."""
+    return _gather(x, order)
+
+
+@jax.custom_batching.custom_vmap
+def _gather(x, order):
     # Every video its own indices, because XLA on CPU transposes the result when all videos share them.
     indices = jnp.broadcast_to(order[None, :, None], (len(x), len(order), 1))
     return jnp.take_along_axis(x, indices, axis=1, mode="clip")
+
+
+@_gather.def_vmap
+def _gather_side_by_side(size, is_batched, x, order):
+    """Runs that train side by side are more videos; JAX's own rule would have them share the indices."""
+    if is_batched[1]:
+        return jax.vmap(lambda x, order: x[:, order], [0 if each else None for each in is_batched])(x, order), True
+    return _gather(x.reshape(-1, *x.shape[2:]), order).reshape(x.shape), True
 
 
 def _reorder_forward(x, order, inverse):

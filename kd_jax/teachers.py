@@ -1,0 +1,115 @@
+"""What frozen teachers say of the training videos: a run, an ensemble of runs, or features of another model.
+
+    teacher = Teacher("flow_teacher", (Path("workdir/tsu/flow_teacher"),))
+    examples = attach_teachers(examples, [teacher], source, batch_size=8, num_buckets=4)
+
+Teachers see whole videos without dropout, so what they say never changes: once a run is enough.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from kd_jax import checkpoints, input_pipeline
+from kd_jax.datasets.base import Info, Video
+from kd_jax.datasets.feature_files import FeatureFolder, check_file
+from kd_jax.datasets.findings import Findings
+from kd_jax.files import read_json
+from kd_jax.input_pipeline import Example, Source
+from kd_jax.journal import summary
+from kd_jax.predict import predict
+from kd_jax.types import Outputs
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Folders of finished runs, whose outputs are averaged where there are several; or one folder of features."""
+
+    name: str
+    folders: tuple[Path, ...]
+
+
+def attach_teachers(
+    examples: Sequence[Example], teachers: Sequence[Teacher], source: Source, **forward
+) -> Sequence[Example]:
+    """The training videos, with what each teacher says of them; `forward` are options of `predict`."""
+    for teacher in teachers:
+        members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
+        outputs = [jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *each) for each in zip(*members, strict=True)]
+        examples = input_pipeline.attach_teacher(examples, outputs)
+    return examples
+
+
+def _outputs(folder: Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
+    """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
+    if not (folder / "config.json").exists():
+        files = FeatureFolder(("features",), folder).files()
+        tables = [np.asarray(_table(files[example.id]), np.float32) for example in examples]
+        return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
+    teacher = checkpoints.load_teacher(folder)
+    logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json")))
+    modality = teacher.config["modality"]
+    videos = source.videos("train", [modality])
+    own = input_pipeline.make_examples(videos, modality, len(source.info.classes))
+    return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
+
+
+def _table(path) -> np.ndarray:
+    """`[T, D]` of a file that `check_file` found good."""
+    array = np.load(path, allow_pickle=False)
+    array = array[array.files[0]] if hasattr(array, "files") else array
+    return array.reshape(len(array), array.shape[-1])
+
+
+def describe_given(folder: Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
+    """The widths of the features and of the logits (0 without any) of a teacher that no run of the experiment is.
+
+    Args:
+      folder: of a finished run, or of `<video>.npy`, `[T, D]`, for every training video.
+      videos: those of training.
+      info: of the records.
+
+    Raises:
+      FileNotFoundError, ValueError: if it does not fit the records, naming what to do.
+    """
+    config = read_json(folder / "config.json") if folder.exists() else None
+    if config is None:
+        return _check_features(folder, videos), 0
+    if not (folder / "results.json").exists():
+        raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
+    if list(config["classes"]) != list(info.classes) or config["head"] != info.head:
+        raise ValueError(
+            f"the run {folder} knows {len(config['classes'])} classes ({config['head']}), which are not the "
+            f"{len(info.classes)} of these records ({info.head}); name a run that was trained for them"
+        )
+    modality, size = config["modality"], config["input_size"]
+    if info.modalities.get(modality) != size:
+        raise ValueError(
+            f"the run {folder} reads {modality!r} of {size} features; the records have "
+            f"{', '.join(f'{name!r} of {width}' for name, width in info.modalities.items())}"
+        )
+    return config["model"]["hidden"], config["model"]["num_outputs"]
+
+
+def _check_features(folder: Path, videos: Sequence[Video]) -> int:
+    """The width of the features in a folder that has them for every video."""
+    files = FeatureFolder(("features",), folder).files() if folder.is_dir() else {}
+    if not files:
+        raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files")
+    findings, widths = Findings(), {}
+    for video in videos:
+        if video.id not in files:
+            findings.problem("missing feature file", f"{folder / video.id}.npy")
+        elif shape := check_file("teacher", files[video.id], findings):
+            widths.setdefault(shape[1], files[video.id])
+            if shape[0] != video.num_snippets:
+                findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")
+    if len(widths) > 1:
+        shown = ", ".join(f"{width} in {path}" for width, path in widths.items())
+        findings.problem("feature dimension", f"all files must have one; {shown}")
+    findings.raise_problems()
+    return next(iter(widths))

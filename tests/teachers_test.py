@@ -1,0 +1,178 @@
+"""Several teachers, ensembles, runs of another workdir, folders of features: what a student learns from."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from kd_jax import experiment
+from kd_jax.checkpoints import load_teacher
+from kd_jax.files import read_json, write_json
+from kd_jax.input_pipeline import make_examples
+from kd_jax.teachers import Teacher, attach_teachers
+
+WEIGHTS = {"similarity_preserving": 1.0, "hint": 0.1}
+
+
+def make_config(**runs):
+    """A flow and an rgb run on a few synthetic videos, and what is given."""
+    config = default.get_config()
+    config.dataset.name = "synthetic"
+    config.dataset.max_videos = 4
+    config.model.hidden, config.model.num_layers = 8, 2
+    config.training.update({"epochs": 1, "length_buckets": 1, "learning_rate": 1e-2})
+    config.runs = default.make_runs(flow=default.make_run("flow"), vanilla_rgb=default.make_run("rgb"), **runs)
+    return config
+
+
+def student(*teachers, weights=WEIGHTS, **changes):
+    return default.make_run("rgb", teachers=teachers, weights=weights, **changes)
+
+
+def perform(config, workdir):
+    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teachers")
+    perform(make_config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy with both runs finished, so that only the students train."""
+    return Path(shutil.copytree(finished, tmp_path / "work"))
+
+
+def source_of(workdir):
+    return experiment.prepare(make_config(), workdir)
+
+
+def write_features(folder, source, width=8):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for video in source.videos("train", []):
+        np.save(folder / f"{video.id}.npy", rng.standard_normal((video.num_snippets, width), np.float32))
+    return folder
+
+
+def test_an_ensemble_is_the_mean_of_its_members(finished):
+    source = source_of(finished)
+    examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
+    folders = finished / "flow", finished / "vanilla_rgb"
+    forward = {"batch_size": 2, "num_buckets": 1}
+    teachers = [*(Teacher(folder.name, (folder,)) for folder in folders), Teacher("both", folders)]
+    for example in attach_teachers(examples, teachers, source, **forward):
+        one, other, both = example.teachers
+        assert (one.logits != other.logits).any()
+        np.testing.assert_allclose(both.features, (one.features + other.features) / 2, rtol=1e-6)
+        np.testing.assert_allclose(both.logits, (one.logits + other.logits) / 2, rtol=1e-6)
+
+
+def test_features_of_another_model_are_read_as_they_are(finished, tmp_path):
+    source = source_of(finished)
+    folder = write_features(tmp_path / "features", source, width=5)
+    examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
+    for example in attach_teachers(examples, [Teacher("given", (folder,))], source):
+        (outputs,) = example.teachers
+        np.testing.assert_array_equal(outputs.features, np.load(folder / f"{example.id}.npy"))
+        assert outputs.logits.shape == (len(example.features), 0)
+
+
+def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
+    """Several at once, an ensemble, a run of another workdir, features of another width; filters and widths differ."""
+    config = make_config(
+        of_both=student("flow", "vanilla_rgb"),
+        of_ensemble=student("ensemble"),
+        of_folder=student("features", weights={"similarity_preserving": 1.0}, filter="tgm", hidden=6, num_layers=1),
+        of_elsewhere=student("elsewhere", filter="pdan"),
+    )
+    config.fusions.ensemble = ("flow", "vanilla_rgb")
+    config.teachers.features = str(write_features(tmp_path / "features", source_of(workdir), width=5))
+    config.teachers.elsewhere = str(shutil.copytree(workdir / "flow", tmp_path / "elsewhere"))
+    results = perform(config, workdir)
+    assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
+    run = load_teacher(workdir / "of_folder")
+    assert (run.model.filter, run.model.hidden, run.model.num_layers) == ("tgm", 6, 1)
+    assert run.config["teachers"] == {"features": {"folder": config.teachers.features}}
+    assert jax.tree.leaves(run.variables["params"]["head"])[1].shape[0] == 6
+    assert set(load_teacher(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
+
+
+def no_video(folder, source):
+    next(folder.iterdir()).unlink()
+
+
+def too_short(folder, source):
+    path = next(folder.iterdir())
+    np.save(path, np.load(path)[1:])
+
+
+def another_width(folder, source):
+    path = next(folder.iterdir())
+    np.save(path, np.load(path)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (no_video, "missing feature file"),
+        (too_short, "the records have"),
+        (another_width, "feature dimension .* all files must have one"),
+        (lambda folder, source: shutil.rmtree(folder), "neither a run .* nor a folder"),
+    ],
+)
+def test_a_folder_of_features_is_checked_before_training(workdir, tmp_path, spoil, message):
+    config = make_config(new=student("features"))
+    source = source_of(workdir)
+    folder = write_features(tmp_path / "features", source)
+    config.teachers.features = str(folder)
+    spoil(folder, source)
+    with pytest.raises(ValueError, match=rf"(?s)teachers\.features: .*{message}"):
+        experiment.prepare(config, workdir)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"classes": ["one"]}, "knows 1 classes"),
+        ({"input_size": 7}, "reads 'flow' of 7 features; the records have"),
+    ],
+)
+def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
+    folder = shutil.copytree(workdir / "flow", tmp_path / "elsewhere")
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), **changes})
+    config = make_config(new=student("elsewhere"))
+    config.teachers.elsewhere = str(folder)
+    with pytest.raises(ValueError, match=rf"teachers\.elsewhere: the run .*{message}"):
+        experiment.prepare(config, workdir)
+    (folder / "results.json").unlink()
+    with pytest.raises(ValueError, match="has not finished"):
+        experiment.prepare(config, workdir)
+
+
+def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, tmp_path):
+    config = make_config(new=student("features", weights={"logit_distillation": 1.0}))
+    config.teachers.features = str(write_features(tmp_path / "features", source_of(workdir), width=5))
+    with pytest.raises(ValueError, match="'logit_distillation', which compares logits; the teacher 'features'"):
+        experiment.prepare(config, workdir)
+    config.runs.new = student("features")
+    with pytest.raises(
+        ValueError, match=r"runs\.new: hint: .* equally many features; got student \(1, 4, 8\), teacher"
+    ):
+        experiment.prepare(config, workdir)
+    config.runs.new = student("nobody")
+    with pytest.raises(
+        ValueError, match="names 'nobody', but no run, fusion or entry of config.teachers has that name"
+    ):
+        experiment.prepare(config, workdir)
+    config.runs.new = student("ensemble")
+    config.runs.wide = default.make_run("rgb", hidden=16)
+    config.fusions.ensemble = ("flow", "wide")
+    with pytest.raises(ValueError, match="differ in `hidden`"):
+        experiment.prepare(config, workdir)
