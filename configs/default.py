@@ -5,6 +5,9 @@ command line, e.g. `--config.training.epochs=80 --config.runs.augmented_rgb.weig
 refused. `--config=configs/NAME.py:smoke` shrinks any of them to seconds.
 """
 
+import importlib
+from pathlib import Path
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -36,6 +39,7 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
             "learning_rate": placeholder(float),  # of this run; unset = training.learning_rate
             "teachers": tuple(teachers),  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
             #                               of config.teachers; losses are summed over them; none = the task loss alone
+            "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
             "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
             "balance": "loss",  # what a weight counts: 'loss', it multiplies the term; 'gradient', the norm of the
             #                     term's gradient at the student's features, as a multiple of the task's
@@ -69,6 +73,24 @@ def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
     config.fusions.two_stream = (first, plain)
     config.baseline = plain
     return config
+
+
+def from_other(variant: str) -> tuple[ConfigDict, str, ConfigDict, str]:
+    """The experiment of another file of this folder, to put other runs into: `sphere`, or `sphere,smoke`.
+
+    Returns:
+      Its config with its teacher and its plain student alone, the teacher's name, the student's run, and the rest of
+      the variant. Without a name it is the demo's.
+    """
+    name, _, rest = variant.partition(",")
+    if name not in {path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "default"}:
+        name, rest = "demo", variant
+    config = importlib.import_module(f"configs.{name}").get_config()
+    plain = config.baseline
+    teacher = next(run.teachers[0] for run in config.runs.values() if run.teachers)
+    config.runs = make_runs(**{run: config.runs[run] for run in (teacher, plain)})
+    config.fusions = ConfigDict({}, sort_keys=False)
+    return config, teacher, config.runs[plain], rest
 
 
 def get_config() -> ConfigDict:
@@ -113,18 +135,19 @@ def get_config() -> ConfigDict:
             },
             "runs": ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
             "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
-            "teachers": ConfigDict(
-                {}, sort_keys=False
-            ),  # {name: folder} of teachers from elsewhere: a finished run, or
-            #                        <video>.npy features [T, D] of any model for every training video
+            "teachers": ConfigDict({}, sort_keys=False),  # {name: folder}, from elsewhere: a finished run, or the
+            #                        features of any model, <video>.npy [T, D] for every training video
+            "choices": ConfigDict({}, sort_keys=False),  # {row of the table: runs}, of which it shows the one with the
+            #                        best validation score (mean over seeds): weights are tuned so
+            "published": ConfigDict({}, sort_keys=False),  # {row of the table: what a paper reports, as text}
             "baseline": "vanilla_rgb",  # the run that gains are measured against
             "seed": 0,  # of initialisation, shuffling, dropout and negatives
             "seeds": 1,  # so many, from `seed` on, trained side by side; the table shows mean ± standard deviation
         },
         sort_keys=False,
     ).lock()
-    config.fusions.unlock()  # the experiment's file adds to both
-    config.teachers.unlock()
+    for section in (config.fusions, config.choices, config.published, config.teachers):
+        section.unlock()  # the experiment's file adds to them
     return config
 
 

@@ -98,6 +98,8 @@ def check_config(config: ConfigDict) -> None:
             )
         if run.teachers and not active:
             raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
+        if run.baseline is not None and run.baseline not in config.runs:
+            raise ValueError(f"runs.{name}.baseline={run.baseline!r}, but no run has that name; name one, or unset it")
     for name, streams in config.fusions.items():
         unknown = [stream for stream in streams if stream not in config.runs]
         if unknown:
@@ -106,6 +108,17 @@ def check_config(config: ConfigDict) -> None:
             )
         if name in config.runs or len(streams) < 2:
             raise ValueError(f"fusions.{name} needs a name that no run has and at least two runs to average")
+    for name, among in config.choices.items():
+        unknown = [run for run in among if run not in config.runs]
+        if unknown or not among or name in (*config.runs, *config.fusions):
+            raise ValueError(
+                f"choices.{name} needs a name that no run has and the names of runs; "
+                + (f"no run is called {unknown[0]!r}" if unknown else f"it has {', '.join(among) or 'none'}")
+            )
+        if not config.dataset.validation_fraction:
+            raise ValueError(
+                f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0"
+            )
     for name in config.teachers:
         if name in config.runs or name in config.fusions:
             raise ValueError(f"teachers.{name} needs a name that no run and no fusion has")
@@ -346,29 +359,42 @@ def perform(config: ConfigDict, workdir: epath.PathLike, source: Source, resume:
 
 
 def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Collects every run's and fusion's scores, seed by seed, and the gain over the baseline."""
-    rows, titles = [], columns(scoring_of(config).protocols)
-    for name, results in scores.items():
-        run = config.runs.get(name)
+    """Collects every run's and fusion's scores, seed by seed, and the gain over the baseline.
+
+    Of the runs of a choice only the one with the best validation score, mean over seeds, has a row, by the choice's
+    name; what the others had in validation stands beside it.
+    """
+    titles = columns(scoring_of(config).protocols)
+    first, rows = next(iter(titles)), []
+
+    def values(results, title):
+        split, key = titles[title]
+        return [r[split][key] for r in results] if all(key in r.get(split, {}) for r in results) else None
+
+    choice_of = {run: choice for choice, runs in config.choices.items() for run in runs}
+    for title in dict.fromkeys(choice_of.get(name, name) for name in scores):
+        tried = {run: np.mean(values(scores[run], "validation")) for run in config.choices.get(title, ())}
+        name = max(tried, key=tried.get) if tried else title
+        results, run = scores[name], config.runs.get(name)
         streams = [config.runs[stream].modality for stream in config.fusions.get(name, ())]
-        rows.append(
-            {
-                "run": name,
-                "modality": run.modality if run else " + ".join(streams),
-                "teachers": list(run.teachers) if run else [],
-                "weights": {t: w for t, w in run.weights.items() if w} if run else {},
-                "scores": {
-                    title: [r[split][key] for r in results]
-                    for title, (split, key) in titles.items()
-                    if all(key in r.get(split, {}) for r in results)
-                },
-                "test": [r["test"] for r in results],
-            }
-        )
-    first = next(iter(titles))
-    baseline = next((row["scores"][first] for row in rows if row["run"] == config.baseline), [None])
+        row = {
+            "run": title,
+            "modality": run.modality if run else " + ".join(streams),
+            "teachers": list(run.teachers) if run else [],
+            "weights": {t: w for t, w in run.weights.items() if w} if run else {},
+            "scores": {t: found for t in titles if (found := values(results, t))},
+            "test": [r["test"] for r in results],
+            "baseline": (run and run.baseline) or config.baseline,
+        }
+        if tried:
+            row |= {"chosen": name, "tried": tried}
+        if config.published:
+            row["published"] = config.published.get(title, "")
+        rows.append(row)
     for row in rows:
-        known = row["run"] != config.baseline and None not in (*baseline, *row["scores"][first])
+        own = scores[row.get("chosen", row["run"])]
+        baseline = values(scores[row["baseline"]], first) if row["baseline"] else None
+        known = baseline and None not in (*baseline, *row["scores"][first]) and scores[row["baseline"]] is not own
         row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if known else None
     return {
         "dataset": source.info.name,
@@ -381,25 +407,37 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 
 
 def markdown(results: Mapping) -> str:
-    """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline."""
-    titles = list(results["rows"][0]["scores"])
-    header = ["run", "reads", "learns from", *titles]
-    with_gain = any(row["gain"] is not None for row in results["rows"])
-    if with_gain:
-        header.append(f"gain over {results['baseline']}")
-    lines = [header]
-    for row in results["rows"]:
-        teachers = ", ".join(row["teachers"]) or "–"
-        line = [row["run"], row["modality"], teachers, *[_mean(row["scores"][title]) for title in titles]]
-        lines.append([*line, "–" if row["gain"] is None else _mean(row["gain"], sign="+")] if with_gain else line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline.
+
+    Weights have a column where they were chosen among several, published figures where the config has some.
+    """
+    rows = results["rows"]
+    cells = {
+        "run": [row["run"] for row in rows],
+        "reads": [row["modality"] for row in rows],
+        "learns from": [", ".join(row["teachers"]) or "–" for row in rows],
+    }
+    if any("chosen" in row for row in rows):
+        weights = (", ".join(f"{t} {w:.3g}" for t, w in row["weights"].items()) for row in rows)
+        cells["weights"] = [text or "–" for text in weights]
+    left = len(cells)
+    for title in rows[0]["scores"]:
+        cells[title] = [_mean(row["scores"][title]) for row in rows]
+    if any(row["gain"] is not None for row in rows):
+        baselines = {row["baseline"] for row in rows if row["gain"] is not None}
+        title = f"gain over {baselines.pop()}" if len(baselines) == 1 else "gain over its baseline"
+        cells[title] = ["–" if row["gain"] is None else _mean(row["gain"], sign="+") for row in rows]
+    if any(row.get("published") for row in rows):
+        cells["published"] = [row.get("published") or "–" for row in rows]
+    lines = [list(cells), *zip(*cells.values(), strict=True)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(cells))]
     text = [
         " | ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    rule = " | ".join("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths))
+    rule = " | ".join("-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths))
     seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     caption = (
         f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{seeds_note}."

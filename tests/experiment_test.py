@@ -63,7 +63,7 @@ def test_teachers_train_first():
 WRONG_TURNS = {
     "teacher that no run has": (
         lambda c: c.runs.augmented_rgb.update(teachers=("flou",)),
-        "runs.augmented_rgb.teachers names 'flou', but no run, fusion or entry of config.teachers has that name; there are augmented_rgb, vanilla_rgb",
+        "names 'flou', but no run, fusion or entry of config.teachers has that name; there are",
     ),
     "circle": (lambda c: c.runs.flow_teacher.update(teachers=("augmented_rgb",)), "wait for each other"),
     "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
@@ -258,6 +258,75 @@ def test_load_teacher_says_what_is_missing(finished, tmp_path):
     (unfinished / "config.json").write_text((finished[1] / "vanilla_rgb" / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="has not finished"):
         load_teacher(unfinished)
+
+
+def scores_of(validation, test):
+    """What two seeds of a run had."""
+    return [
+        {"validation": {"frame_map/present_classes": v}, "test": {"frame_map/present_classes": t}}
+        for v, t in zip(validation, test, strict=True)
+    ]
+
+
+def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_published():
+    config = tiny_config()
+    config.fusions = {}
+    config.runs.small = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
+    config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 30.0})
+    config.runs.augmented_rgb.baseline = "flow_teacher"
+    config.choices.mars = ("small", "large")
+    config.published.mars = "82.5"
+    config.evaluation.protocols = ("frame_map",)
+    config.seeds = 2
+    experiment.check_config(config)
+    source = open_source(modalities=["rgb"], **config.dataset.to_dict())
+    scores = {
+        "augmented_rgb": scores_of([40, 42], [30, 32]),
+        "vanilla_rgb": scores_of([40, 40], [20, 22]),
+        "flow_teacher": scores_of([50, 50], [40, 40]),
+        "small": scores_of([41, 41], [50, 50]),
+        "large": scores_of([43, 41], [25, 26]),  # better in validation, though worse in the test
+    }
+    table = experiment.tabulate(config, source, scores)
+    rows = {row["run"]: row for row in table["rows"]}
+    assert list(rows) == ["augmented_rgb", "vanilla_rgb", "flow_teacher", "mars"]
+    assert rows["mars"]["chosen"] == "large" and rows["mars"]["tried"] == {"small": 41, "large": 42}
+    assert rows["mars"]["gain"] == [5, 4] and rows["mars"]["weights"] == {"hint": 30.0}
+    assert rows["augmented_rgb"]["gain"] == [-10, -8]
+    assert rows["vanilla_rgb"]["gain"] is None and rows["flow_teacher"]["gain"] == [20, 18]
+    text = experiment.markdown(table)
+    line = next(line for line in text.splitlines() if line.startswith("| mars"))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        *("mars", "rgb", "flow_teacher", "hint 30", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
+    ]
+    assert "gain over its baseline" in text and "published" in text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.choices.update(best=("vanilla",)), "choices.best .*no run is called 'vanilla'"),
+        (lambda c: c.choices.update(vanilla_rgb=("flow_teacher",)), "choices.vanilla_rgb needs a name that no run has"),
+        (lambda c: c.choices.update(best=()), "choices.best .*it has none"),
+        (lambda c: c.runs.augmented_rgb.update(baseline="vanilla"), "runs.augmented_rgb.baseline='vanilla'"),
+        (lambda c: c.runs.augmented_rgb.update(balance="norm"), "balance='norm'; choose one of loss, gradient"),
+        (lambda c: c.runs.augmented_rgb.update(hidden=0), "runs.augmented_rgb.hidden=0; it must be at least 1"),
+        (lambda c: c.teachers.update(flow_teacher="x"), "teachers.flow_teacher needs a name that no run"),
+    ],
+)
+def test_mistakes_in_choices_balances_and_widths_are_refused(change, message):
+    config = tiny_config()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        experiment.check_config(config)
+
+
+def test_a_choice_needs_validation_videos():
+    config = tiny_config()
+    config.dataset.validation_fraction = 0.0
+    config.choices.best = ("vanilla_rgb",)
+    with pytest.raises(ValueError, match="chooses by the validation videos; dataset.validation_fraction"):
+        experiment.check_config(config)
 
 
 class Stop(Exception):

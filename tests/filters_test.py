@@ -134,8 +134,8 @@ def value_and_gradient(model, variables, x, mask):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
 
-@pytest.mark.parametrize("value", [5.0, np.nan])
-def test_padding_changes_neither_outputs_nor_gradient(small, value):
+def test_padding_changes_neither_outputs_nor_gradient(small):
+    value = np.nan
     model, variables, x, mask = small
     (_, expected), gradient = value_and_gradient(model, variables, x, mask)
     padded_mask = np.pad(mask, ((0, 1), (0, 9)))

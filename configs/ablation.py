@@ -1,0 +1,31 @@
+"""The three levels one by one, in pairs and together (the paper's ablation), 5 seeds.
+
+Data, teacher and budget are those of another file of this folder, named after the colon; without one, the demo's.
+
+Command:   python -m kd_jax.main --config=configs/ablation.py:sphere
+Data:      that of the other file
+Weights:   default.WEIGHTS
+"""
+
+import itertools
+
+from configs import default
+
+PUBLISHED = {  # PKU-MMD, event mAP at tIoU 0.1
+    "atomic": "82.7",
+    "global_context": "83.7",
+    "boundary": "83.1",
+    "all": "85.5",
+}
+
+
+def get_config(variant=""):
+    config, teacher, plain, variant = default.from_other(variant)
+    for count in (1, 2, 3):
+        for terms in itertools.combinations(default.WEIGHTS, count):
+            name = "all" if count == 3 else "_and_".join(terms)
+            weights = {term: default.WEIGHTS[term] for term in terms}
+            config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights)
+    config.published.update(PUBLISHED)
+    config.seeds = 5
+    return default.with_variant(config, variant)

@@ -1,0 +1,55 @@
+"""The paper's comparison (supplementary, Table 1): each distillation method, tuned on the validation videos, 5 seeds.
+
+Data, teacher and budget are those of another file of this folder, named after the colon; without one, the demo's.
+
+Command:   python -m kd_jax.main --config=configs/compare_kd.py:sphere
+Data:      that of the other file
+Tuning:    every method with each of GRID; the table shows the one with the best validation score, mean over the seeds.
+           A weight is what `balance='gradient'` makes it: how strongly the method pulls at the student's features, as a
+           multiple of what the task does. Methods of several terms share it in equal parts.
+Not here:  CRD, the holistic term of SKD
+"""
+
+from configs import default
+
+GRID = (0.1, 0.3, 1.0)
+METHODS = {
+    "rkd": ("rkd_distance", "rkd_angle"),
+    "similarity_preserving": ("similarity_preserving",),
+    "skd": ("pairwise_similarity", "soft_cross_entropy"),
+    "chen": ("soft_cross_entropy", "hint"),
+    "logit_distillation": ("logit_distillation",),
+    "mars": ("hint",),
+    "graph_distillation": ("graph_distillation",),
+    "ours": ("atomic", "global_context", "boundary"),
+}
+OPTIONS = {"skd": {"soft_cross_entropy": {"background_weight": 1.0}}}
+PUBLISHED = {  # Charades / PKU-MMD at tIoU 0.1
+    "rkd": "22.9 / 82.4",
+    "similarity_preserving": "22.8 / 81.7",
+    "skd": "22.6 / 81.6",
+    "chen": "23.4 / 82.2",
+    "ours": "24.6 / 85.5",
+}
+
+
+def get_config(variant=""):
+    config, teacher, plain, variant = default.from_other(variant)
+    grid = GRID[:1] if variant == "smoke" else GRID
+    for method, terms in METHODS.items():
+        for weight in grid:
+            config.runs[run_name(method, weight)] = default.make_run(
+                plain.modality,
+                teachers=(teacher,),
+                weights=dict.fromkeys(terms, weight / len(terms)),
+                options=OPTIONS.get(method, {}),
+                balance="gradient",
+            )
+        config.choices[method] = tuple(run_name(method, weight) for weight in grid)
+    config.published.update(PUBLISHED)
+    config.seeds = 5
+    return default.with_variant(config, variant)
+
+
+def run_name(method, weight):
+    return f"{method}_{weight:g}".replace(".", "p")
