@@ -34,7 +34,7 @@ def test_modules_the_readme_runs_exist():
 
 
 def test_flags_the_readme_uses_are_known():
-    for module in ("kd_jax.main", "kd_jax.predict", "data_prep.build"):
+    for module in ("kd_jax.main", "kd_jax.predict", "data_prep.build", "data_prep.convert_weights"):
         known = subprocess.run(
             [sys.executable, "-m", module, "--helpfull"], cwd=ROOT, capture_output=True, text=True
         ).stdout

@@ -1,0 +1,61 @@
+"""The example of docs/extending.md runs as it stands, and keeps the laws it speaks of."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import distill, models
+from kd_jax.files import read_json
+
+ROOT = Path(__file__).parents[1]
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The example as a module; its names leave the tables again."""
+    path = tmp_path / "mine.py"
+    path.write_text(EXAMPLE)
+    spec = importlib.util.spec_from_file_location("mine", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del distill.TERMS["change_points"], models.FILTERS["neighbours"]
+
+
+def test_the_example_trains(tmp_path):
+    (tmp_path / "mine.py").write_text(EXAMPLE)
+    command = [sys.executable, "-m", "kd_jax.main", f"--config={tmp_path}/mine.py:smoke", f"--workdir={tmp_path}/work"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    run = read_json(tmp_path / "work" / "augmented_rgb" / "config.json")
+    assert run["filter"] == "neighbours" and run["weights"] == {"change_points": 0.1}
+    assert run["options"] == {"change_points": {"sharpness": 0.5}} and run["balance"] == "gradient"
+
+
+def test_the_example_keeps_padding_silent_and_the_teacher_frozen(mine):
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(rng.standard_normal((1, 6, 4)), jnp.float32) for _ in range(2))
+    mask = jnp.arange(6)[None] < 4
+    gradient = jax.grad(mine.change_points, argnums=(0, 1))
+    spoilt = [jnp.where(mask[..., None], x, jnp.nan) for x in (student, teacher)]
+    cut = [x[:, :4] for x in (student, teacher)]
+    np.testing.assert_allclose(
+        mine.change_points(*spoilt, mask), mine.change_points(*cut, jnp.ones((1, 4), bool)), rtol=1e-6
+    )
+    assert mine.change_points(*cut, jnp.ones((1, 4), bool)) > 0
+    own, theirs = gradient(*spoilt, mask)
+    assert np.isfinite(own).all() and (own != 0).any() and not theirs.any()
+    model = models.Detector("neighbours", 3, hidden=4, num_layers=2)
+    variables = model.init(jax.random.key(0), student, mask)
+    outputs = model.apply(variables, spoilt[0], mask)
+    expected = model.apply(variables, cut[0], jnp.ones((1, 4), bool))
+    np.testing.assert_allclose(outputs.features[:, :4], expected.features, rtol=1e-5, atol=1e-6)
+    assert model.receptive_field == 5
