@@ -1,0 +1,131 @@
+"""CRD: three steps of the public code, a step by hand, silent padding, a memory that only the batch's rows enter."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.losses import Embedding, Memory, crd, new_memory
+
+GOLDEN = np.load(Path(__file__).parent / "data" / "kd_crd.npz", allow_pickle=False)
+
+
+def test_three_steps_are_those_of_the_public_code():
+    """Losses, gradients of features and embeddings, and the memory, which each step reads and then changes."""
+    memory = Memory(GOLDEN["memory_v1_init"], GOLDEN["memory_v2_init"], jnp.zeros(2))
+    linear = {s: {"kernel": GOLDEN[f"embed_{s}/weight"].T, "bias": GOLDEN[f"embed_{s}/bias"]} for s in "st"}
+    embed, mask = Embedding(16), jnp.ones((1, 8), bool)
+    options = {"temperature": float(GOLDEN["nce_t"]), "momentum": float(GOLDEN["nce_m"])}
+
+    def loss(linear, student, teacher, memory, index, negatives):
+        own, theirs = (
+            embed.apply({"params": {"linear": linear[s]}}, x[None]) for s, x in (("s", student), ("t", teacher))
+        )
+        return crd(own, theirs, mask, memory, index[None], negatives[None], **options)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    for number in range(int(GOLDEN["steps"])):
+        golden = {key.split("/", 1)[1]: GOLDEN[key] for key in GOLDEN.files if key.startswith(f"step{number}/")}
+        contrast = golden["contrast_idx"]
+        (value, memory), (of_embed, of_student) = step(
+            linear, golden["f_s"], golden["f_t"], memory, contrast[:, 0], contrast[:, 1:]
+        )
+        np.testing.assert_allclose(value, golden["loss"], rtol=1e-4)
+        np.testing.assert_allclose(memory.normalizers, [golden["Z_v1"], golden["Z_v2"]], rtol=1e-5)
+        gradients = {"f_s": of_student}
+        for s in "st":
+            gradients |= {f"embed_{s}_weight": of_embed[s]["kernel"].T, f"embed_{s}_bias": of_embed[s]["bias"]}
+        for name, gradient in gradients.items():
+            expected = golden[f"grad_{name}"]
+            np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(memory.student[golden["idx"]], golden["memory_v1_after_rows"], atol=1e-5)
+        np.testing.assert_allclose(memory.teacher[golden["idx"]], golden["memory_v2_after_rows"], atol=1e-5)
+    np.testing.assert_allclose(memory.student, GOLDEN["memory_v1_final"], atol=1e-5)
+    np.testing.assert_allclose(memory.teacher, GOLDEN["memory_v2_final"], atol=1e-5)
+
+
+def test_by_hand():
+    """Two snippets, embeddings on the axes, one negative, τ = 1: exponentials e, 1 and 1/e."""
+    one, other = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    memory = Memory(jnp.stack([one, other]), jnp.stack([one, -one]), jnp.array([2.0, 4.0]))
+    value, after = crd(
+        one[None, None],
+        other[None, None],
+        jnp.ones((1, 1), bool),
+        memory,
+        jnp.array([[0]]),
+        jnp.array([1]),
+        temperature=1.0,
+    )
+    e, chance = math.e, 1 / 2
+
+    def expected(own, negative, z):
+        return -math.log(own / z / (own / z + chance)) - math.log(chance / (negative / z + chance))
+
+    # The student (1, 0) sees (1, 0) and (−1, 0) of the teacher; the teacher (0, 1) sees (1, 0) and (0, 1).
+    assert float(value) == pytest.approx(expected(e, 1 / e, 2) + expected(1, e, 4), rel=1e-5)
+    r = math.sqrt(0.5)
+    np.testing.assert_allclose(after.student, [[1, 0], [0, 1]], atol=1e-6)
+    np.testing.assert_allclose(after.teacher, [[r, r], [-1, 0]], atol=1e-6)
+
+
+def example(videos=2, length=6):
+    """Embeddings, mask, memory, rows, negatives of two videos of 6 and 4 snippets."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((2, 2, 6, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    student, teacher = np.zeros((2, videos, length, 4), np.float32)
+    index, mask = np.full((videos, length), 10**6, np.int32), np.zeros((videos, length), bool)
+    for row, count in enumerate((6, 4)):
+        student[row, :count], teacher[row, :count] = vectors[:, row, :count]
+        index[row, :count], mask[row, :count] = 10 * row + np.arange(count), True
+    student[~mask] = teacher[~mask] = np.nan
+    return student, teacher, jnp.asarray(mask), new_memory(jax.random.key(0), 20, 4), index, np.array([1, 7, 12, 19])
+
+
+def test_padding_is_silent_and_only_the_rows_of_the_batch_change():
+    def run(*arguments):
+        return jax.value_and_grad(crd, argnums=(0, 1), has_aux=True)(*arguments)
+
+    (value, memory), gradients = jax.jit(run)(*example())
+    (padded, other), padded_gradients = jax.jit(run)(*example(videos=3, length=9))
+    np.testing.assert_allclose(padded, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), memory, other)
+    for gradient, more in zip(gradients, padded_gradients, strict=True):
+        np.testing.assert_allclose(more[:2, :6], gradient, rtol=1e-4, atol=1e-6)
+        assert not more[2:].any() and not more[:, 6:].any() and not gradient[1, 4:].any()
+        assert gradient[0].any()
+    before = example()[3]
+    rows = [*range(6), *range(10, 14)]
+    changed = np.flatnonzero((memory.student != before.student).any(axis=1))
+    np.testing.assert_array_equal(changed, rows)
+    np.testing.assert_allclose(np.linalg.norm(memory.teacher[jnp.array(rows)], axis=1), 1, rtol=1e-5)
+
+
+def test_an_empty_mask_is_no_loss_and_changes_nothing():
+    student, teacher, mask, memory, index, negatives = example()
+    (value, after), gradient = jax.value_and_grad(crd, has_aux=True)(
+        student, teacher, jnp.zeros_like(mask), memory, index, negatives
+    )
+    assert value == 0 and not gradient.any()
+    jax.tree.map(np.testing.assert_array_equal, after, memory)
+
+
+def test_shared_negatives_are_the_same_for_every_snippet():
+    student, teacher, mask, memory, index, negatives = example()
+    each = jnp.broadcast_to(negatives[None, None], (*mask.shape, len(negatives)))
+    one, other = (crd(student, teacher, mask, memory, index, rows)[0] for rows in (negatives, each))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_wrong_shapes_and_options_are_refused():
+    student, teacher, mask, memory, index, negatives = example()
+    with pytest.raises(ValueError, match=r"equally wide embeddings; .*memory \(20, 3\)"):
+        crd(student, teacher, mask, new_memory(jax.random.key(0), 20, 3), index, negatives)
+    with pytest.raises(ValueError, match=r"index must be \[B, T\] .* index \(2, 5\)"):
+        crd(student, teacher, mask, memory, index[:, :5], negatives)
+    with pytest.raises(ValueError, match="momentum in"):
+        crd(student, teacher, mask, memory, index, negatives, momentum=1.0)
