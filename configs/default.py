@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kd_jax.distill import TERMS, term_options
+from kd_jax.distill import MODULES, TERMS, term_options
 
 # Weights that suit the scale of the terms as this library reads them: chosen on the synthetic set, where they gain for
 # each of the seeds 0, 1 and 2 (configs/demo.py --config.seeds=3).
@@ -40,10 +40,10 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
             "teachers": tuple(teachers),  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
             #                               of config.teachers; losses are summed over them; none = the task loss alone
             "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
-            "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
+            "weights": dict.fromkeys((*TERMS, *MODULES), 0.0),  # a weight of 0 skips the term
             "balance": "loss",  # what a weight counts: 'loss', it multiplies the term; 'gradient', the norm of the
             #                     term's gradient at the student's features, as a multiple of the task's
-            "options": {term: _options(term) for term in TERMS},  # the keyword options of each term's loss
+            "options": {term: _options(term) for term in (*TERMS, *MODULES)},  # the keyword options of each term's loss
         },
         sort_keys=False,
     ).lock()

@@ -6,6 +6,7 @@ Without teachers it is plain training: that is how the teacher itself was traine
 picks its fields; a new one is a function in kd_jax/losses and a line here.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import optax
 from flax import linen as nn
 
 from kd_jax import losses
-from kd_jax.train_state import TrainState
+from kd_jax.train_state import OWNED, TrainState, model_params
 from kd_jax.types import Batch, Outputs
 
 
@@ -64,8 +65,14 @@ TERMS: dict[str, tuple[Callable, Callable]] = {
     "graph_distillation": (_graph_distillation, losses.graph_distillation),
 }
 
+# Terms that own parameters or a memory: modules, called with the student's Outputs, all teachers' and the batch. Their
+# attributes are the options, but for `num_snippets`, which the training knows.
+MODULES: dict[str, type[nn.Module]] = {
+    "crd": losses.ContrastiveDistillation,
+}
+
 # Terms that take a large part of a step (`python -m benchmarks.losses`).
-COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving")
+COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving", "crd")
 # Terms that compare logits, so that a teacher which has only features cannot serve them.
 READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation")
 
@@ -78,9 +85,17 @@ TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
 
 def term_options(term: str) -> dict:
     """The options of a term's loss that a config may set, with their defaults."""
+    if term in MODULES:
+        supplied = {"num_snippets", "parent", "name"}
+        return {field.name: field.default for field in dataclasses.fields(MODULES[term]) if field.name not in supplied}
     supplied = {"labels", "key", "negatives", "activation"}
     parameters = inspect.signature(TERMS[term][1]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
+
+
+def make_modules(options: Mapping[str, Mapping], num_snippets: int) -> dict[str, nn.Module]:
+    """The modules of those of the terms, {term: options}, that own something."""
+    return {t: MODULES[t](num_snippets=num_snippets, **chosen) for t, chosen in options.items() if t in MODULES}
 
 
 def losses_of(
@@ -92,27 +107,33 @@ def losses_of(
     *,
     head: str,
     options: Mapping[str, Mapping] | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, Outputs]]:
+    modules: Mapping[str, nn.Module] | None = None,
+    owned: Mapping[str, Mapping] | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, Outputs], dict[str, tuple]]:
     """The task loss, summed over the stages of the student, and each term, summed over teachers, with their gradients.
 
     Args:
       student, teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; teachers get no gradient.
       batch: the labels and the mask.
       key: draws the negatives.
-      terms: keys of TERMS.
+      terms: keys of TERMS and of `modules`.
       head: 'dense' or 'sparse'.
       options: {term: keyword options of its loss}.
+      modules: {term: module} of those that own something.
+      owned: {term: variables of its module}.
 
     Returns:
-      {'task': …, term: …}, scalars before weighting, and by the same names their gradients at the student's Outputs.
+      {'task': …, term: …}, scalars before weighting; by the same names their gradients at the student's Outputs; and of
+      each module the gradient of its parameters and its other collections afterwards.
 
     Raises:
       ValueError: for an unknown term, or terms without a teacher.
     """
     terms = tuple(terms)
-    unknown = [term for term in terms if term not in TERMS]
+    modules = modules or {}
+    unknown = [term for term in terms if term not in TERMS and term not in modules]
     if unknown:
-        raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join(TERMS)}")
+        raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join([*TERMS, *modules])}")
     if terms and not teachers:
         raise ValueError(f"the terms {', '.join(terms)} compare with a teacher, but no teacher was given")
 
@@ -125,9 +146,19 @@ def losses_of(
         keys = (jax.random.fold_in(key, index) for index in range(len(teachers)))
         return sum(read(student, t, batch, k, **chosen) for t, k in zip(teachers, keys, strict=True))
 
-    parts = {"task": task} | {name: functools.partial(term, name) for name in terms}
-    found = {name: jax.value_and_grad(part)(student) for name, part in parts.items()}
-    return {n: value for n, (value, _) in found.items()}, {n: gradient for n, (_, gradient) in found.items()}
+    def module(name, student, params):
+        variables, rngs = {**owned[name], "params": params}, {"sample": key}
+        return modules[name].apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
+
+    values, gradients, own = {}, {}, {}
+    for name, part in ({"task": task} | {name: functools.partial(term, name) for name in terms}).items():
+        if name in modules:  # its loss has a gradient at what it owns, too
+            of_module = jax.value_and_grad(functools.partial(module, name), argnums=(0, 1), has_aux=True)
+            (values[name], after), (gradients[name], of_params) = of_module(student, owned[name]["params"])
+            own[name] = of_params, after
+        else:
+            values[name], gradients[name] = jax.value_and_grad(part)(student)
+    return values, gradients, own
 
 
 def norm_at_features(gradient: Outputs, head_kernel: jax.Array) -> jax.Array:
@@ -149,13 +180,15 @@ def make_train_step(
     head: str,
     options: Mapping | None = None,
     balance: str = "loss",
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Callable:
     """Returns `step(state, teachers, batch, weights, key) -> (state, metrics)`, a pure function for `jax.jit`.
 
     `weights` and the run's `key` are traced, so runs that differ in them share one compiled program. What a weight
     counts is the `balance`: 'loss', it multiplies the term; 'gradient', the term is scaled so that its gradient at the
     student's features has so many times the norm of the task's, in every step; the plateau rule then watches the task
-    loss, because the scaled sum is not one function of the parameters.
+    loss, because the scaled sum is not one function of the parameters. `modules` are those of `make_modules`; a state
+    made with the same ones has what they own.
 
     Raises:
       ValueError: for an unknown balance.
@@ -170,8 +203,11 @@ def make_train_step(
             variables, rngs = {"params": params, **state.constants}, {"dropout": dropout_key}
             return model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
 
-        student, pullback = jax.vjp(forward, state.params)
-        parts, gradients = losses_of(student, teachers, batch, term_key, weights, head=head, options=options)
+        owned = {term: {"params": params, **state.memory[term]} for term, params in state.params.get(OWNED, {}).items()}
+        student, pullback = jax.vjp(forward, model_params(state.params))
+        parts, gradients, own = losses_of(
+            student, teachers, batch, term_key, weights, head=head, options=options, modules=modules, owned=owned
+        )
         kernel = state.params[model.last_head]["kernel"]
         norms = {name: norm_at_features(gradient, kernel) for name, gradient in gradients.items()}
         if balance == "gradient":
@@ -183,6 +219,10 @@ def make_train_step(
         loss = sum(factor * parts[name] for name, factor in factors.items())
         scaled = [jax.tree.map(lambda g, f=f: f * g, gradients[name]) for name, f in factors.items()]
         (gradient,) = pullback(jax.tree.map(lambda *g: sum(g), *scaled))
+        if own:
+            gradient[OWNED] = {
+                term: jax.tree.map(lambda g, f=factors[term]: f * g, of_params) for term, (of_params, _) in own.items()
+            }
 
         watched = loss if balance == "loss" else parts["task"]
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=watched)
@@ -194,7 +234,8 @@ def make_train_step(
             "snippets": jnp.sum(batch.mask),
         }
         params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        memory = {**state.memory, **{term: after for term, (_, after) in own.items()}}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
     return train_step
 

@@ -132,9 +132,16 @@ def check_config(config: ConfigDict) -> None:
 def _check_options(field: str, term: str, options: dict) -> None:
     """Lets the loss itself look at its options, on shapes alone."""
     array, mask = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
-    outputs, batch = Outputs(array, array), Batch(array, array, mask)
+    outputs, batch = Outputs(array, array), Batch(array, array, mask, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+    def look(outputs, batch):
+        if term in distill.TERMS:
+            return distill.TERMS[term][0](outputs, outputs, batch, jax.random.key(0), **options)
+        module, key = distill.make_modules({term: options}, 4)[term], jax.random.key(0)
+        return module.init({"params": key, "sample": key}, outputs, [outputs], batch)
+
     try:
-        jax.eval_shape(lambda o, b: distill.TERMS[term][0](o, o, b, jax.random.key(0), **options), outputs, batch)
+        jax.eval_shape(look, outputs, batch)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{field}: {error}") from None
 
@@ -263,7 +270,7 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Path
                 f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
             )
     for name, run in config.runs.items():
-        weighed = [term for term, weight in run.weights.items() if weight]
+        weighed = [term for term, weight in run.weights.items() if weight and term in distill.TERMS]
         taught = {teacher: {**own, **widths}[teacher] for teacher in run.teachers}
         for teacher, (_, logits) in taught.items():
             if not logits and (reads := [term for term in weighed if term in distill.READS_LOGITS]):

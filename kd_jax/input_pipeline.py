@@ -255,11 +255,16 @@ def plan_epoch(
 
 
 def collate(
-    examples: Sequence[Example], length: int, rows: int, *, like: Example | None = None
+    examples: Sequence[Example],
+    length: int,
+    rows: int,
+    *,
+    like: Example | None = None,
+    starts: Sequence[int] | None = None,
 ) -> tuple[Batch, tuple[Outputs, ...]]:
     """Stacks examples into host arrays of `rows` videos × `length` snippets; what is padded is masked.
 
-    `like` tells sizes and dtypes where there may be no examples.
+    `like` tells sizes and dtypes where there may be no examples. `starts` become `Batch.first`, as in `resident.take`.
     """
     like = like or examples[0]
 
@@ -276,7 +281,8 @@ def collate(
         Outputs(stack(lambda e, i=i: e.teachers[i].features), stack(lambda e, i=i: e.teachers[i].logits))
         for i in range(len(like.teachers))
     )
-    return Batch(stack(lambda e: e.features), stack(lambda e: e.labels), mask), teachers
+    first = None if starts is None else np.array(starts, np.int32)
+    return Batch(stack(lambda e: e.features), stack(lambda e: e.labels), mask, first), teachers
 
 
 def data_mesh() -> jax.sharding.Mesh:
@@ -358,10 +364,14 @@ def epoch(
     lengths, rows = [len(e.features) for e in examples], device_rows(batch_size, mesh)
     local = local_rows(rows, mesh)
 
+    starts = np.cumsum([0, *lengths])
+
     def prepare(planned):
         length, indices = planned
-        own = [examples[indices[row]] for row in local if row < len(indices)]
-        return indices, *shard(collate(own, length, len(local), like=examples[0]), rows, mesh)
+        own = [indices[row] for row in local if row < len(indices)]
+        first = starts[own + [len(examples)] * (len(local) - len(own))]
+        batch = collate([examples[i] for i in own], length, len(local), like=examples[0], starts=first)
+        return indices, *shard(batch, rows, mesh)
 
     batches = grain.MapDataset.source(plan_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch)).map(prepare)
     ahead = AHEAD if any(isinstance(e.features, base.OnDisk) for e in examples) else 0

@@ -20,17 +20,23 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import input_pipeline, resident
-from kd_jax.distill import make_train_step
+from kd_jax.distill import make_modules, make_train_step
 from kd_jax.input_pipeline import Example
 from kd_jax.train_state import TrainState, make_optimizer
 
 
 @functools.lru_cache(maxsize=64)
 def compiled_train_step(
-    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, balance: str = "loss"
+    model,
+    head: str,
+    options: str,
+    plateau_patience: int,
+    steps_per_epoch: int,
+    balance: str = "loss",
+    num_snippets: int = 0,
 ):
     """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
-    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance)
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance, num_snippets)
     return jax.jit(step, donate_argnums=0, out_shardings=_everywhere())
 
 
@@ -43,9 +49,10 @@ def compiled_train_epoch(
     steps_per_epoch: int,
     buckets: tuple[int, ...],
     balance: str = "loss",
+    num_snippets: int = 0,
 ):
     """The same for a whole epoch of resident videos, see `resident.make_train_epoch`."""
-    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance)
+    step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance, num_snippets)
     epoch = resident.make_train_epoch(step, buckets, input_pipeline.data_mesh())
     return jax.jit(epoch, donate_argnums=0, out_shardings=_everywhere())
 
@@ -54,9 +61,13 @@ def _everywhere() -> NamedSharding:
     return NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
 
 
-def _train_step(model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, balance: str):
+def _train_step(
+    model, head: str, options: str, plateau_patience: int, steps_per_epoch: int, balance: str, num_snippets: int
+):
     optimizer = make_optimizer(0.0, plateau_patience=plateau_patience, steps_per_epoch=steps_per_epoch)
-    return make_train_step(model, optimizer, head=head, options=json.loads(options), balance=balance)
+    options = json.loads(options)
+    modules = make_modules(options, num_snippets)
+    return make_train_step(model, optimizer, head=head, options=options, balance=balance, modules=modules)
 
 
 def _compile(function, *arguments) -> jax.stages.Compiled:

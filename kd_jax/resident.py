@@ -123,7 +123,7 @@ def take(data: Resident, which: jax.Array, rows: jax.Array, length: int) -> tupl
 
         return jnp.where(mask[..., None], jax.vmap(piece)(data.starts[rows]), jnp.zeros((), tables.dtype))
 
-    batch = Batch(cut(data.features[None]), cut(data.labels[None]), mask)
+    batch = Batch(cut(data.features[None]), cut(data.labels[None]), mask, data.starts[rows])
     return batch, jax.tree.map(lambda tables: cut(tables, which), data.teachers)
 
 

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from kd_jax import checkpoints, input_pipeline, session
 from kd_jax.checkpoints import new_best
 from kd_jax.datasets import describe
-from kd_jax.distill import COSTLY, TASKS, TERMS
+from kd_jax.distill import COSTLY, MODULES, TASKS, TERMS, make_modules
 from kd_jax.files import read_arrays, read_json, write_arrays, write_json
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
@@ -33,7 +33,13 @@ from kd_jax.population import Population
 from kd_jax.predict import fuse, predict
 from kd_jax.scoring import Scoring, evaluate
 from kd_jax.teachers import Teacher, attach_teachers
-from kd_jax.train_state import TrainState, create_train_state, current_learning_rate, make_optimizer
+from kd_jax.train_state import (
+    TrainState,
+    create_train_state,
+    current_learning_rate,
+    make_optimizer,
+    model_params,
+)
 
 VALIDATION = Scoring(("frame_map",))
 
@@ -193,6 +199,8 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     options = {term: value for manifest in manifests for term, value in manifest["options"].items()}
     terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+    num_snippets = sum(len(example.features) for example in examples)
+    taught = [attach_teachers(examples, each, source, **forward) for each in sets]
     population = Population(
         {
             "model": model,
@@ -200,12 +208,13 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
             "options": json.dumps(options),
             **plateau,
             "balance": manifests[0]["balance"],
+            "num_snippets": num_snippets,
         },
         training,
-        sets=[attach_teachers(examples, each, source, **forward) for each in sets],
+        sets=taught,
         which=[sets.index(run.teachers) for run in runs],
         seeds=[run.seed for run in runs],
-        states=_create_states(config, model, manifests, examples, keys, plateau),
+        states=_create_states(config, model, manifests, taught[0], keys, plateau, make_modules(options, num_snippets)),
         weights={t: np.array([m["weights"].get(t, 0.0) for m in manifests], np.float32) for t in terms},
         keys=keys,
     )
@@ -214,7 +223,9 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
 
     validation = Predictor(model, source, "validation", modality, forward)
     states = population.states
-    best = input_pipeline.replicate(new_best(states.params, states.constants, (len(runs),)), input_pipeline.data_mesh())
+    best = input_pipeline.replicate(
+        new_best(model_params(states.params), states.constants, (len(runs),)), input_pipeline.data_mesh()
+    )
     for run, manifest in zip(runs, manifests, strict=True):
         if session.is_first():
             run.directory.mkdir(parents=True, exist_ok=True)
@@ -233,7 +244,7 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
             population.states, best = input_pipeline.replicate(restored, input_pipeline.data_mesh())
             logging.info("%s: continues after epoch %d of %d", name, done, training.epochs)
         else:
-            _announce(manifests, population.states.params, show_parameters)
+            _announce(manifests, model_params(population.states.params), show_parameters)
         for epoch in range(done + 1, training.epochs + 1):
             records = _epoch(population, epoch, manifests, validation, bar)
             scores = [record.get(f"validation/{SELECTION}", math.nan) for record in records]
@@ -256,14 +267,17 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
     return True
 
 
-def _create_states(config, model, manifests: Sequence[Mapping], examples, keys: jax.Array, plateau: Mapping):
+def _create_states(config, model, manifests: Sequence[Mapping], examples, keys: jax.Array, plateau: Mapping, modules):
     """The initial TrainState of every run, `[P, …]`."""
     constants = standardization(examples) if config.model.standardize else None
 
     def create(key, learning_rate):
         key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
         optimizer = make_optimizer(learning_rate, **plateau)
-        return create_train_state(model, optimizer, key, manifests[0]["input_size"], constants)
+        width, classes = manifests[0]["input_size"], examples[0].labels.shape[-1]
+        return create_train_state(
+            model, optimizer, key, width, constants, modules, examples[0].teachers, num_classes=classes
+        )
 
     rates = [manifest["training"]["learning_rate"] for manifest in manifests]
     return jax.jit(jax.vmap(create))(keys, np.array(rates, np.float32))
@@ -279,7 +293,7 @@ def _epoch(
     states = population.states
     sound, rates = jax.device_get(_health(states))
     for i, manifest in enumerate(manifests):
-        absent = {term for term in TERMS if term not in manifest["weights"]}  # weighed by other runs only
+        absent = {term for term in (*TERMS, *MODULES) if term not in manifest["weights"]}  # weighed by other runs only
         absent |= {f"gradient/{term}" for term in absent}
         record = epoch_record({k: v[:, i] for k, v in metrics.items() if k not in absent}, seconds)
         if not (math.isfinite(record["loss"]) and sound[i]):
@@ -290,7 +304,7 @@ def _epoch(
             )
         records.append({**record, "learning_rate": float(rates[i])})
     if validation.videos:
-        predictions = validation({"params": states.params, **states.constants})
+        predictions = validation({"params": model_params(states.params), **states.constants})
         for record, logits in zip(records, predictions, strict=True):
             scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
             record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
@@ -312,7 +326,7 @@ def _keep_better(best: dict, states: TrainState, scores: jax.Array, epoch: jax.A
         return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     epochs = jnp.full(better.shape, epoch, jnp.int32)
-    new = {"params": states.params, "constants": states.constants, "score": scores, "epoch": epochs}
+    new = {"params": model_params(states.params), "constants": states.constants, "score": scores, "epoch": epochs}
     return jax.tree.map(choose, new, best)
 
 

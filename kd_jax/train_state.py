@@ -1,10 +1,14 @@
 """What training changes: parameters, optimiser, step; and the optimiser itself."""
 
+from collections.abc import Mapping, Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+
+from kd_jax.types import Batch, Outputs
 
 
 @flax.struct.dataclass
@@ -15,6 +19,15 @@ class TrainState:
     params: dict  # float32
     constants: dict  # flax collections that are read, never trained: the input standardisation
     opt_state: optax.OptState
+    memory: dict = flax.struct.field(default_factory=dict)  # {term: collections} of terms that remember
+
+
+OWNED = "terms"  # the part of `params` that belongs to terms, not to the model: {term: params}
+
+
+def model_params(params: dict) -> dict:
+    """What belongs to the model alone: what is evaluated, and kept as the best."""
+    return {name: value for name, value in params.items() if name != OWNED}
 
 
 def make_optimizer(
@@ -44,13 +57,33 @@ def create_train_state(
     key: jax.Array,
     input_size: int,
     constants: dict | None = None,
+    terms: Mapping[str, nn.Module] | None = None,
+    teachers: Sequence[Outputs] = (),
+    num_classes: int = 0,
 ) -> TrainState:
-    """Initialises a model that reads `[B, T, input_size]`; `constants` replace the collections that are not trained."""
+    """Initialises a model that reads `[B, T, input_size]`; `constants` replace the collections that are not trained.
+
+    `terms`: the modules of those that own something, which see outputs as wide as those of `teachers`, `[T, H]` and
+    `[T, C]`.
+    """
+
+    def one(outputs):
+        return jax.tree.map(lambda x: jnp.zeros((1, 1, x.shape[-1])), outputs)
 
     def init():
-        variables = model.init(key, jnp.zeros((1, 1, input_size)), jnp.ones((1, 1), bool))
+        mask = jnp.ones((1, 1), bool)
+        variables = model.init(key, jnp.zeros((1, 1, input_size)), mask)
         params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+        memory = {}
+        if terms:
+            student = model.apply({"params": params, **variables}, jnp.zeros((1, 1, input_size)), mask)
+            batch = Batch(mask[..., None], jnp.zeros((1, 1, num_classes)), mask, jnp.zeros(1, jnp.int32))
+            params[OWNED] = {}
+            for index, (term, module) in enumerate(terms.items()):
+                keys = dict(zip(("params", "sample"), jax.random.split(jax.random.fold_in(key, index)), strict=True))
+                owned = dict(module.init(keys, student, [one(t) for t in teachers], batch))
+                params[OWNED][term], memory[term] = owned.pop("params", {}), owned
+        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), memory)
 
     state = jax.jit(init)()
     return state if constants is None else state.replace(constants=constants)

@@ -17,11 +17,14 @@ class Batch:
         the `Outputs` of teachers.
       labels: `[B, T, C]`, 1 where the class is active in the snippet.
       mask: `[B, T]` bool, True where a real snippet stands.
+      first: `[B]` int32, the number of each video's first snippet among those of all training videos; a term with a
+        memory of them needs it.
     """
 
     features: jax.Array
     labels: jax.Array
     mask: jax.Array
+    first: jax.Array | None = None
 
 
 @flax.struct.dataclass

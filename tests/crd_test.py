@@ -1,14 +1,22 @@
 """CRD: three steps of the public code, a step by hand, silent padding, a memory that only the batch's rows enter."""
 
+import json
 import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from configs import default
+from kd_jax import distill, experiment, train
+from kd_jax.checkpoints import load_teacher
 from kd_jax.losses import Embedding, Memory, crd, new_memory
+from kd_jax.models import Detector
+from kd_jax.train_state import create_train_state, model_params
+from kd_jax.types import Batch, Outputs
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "kd_crd.npz", allow_pickle=False)
 
@@ -129,3 +137,72 @@ def test_wrong_shapes_and_options_are_refused():
         crd(student, teacher, mask, memory, index[:, :5], negatives)
     with pytest.raises(ValueError, match="momentum in"):
         crd(student, teacher, mask, memory, index, negatives, momentum=1.0)
+
+
+def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
+    """A step of a training: weights move, the rows of the batch's videos change, those of other videos do not."""
+    options = {"crd": {"width": 4, "num_negatives": 8}}
+    modules = distill.make_modules(options, num_snippets=30)
+    model, optimizer = Detector("ss_tcn", 3, hidden=8, num_layers=2, dropout=0.0), optax.adam(1e-2)
+    optimizer = optax.with_extra_args_support(optimizer)
+    rng, mask = np.random.default_rng(0), np.arange(12)[None] < np.array([[12], [7], [0]])
+    teacher = Outputs(np.full((3, 12, 6), np.nan, np.float32), np.zeros((3, 12, 3), np.float32))
+    teacher.features[mask] = rng.standard_normal((19, 6))
+    features = np.where(mask[..., None], rng.standard_normal((3, 12, 5)), np.nan).astype(np.float32)
+    labels = (rng.random((3, 12, 3)) < 0.4).astype(np.uint8)
+    batch = Batch(features, labels, jnp.asarray(mask), np.array([10, 0, 30], np.int32))
+    state = create_train_state(model, optimizer, jax.random.key(0), 5, None, modules, [teacher], num_classes=3)
+    assert set(state.params["terms"]["crd"]) == {"student", "teacher_0"}
+    assert set(model_params(state.params)) == {"temporal_filter", "head"}
+    step = jax.jit(distill.make_train_step(model, optimizer, head="dense", options=options, modules=modules))
+    after, metrics = step(state, (teacher,), batch, {"crd": 0.8}, jax.random.key(1))
+    assert all(np.isfinite(value) for value in metrics.values()) and metrics["crd"] > 0 and metrics["gradient/crd"] > 0
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
+    assert all(jax.tree.leaves(changed))
+    old, new = (s.memory["crd"]["memory"]["memory_0"] for s in (state, after))
+    rows = np.flatnonzero((old.teacher != new.teacher).any(axis=1))
+    np.testing.assert_array_equal(rows, [*range(7), *range(10, 22)])
+    assert (new.normalizers > 0).all()
+    again, _ = step(after, (teacher,), batch, {"crd": 0.8}, jax.random.key(1))
+    np.testing.assert_array_equal(again.memory["crd"]["memory"]["memory_0"].normalizers, new.normalizers)
+
+
+@pytest.mark.parametrize("data", ["resident", "streamed"])
+def test_a_run_with_it_trains_stops_and_goes_on(tmp_path, data):
+    """Two epochs in one go are two with a stop between them; what is kept as the best is the model alone."""
+    config = default.get_config()
+    config.dataset.name, config.dataset.max_videos = "synthetic", 4
+    config.model.hidden, config.model.num_layers = 8, 2
+    config.training.update(
+        {"epochs": 2, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, "data": data}
+    )
+    student = default.make_run(
+        "rgb", teachers=("flow",), weights={"crd": 0.8, "hint": 1.0}, options={"crd": {"num_negatives": 16}}
+    )
+    config.runs = default.make_runs(flow=default.make_run("flow"), student=student)
+    config.baseline = ""
+    ends = []
+    for workdir in (tmp_path / "whole", tmp_path / "stopped"):
+        source = experiment.prepare(config, workdir)
+        if workdir.name == "stopped":
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(train, "_keep_better", stop_in_epoch(2, train._keep_better))
+                experiment.perform(config, workdir, source)
+        ends.append(experiment.perform(config, workdir, source))
+        assert set(load_teacher(workdir / "student").variables["params"]) == {"temporal_filter", "head"}
+    assert ends[0]["rows"] == ends[1]["rows"]
+    record = [
+        json.loads(line) for line in (tmp_path / "stopped" / "student" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [entry["epoch"] for entry in record] == [1, 2] and "gradient/crd" in record[0]
+
+
+def stop_in_epoch(number, function):
+    """Ctrl-C in an epoch of the run whose states remember something."""
+
+    def stop(best, states, scores, epoch):
+        if epoch == number and states.memory:
+            raise KeyboardInterrupt
+        return function(best, states, scores, epoch)
+
+    return stop

@@ -46,7 +46,7 @@ def test_every_part_is_summed_over_teachers_and_stages():
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
     stage = jnp.zeros((B, T, C))
     student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, stage, earlier_logits=(stage,))
-    parts, gradients = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
+    parts, gradients, _ = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
     context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
     np.testing.assert_allclose(parts["task"], 2 * C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
@@ -64,7 +64,7 @@ def test_options_reach_the_loss():
     student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
     for form in ("curve", "vector"):
         options = {"boundary": {"form": form}}
-        parts, _ = distill.losses_of(student, [teacher], batch, KEY, ["boundary"], head="dense", options=options)
+        parts, *_ = distill.losses_of(student, [teacher], batch, KEY, ["boundary"], head="dense", options=options)
         expected = losses.boundary(student.features, teacher.features, batch.mask, form=form)
         np.testing.assert_allclose(parts["boundary"], expected)
 
@@ -104,7 +104,7 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     def loss(params):
         student = model.apply({"params": params}, batch.features, batch.mask)
         key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
-        parts, _ = distill.losses_of(student, [teacher], batch, key, WEIGHTS, head="dense")
+        parts, *_ = distill.losses_of(student, [teacher], batch, key, WEIGHTS, head="dense")
         return parts["task"] + sum(w * parts[t] for t, w in effective.items())
 
     gradient = jax.jit(jax.grad(loss))(state.params)

@@ -46,7 +46,9 @@ def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_bucke
     rows = input_pipeline.device_rows(batch_size, mesh)
     for bucket, of_videos in zip(*resident.index_plan(batches, buckets, len(examples), rows), strict=True):
         length = buckets[bucket]
-        sent = input_pipeline.collate([examples[i] for i in of_videos if i < len(examples)], length, rows)
+        starts = np.cumsum([0, *lengths])[of_videos]
+        own = [examples[i] for i in of_videos if i < len(examples)]
+        sent = input_pipeline.collate(own, length, rows, starts=starts)
         taken = resident.take(data, 0, of_videos, length)
         chex.assert_trees_all_equal(taken, sent)
         chex.assert_trees_all_equal_dtypes(taken, sent)
@@ -61,7 +63,8 @@ def test_each_run_reads_its_own_set_of_teachers():
     data = resident.put(sets, 16, input_pipeline.data_mesh())
     for which, examples in enumerate(sets):
         chex.assert_trees_all_equal(
-            resident.take(data, which, np.array([1, 0]), 16), input_pipeline.collate(examples[::-1], 16, 2)
+            resident.take(data, which, np.array([1, 0]), 16),
+            input_pipeline.collate(examples[::-1], 16, 2, starts=[5, 0]),
         )
     once = resident.num_bytes([sets[0]])
     assert resident.num_bytes(sets) == once + sum(a.nbytes for e in sets[1] for a in jax.tree.leaves(e.teachers))

@@ -7,6 +7,8 @@
 What it owns, two embeddings and the memory, belongs to the caller's training state; the loss changes nothing in place.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -14,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.losses.grams import einsum
-from kd_jax.masking import check_mask, mask_out, masked_mean
+from kd_jax.masking import check_mask, mask_out, masked_mean, unit
+from kd_jax.types import Batch, Outputs
+
+_GUARD = 1e-7  # of the public code
 
 
 class Embedding(nn.Module):
@@ -24,8 +29,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.width, name="linear")(x.astype(jnp.float32))
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return unit(nn.Dense(self.width, name="linear")(x.astype(jnp.float32)))
 
 
 @flax.struct.dataclass
@@ -132,4 +136,42 @@ def crd(
     return loss_student + loss_teacher, after
 
 
-_GUARD = 1e-7  # of the public code
+class ContrastiveDistillation(nn.Module):
+    """`crd` as a term of a training: it owns the embeddings, and the memory in its collection 'memory'.
+
+    `module.apply(variables, student, teachers, batch, rngs={'sample': key}, mutable=['memory'])` gives the loss, summed
+    over teachers, and the new memory. The negatives are the same K rows for all snippets of a batch, drawn anew in
+    every step: one product instead of K gathered rows for every snippet [default].
+
+    Attributes:
+      num_snippets: N, of all training videos; `batch.first` says where in the memory a video begins.
+      width: E.
+      num_negatives: K.
+      temperature, momentum: as in `crd`.
+    """
+
+    num_snippets: int
+    width: int = 128
+    num_negatives: int = 16384
+    temperature: float = 0.07
+    momentum: float = 0.5
+
+    @nn.compact
+    def __call__(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> jax.Array:
+        if self.num_negatives < 1:
+            raise ValueError(f"crd: num_negatives must be at least 1, got {self.num_negatives}.")
+        negatives = jax.random.randint(self.make_rng("sample"), (self.num_negatives,), 0, self.num_snippets)
+        index = batch.first[:, None] + jnp.arange(batch.mask.shape[1])[None]
+        own, total = Embedding(self.width, name="student")(mask_out(student.features, batch.mask)), 0.0
+        for i, teacher in enumerate(teachers):
+            features = mask_out(jax.lax.stop_gradient(teacher.features), batch.mask)
+            theirs = Embedding(self.width, name=f"teacher_{i}")(features)
+            memory = self.variable(
+                "memory", f"memory_{i}", lambda: new_memory(self.make_rng("params"), self.num_snippets, self.width)
+            )
+            options = {"temperature": self.temperature, "momentum": self.momentum}
+            loss, after = crd(own, theirs, batch.mask, memory.value, index, negatives, **options)
+            if not self.is_initializing():
+                memory.value = after
+            total += loss
+        return total
