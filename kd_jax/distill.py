@@ -69,12 +69,14 @@ TERMS: dict[str, tuple[Callable, Callable]] = {
 # attributes are the options, but for `num_snippets`, which the training knows.
 MODULES: dict[str, type[nn.Module]] = {
     "crd": losses.ContrastiveDistillation,
+    "holistic": losses.HolisticDistillation,
+    "learned_graph": losses.LearnedGraph,
 }
 
 # Terms that take a large part of a step (`python -m benchmarks.losses`).
 COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving", "crd")
 # Terms that compare logits, so that a teacher which has only features cannot serve them.
-READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation")
+READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation", "holistic", "learned_graph")
 
 # Head: (task loss, number of logits for C classes).
 TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {

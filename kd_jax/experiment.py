@@ -270,7 +270,7 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Path
                 f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
             )
     for name, run in config.runs.items():
-        weighed = [term for term, weight in run.weights.items() if weight and term in distill.TERMS]
+        weighed = [term for term, weight in run.weights.items() if weight]
         taught = {teacher: {**own, **widths}[teacher] for teacher in run.teachers}
         for teacher, (_, logits) in taught.items():
             if not logits and (reads := [term for term in weighed if term in distill.READS_LOGITS]):
@@ -286,7 +286,7 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Path
                     teachers,
                     Batch(labels, labels, mask),
                     jax.random.key(0),
-                    weighed,
+                    [term for term in weighed if term in distill.TERMS],
                     head=info.head,
                     options={term: run.options[term].to_dict() for term in weighed},
                 ),

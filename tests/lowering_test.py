@@ -7,7 +7,7 @@ import pytest
 from jax import export
 
 from kd_jax import input_pipeline, resident
-from kd_jax.distill import TASKS, TERMS, eval_step, make_train_step
+from kd_jax.distill import MODULES, TASKS, TERMS, eval_step, make_modules, make_train_step
 from kd_jax.input_pipeline import Example
 from kd_jax.models import FILTERS, Detector
 from kd_jax.train_state import create_train_state, make_optimizer
@@ -27,18 +27,20 @@ def parts(filter_name, head, dtype):
     num_outputs = TASKS[head][1](CLASSES)
     model = Detector(filter_name, num_outputs=num_outputs, hidden=H, num_layers=2, dtype=dtype, standardize=True)
     optimizer = make_optimizer(1e-3, plateau_patience=2, steps_per_epoch=1)
-    state = create_train_state(model, optimizer, jax.random.key(0), D)
-    weights = {term: jnp.float32(1) for term in TERMS}
-    return model, make_train_step(model, optimizer, head=head), state, weights, num_outputs
+    modules = make_modules({term: {} for term in MODULES}, num_snippets=2 * T)
+    taught = [Outputs(np.zeros((T, H)), np.zeros((T, num_outputs)))]
+    state = create_train_state(model, optimizer, jax.random.key(0), D, None, modules, taught, num_classes=CLASSES)
+    weights = {term: jnp.float32(1) for term in (*TERMS, *MODULES)}
+    return model, make_train_step(model, optimizer, head=head, modules=modules), state, weights, num_outputs
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("head", TASKS)
+@pytest.mark.parametrize("head, dtype", [("dense", jnp.float32), ("sparse", jnp.bfloat16)])
 @pytest.mark.parametrize("filter_name", FILTERS)
 def test_steps(filter_name, head, dtype):
     model, step, state, weights, num_outputs = parts(filter_name, head, dtype)
     mask = jnp.ones((2, T), bool)
-    batch = Batch(jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8), mask)
+    features, labels = jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8)
+    batch = Batch(features, labels, mask, jnp.array([0, T]))
     teachers = (Outputs(jnp.zeros((2, T, H)), jnp.zeros((2, T, num_outputs))),)
     text = lowered(step, state, teachers, batch, weights, jax.random.key(1))
     assert ("bf16" in text) == (dtype == jnp.bfloat16)
