@@ -7,7 +7,8 @@ Data:      that of the other file
 Tuning:    every method with each of GRID; the table shows the one with the best validation score, mean over the seeds.
            A weight is what `balance='gradient'` makes it: how strongly the method pulls at the student's features, as a
            multiple of what the task does. Methods of several terms share it in equal parts.
-CRD:       beside the task loss, in one step; the paper distils first and classifies then. It draws NUM_NEGATIVES
+CRD:       in two steps as in the paper, distil (`crd_distil`, no task loss), then classify, each with the whole budget;
+           it has no weight to tune, and draws NUM_NEGATIVES of the snippets
 """
 
 from configs import default
@@ -18,17 +19,13 @@ METHODS = {
     "similarity_preserving": ("similarity_preserving",),
     "skd": ("pairwise_similarity", "soft_cross_entropy", "holistic"),
     "chen": ("soft_cross_entropy", "hint"),
-    "crd": ("crd",),
     "logit_distillation": ("logit_distillation",),
     "mars": ("hint",),
     "graph_distillation": ("graph_distillation",),
     "ours": ("atomic", "global_context", "boundary"),
 }
 NUM_NEGATIVES = 1024
-OPTIONS = {
-    "skd": {"soft_cross_entropy": {"background_weight": 1.0}},
-    "crd": {"crd": {"num_negatives": NUM_NEGATIVES}},
-}
+OPTIONS = {"skd": {"soft_cross_entropy": {"background_weight": 1.0}}}
 PUBLISHED = {  # Charades / PKU-MMD at tIoU 0.1
     "rkd": "22.9 / 82.4",
     "similarity_preserving": "22.8 / 81.7",
@@ -52,6 +49,14 @@ def get_config(variant=""):
                 balance="gradient",
             )
         config.choices[method] = tuple(run_name(method, weight) for weight in grid)
+    config.runs.crd_distil = default.make_run(
+        plain.modality,
+        teachers=(teacher,),
+        weights={"crd": 0.8},
+        options={"crd": {"num_negatives": NUM_NEGATIVES}},
+        task_weight=0.0,
+    )
+    config.runs.crd = default.make_run(plain.modality, starts_from="crd_distil")
     config.published.update(PUBLISHED)
     config.seeds = 5
     return default.with_variant(config, variant)

@@ -41,6 +41,9 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
             #                               of config.teachers; losses are summed over them; none = the task loss alone
             "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
             "weights": dict.fromkeys((*TERMS, *MODULES), 0.0),  # a weight of 0 skips the term
+            "task_weight": 1.0,  # of the task loss; 0 = distil alone, which keeps the last epoch, for a run that starts
+            #                      from this one to learn the classes
+            "starts_from": placeholder(str),  # a run of the same filter, whose trained parameters this one begins with
             "balance": "loss",  # what a weight counts: 'loss', it multiplies the term; 'gradient', the norm of the
             #                     term's gradient at the student's features, as a multiple of the task's
             "options": {term: _options(term) for term in (*TERMS, *MODULES)},  # the keyword options of each term's loss

@@ -186,7 +186,8 @@ def make_train_step(
 ) -> Callable:
     """Returns `step(state, teachers, batch, weights, key) -> (state, metrics)`, a pure function for `jax.jit`.
 
-    `weights` and the run's `key` are traced, so runs that differ in them share one compiled program. What a weight
+    `weights`, which may hold one of the 'task', and the run's `key` are traced, so runs that differ in them share one
+    compiled program. What a weight of a term
     counts is the `balance`: 'loss', it multiplies the term; 'gradient', the term is scaled so that its gradient at the
     student's features has so many times the norm of the task's, in every step; the plateau rule then watches the task
     loss, because the scaled sum is not one function of the parameters. `modules` are those of `make_modules`; a state
@@ -206,18 +207,19 @@ def make_train_step(
             return model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
 
         owned = {term: {"params": params, **state.memory[term]} for term, params in state.params.get(OWNED, {}).items()}
+        task, terms = weights.get("task", 1.0), {term: w for term, w in weights.items() if term != "task"}
         student, pullback = jax.vjp(forward, model_params(state.params))
         parts, gradients, own = losses_of(
-            student, teachers, batch, term_key, weights, head=head, options=options, modules=modules, owned=owned
+            student, teachers, batch, term_key, terms, head=head, options=options, modules=modules, owned=owned
         )
         kernel = state.params[model.last_head]["kernel"]
         norms = {name: norm_at_features(gradient, kernel) for name, gradient in gradients.items()}
         if balance == "gradient":
-            weights = {
+            terms = {
                 term: jnp.where(norms[term] > 0, weight * norms["task"] / jnp.maximum(norms[term], 1e-30), 0.0)
-                for term, weight in weights.items()
+                for term, weight in terms.items()
             }
-        factors = {"task": 1.0, **weights}
+        factors = {"task": task, **terms}
         loss = sum(factor * parts[name] for name, factor in factors.items())
         scaled = [jax.tree.map(lambda g, f=f: f * g, gradients[name]) for name, f in factors.items()]
         (gradient,) = pullback(jax.tree.map(lambda *g: sum(g), *scaled))

@@ -41,8 +41,10 @@ def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def teaching_runs(config: ConfigDict, name: str) -> set[str]:
-    """The runs of the experiment that a run learns from, the members of ensembles one by one."""
-    members = (config.fusions.get(teacher, (teacher,)) for teacher in config.runs[name].teachers)
+    """The runs of the experiment that a run needs: its teachers, members of ensembles one by one, and its beginning."""
+    run = config.runs[name]
+    members = [config.fusions.get(teacher, (teacher,)) for teacher in run.teachers]
+    members += [(run.starts_from,)] if run.starts_from else []
     return {run for each in members for run in each if run in config.runs}
 
 
@@ -89,6 +91,21 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"runs.{name}.learning_rate={run.learning_rate}; it must be above 0, or unset")
         for term, options in run.options.items():
             _check_options(f"runs.{name}.options.{term}", term, options.to_dict())
+        if run.starts_from is not None:
+            start = config.runs.get(run.starts_from)
+            same = ("modality", "filter", "hidden", "num_layers")
+            if start is None or any(start[field] != run[field] for field in same):
+                raise ValueError(
+                    f"runs.{name}.starts_from={run.starts_from!r}; it must be a run that reads the same modality with "
+                    "the same filter, hidden and num_layers"
+                )
+        if not math.isfinite(run.task_weight) or run.task_weight < 0 or (not run.task_weight and not run.teachers):
+            raise ValueError(
+                f"runs.{name}.task_weight={run.task_weight}; it must be a finite number of at least 0, and above 0 "
+                "without teachers"
+            )
+        if not run.task_weight and run.balance == "gradient":
+            raise ValueError(f"runs.{name} has task_weight 0, so that balance='gradient' has no task to compare with")
         if run.balance not in distill.BALANCES:
             raise ValueError(f"runs.{name}.balance={run.balance!r}; choose one of {', '.join(distill.BALANCES)}")
         active = [term for term, weight in run.weights.items() if weight]
@@ -190,7 +207,14 @@ def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> R
         members = config.fusions.get(of, (of,))
         return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
 
-    return Run(name, seed, run_directory(config, workdir, name, seed), tuple(map(teacher, config.runs[name].teachers)))
+    start = config.runs[name].starts_from
+    return Run(
+        name,
+        seed,
+        run_directory(config, workdir, name, seed),
+        tuple(map(teacher, config.runs[name].teachers)),
+        run_directory(config, workdir, start, seed) if start else None,
+    )
 
 
 def side_by_side(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:

@@ -69,6 +69,8 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
             "teachers": {teacher: taught_by(teacher) for teacher in run.teachers},
             "weights": weights,
             "balance": run.balance,
+            **({"task_weight": run.task_weight} if run.task_weight != 1 else {}),
+            **({"starts_from": choices(run.starts_from)} if run.starts_from else {}),
             "options": {term: run.options[term].to_dict() for term in weights if term in run.options},
         }
 
@@ -123,12 +125,13 @@ def _sum(of: Callable[[np.ndarray], np.ndarray], examples: Sequence[Example]) ->
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a key of config.runs with a seed, its folder, and its teachers."""
+    """One training: a key of config.runs with a seed, its folder, its teachers, and the run it begins with."""
 
     name: str
     seed: int
     directory: epath.Path
     teachers: tuple[Teacher, ...] = ()
+    starts_from: epath.Path | None = None
 
     @property
     def title(self) -> str:
@@ -214,8 +217,14 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
         sets=taught,
         which=[sets.index(run.teachers) for run in runs],
         seeds=[run.seed for run in runs],
-        states=_create_states(config, model, manifests, taught[0], keys, plateau, make_modules(options, num_snippets)),
-        weights={t: np.array([m["weights"].get(t, 0.0) for m in manifests], np.float32) for t in terms},
+        states=_start_from(
+            runs,
+            _create_states(config, model, manifests, taught[0], keys, plateau, make_modules(options, num_snippets)),
+        ),
+        weights={
+            "task": np.array([m.get("task_weight", 1.0) for m in manifests], np.float32),
+            **{t: np.array([m["weights"].get(t, 0.0) for m in manifests], np.float32) for t in terms},
+        },
         keys=keys,
     )
     if len(runs) > 1 and not population.fits():
@@ -247,7 +256,10 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
             _announce(manifests, model_params(population.states.params), show_parameters)
         for epoch in range(done + 1, training.epochs + 1):
             records = _epoch(population, epoch, manifests, validation, bar)
-            scores = [record.get(f"validation/{SELECTION}", math.nan) for record in records]
+            scores = [
+                record.get(f"validation/{SELECTION}", math.nan) if manifest.get("task_weight", 1.0) else math.nan
+                for record, manifest in zip(records, manifests, strict=True)
+            ]
             best = _keep_better(best, population.states, np.array(scores, np.float32), epoch)
             for journal, record in zip(journals, records, strict=False):
                 journal.write(epoch, epoch * steps_per_epoch, record)
@@ -281,6 +293,17 @@ def _create_states(config, model, manifests: Sequence[Mapping], examples, keys: 
 
     rates = [manifest["training"]["learning_rate"] for manifest in manifests]
     return jax.jit(jax.vmap(create))(keys, np.array(rates, np.float32))
+
+
+def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
+    """`states` with the best parameters of the runs that some of `runs` begin with."""
+    params = dict(states.params)
+    for i, run in enumerate(runs):
+        if run.starts_from is not None:
+            own = model_params(params)
+            begun = checkpoints.load_teacher(run.starts_from).variables["params"]
+            params |= jax.tree.map(lambda all_runs, one, i=i: all_runs.at[i].set(one), own, begun)
+    return states.replace(params=params)
 
 
 def _epoch(

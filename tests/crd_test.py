@@ -206,3 +206,51 @@ def stop_in_epoch(number, function):
         return function(best, states, scores, epoch)
 
     return stop
+
+
+def test_two_steps_distil_then_classify(tmp_path):
+    """The second run begins with the parameters that the first ended with, and only it learns from the labels."""
+    config = default.get_config()
+    config.dataset.name, config.dataset.max_videos = "synthetic", 4
+    config.model.hidden, config.model.num_layers = 8, 2
+    config.training.update({"epochs": 2, "length_buckets": 1, "learning_rate": 1e-2})
+    config.runs = default.make_runs(
+        classify=default.make_run("rgb", starts_from="distil", learning_rate=1e-9),
+        distil=default.make_run("rgb", teachers=("flow",), weights={"hint": 1.0}, task_weight=0.0),
+        flow=default.make_run("flow"),
+    )
+    config.baseline = ""
+    config.seeds = 2
+    assert experiment.training_order(config) == ["flow", "distil", "classify"]
+    experiment.perform(config, tmp_path, experiment.prepare(config, tmp_path))
+    for seed in ("", "seed_1"):
+        distil, classify = (load_teacher(tmp_path / name / seed) for name in ("distil", "classify"))
+        ends = [run.variables["params"] for run in (distil, classify)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)  # at a rate of nearly 0
+        results = json.loads((tmp_path / "distil" / seed / "results.json").read_text())
+        assert results["best_epoch"] == 2  # the last: the task, which it does not learn, cannot choose
+        assert distil.config["task_weight"] == 0 and classify.config["starts_from"]["weights"] == {"hint": 1.0}
+    first, second = (
+        jax.tree.leaves(load_teacher(tmp_path / "distil" / seed).variables["params"]["head"]) for seed in ("", "seed_1")
+    )
+    assert any((a != b).any() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"starts_from": "nobody"}, "starts_from='nobody'; it must be a run that reads the same modality"),
+        ({"starts_from": "flow"}, "same modality"),
+        ({"task_weight": 0.0, "balance": "gradient"}, "no task to compare with"),
+        ({"task_weight": -1.0}, "task_weight=-1.0"),
+    ],
+)
+def test_beginnings_and_task_weights_that_make_no_sense_are_refused(changes, message):
+    config = default.get_config()
+    config.runs = default.make_runs(
+        flow=default.make_run("flow"),
+        rgb=default.make_run("rgb", teachers=("flow",), weights={"crd": 1.0}, **changes),
+    )
+    config.baseline = ""
+    with pytest.raises(ValueError, match=message):
+        experiment.check_config(config)

@@ -425,7 +425,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_markdown_by_hand():
     def row(run, modality, teachers, score, gain):
-        return {"run": run, "modality": modality, "teachers": teachers, "scores": {"frame mAP": [score]}, "gain": gain}
+        scores = {"frame mAP": [score]}
+        return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, "baseline": "a"}
 
     table = experiment.markdown(
         {

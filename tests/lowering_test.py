@@ -34,8 +34,10 @@ def parts(filter_name, head, dtype):
     return model, make_train_step(model, optimizer, head=head, modules=modules), state, weights, num_outputs
 
 
-@pytest.mark.parametrize("head, dtype", [("dense", jnp.float32), ("sparse", jnp.bfloat16)])
-@pytest.mark.parametrize("filter_name", FILTERS)
+@pytest.mark.parametrize(
+    "filter_name, head, dtype",
+    [*((name, "dense", jnp.bfloat16) for name in FILTERS), ("ss_tcn", "sparse", jnp.float32)],
+)
 def test_steps(filter_name, head, dtype):
     model, step, state, weights, num_outputs = parts(filter_name, head, dtype)
     mask = jnp.ones((2, T), bool)

@@ -26,7 +26,10 @@ WRONG_TURNS = {
     "wrong type": (["--config=configs/demo.py", "--config.training.epochs=many"], "epochs"),
     "missing data": (["--config=configs/tsu.py"], "data/tsu"),
     "modality": (["--config=configs/demo.py", "--config.runs.flow_teacher.modality=depth"], "no modality 'depth'"),
-    "teacher": (["--config=configs/demo.py", "--config.runs.augmented_rgb.teachers=('flou',)"], "no run has that name"),
+    "teacher": (
+        ["--config=configs/demo.py", "--config.runs.augmented_rgb.teachers=('flou',)"],
+        "names 'flou', but no run",
+    ),
     "workdir": (["--config=configs/demo.py", "--workdir=setup.cfg/work"], "cannot be written"),
     "typo in a term": (
         ["--config=configs/demo.py", "--config.runs.augmented_rgb.weights.atom=3"],
