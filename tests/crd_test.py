@@ -167,15 +167,12 @@ def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     np.testing.assert_array_equal(again.memory["crd"]["memory"]["memory_0"].normalizers, new.normalizers)
 
 
-@pytest.mark.parametrize("data", ["resident", "streamed"])
-def test_a_run_with_it_trains_stops_and_goes_on(tmp_path, data):
+def test_a_run_with_it_trains_stops_and_goes_on(tmp_path):
     """Two epochs in one go are two with a stop between them; what is kept as the best is the model alone."""
     config = default.get_config()
     config.dataset.name, config.dataset.max_videos = "synthetic", 4
     config.model.hidden, config.model.num_layers = 8, 2
-    config.training.update(
-        {"epochs": 2, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, "data": data}
-    )
+    config.training.update({"epochs": 2, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2})
     student = default.make_run(
         "rgb", teachers=("flow",), weights={"crd": 0.8, "hint": 1.0}, options={"crd": {"num_negatives": 16}}
     )
