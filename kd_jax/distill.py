@@ -3,7 +3,8 @@
     loss = task + Σ over teachers, over terms of weight · term(student, teacher)
 
 Without teachers it is plain training: that is how the teacher itself was trained. TERMS is the one place where a term
-picks its fields; a new one is a function in kd_jax/losses and a line here.
+picks its fields; a new one is a function in kd_jax/losses and a line here. One that owns parameters or a memory is a
+module, and a line of MODULES.
 """
 
 import dataclasses
@@ -153,12 +154,13 @@ def losses_of(
         return modules[name].apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
 
     values, gradients, own = {}, {}, {}
-    for name, part in ({"task": task} | {name: functools.partial(term, name) for name in terms}).items():
+    for name in ("task", *terms):
         if name in modules:  # its loss has a gradient at what it owns, too
             of_module = jax.value_and_grad(functools.partial(module, name), argnums=(0, 1), has_aux=True)
             (values[name], after), (gradients[name], of_params) = of_module(student, owned[name]["params"])
             own[name] = of_params, after
         else:
+            part = task if name == "task" else functools.partial(term, name)
             values[name], gradients[name] = jax.value_and_grad(part)(student)
     return values, gradients, own
 
@@ -187,11 +189,10 @@ def make_train_step(
     """Returns `step(state, teachers, batch, weights, key) -> (state, metrics)`, a pure function for `jax.jit`.
 
     `weights`, which may hold one of the 'task', and the run's `key` are traced, so runs that differ in them share one
-    compiled program. What a weight of a term
-    counts is the `balance`: 'loss', it multiplies the term; 'gradient', the term is scaled so that its gradient at the
-    student's features has so many times the norm of the task's, in every step; the plateau rule then watches the task
-    loss, because the scaled sum is not one function of the parameters. `modules` are those of `make_modules`; a state
-    made with the same ones has what they own.
+    compiled program. What a weight of a term counts is the `balance`: 'loss', it multiplies the term; 'gradient', the
+    term is scaled so that its gradient at the student's features has so many times the norm of the task's, in every
+    step; the plateau rule then watches the task loss, because the scaled sum is not one function of the parameters.
+    `modules` are those of `make_modules`; a state made with the same ones has what they own.
 
     Raises:
       ValueError: for an unknown balance.

@@ -16,7 +16,7 @@ from absl import logging
 
 from kd_jax import checkpoints, input_pipeline
 from kd_jax.datasets.base import Info, Video
-from kd_jax.datasets.feature_files import FeatureFolder, check_file
+from kd_jax.datasets.feature_files import FeatureFolder, check_file, load_table
 from kd_jax.datasets.findings import Findings
 from kd_jax.files import read_json
 from kd_jax.input_pipeline import Example, Source
@@ -39,16 +39,20 @@ def attach_teachers(
     """The training videos, with what each teacher says of them; `forward` are options of `predict`."""
     for teacher in teachers:
         members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
-        outputs = [jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *each) for each in zip(*members, strict=True)]
+        outputs = members[0] if len(members) == 1 else [_mean(each) for each in zip(*members, strict=True)]
         examples = input_pipeline.attach_teacher(examples, outputs)
     return examples
+
+
+def _mean(outputs: Sequence[Outputs]) -> Outputs:
+    return jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *outputs)
 
 
 def _outputs(folder: Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
     """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
     if not (folder / "config.json").exists():
         files = FeatureFolder(("features",), folder).files()
-        tables = [np.asarray(_table(files[example.id]), np.float32) for example in examples]
+        tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_teacher(folder)
     logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json")))
@@ -56,13 +60,6 @@ def _outputs(folder: Path, examples: Sequence[Example], source: Source, forward:
     videos = source.videos("train", [modality])
     own = input_pipeline.make_examples(videos, modality, len(source.info.classes))
     return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
-
-
-def _table(path) -> np.ndarray:
-    """`[T, D]` of a file that `check_file` found good."""
-    array = np.load(path, allow_pickle=False)
-    array = array[array.files[0]] if hasattr(array, "files") else array
-    return array.reshape(len(array), array.shape[-1])
 
 
 def describe_given(folder: Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import pytest
 from configs import default
 from kd_jax import distill, experiment, train
 from kd_jax.checkpoints import load_teacher
-from kd_jax.losses import Embedding, Memory, crd, new_memory
+from kd_jax.losses import Memory, ProjectionHead, crd, new_memory
 from kd_jax.models import Detector
 from kd_jax.train_state import create_train_state, model_params
 from kd_jax.types import Batch, Outputs
@@ -25,7 +25,7 @@ def test_three_steps_are_those_of_the_public_code():
     """Losses, gradients of features and embeddings, and the memory, which each step reads and then changes."""
     memory = Memory(GOLDEN["memory_v1_init"], GOLDEN["memory_v2_init"], jnp.zeros(2))
     linear = {s: {"kernel": GOLDEN[f"embed_{s}/weight"].T, "bias": GOLDEN[f"embed_{s}/bias"]} for s in "st"}
-    embed, mask = Embedding(16), jnp.ones((1, 8), bool)
+    embed, mask = ProjectionHead(16), jnp.ones((1, 8), bool)
     options = {"temperature": float(GOLDEN["nce_t"]), "momentum": float(GOLDEN["nce_m"])}
 
     def loss(linear, student, teacher, memory, index, negatives):

@@ -170,7 +170,12 @@ def check_file(
 
 def load_file(path: Path, *, channels_first: bool = False) -> np.ndarray:
     """`[T, D]` float16: a feature file that `check_file` found good."""
-    return base.to_float16(_as_table(_open(path), channels_first))
+    return base.to_float16(load_table(path, channels_first=channels_first))
+
+
+def load_table(path: Path, *, channels_first: bool = False) -> np.ndarray:
+    """The same in the type of the file."""
+    return _as_table(_open(path), channels_first)
 
 
 def _as_table(array: np.ndarray, channels_first: bool) -> np.ndarray | None:

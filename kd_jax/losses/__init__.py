@@ -8,7 +8,7 @@ with finite gradients for an empty mask.
 
 from kd_jax.losses.atomic import ProjectionHead, atomic, sample_negatives
 from kd_jax.losses.boundary import boundary, saliency
-from kd_jax.losses.crd import ContrastiveDistillation, Embedding, Memory, crd, new_memory
+from kd_jax.losses.crd import ContrastiveDistillation, Memory, crd, new_memory
 from kd_jax.losses.cross_modal import LearnedGraph, cosine_imitation, graph_distillation, hint
 from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
 from kd_jax.losses.global_context import global_context
@@ -19,7 +19,6 @@ from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
 __all__ = [
     "ContrastiveDistillation",
     "Critic",
-    "Embedding",
     "HolisticDistillation",
     "LearnedGraph",
     "Memory",

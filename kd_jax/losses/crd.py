@@ -1,6 +1,6 @@
 """Contrastive representation distillation: student against a memory of teacher snippets, and the other way round.
 
-    embed = Embedding()                                              # one for the student, one for the teacher
+    embed = ProjectionHead()                                            # one for the student, one for the teacher
     memory = new_memory(jax.random.key(0), num_snippets)             # of all training snippets, on the device
     loss, memory = crd(embedded_student, embedded_teacher, mask, memory, index, negatives)
 
@@ -15,21 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.losses.atomic import ProjectionHead
 from kd_jax.losses.grams import einsum
-from kd_jax.masking import check_mask, mask_out, masked_mean, unit
+from kd_jax.masking import check_mask, mask_out, masked_mean
 from kd_jax.types import Batch, Outputs
 
 _GUARD = 1e-7  # of the public code
-
-
-class Embedding(nn.Module):
-    """Linear map to `width` dimensions, divided by its L2 norm: `[B, T, H] -> [B, T, width]`, float32."""
-
-    width: int = 128
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return unit(nn.Dense(self.width, name="linear")(x.astype(jnp.float32)))
 
 
 @flax.struct.dataclass
@@ -162,10 +153,10 @@ class ContrastiveDistillation(nn.Module):
             raise ValueError(f"crd: num_negatives must be at least 1, got {self.num_negatives}.")
         negatives = jax.random.randint(self.make_rng("sample"), (self.num_negatives,), 0, self.num_snippets)
         index = batch.first[:, None] + jnp.arange(batch.mask.shape[1])[None]
-        own, total = Embedding(self.width, name="student")(mask_out(student.features, batch.mask)), 0.0
+        own, total = ProjectionHead(self.width, name="student")(mask_out(student.features, batch.mask)), 0.0
         for i, teacher in enumerate(teachers):
             features = mask_out(jax.lax.stop_gradient(teacher.features), batch.mask)
-            theirs = Embedding(self.width, name=f"teacher_{i}")(features)
+            theirs = ProjectionHead(self.width, name=f"teacher_{i}")(features)
             memory = self.variable(
                 "memory", f"memory_{i}", lambda: new_memory(self.make_rng("params"), self.num_snippets, self.width)
             )

@@ -52,7 +52,12 @@ def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) ->
       Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018 (METHOD §5).
     """
     student, teacher = masked_pair("cosine_imitation", student, teacher, mask)
-    return masked_mean(1 - jnp.sum(unit(student) * unit(teacher), axis=-1), mask)
+    return masked_mean(_angle(student, teacher), mask)
+
+
+def _angle(one: jax.Array, other: jax.Array) -> jax.Array:
+    """`1 − cos` of the vectors of two arrays, `[B, T]`."""
+    return 1 - jnp.sum(unit(one) * unit(other), axis=-1)
 
 
 def graph_distillation(
@@ -111,19 +116,13 @@ class LearnedGraph(nn.Module):
             parts = (mask_out(x.astype(jnp.float32), mask) for x in (outputs.features, outputs.logits))
             return jnp.concatenate(list(parts), axis=-1)
 
-        def apart(one, other):
-            return 1 - jnp.sum(unit(one) * unit(other), axis=-1)
-
-        def pair(name, *arrays):
-            return masked_pair(name, *arrays, mask)
-
         own = nn.Dense(self.width, name="student")(jax.lax.stop_gradient(both(student)))
         scores, losses = [], []
         for i, teacher in enumerate(teachers):
             theirs = nn.Dense(self.width, name=f"teacher_{i}")(jax.lax.stop_gradient(both(teacher)))
             scores.append(nn.Dense(1, name=f"score_{i}")(jnp.tanh(jnp.concatenate([own, theirs], axis=-1)))[..., 0])
-            logits = apart(*pair("learned_graph", student.logits, teacher.logits))
-            features = apart(*pair("learned_graph", student.features, teacher.features))
+            logits = _angle(*masked_pair("learned_graph", student.logits, teacher.logits, mask))
+            features = _angle(*masked_pair("learned_graph", student.features, teacher.features, mask))
             losses.append(self.logits_weight * logits + self.features_weight * features)
         shares = jax.nn.softmax(jnp.stack(scores, axis=-1))
         return masked_mean(jnp.sum(shares * jnp.stack(losses, axis=-1), axis=-1), mask)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.losses.grams import einsum, gram_distance
+from kd_jax.losses.grams import einsum, gram_distance, num_pairs
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
 
 # A channel or snippet counts as constant, hence uncorrelated, when its variance is below this share of its mean square:
@@ -63,5 +63,4 @@ def _snippet_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array) -
         square = jnp.sum(features * features, axis=-1, keepdims=True)
         return unit(mask_out(centred, mask), floor=_CONSTANT * square)
 
-    count = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    return gram_distance(rows(student), rows(teacher)) / jnp.square(jnp.maximum(count, 1))
+    return gram_distance(rows(student), rows(teacher)) / num_pairs(mask)

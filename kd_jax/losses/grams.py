@@ -38,6 +38,11 @@ def product_distance(x: jax.Array, a: jax.Array, y: jax.Array, b: jax.Array) -> 
     return 0.25 * jnp.sum(total, axis=(1, 2))
 
 
+def num_pairs(mask: jax.Array) -> jax.Array:
+    """T² of every video, `[B]`, T its valid snippets; 1 where there is none."""
+    return jnp.square(jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1))
+
+
 def _squares(a, b):
     return einsum("bth,btk->bhk", a, b)
 

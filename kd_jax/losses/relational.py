@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.losses.grams import einsum, gram_distance, product_distance
+from kd_jax.losses.grams import einsum, gram_distance, num_pairs, product_distance
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
 
 
@@ -176,7 +176,7 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array, mask: jax.Arra
         return jnp.where(positive, features * jax.lax.rsqrt(jnp.where(positive, norm, 1.0)), 0.0), features
 
     distance = product_distance(*factors(student), *factors(teacher))
-    return masked_mean(distance / _pairs(mask), real_videos(mask))
+    return masked_mean(distance / num_pairs(mask), real_videos(mask))
 
 
 def pairwise_similarity(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
@@ -199,8 +199,4 @@ def pairwise_similarity(student: jax.Array, teacher: jax.Array, mask: jax.Array)
       Liu et al., Structured Knowledge Distillation, CVPR 2019. Its weight is 0.5 (METHOD §5).
     """
     student, teacher = masked_pair("pairwise_similarity", student, teacher, mask, same_width=False)
-    return masked_mean(gram_distance(unit(student), unit(teacher)) / _pairs(mask), real_videos(mask))
-
-
-def _pairs(mask):
-    return jnp.square(jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1))
+    return masked_mean(gram_distance(unit(student), unit(teacher)) / num_pairs(mask), real_videos(mask))
