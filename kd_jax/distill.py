@@ -74,7 +74,7 @@ MODULES: dict[str, type[nn.Module]] = {
     "learned_graph": losses.LearnedGraph,
 }
 
-# Terms that take a large part of a step (`python -m benchmarks.losses`).
+# Terms that take a large part of a step (`python -m benchmarks.losses`; crd has a product with every negative).
 COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving", "crd")
 # Terms that compare logits, so that a teacher which has only features cannot serve them.
 READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation", "holistic", "learned_graph")
