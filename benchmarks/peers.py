@@ -28,9 +28,7 @@ class SSTCN(torch.nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.first = torch.nn.Conv1d(width, hidden, 1)
-        self.dilated = torch.nn.ModuleList(
-            torch.nn.Conv1d(hidden, hidden, 3, padding=2**i, dilation=2**i) for i in range(5)
-        )
+        self.dilated = torch.nn.ModuleList(self.mix(hidden, 2**i) for i in range(5))
         self.pointwise = torch.nn.ModuleList(torch.nn.Conv1d(hidden, hidden, 1) for _ in range(5))
         self.dropout = torch.nn.Dropout(0.5)
         self.head = torch.nn.Conv1d(hidden, CLASSES, 1)
@@ -40,6 +38,35 @@ class SSTCN(torch.nn.Module):
         for dilated, pointwise in zip(self.dilated, self.pointwise, strict=True):
             h = (h + self.dropout(pointwise(functional.relu(dilated(h))))) * mask
         return h, self.head(h)
+
+    def mix(self, hidden: int, dilation: int) -> torch.nn.Module:
+        return torch.nn.Conv1d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+
+
+class DilatedAttention(torch.nn.Module):
+    """PDAN's, without `unfold`: the taps are three views of the padded keys and values."""
+
+    def __init__(self, hidden: int, dilation: int):
+        super().__init__()
+        self.query, self.key, self.value = (torch.nn.Conv1d(hidden, hidden, 1, bias=False) for _ in range(3))
+        self.relative = torch.nn.Parameter(torch.randn(hidden, 1, 3))
+        self.dilation = dilation
+
+    def forward(self, x):
+        def taps(x):
+            padded = functional.pad(x, (self.dilation, self.dilation))
+            return torch.stack([padded[..., i * self.dilation :][..., : x.shape[-1]] for i in range(3)], dim=-1)
+
+        weights = functional.softmax(self.query(x)[..., None] * taps(self.key(x)), dim=-1)
+        return (weights * (taps(self.value(x)) + self.relative)).sum(-1)
+
+
+class PDAN(SSTCN):
+    def mix(self, hidden: int, dilation: int) -> torch.nn.Module:
+        return DilatedAttention(hidden, dilation)
+
+
+FILTERS = {"ss_tcn": SSTCN, "pdan": PDAN}
 
 
 def task(logits, labels, mask):

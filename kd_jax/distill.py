@@ -109,11 +109,12 @@ def losses_of(
     terms: Iterable[str],
     *,
     head: str,
+    kernel: jax.Array | None = None,
     options: Mapping[str, Mapping] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     owned: Mapping[str, Mapping] | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, Outputs], dict[str, tuple]]:
-    """The task loss, summed over the stages of the student, and each term, summed over teachers, with their gradients.
+) -> tuple[dict[str, jax.Array], dict[str, Outputs], dict[str, jax.Array], dict[str, tuple]]:
+    """The task loss, summed over the student's stages, and each term, summed over teachers, with their gradients.
 
     Args:
       student, teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; teachers get no gradient.
@@ -121,13 +122,16 @@ def losses_of(
       key: draws the negatives.
       terms: keys of TERMS and of `modules`.
       head: 'dense' or 'sparse'.
+      kernel: `[H, C]`, of the student's classifier; without it no norms are computed.
       options: {term: keyword options of its loss}.
       modules: {term: module} of those that own something.
       owned: {term: variables of its module}.
 
     Returns:
-      {'task': …, term: …}, scalars before weighting; by the same names their gradients at the student's Outputs; and of
-      each module the gradient of its parameters and its other collections afterwards.
+      {'task': …, term: …}, scalars before weighting; by the same names their gradients at the student's Outputs, and
+      how strongly each pulls at the student's features: the norm over the batch of its gradient there, to which what it
+      says of the logits comes through the classifier; and of each module the gradient of its parameters and its other
+      collections afterwards.
 
     Raises:
       ValueError: for an unknown term, or terms without a teacher.
@@ -153,25 +157,38 @@ def losses_of(
         variables, rngs = {**owned[name], "params": params}, {"sample": key}
         return modules[name].apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
 
-    values, gradients, own = {}, {}, {}
+    def loss(name, student, params, through):
+        if kernel is not None:
+            student = student.replace(logits=_classified(through, kernel, student.logits))
+        if name in modules:
+            return module(name, student, params)
+        return (task(student) if name == "task" else term(name, student)), None
+
+    values, gradients, norms, own = {}, {}, {}, {}
     for name in ("task", *terms):
-        if name in modules:  # its loss has a gradient at what it owns, too
-            of_module = jax.value_and_grad(functools.partial(module, name), argnums=(0, 1), has_aux=True)
-            (values[name], after), (gradients[name], of_params) = of_module(student, owned[name]["params"])
+        params = owned[name]["params"] if name in modules else {}
+        of_loss = jax.value_and_grad(functools.partial(loss, name), argnums=(0, 1, 2), has_aux=True)
+        (values[name], after), (gradients[name], of_params, pull) = of_loss(student, params, student.features)
+        if kernel is not None:
+            norms[name] = jnp.sqrt(jnp.sum(jnp.square(gradients[name].features + pull)))
+        if name in modules:
             own[name] = of_params, after
-        else:
-            part = task if name == "task" else functools.partial(term, name)
-            values[name], gradients[name] = jax.value_and_grad(part)(student)
-    return values, gradients, own
+    return values, gradients, norms, own
 
 
-def norm_at_features(gradient: Outputs, head_kernel: jax.Array) -> jax.Array:
-    """How strongly a loss pulls at the student's features: the norm over the batch of its gradient there.
+@jax.custom_vjp
+def _classified(features: jax.Array, kernel: jax.Array, logits: jax.Array) -> jax.Array:
+    """`logits`, whose gradient also reaches the `features` that the classifier made them of.
 
-    `gradient` at the student's Outputs; what it says of the logits reaches the features `[B, T, H]` through the
-    classifier `[H, C]`.
+    A loss that reads no logits has no such gradient, and the product with the kernel is not computed at all.
     """
-    return jnp.sqrt(jnp.sum(jnp.square(gradient.features + gradient.logits @ head_kernel.T)))
+    return logits
+
+
+_classified.defvjp(
+    lambda features, kernel, logits: (logits, kernel),
+    lambda kernel, gradient: (gradient @ kernel.T, None, gradient),
+)
 
 
 BALANCES = ("loss", "gradient")
@@ -210,11 +227,9 @@ def make_train_step(
         owned = {term: {"params": params, **state.memory[term]} for term, params in state.params.get(OWNED, {}).items()}
         task, terms = weights.get("task", 1.0), {term: w for term, w in weights.items() if term != "task"}
         student, pullback = jax.vjp(forward, model_params(state.params))
-        parts, gradients, own = losses_of(
-            student, teachers, batch, term_key, terms, head=head, options=options, modules=modules, owned=owned
-        )
+        given = {"head": head, "options": options, "modules": modules, "owned": owned}
         kernel = state.params[model.last_head]["kernel"]
-        norms = {name: norm_at_features(gradient, kernel) for name, gradient in gradients.items()}
+        parts, gradients, norms, own = losses_of(student, teachers, batch, term_key, terms, kernel=kernel, **given)
         if balance == "gradient":
             terms = {
                 term: jnp.where(norms[term] > 0, weight * norms["task"] / jnp.maximum(norms[term], 1e-30), 0.0)

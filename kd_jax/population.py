@@ -37,7 +37,7 @@ def compiled_train_step(
 ):
     """The jitted step; runs that differ only in weights, learning rate or seed share it and its compilations."""
     step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance, num_snippets)
-    return jax.jit(step, donate_argnums=0, out_shardings=_everywhere())
+    return jax.jit(step, **_how_to_compile())
 
 
 @functools.lru_cache(maxsize=64)
@@ -54,11 +54,22 @@ def compiled_train_epoch(
     """The same for a whole epoch of resident videos, see `resident.make_train_epoch`."""
     step = _train_step(model, head, options, plateau_patience, steps_per_epoch, balance, num_snippets)
     epoch = resident.make_train_epoch(step, buckets, input_pipeline.data_mesh())
-    return jax.jit(epoch, donate_argnums=0, out_shardings=_everywhere())
+    return jax.jit(epoch, **_how_to_compile())
 
 
-def _everywhere() -> NamedSharding:
-    return NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
+@functools.cache
+def _how_to_compile() -> dict:
+    """Options of `jax.jit`: states are replicated and updated in place; on a CPU, the matrix products are Eigen's.
+
+    Those of YNNPACK, which XLA would take, are 10 to 15 % slower here (benchmarks/README.md).
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:  # a device or a version that does not know it
+        options = None
+    everywhere = NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
+    return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": options}
 
 
 def _train_step(

@@ -46,7 +46,7 @@ def test_every_part_is_summed_over_teachers_and_stages():
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
     stage = jnp.zeros((B, T, C))
     student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, stage, earlier_logits=(stage,))
-    parts, gradients, _ = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
+    parts, gradients, *_ = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
     context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
     np.testing.assert_allclose(parts["task"], 2 * C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
@@ -84,10 +84,31 @@ def test_wrong_terms_are_refused(terms, teachers, message):
         distill.make_train_step(None, None, head="dense", balance="norm")
 
 
-def test_the_norm_at_the_features_by_hand():
-    gradient = Outputs(jnp.array([[[1.0, 0.0], [0.0, 2.0]]]), jnp.array([[[1.0], [0.0]]]))
-    kernel = jnp.array([[2.0], [4.0]])  # of one class: the first snippet's logit adds (2, 4) to (1, 0)
-    assert float(distill.norm_at_features(gradient, kernel)) == pytest.approx(np.sqrt(3**2 + 4**2 + 2**2))
+def test_the_norms_at_the_features_by_hand():
+    student = Outputs(jnp.array([[[1.0, 0.0], [0.0, 2.0]]]), jnp.zeros((1, 2, 1)))
+    teacher = Outputs(jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 1)))
+    batch = Batch(student.features, jnp.array([[[1.0], [0.0]]]), jnp.ones((1, 2), bool))
+    kernel = jnp.array([[2.0], [4.0]])
+    terms = ("hint", "logit_distillation")
+    *_, norms, _ = distill.losses_of(student, [teacher], batch, KEY, terms, head="dense", kernel=kernel)
+    # (σ(0) − label) / 2 snippets is −1/4 and 1/4 at the logits, times (2, 4) at the features
+    assert float(norms["task"]) == pytest.approx(np.sqrt(2 * (2**2 + 4**2)) / 4)
+    gradient = jax.grad(lambda f: losses.hint(f, teacher.features, batch.mask))(student.features)
+    assert float(norms["hint"]) == pytest.approx(float(jnp.linalg.norm(gradient)))
+    assert float(norms["logit_distillation"]) == 0
+
+
+def test_the_norm_of_a_term_that_reads_features_and_logits_is_that_of_their_sum():
+    batch, teacher = make_batch()
+    teacher = jax.tree.map(jnp.nan_to_num, teacher)
+    student = Outputs(teacher.features[::-1], teacher.logits[::-1])
+    kernel = jax.random.normal(KEY, (H, C))
+    terms, head = ("graph_distillation",), {"head": "dense"}
+    _, gradients, norms, _ = distill.losses_of(student, [teacher], batch, KEY, terms, kernel=kernel, **head)
+    gradient = gradients["graph_distillation"]
+    assert float(jnp.abs(gradient.features).max()) > 0 and float(jnp.abs(gradient.logits).max()) > 0
+    pull = gradient.features + gradient.logits @ kernel.T
+    np.testing.assert_allclose(norms["graph_distillation"], jnp.linalg.norm(pull), rtol=1e-5)
 
 
 @pytest.mark.parametrize("balance", distill.BALANCES)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.losses.grams import einsum, gram_distance, num_pairs
+from kd_jax.losses.grams import gram, gram_distance, num_pairs
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
 
 # A channel or snippet counts as constant, hence uncorrelated, when its variance is below this share of its mean square:
@@ -48,8 +48,7 @@ def _channel_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array) -
     def correlation(features):
         centred = mask_out(features - masked_mean(features, mask, axis=1)[:, None], mask)
         square = jnp.sum(features * features, axis=1, keepdims=True)
-        standard = unit(centred, axis=1, floor=_CONSTANT * square)
-        return einsum("bth,btk->bhk", standard, standard)
+        return gram(unit(centred, axis=1, floor=_CONSTANT * square))
 
     difference = correlation(student) - correlation(teacher)
     return jnp.mean(difference * difference, axis=(1, 2))

@@ -10,6 +10,18 @@ import jax.numpy as jnp
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.custom_vjp
+def gram(a: jax.Array) -> jax.Array:
+    """`AᵀA` of every video, `[B, T, H] -> [B, H, H]`; its gradient is one product, `A (G + Gᵀ)`, not two."""
+    return einsum("bth,btk->bhk", a, a)
+
+
+gram.defvjp(
+    lambda a: (gram(a), a),
+    lambda a, gradient: (einsum("bth,bhk->btk", a, gradient + jnp.swapaxes(gradient, 1, 2)),),
+)
+
+
 def gram_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """`‖AAᵀ − BBᵀ‖²_F` of every video, `[B]`, of `a` `[B, T, H]` and `b` `[B, T, K]`, from products of H×H.
 
@@ -20,7 +32,7 @@ def gram_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     a, b = _same_width(a, b)
     e, u = a - b, a + b
-    ee, uu, m = _squares(e, e), _squares(u, u), _squares(u, e)
+    ee, uu, m = gram(e), gram(u), _products(u, e)
     return 0.5 * jnp.sum(ee * uu + m * jnp.swapaxes(m, 1, 2), axis=(1, 2))
 
 
@@ -31,10 +43,8 @@ def product_distance(x: jax.Array, a: jax.Array, y: jax.Array, b: jax.Array) -> 
     """
     (x, y), (a, b) = _same_width(x, y), _same_width(a, b)
     left, right, sum_left, sum_right = x - y, a - b, x + y, a + b
-    total = _squares(left, left) * _squares(sum_right, sum_right) + _squares(sum_left, sum_left) * _squares(
-        right, right
-    )
-    total = total + 2 * _squares(left, sum_left) * jnp.swapaxes(_squares(right, sum_right), 1, 2)
+    total = gram(left) * gram(sum_right) + gram(sum_left) * gram(right)
+    total = total + 2 * _products(left, sum_left) * jnp.swapaxes(_products(right, sum_right), 1, 2)
     return 0.25 * jnp.sum(total, axis=(1, 2))
 
 
@@ -43,7 +53,7 @@ def num_pairs(mask: jax.Array) -> jax.Array:
     return jnp.square(jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1))
 
 
-def _squares(a, b):
+def _products(a, b):
     return einsum("bth,btk->bhk", a, b)
 
 

@@ -45,24 +45,41 @@ class DilatedConv(nn.Module):
 
 def _convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: int) -> jax.Array:
     """The convolution with `kernel` `[3, D, H]`; T is a multiple of 2·`dilation`, which is at most `most`."""
-    snippet, pairs = jnp.arange(x.shape[1]), x.shape[1] // 2
-    pair, is_second = snippet % pairs, snippet // pairs
-    by_pair = pair // dilation * (2 * dilation) + pair % dilation + is_second * dilation
-    by_time = snippet // (2 * dilation) * dilation + snippet % dilation + snippet // dilation % 2 * pairs
-
-    first, second = jax.lax.split(reorder(x, by_pair, by_time), (pairs, pairs), axis=1)
+    first, second = split(x, dilation)
     before, after = shift(second, dilation, most), shift(first, -dilation, most)  # t − d and t + 2d
     sums = before - second, first + second, second - first, after - first
     outer, middle = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
     kernels = kernel[0], outer + middle, outer - middle, kernel[2]
     zero, one, two, three = (product(s, k.astype(x.dtype)) for s, k in zip(sums, kernels, strict=True))
-    return reorder(jnp.concatenate([zero + one + two, one - two + three], axis=1), by_time, by_pair)
+    return merge(zero + one + two, one - two + three, dilation)
 
 
 @jax.custom_vjp
-def reorder(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-    """`x[:, order]`, `[B, T, H]`, of a permutation `[T]` and its inverse."""
-    return _gather(x, order)
+def split(x: jax.Array, dilation: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The first and the second snippet of every pair t, t + `dilation`, `[B, T, H]` → twice `[B, T/2, H]`."""
+    pair = jnp.arange(x.shape[1] // 2)
+    first = pair // dilation * (2 * dilation) + pair % dilation
+    return _gather(x, first), _gather(x, first + dilation)
+
+
+@jax.custom_vjp
+def merge(first: jax.Array, second: jax.Array, dilation: jax.Array | int) -> jax.Array:
+    """The inverse of `split`."""
+    pairs = first.shape[1]
+    snippet = jnp.arange(2 * pairs)
+    pair = snippet // (2 * dilation) * dilation + snippet % dilation
+    return _gather(jnp.concatenate([first, second], axis=1), pair + snippet // dilation % 2 * pairs)
+
+
+# Each is the other's gradient; JAX's own scatters into an array of zeros.
+split.defvjp(
+    lambda x, dilation: (split(x, dilation), dilation),
+    lambda dilation, gradients: (merge(*gradients, dilation), None),
+)
+merge.defvjp(
+    lambda first, second, dilation: (merge(first, second, dilation), dilation),
+    lambda dilation, gradient: (*split(gradient, dilation), None),
+)
 
 
 @jax.custom_batching.custom_vmap
@@ -77,19 +94,8 @@ def _gather_side_by_side(size, is_batched, x, order):
     """Runs that train side by side are more videos; JAX's own rule would have them share the indices."""
     if is_batched[1]:
         return jax.vmap(lambda x, order: x[:, order], [0 if each else None for each in is_batched])(x, order), True
-    return _gather(x.reshape(-1, *x.shape[2:]), order).reshape(x.shape), True
-
-
-def _reorder_forward(x, order, inverse):
-    return reorder(x, order, inverse), (order, inverse)
-
-
-def _reorder_backward(saved, gradient):
-    order, inverse = saved
-    return reorder(gradient, inverse, order), None, None  # JAX's own gradient scatters into an array of zeros
-
-
-reorder.defvjp(_reorder_forward, _reorder_backward)
+    merged = _gather(x.reshape(-1, *x.shape[2:]), order)
+    return merged.reshape(*x.shape[:2], *merged.shape[1:]), True
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -21,17 +21,25 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
 def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.float32, **options) -> jax.Array:
     """1×1 convolution over time, `[B, T, D] -> [B, T, features]`, a submodule `name` of the calling module.
 
-    `options` are those of `nn.Dense`.
+    `options` are those of `Affine`.
     """
-    options = {"kernel_init": kernel_init, "bias_init": bias_init(x.shape[-1])} | options
-    dense = nn.Dense(
-        features,
-        dot_general=lambda x, kernel, *_, **__: product(x, kernel),
-        dtype=dtype,
-        name=name,
-        **options,
-    )
-    return dense(x)
+    kernel, bias = Affine(features, name=name, **options)(x.shape[-1])
+    y = product(x.astype(dtype), kernel.astype(dtype))
+    return y if bias is None else y + bias.astype(dtype)[None, None]
+
+
+class Affine(nn.Module):
+    """Parameters of a linear map, float32: `kernel` `[D, features]` and, unless it has none, `bias` `[features]`."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = kernel_init
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
+        bias = self.param("bias", bias_init(width), (self.features,), jnp.float32) if self.use_bias else None
+        return kernel, bias
 
 
 @jax.custom_vjp
@@ -51,7 +59,7 @@ def _product_forward(x, kernel):
 def _product_backward(saved, gradient):
     x, kernel = saved
     rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ kernel.T, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+    return (columns @ kernel.T).reshape(x.shape), jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -69,13 +77,25 @@ class Dropout(nn.Module):
 
     rate: float
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+    @property
+    def threshold(self) -> int:
+        """Of 256; 0 where nothing is ever dropped."""
         if not 0 <= self.rate < 1:
             raise ValueError(f"Dropout: rate must be in [0, 1), got {self.rate}.")
-        threshold = min(round(self.rate * 256), 255)
-        if deterministic or threshold == 0:
+        return min(round(self.rate * 256), 255)
+
+    @property
+    def scale(self) -> float:
+        """What is kept is multiplied by it; 1 where nothing is ever dropped."""
+        return 256 / (256 - self.threshold)
+
+    def kept(self, shape: tuple[int, ...]) -> jax.Array:
+        """Draws which elements of `shape` are kept, bool."""
+        words = jax.random.bits(self.make_rng("dropout"), (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
+        eighths = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
+        return eighths >= self.threshold
+
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        if self.threshold == 0 or deterministic:
             return x
-        words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
-        eighths = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-        return jnp.where(eighths >= threshold, x * (256 / (256 - threshold)), jnp.zeros((), x.dtype))
+        return jnp.where(self.kept(x.shape), x * self.scale, jnp.zeros((), x.dtype))

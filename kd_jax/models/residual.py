@@ -1,13 +1,14 @@
 """The stack of residual layers that SS-TCN, MS-TCN and PDAN share; only what mixes the snippets differs."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.masking import mask_out
-from kd_jax.models.layers import Dropout, pointwise
+from kd_jax.masking import expand, mask_out
+from kd_jax.models.layers import Affine, Dropout, pointwise
 
 
 class ResidualLayer(nn.Module):
@@ -21,8 +22,40 @@ class ResidualLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, dilation: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        u = pointwise(nn.relu(self.mix()(h, dilation)), self.hidden, dtype=self.dtype, name="pointwise")
-        return mask_out(h + Dropout(self.dropout)(u, deterministic=not self.train), mask), None
+        mixed = self.mix()(h, dilation)
+        kernel, bias = Affine(self.hidden, name="pointwise")(mixed.shape[-1])
+        dropout = Dropout(self.dropout)
+        kept = dropout.kept(h.shape) if self.train and dropout.scale > 1 else None
+        # What does not depend on the layer JAX lifts out of the loop, as arrays of [B, T, H] that every layer reads.
+        mask = mask & (dilation > 0)
+        return _add(h, mixed, kernel.astype(self.dtype), bias.astype(self.dtype), kept, mask, dropout.scale), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _add(h, mixed, kernel, bias, kept, mask, scale):
+    """`h + dropout(relu(mixed) @ kernel + bias)`, masked. The backward pass reads relu(mixed) and `kept`, no more."""
+    return _add_forward(h, mixed, kernel, bias, kept, mask, scale)[0]
+
+
+def _add_forward(h, mixed, kernel, bias, kept, mask, scale):
+    zero = jnp.zeros((), h.dtype)
+    rows = jnp.maximum(mixed, zero).reshape(-1, mixed.shape[-1])
+    branch = (rows @ kernel + bias[None]).reshape(h.shape)
+    branch = branch if kept is None else jnp.where(kept, branch * scale, zero)
+    return jnp.where(expand(mask, 3), h + branch, zero), (rows, kernel, kept, mask)
+
+
+def _add_backward(scale, saved, gradient):
+    rows, kernel, kept, mask = saved
+    gradient = mask_out(gradient, mask)
+    columns = gradient if kept is None else mask_out(gradient * scale, kept)
+    columns = columns.reshape(-1, columns.shape[-1])
+    of_mixed = mask_out(columns @ kernel.T, rows > 0).reshape(*gradient.shape[:-1], -1)
+    of_kernel = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+    return gradient, of_mixed, of_kernel, jnp.sum(columns, axis=0), None, None
+
+
+_add.defvjp(_add_forward, _add_backward)
 
 
 class ResidualStack(nn.Module):

@@ -1,0 +1,123 @@
+"""A training step of each temporal filter, and PDAN's and SS-TCN's against the same maths in eager PyTorch.
+
+    python -m benchmarks.filters [--repeats=5] [--output=FILE.json]
+
+A batch of 2 videos of 2000 snippets, 1024-d, 512 channels, float32: forward pass, task loss, backward pass, Adam. Peak
+memory is measured in a process for each side, above the imports and the batch, twice: the first time our side compiles,
+then it finds its program in JAX's cache. On a GPU both sides use it.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from benchmarks import measuring, workloads
+from benchmarks.workloads import CLASSES
+from kd_jax.models import FILTERS, Detector
+from kd_jax.population import compiled_train_step
+from kd_jax.train_state import create_train_state, make_optimizer
+
+
+def our_step(name: str, videos: int, length: int, width: int, hidden: int) -> Callable:
+    batch, _, _ = workloads.make_batch(videos, length, width, 1)
+    model = Detector(name, num_outputs=CLASSES, hidden=hidden)
+    optimizer = make_optimizer(2e-4, plateau_patience=0, steps_per_epoch=1)
+    state = [create_train_state(model, optimizer, jax.random.key(0), width)]
+    step = compiled_train_step(model, "dense", "{}", 0, 1)
+
+    def run():
+        state[0], metrics = step(state[0], (), batch, {}, jax.random.key(1))
+        return state[0], metrics
+
+    run.parameters = sum(x.size for x in jax.tree.leaves(state[0].params))
+    return run
+
+
+def peer_step(name: str, videos: int, length: int, width: int, hidden: int) -> Callable:
+    import torch  # here, because only the comparison needs it
+
+    from benchmarks import peers
+
+    batch, _, _ = workloads.make_batch(videos, length, width, 1)
+    features, labels, mask = (
+        torch.tensor(jax.device_get(x.astype(jnp.float32)), device=peers.DEVICE)
+        for x in (batch.features, batch.labels, batch.mask)
+    )
+    model = peers.FILTERS[name](width, hidden).to(peers.DEVICE).train()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-4, fused=True)
+
+    def run():
+        optimizer.zero_grad()
+        _, logits = model(features.transpose(1, 2), mask[:, None])
+        peers.task(logits, labels, mask[:, None]).backward()
+        optimizer.step()
+        if peers.DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+SIDES = {"kd_jax": our_step, "torch": peer_step}
+
+
+def measure_memory(side: str, name: str, **shape) -> dict:
+    """The most that two steps take above imports and the batch, in GB."""
+    workloads.make_batch(shape["videos"], shape["length"], shape["width"], 1)
+    before = measuring.memory("VmRSS")
+    step = SIDES[side](name, **shape)
+    for _ in range(2):
+        jax.block_until_ready(step())
+    device = measuring.device_peak_bytes()
+    peak = (measuring.memory("VmHWM") - before) / 1e9
+    return {"peak": peak, **({} if device is None else {"device peak": device / 1e9})}
+
+
+def compare(repeats: int, measure: bool, **shape) -> list[dict]:
+    """One row for each filter."""
+    rows = []
+    peers = ("ss_tcn", "pdan") if measuring.with_peers() else ()
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
+        for name in FILTERS:
+            sides = [side for side in SIDES if side == "kd_jax" or name in peers]
+            memory = {}
+            for side in sides if measure else ():
+                flag = f"--memory_of={side}:{name}"
+                first, again = (measuring.in_own_process("benchmarks.filters", flag) for _ in range(2))
+                memory |= {f"{side} first peak GB": first["peak"]} if side == "kd_jax" else {}
+                memory |= {f"{side} {key} GB": value for key, value in again.items()}
+            calls = {side: SIDES[side](name, **shape) for side in sides}
+            medians, first = measuring.alternate(calls, repeats)
+            ratio = medians["torch"] / medians["kd_jax"] if "torch" in medians else None
+            rows.append(
+                {
+                    "filter": name,
+                    "parameters": calls["kd_jax"].parameters,
+                    "first step s": first["kd_jax"],
+                    **{f"{side} s": median for side, median in medians.items()},
+                    "torch / kd_jax": ratio,
+                    **memory,
+                }
+            )
+    return rows
+
+
+def main(arguments):
+    shape = {name: getattr(arguments, name) for name in ("videos", "length", "width", "hidden")}
+    if arguments.memory_of:
+        side, name = arguments.memory_of.split(":")
+        print(json.dumps(measure_memory(side, name, **shape)))
+        return
+    rows = compare(arguments.repeats, arguments.memory, **shape)
+    measuring.report("filters", rows, arguments.output, **shape, peers=measuring.with_peers())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
+    flags.DEFINE_string("memory_of", None, "Only print the peak memory of this SIDE:FILTER; how it starts itself.")
+    measuring.run(main, repeats=5, videos=2, length=2000, width=1024, hidden=512)
