@@ -170,7 +170,8 @@ def losses_of(
         of_loss = jax.value_and_grad(functools.partial(loss, name), argnums=(0, 1, 2), has_aux=True)
         (values[name], after), (gradients[name], of_params, pull) = of_loss(student, params, student.features)
         if kernel is not None:
-            norms[name] = jnp.sqrt(jnp.sum(jnp.square(gradients[name].features + pull)))
+            pull = gradients[name].features + pull
+            norms[name] = jnp.sqrt(jnp.vdot(pull, pull, precision=jax.lax.Precision.HIGHEST))
         if name in modules:
             own[name] = of_params, after
     return values, gradients, norms, own

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.layers import bias_init, kernel_init, product
+from kd_jax.models.layers import add_bias, bias_init, kernel_init, product
 
 
 class DilatedConv(nn.Module):
@@ -40,7 +40,7 @@ class DilatedConv(nn.Module):
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (0, -length % (2 * self.max_dilation)), (0, 0)))
         # Only x waits for the backward pass: its pairs and their sums are cheap to make again.
         convolve = jax.checkpoint(functools.partial(_convolve, most=self.max_dilation), prevent_cse=False)
-        return convolve(x, kernel, dilation)[:, :length] + bias[None, None]
+        return add_bias(convolve(x, kernel, dilation)[:, :length], bias)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: int) -> jax.Array:

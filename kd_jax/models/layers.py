@@ -25,7 +25,7 @@ def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.
     """
     kernel, bias = Affine(features, name=name, **options)(x.shape[-1])
     y = product(x.astype(dtype), kernel.astype(dtype))
-    return y if bias is None else y + bias.astype(dtype)[None, None]
+    return y if bias is None else add_bias(y, bias.astype(dtype))
 
 
 class Affine(nn.Module):
@@ -63,6 +63,21 @@ def _product_backward(saved, gradient):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x` `[B, T, H]` + `bias` `[H]`."""
+    return x + bias[None, None]
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), lambda _, gradient: (gradient, sum_rows(gradient)))
+
+
+def sum_rows(x: jax.Array) -> jax.Array:
+    """The sum over all axes but the last, as a product with ones: XLA on CPU sums two axes 7 times slower."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.matmul(jnp.ones(len(rows), x.dtype), rows, precision=jax.lax.Precision.HIGHEST)
 
 
 class Dropout(nn.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models.dilated_convolution import shift
-from kd_jax.models.layers import pointwise
+from kd_jax.models.layers import pointwise, sum_rows
 from kd_jax.models.residual import ResidualStack
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -52,16 +52,59 @@ class DilatedAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         relative = self.param("relative", nn.initializers.normal(1.0), (3, self.features), jnp.float32)
-        # Only query, key and value wait for the backward pass; the taps and their weights are cheap to make again.
-        attend = jax.checkpoint(functools.partial(_attend, most=self.max_dilation), prevent_cse=False)
-        return attend(query, key, value, relative.astype(self.dtype), dilation)
+        return attend(query, key, value, relative.astype(self.dtype), dilation, self.max_dilation)
 
 
-def _attend(query, key, value, relative, dilation, most):
-    # A snippet of the past arrives by a shift to later times.
-    keys, values = ((shift(x, dilation, most), x, shift(x, -dilation, most)) for x in (key, value))
-    scores = [query * tap for tap in keys]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(query, key, value, relative, dilation, most):
+    """What `DilatedAttention` makes of query, key and value `[B, T, H]` and `r` `[3, H]`; `dilation` is at most `most`.
+
+    Only these wait for the backward pass. It moves finished arrays over time, where JAX's own would move, and XLA
+    compute again for every move, the gradient of each tap.
+    """
+    weights = _weights(query, _taps(key, dilation, most))
+    return _mix(weights, _taps(value, dilation, most), relative)
+
+
+def _taps(x, dilation, most):
+    return shift(x, dilation, most), x, shift(x, -dilation, most)  # what is past arrives by a shift to later times
+
+
+def _weights(query, keys):
+    scores = [query * key for key in keys]
     largest = functools.reduce(jnp.maximum, scores)
-    weights = [jnp.exp(score - jax.lax.stop_gradient(largest)) for score in scores]
-    mixed = sum(w * (tap + r[None, None]) for w, tap, r in zip(weights, values, relative, strict=True))
-    return mixed / sum(weights)
+    weights = [jnp.exp(score - largest) for score in scores]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def _mix(weights, values, relative):
+    return sum(w * (v + r[None, None]) for w, v, r in zip(weights, values, relative, strict=True))
+
+
+def _attend_forward(query, key, value, relative, dilation, most):
+    return attend(query, key, value, relative, dilation, most), (query, key, value, relative, dilation)
+
+
+def _attend_backward(most, saved, gradient):
+    query, key, value, relative, dilation = saved
+    keys, values = _taps(key, dilation, most), _taps(value, dilation, most)
+    weights = _weights(query, keys)
+    mixed = _mix(weights, values, relative)
+    pulls = [
+        weight * gradient for weight in weights
+    ]  # at the value of every tap; (value − mixed) times it, at the score
+    of_query = sum(
+        p * (v + r[None, None] - mixed) * k for p, v, r, k in zip(pulls, values, relative, keys, strict=True)
+    )
+    # Back from the taps to their snippets: there v + r is at hand, and query and mixed are the ones that move.
+    back = [_taps(x, -dilation, most) for x in (*pulls, query, query * mixed)]
+    arrived = [moved[tap] for tap, moved in enumerate(back[:3])]
+    of_value = sum(arrived)
+    of_key = sum(
+        p * ((value + r[None, None]) * q - qm) for p, r, q, qm in zip(arrived, relative, back[3], back[4], strict=True)
+    )
+    return of_query, of_key, of_value, jnp.stack([sum_rows(pull) for pull in pulls]), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import expand, mask_out
-from kd_jax.models.layers import Affine, Dropout, pointwise
+from kd_jax.models.layers import Affine, Dropout, pointwise, sum_rows
 
 
 class ResidualLayer(nn.Module):
@@ -52,7 +52,7 @@ def _add_backward(scale, saved, gradient):
     columns = columns.reshape(-1, columns.shape[-1])
     of_mixed = mask_out(columns @ kernel.T, rows > 0).reshape(*gradient.shape[:-1], -1)
     of_kernel = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-    return gradient, of_mixed, of_kernel, jnp.sum(columns, axis=0), None, None
+    return gradient, of_mixed, of_kernel, sum_rows(columns), None, None
 
 
 _add.defvjp(_add_forward, _add_backward)
