@@ -163,6 +163,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.dataset.synthetic_fallback = True
     config.model.hidden = 16
     config.training.epochs = 2
+    config.training.batch_size = 2
     config.training.length_buckets = 1
     config.training.checkpoint_every = 1
     config.seeds = 1

@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +202,7 @@ def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> R
 
     def teacher(of: str) -> Teacher:
         if of in config.teachers:
-            return Teacher(of, (Path(config.teachers[of]),))
+            return Teacher(of, (epath.Path(config.teachers[of]),))
         members = config.fusions.get(of, (of,))
         return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
 
@@ -250,7 +249,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
         reason = " ".join(reason.split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
-    given = {name: Path(folder) for name, folder in config.teachers.items()}
+    given = {name: epath.Path(folder) for name, folder in config.teachers.items()}
     modalities = {run.modality for run in config.runs.values()}
     for folder in given.values():
         found = read_json(folder / "config.json") if folder.is_dir() else None
@@ -272,7 +271,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     return source
 
 
-def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Path]) -> None:
+def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epath.Path]) -> None:
     """Lets each run's terms look at the shapes that its student and its teachers will have."""
     info, videos = source.info, source.videos("train", [])
     num_outputs = distill.TASKS[info.head][1](len(info.classes))

@@ -68,6 +68,7 @@ def predict(
     mesh = input_pipeline.data_mesh()
     variables = input_pipeline.replicate(variables, mesh)
     lengths = [len(example.features) for example in examples]
+    batch_size = min(batch_size, max(len(examples), 1))
     outputs: list[Outputs | None] = [None] * len(examples)
     buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
     quiet = None if progress and session.is_first() else True

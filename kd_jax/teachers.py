@@ -1,6 +1,6 @@
 """What frozen teachers say of the training videos: a run, an ensemble of runs, or features of another model.
 
-    teacher = Teacher("flow_teacher", (Path("workdir/tsu/flow_teacher"),))
+    teacher = Teacher("flow_teacher", (epath.Path("workdir/tsu/flow_teacher"),))
     examples = attach_teachers(examples, [teacher], source, batch_size=8, num_buckets=4)
 
 Teachers see whole videos without dropout, so what they say never changes: once a run is enough.
@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from kd_jax import checkpoints, input_pipeline
 from kd_jax.datasets.base import Info, Video
@@ -30,7 +31,7 @@ class Teacher:
     """Folders of finished runs, whose outputs are averaged where there are several; or one folder of features."""
 
     name: str
-    folders: tuple[Path, ...]
+    folders: tuple[epath.Path, ...]
 
 
 def attach_teachers(
@@ -48,10 +49,10 @@ def _mean(outputs: Sequence[Outputs]) -> Outputs:
     return jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *outputs)
 
 
-def _outputs(folder: Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
+def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
     """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
     if not (folder / "config.json").exists():
-        files = FeatureFolder(("features",), folder).files()
+        files = FeatureFolder(("features",), Path(folder)).files()
         tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_teacher(folder)
@@ -62,7 +63,7 @@ def _outputs(folder: Path, examples: Sequence[Example], source: Source, forward:
     return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
 
 
-def describe_given(folder: Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
+def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
     """The widths of the features and of the logits (0 without any) of a teacher that no run of the experiment is.
 
     Args:
@@ -92,11 +93,13 @@ def describe_given(folder: Path, videos: Sequence[Video], info: Info) -> tuple[i
     return config["model"]["hidden"], config["model"]["num_outputs"]
 
 
-def _check_features(folder: Path, videos: Sequence[Video]) -> int:
+def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     """The width of the features in a folder that has them for every video."""
-    files = FeatureFolder(("features",), folder).files() if folder.is_dir() else {}
+    on_disk = "://" not in str(folder)
+    files = FeatureFolder(("features",), Path(folder)).files() if on_disk and folder.is_dir() else {}
     if not files:
-        raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files")
+        remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
+        raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
     findings, widths = Findings(), {}
     for video in videos:
         if video.id not in files:

@@ -3,12 +3,14 @@
 frame_map([scores_of_video_1, scores_of_video_2], [labels_1, labels_2])["mean_over_present_classes"]
 """
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 _CLASSES_AT_ONCE = 16  # one cache line of float32 per snippet: reading class by class would fetch each line 16 times
+_WORTH_THREADS = 2**21  # scores
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -101,8 +103,9 @@ def _per_class(
             ranked_scores = [row[keep] for row, keep in zip(block_scores, ranked, strict=True)]
             ranked_positive = [row[keep] for row, keep in zip(positive, ranked, strict=True)]
         present[block] = [row.any() for row in ranked_positive]
-        with ThreadPoolExecutor() as pool:  # sorting releases the interpreter lock
-            precision[block] = list(pool.map(_one_class, ranked_scores, ranked_positive))
+        # Sorting releases the interpreter lock, but a small table is sorted before the threads have started.
+        with ThreadPoolExecutor() if block_scores.size >= _WORTH_THREADS else contextlib.nullcontext() as pool:
+            precision[block] = list((pool.map if pool else map)(_one_class, ranked_scores, ranked_positive))
     return precision, present
 
 

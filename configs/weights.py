@@ -1,0 +1,49 @@
+"""How much should a term weigh? Every form of the three levels at the published weights, tuned, and balanced; 5 seeds.
+
+Data, teacher and budget are those of another file of this folder, named after the colon; without one, the demo's.
+
+Command:   python -m kd_jax.main --config=configs/weights.py:sphere
+Data:      that of the other file
+Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the one of FACTORS with the
+           best validation score, mean over the seeds. LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
+           times as strongly at the student's features as the task; all three levels share it in equal parts.
+Study:     docs/weights.md
+"""
+
+from configs import default
+
+FORMS = {
+    "atomic_nce": ("atomic", {}),
+    "atomic_infonce": ("atomic", {"form": "infonce"}),
+    "atomic_margin": ("atomic", {"form": "margin"}),
+    "atomic_margin_normalized": ("atomic", {"form": "margin", "normalize": True}),
+    "global_context_channel": ("global_context", {}),
+    "global_context_snippet": ("global_context", {"relation": "snippet"}),
+    "boundary_curve": ("boundary", {}),
+    "boundary_vector": ("boundary", {"form": "vector"}),
+}
+FACTORS = (1 / 3000, 1 / 300, 1 / 30)
+SHARES = (0.1, 0.3, 1.0)
+LEVELS = {**{level: (level,) for level in default.WEIGHTS}, "all": tuple(default.WEIGHTS)}
+
+
+def get_config(variant=""):
+    config, teacher, plain, variant = default.from_other(variant)
+
+    def add(name, weights, **changes):
+        config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights, **changes)
+
+    for form, (level, options) in FORMS.items():
+        published = default.PUBLISHED_WEIGHTS[level]
+        add(f"{form}_published", {level: published}, options={level: options})
+        tried = {f"{form}_published_over_{round(1 / factor)}": published * factor for factor in FACTORS}
+        for name, weight in tried.items():
+            add(name, {level: weight}, options={level: options})
+        config.choices[f"{form}_tuned"] = tuple(tried)
+    add("all_published", default.PUBLISHED_WEIGHTS)
+    for share in SHARES:
+        for name, levels in LEVELS.items():
+            weights = dict.fromkeys(levels, share / len(levels))
+            add(f"{name}_pulls_{share:g}".replace(".", "p"), weights, balance="gradient")
+    config.seeds = 5
+    return default.with_variant(config, variant)
