@@ -1,6 +1,6 @@
 """A training step of each temporal filter, and PDAN's and SS-TCN's against the same maths in eager PyTorch.
 
-    python -m benchmarks.filters [--repeats=5] [--output=FILE.json]
+    python -m benchmarks.filters [--filters=pdan,ss_tcn] [--repeats=5] [--output=FILE.json]
 
 A batch of 2 videos of 2000 snippets, 1024-d, 512 channels, float32: forward pass, task loss, backward pass, Adam. Peak
 memory is measured in a process for each side, above the imports and the batch, twice: the first time our side compiles,
@@ -78,12 +78,12 @@ def measure_memory(side: str, name: str, **shape) -> dict:
     return {"peak": peak, **({} if device is None else {"device peak": device / 1e9})}
 
 
-def compare(repeats: int, measure: bool, **shape) -> list[dict]:
+def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[dict]:
     """One row for each filter."""
     rows = []
     peers = ("ss_tcn", "pdan") if measuring.with_peers() else ()
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
-        for name in FILTERS:
+        for name in filters:
             sides = [side for side in SIDES if side == "kd_jax" or name in peers]
             memory = {}
             for side in sides if measure else ():
@@ -113,11 +113,12 @@ def main(arguments):
         side, name = arguments.memory_of.split(":")
         print(json.dumps(measure_memory(side, name, **shape)))
         return
-    rows = compare(arguments.repeats, arguments.memory, **shape)
+    rows = compare(arguments.filters, arguments.repeats, arguments.memory, **shape)
     measuring.report("filters", rows, arguments.output, **shape, peers=measuring.with_peers())
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("filters", list(FILTERS), "Which; all if not said.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
     flags.DEFINE_string("memory_of", None, "Only print the peak memory of this SIDE:FILTER; how it starts itself.")
     measuring.run(main, repeats=5, videos=2, length=2000, width=1024, hidden=512)

@@ -61,12 +61,12 @@ def compiled_train_epoch(
 def _how_to_compile() -> dict:
     """Options of `jax.jit`: states are replicated and updated in place; on a CPU, the matrix products are Eigen's.
 
-    Those of YNNPACK, which XLA would take, are 10 to 15 % slower here (benchmarks/README.md).
+    Those of YNNPACK, which XLA would take, are 10 to 15 % slower there (benchmarks/README.md).
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
     try:
         jax.jit(lambda: 0, compiler_options=options)()
-    except jax.errors.JaxRuntimeError:  # a device or a version that does not know it
+    except jax.errors.JaxRuntimeError:  # a version that does not know it
         options = None
     everywhere = NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
     return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": options}

@@ -23,14 +23,14 @@ def lowered(function, *arguments) -> str:
     return exported.mlir_module()
 
 
-def parts(filter_name, head, dtype):
+def parts(filter_name, head, dtype, terms=(*TERMS, *MODULES)):
     num_outputs = TASKS[head][1](CLASSES)
     model = Detector(filter_name, num_outputs=num_outputs, hidden=H, num_layers=2, dtype=dtype, standardize=True)
     optimizer = make_optimizer(1e-3, plateau_patience=2, steps_per_epoch=1)
-    modules = make_modules({term: {} for term in MODULES}, num_snippets=2 * T)
+    modules = make_modules({term: {} for term in terms}, num_snippets=2 * T)
     taught = [Outputs(np.zeros((T, H)), np.zeros((T, num_outputs)))]
     state = create_train_state(model, optimizer, jax.random.key(0), D, None, modules, taught, num_classes=CLASSES)
-    weights = {term: jnp.float32(1) for term in (*TERMS, *MODULES)}
+    weights = {term: jnp.float32(1) for term in terms}
     return model, make_train_step(model, optimizer, head=head, modules=modules), state, weights, num_outputs
 
 
@@ -39,7 +39,9 @@ def parts(filter_name, head, dtype):
     [*((name, "dense", jnp.bfloat16) for name in FILTERS), ("ss_tcn", "sparse", jnp.float32)],
 )
 def test_steps(filter_name, head, dtype):
-    model, step, state, weights, num_outputs = parts(filter_name, head, dtype)
+    """SS-TCN's with every term; of another filter a term that reads features and one that reads logits say as much."""
+    terms = {} if filter_name == "ss_tcn" else {"terms": ("boundary", "logit_distillation")}
+    model, step, state, weights, num_outputs = parts(filter_name, head, dtype, **terms)
     mask = jnp.ones((2, T), bool)
     features, labels = jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8)
     batch = Batch(features, labels, mask, jnp.array([0, T]))

@@ -91,9 +91,7 @@ def _attend_backward(most, saved, gradient):
     keys, values = _taps(key, dilation, most), _taps(value, dilation, most)
     weights = _weights(query, keys)
     mixed = _mix(weights, values, relative)
-    pulls = [
-        weight * gradient for weight in weights
-    ]  # at the value of every tap; (value − mixed) times it, at the score
+    pulls = [weight * gradient for weight in weights]  # at a tap's value; times value − mixed, at its score
     of_query = sum(
         p * (v + r[None, None] - mixed) * k for p, v, r, k in zip(pulls, values, relative, keys, strict=True)
     )
