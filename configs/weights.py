@@ -7,7 +7,7 @@ Data:      that of the other file
 Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the one of FACTORS with the
            best validation score, mean over the seeds. LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
            times as strongly at the student's features as the task; all three levels share it in equal parts.
-Study:     docs/weights.md
+Smoke:     the first factor and share, and of each level the last form
 """
 
 from configs import default
@@ -29,19 +29,23 @@ LEVELS = {**{level: (level,) for level in default.WEIGHTS}, "all": tuple(default
 
 def get_config(variant=""):
     config, teacher, plain, variant = default.from_other(variant)
+    smoke = variant == "smoke"
+    forms = {level: form for form, (level, _) in FORMS.items()}.values() if smoke else FORMS
+    factors, shares = (FACTORS[:1], SHARES[:1]) if smoke else (FACTORS, SHARES)
 
     def add(name, weights, **changes):
         config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights, **changes)
 
-    for form, (level, options) in FORMS.items():
+    for form in forms:
+        level, options = FORMS[form]
         published = default.PUBLISHED_WEIGHTS[level]
         add(f"{form}_published", {level: published}, options={level: options})
-        tried = {f"{form}_published_over_{round(1 / factor)}": published * factor for factor in FACTORS}
+        tried = {f"{form}_published_over_{round(1 / factor)}": published * factor for factor in factors}
         for name, weight in tried.items():
             add(name, {level: weight}, options={level: options})
         config.choices[f"{form}_tuned"] = tuple(tried)
     add("all_published", default.PUBLISHED_WEIGHTS)
-    for share in SHARES:
+    for share in shares:
         for name, levels in LEVELS.items():
             weights = dict.fromkeys(levels, share / len(levels))
             add(f"{name}_pulls_{share:g}".replace(".", "p"), weights, balance="gradient")
