@@ -7,6 +7,7 @@ Runs are trained teachers first, each in a folder of its own; what is finished i
 `prepare` checks the names, numbers, options, data and folders of a config before anything is trained.
 """
 
+import functools
 import json
 import math
 import os
@@ -146,7 +147,16 @@ def check_config(config: ConfigDict) -> None:
 
 
 def _check_options(field: str, term: str, options: dict) -> None:
+    try:
+        _look_at_options(distill.TERMS.get(term), term, json.dumps(options, sort_keys=True))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)  # runs differ in few of their options
+def _look_at_options(_: tuple | None, term: str, options: str) -> None:
     """Lets the loss itself look at its options, on shapes alone."""
+    options = json.loads(options)
     array, mask = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
     outputs, batch = Outputs(array, array), Batch(array, array, mask, jax.ShapeDtypeStruct((1,), jnp.int32))
 
@@ -156,10 +166,7 @@ def _check_options(field: str, term: str, options: dict) -> None:
         module, key = distill.make_modules({term: options}, 4)[term], jax.random.key(0)
         return module.init({"params": key, "sample": key}, outputs, [outputs], batch)
 
-    try:
-        jax.eval_shape(look, outputs, batch)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{field}: {error}") from None
+    jax.eval_shape(look, outputs, batch)
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -292,6 +299,7 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epat
             raise ValueError(
                 f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
             )
+    looked = set()
     for name, run in config.runs.items():
         weighed = [term for term, weight in run.weights.items() if weight]
         taught = {teacher: {**own, **widths}[teacher] for teacher in run.teachers}
@@ -301,17 +309,22 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epat
                     f"runs.{name} weighs {reads[0]!r}, which compares logits; the teacher {teacher!r} is a folder of "
                     "features and has none"
                 )
+        options = {term: run.options[term].to_dict() for term in weighed if term in distill.TERMS}
+        seen = json.dumps([own[name], list(taught.values()), options])
+        if seen in looked:
+            continue
+        looked.add(seen)
         labels, mask = jnp.zeros((1, 4, len(info.classes))), jnp.ones((1, 4), bool)
         try:
             jax.eval_shape(
-                lambda student, teachers, run=run, weighed=weighed, labels=labels, mask=mask: distill.losses_of(
+                lambda student, teachers, options=options, labels=labels, mask=mask: distill.losses_of(
                     student,
                     teachers,
                     Batch(labels, labels, mask),
                     jax.random.key(0),
-                    [term for term in weighed if term in distill.TERMS],
+                    options,
                     head=info.head,
-                    options={term: run.options[term].to_dict() for term in weighed},
+                    options=options,
                 ),
                 outputs(*own[name]),
                 [outputs(*width) for width in taught.values()],

@@ -52,6 +52,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # many small ones are a quarter of a start
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def is_first() -> bool:

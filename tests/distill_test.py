@@ -1,5 +1,7 @@
 """The step: what it adds up, what padding and devices may change (nothing), how often it compiles (once a length)."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,8 @@ def test_every_part_is_summed_over_teachers_and_stages():
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
     stage = jnp.zeros((B, T, C))
     student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, stage, earlier_logits=(stage,))
-    parts, gradients, *_ = distill.losses_of(student, [teacher, other], batch, KEY, WEIGHTS, head="dense")
+    compute = jax.jit(functools.partial(distill.losses_of, terms=tuple(WEIGHTS), head="dense"))
+    parts, gradients, *_ = compute(student, [teacher, other], batch, KEY)
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
     context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
     np.testing.assert_allclose(parts["task"], 2 * C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
@@ -170,7 +173,7 @@ def wider(logits, head):
     return jnp.concatenate([logits, logits[..., :more]], axis=-1)
 
 
-@pytest.mark.parametrize("rows, length", [(2, 20), (4, 12), (3, 16)])
+@pytest.mark.parametrize("rows, length", [(2, 20), (4, 16)])
 def test_padding_changes_neither_loss_nor_gradient(rows, length):
     step, state, _ = make_step()
     results = []
