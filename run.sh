@@ -43,7 +43,7 @@ case ${1-} in
     install test '.[test]'
     shift
     .venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
-    exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
+    exec .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal "$@"
     ;;
   *)
     echo "run.sh: unknown command '$1'; use ./run.sh, ./run.sh main or ./run.sh test" >&2
