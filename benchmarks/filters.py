@@ -69,19 +69,20 @@ SIDES = {"kd_jax": our_step, "torch": peer_step}
 def measure_memory(side: str, name: str, **shape) -> dict:
     """The most that two steps take above imports and the batch, in GB."""
     workloads.make_batch(shape["videos"], shape["length"], shape["width"], 1)
-    before = measuring.memory("VmRSS")
-    step = SIDES[side](name, **shape)
-    for _ in range(2):
-        jax.block_until_ready(step())
-    device = measuring.device_peak_bytes()
-    peak = (measuring.memory("VmHWM") - before) / 1e9
-    return {"peak": peak, **({} if device is None else {"device peak": device / 1e9})}
+
+    def two_steps():
+        step = SIDES[side](name, **shape)
+        for _ in range(2):
+            jax.block_until_ready(step())
+
+    return measuring.peak_memory(two_steps)
 
 
 def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[dict]:
     """One row for each filter."""
-    rows = []
-    peers = ("ss_tcn", "pdan") if measuring.with_peers() else ()
+    rows, peers = [], {}
+    if measuring.with_peers():
+        from benchmarks.peers import FILTERS as peers  # here, because it needs PyTorch
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
         for name in filters:
             sides = [side for side in SIDES if side == "kd_jax" or name in peers]
@@ -89,8 +90,8 @@ def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[di
             for side in sides if measure else ():
                 flag = f"--memory_of={side}:{name}"
                 first, again = (measuring.in_own_process("benchmarks.filters", flag) for _ in range(2))
-                memory |= {f"{side} first peak GB": first["peak"]} if side == "kd_jax" else {}
-                memory |= {f"{side} {key} GB": value for key, value in again.items()}
+                memory |= {f"{side} first peak GB": first["peak GB"]} if side == "kd_jax" else {}
+                memory |= {f"{side} {key}": value for key, value in again.items()}
             calls = {side: SIDES[side](name, **shape) for side in sides}
             medians, first = measuring.alternate(calls, repeats)
             ratio = medians["torch"] / medians["kd_jax"] if "torch" in medians else None

@@ -107,6 +107,17 @@ def device_peak_bytes() -> int | None:
     return statistics.get("peak_bytes_in_use")
 
 
+def peak_memory(call: Callable[[], object]) -> dict[str, float]:
+    """The most that `call` takes above what this process has now, and of the accelerator if there is one, in GB."""
+    before = memory("VmRSS")
+    call()
+    device = device_peak_bytes()
+    return {
+        "peak GB": (memory("VmHWM") - before) / 1e9,
+        **({} if device is None else {"device peak GB": device / 1e9}),
+    }
+
+
 def in_own_process(module: str, *arguments: str) -> dict:
     """Runs `python -m module` with this process's flags and `arguments`; returns the JSON of its last line."""
     command = [sys.executable, "-m", module, *sys.argv[1:], *arguments]

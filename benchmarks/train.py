@@ -101,13 +101,8 @@ def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
 
 def measure_memory(side: str, videos: list[dict], **options) -> dict:
     """The most that one distillation epoch and all that it needs take above imports and data, in GB."""
-    make, before = sides()[side], measuring.memory("VmRSS")
-    make(videos, **options).epoch("student")
-    device = measuring.device_peak_bytes()
-    return {
-        "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
-        **({} if device is None else {"device peak GB": device / 1e9}),
-    }
+    make = sides()[side]
+    return measuring.peak_memory(lambda: make(videos, **options).epoch("student"))
 
 
 def side_by_side(runs: int, epochs: int, videos: list[dict], **options) -> list[dict]:

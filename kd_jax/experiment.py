@@ -148,14 +148,15 @@ def check_config(config: ConfigDict) -> None:
 
 def _check_options(field: str, term: str, options: dict) -> None:
     try:
-        _look_at_options(distill.TERMS.get(term), term, json.dumps(options, sort_keys=True))
+        kind = distill.TERMS.get(term) or distill.MODULES[term]
+        _look_at_options(kind, term, json.dumps(options, sort_keys=True))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{field}: {error}") from None
 
 
 @functools.lru_cache(maxsize=256)  # runs differ in few of their options
-def _look_at_options(_: tuple | None, term: str, options: str) -> None:
-    """Lets the loss itself look at its options, on shapes alone."""
+def _look_at_options(_: tuple | type, term: str, options: str) -> None:
+    """Lets the loss itself look at its options, on shapes alone; the first argument tells terms of one name apart."""
     options = json.loads(options)
     array, mask = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
     outputs, batch = Outputs(array, array), Batch(array, array, mask, jax.ShapeDtypeStruct((1,), jnp.int32))

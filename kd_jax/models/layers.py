@@ -59,10 +59,15 @@ def _product_forward(x, kernel):
 def _product_backward(saved, gradient):
     x, kernel = saved
     rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return (columns @ kernel.T).reshape(x.shape), jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+    return (columns @ kernel.T).reshape(x.shape), contract_rows(rows, columns)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def contract_rows(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`[N, D] × [N, H] -> [D, H]`, of the two arrays as they lie in memory."""
+    return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
 
 
 @jax.custom_vjp
@@ -104,13 +109,14 @@ class Dropout(nn.Module):
         """What is kept is multiplied by it; 1 where nothing is ever dropped."""
         return 256 / (256 - self.threshold)
 
-    def kept(self, shape: tuple[int, ...]) -> jax.Array:
-        """Draws which elements of `shape` are kept, bool."""
+    def kept(self, shape: tuple[int, ...], *, deterministic: bool) -> jax.Array | None:
+        """Draws which elements of `shape` are kept, bool; None where all are."""
+        if self.threshold == 0 or deterministic:
+            return None
         words = jax.random.bits(self.make_rng("dropout"), (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
         eighths = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
         return eighths >= self.threshold
 
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        if self.threshold == 0 or deterministic:
-            return x
-        return jnp.where(self.kept(x.shape), x * self.scale, jnp.zeros((), x.dtype))
+        kept = self.kept(x.shape, deterministic=deterministic)
+        return x if kept is None else jnp.where(kept, x * self.scale, jnp.zeros((), x.dtype))

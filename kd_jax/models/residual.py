@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import expand, mask_out
-from kd_jax.models.layers import Affine, Dropout, pointwise, sum_rows
+from kd_jax.models.layers import Affine, Dropout, contract_rows, pointwise, sum_rows
 
 
 class ResidualLayer(nn.Module):
@@ -25,7 +25,7 @@ class ResidualLayer(nn.Module):
         mixed = self.mix()(h, dilation)
         kernel, bias = Affine(self.hidden, name="pointwise")(mixed.shape[-1])
         dropout = Dropout(self.dropout)
-        kept = dropout.kept(h.shape) if self.train and dropout.scale > 1 else None
+        kept = dropout.kept(h.shape, deterministic=not self.train)
         # What does not depend on the layer JAX lifts out of the loop, as arrays of [B, T, H] that every layer reads.
         mask = mask & (dilation > 0)
         return _add(h, mixed, kernel.astype(self.dtype), bias.astype(self.dtype), kept, mask, dropout.scale), None
@@ -51,8 +51,7 @@ def _add_backward(scale, saved, gradient):
     columns = gradient if kept is None else mask_out(gradient * scale, kept)
     columns = columns.reshape(-1, columns.shape[-1])
     of_mixed = mask_out(columns @ kernel.T, rows > 0).reshape(*gradient.shape[:-1], -1)
-    of_kernel = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-    return gradient, of_mixed, of_kernel, sum_rows(columns), None, None
+    return gradient, of_mixed, contract_rows(rows, columns), sum_rows(columns), None, None
 
 
 _add.defvjp(_add_forward, _add_backward)
