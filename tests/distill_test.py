@@ -47,7 +47,7 @@ def test_every_part_is_summed_over_teachers_and_stages():
     batch, teacher = make_batch()
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
     stage = jnp.zeros((B, T, C))
-    student = Outputs(jnp.nan_to_num(teacher.features) + 0.3, stage, earlier_logits=(stage,))
+    student = Outputs(jnp.sin(jnp.nan_to_num(teacher.features)) + 0.3, stage, earlier_logits=(stage,))
     compute = jax.jit(functools.partial(distill.losses_of, terms=tuple(WEIGHTS), head="dense"))
     parts, gradients, *_ = compute(student, [teacher, other], batch, KEY)
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
