@@ -9,6 +9,7 @@ Tuning:    every method with each of GRID; the table shows the one with the best
            multiple of what the task does. Methods of several terms share it in equal parts.
 CRD:       in two steps as in the paper, distil (`crd_distil`, no task loss), then classify, each with the whole budget;
            it has no weight to tune, and draws NUM_NEGATIVES of the snippets
+Smoke:     the first weight of the grid, and the methods of SMOKE
 """
 
 from configs import default
@@ -24,6 +25,7 @@ METHODS = {
     "graph_distillation": ("graph_distillation",),
     "ours": ("atomic", "global_context", "boundary"),
 }
+SMOKE = ("rkd", "skd", "ours")
 NUM_NEGATIVES = 1024
 OPTIONS = {"skd": {"soft_cross_entropy": {"background_weight": 1.0}}}
 PUBLISHED = {  # Charades / PKU-MMD at tIoU 0.1
@@ -38,13 +40,13 @@ PUBLISHED = {  # Charades / PKU-MMD at tIoU 0.1
 
 def get_config(variant=""):
     config, teacher, plain, variant = default.from_other(variant)
-    grid = GRID[:1] if variant == "smoke" else GRID
-    for method, terms in METHODS.items():
+    grid, methods = (GRID[:1], SMOKE) if variant == "smoke" else (GRID, METHODS)
+    for method in methods:
         for weight in grid:
             config.runs[run_name(method, weight)] = default.make_run(
                 plain.modality,
                 teachers=(teacher,),
-                weights=dict.fromkeys(terms, weight / len(terms)),
+                weights=dict.fromkeys(METHODS[method], weight / len(METHODS[method])),
                 options=OPTIONS.get(method, {}),
                 balance="gradient",
             )

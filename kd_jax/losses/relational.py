@@ -70,9 +70,9 @@ def rkd_angle(
     `c_ijk = cos ∠(f_j − f_i, f_k − f_i)`, `L = mean_ijk smooth-L1(c^S_ijk − c^T_ijk)` over all triples, those with two
     equal snippets (which add nothing) included.
 
-    Time grows as N³·H. Of a video with more than `max_snippets` valid snippets, N = `max_snippets` of them are drawn,
-    without replacement; the estimate is unbiased: the mean over its triples of three different snippets, times the
-    share of such triples in the whole video.
+    Time grows as N³ + N²·H. Of a video with more than `max_snippets` valid snippets, N = `max_snippets` of them are
+    drawn, without replacement; the estimate is unbiased: the mean over its triples of three different snippets, times
+    the share of such triples in the whole video.
 
     Args:
       student: `[B, T, H]`.
@@ -94,21 +94,7 @@ def rkd_angle(
     student, teacher = masked_pair("rkd_angle", student, teacher, mask, same_width=False)
     place, exists = _draw("rkd_angle", mask, key, max_snippets=max_snippets)
     student, teacher = (jnp.take_along_axis(x, place[:, :, None], axis=1) for x in (student, teacher))
-
-    @jax.checkpoint
-    def corner(total, index):
-        """All triangles with their corner at one snippet."""
-
-        def cosines(features):
-            sides = mask_out(features - features[:, index][:, None], exists)
-            sides = unit(sides)
-            return einsum("bjh,bkh->bjk", sides, sides)
-
-        compare = exists[:, :, None] & exists[:, None] & exists[:, index][:, None, None]
-        difference = mask_out(optax.huber_loss(cosines(student), cosines(teacher)), compare)
-        return total + jnp.sum(difference, axis=(1, 2)), None
-
-    total = jax.lax.scan(corner, jnp.zeros(len(mask)), jnp.arange(place.shape[1]))[0]
+    total = _compare_angles(*(_squared_distances(x, exists) for x in (student, teacher)))
 
     def triples(valid):  # of three different snippets
         n = jnp.sum(valid, axis=1, dtype=jnp.float32)
@@ -117,6 +103,70 @@ def rkd_angle(
     everything = jnp.sum(mask, axis=1, dtype=jnp.float32) ** 3
     share = triples(mask) / jnp.maximum(everything, 1)
     return masked_mean(total / jnp.maximum(triples(exists), 1) * share, real_videos(mask))
+
+
+def _squared_distances(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """`‖x_i − x_j‖²` of all pairs of a video, `[B, N, H] -> [B, N, N]`; 0 where one is not valid."""
+    x = mask_out(x - masked_mean(x, valid, axis=1)[:, None], valid)  # the same distances, from smaller numbers
+    return mask_out(jnp.swapaxes(mask_out(_differences(x), valid), 1, 2), valid)
+
+
+@jax.custom_vjp
+def _differences(x: jax.Array) -> jax.Array:
+    """`Σ_h (x_ih − x_jh)²`, `[B, N, H] -> [B, N, N]`, without an array of N·N·H or a difference of large squares."""
+    rows = jax.lax.map(lambda i: jnp.sum(jnp.square(x - x[:, i][:, None]), axis=-1), jnp.arange(x.shape[1]))
+    return jnp.swapaxes(rows, 0, 1)
+
+
+def _differences_backward(x, gradient):
+    both = gradient + jnp.swapaxes(gradient, 1, 2)
+    return (2 * (x * jnp.sum(both, axis=-1, keepdims=True) - einsum("bij,bjh->bih", both, x)),)
+
+
+_differences.defvjp(lambda x: (_differences(x), x), _differences_backward)
+
+
+@jax.custom_vjp
+def _compare_angles(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """`Σ_ijk smooth-L1(c^S_ijk − c^T_ijk)` of every video, `[B]`, from squared distances `[B, N, N]`.
+
+    By the law of cosines `c_ijk = (s_ij + s_ik − s_jk) / (2 √s_ij √s_ik)`, so a triangle costs the same few operations
+    however many features there are; it is 0 where a side is. Value and gradient come from one pass, which takes every
+    k in turn and keeps nothing larger than N·N.
+    """
+    return _compare_angles_forward(student, teacher)[0]
+
+
+def _compare_angles_forward(student, teacher):
+    def inverse(square):
+        return jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+    def cosines(square, scale, k):
+        """`[B, i, j]`, at i between j and k."""
+        sides = square + square[:, :, k][:, :, None] - square[:, k][:, None]
+        return 0.5 * sides * (scale * scale[:, :, k][:, :, None])
+
+    scales = inverse(student), inverse(teacher)
+
+    def third(sums, k):
+        total, gradient = sums
+        ours, towards_k = cosines(student, scales[0], k), scales[0][:, :, k][:, :, None]
+        difference = ours - cosines(teacher, scales[1], k)
+        slope = jnp.clip(difference, -1, 1)
+        total += slope * (difference - 0.5 * slope)
+        scaled = slope * scales[0]
+        # Of c_ijk by s_ij, which is twice a side, for c_ikj equals it; and by s_jk, the side across.
+        gradient += scaled * (towards_k - ours * scales[0])
+        return (total, gradient), -0.5 * jnp.sum(scaled * towards_k, axis=1)
+
+    start = jnp.zeros_like(student), jnp.zeros_like(student)
+    (total, gradient), across = jax.lax.scan(third, start, jnp.arange(student.shape[1]))
+    return jnp.sum(total, axis=(1, 2)), gradient + jnp.swapaxes(across, 0, 1)
+
+
+_compare_angles.defvjp(
+    _compare_angles_forward, lambda gradient, pull: (gradient * pull[:, None, None], jnp.zeros_like(gradient))
+)
 
 
 def _draw(name, mask, key, **most):
