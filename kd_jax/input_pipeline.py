@@ -136,9 +136,25 @@ def open_source(
     return source
 
 
-def host_memory() -> int:
-    """Bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the machine has, or what a container or a batch job may take of them where that is less.
+
+    On Linux such limits are those of the control groups (version 2 or 1) that a process is in, and of their parents.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            folder, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = folder / path.lstrip("/")
+        for file in (parent / name for parent in (group, *group.parents) if parent.is_relative_to(folder)):
+            limit = file.read_text().strip() if file.exists() else "max"
+            total = total if limit == "max" else min(total, int(limit))
+    return total
 
 
 @functools.lru_cache(maxsize=1)

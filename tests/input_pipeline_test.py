@@ -231,6 +231,20 @@ def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch
     assert all(isinstance(f, base.OnDisk) for f in features())
 
 
+def test_the_memory_of_a_batch_job_is_its_own_share(tmp_path):
+    whole, root, groups = input_pipeline.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
+    v2, v1 = root / "slurm" / "job_1" / "memory.max", root / "memory" / "docker" / "memory.limit_in_bytes"
+    for path in (v2, v1):
+        path.parent.mkdir(parents=True)
+    groups.write_text("3:cpu,cpuacct:/docker\n2:memory:/docker\n0::/slurm/job_1/step_0\n")
+    v2.write_text("max\n"), v1.write_text(f"{2**63 - 4096}\n")
+    assert input_pipeline.host_memory(groups, root) == whole > 2**28
+    v1.write_text(f"{2**28}\n")
+    assert input_pipeline.host_memory(groups, root) == 2**28
+    v2.write_text(f"{2**27}\n")  # of a parent
+    assert input_pipeline.host_memory(groups, root) == 2**27
+
+
 TWO_PROCESSES = """
 import sys
 import jax
