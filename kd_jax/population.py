@@ -1,26 +1,30 @@
-"""Runs of equal shape that train side by side: their states, their videos, and an epoch of all of them as one program.
+"""Runs of equal shape that train side by side: their states, their videos, and an epoch of all of them.
 
     population = Population(program, training, sets, which, seeds, states, weights, keys)
     metrics = population.run_epoch(3)          # {'loss': [steps, runs], …}; population.states moved on
 
-A single run is a population of one. Where the videos do not fit the device there must be one run, and the host sends
-its batches.
+On an accelerator, which several runs fill better than one, the epoch is one program for all of them. On a CPU every run
+has the program that it has alone, and as many run at a time as there are cores. A single run is a population of one.
+Where the videos do not fit the device there must be one run, and the host sends its batches.
 """
 
 import contextlib
 import ctypes
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import input_pipeline, resident
-from kd_jax.distill import make_modules, make_train_step
+from kd_jax.distill import MODULES, make_modules, make_train_step
 from kd_jax.input_pipeline import Example
 from kd_jax.train_state import TrainState, make_optimizer
 
@@ -97,6 +101,24 @@ def _compiled(function, tree, *leaves) -> jax.stages.Compiled:
     return done
 
 
+@functools.lru_cache(maxsize=64)  # XLA takes 0.2 s to say
+def _num_bytes(program: jax.stages.Compiled) -> int:
+    needed = program.memory_analysis()
+    return needed.argument_size_in_bytes + needed.temp_size_in_bytes
+
+
+def one_program_for_all(mesh: jax.sharding.Mesh) -> bool:
+    """Whether runs side by side are one program, or each has its own (benchmarks/README.md has the times of both)."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def _beside_each_other(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """`[S, P]` each, of P times `[S, 1]`; NaN where a run has no such metric."""
+    absent = np.full_like(metrics[0]["loss"], np.nan)
+    keys = dict.fromkeys(key for each in metrics for key in each)
+    return {key: np.concatenate([each.get(key, absent) for each in metrics], axis=1) for key in keys}
+
+
 class Population:
     """P runs, each with its own seed, weights, learning rate and teachers.
 
@@ -133,6 +155,18 @@ class Population:
         self.states, self._which, self._weights, self._keys = input_pipeline.replicate(
             (states, np.array(which, np.int32), dict(weights), keys), self._mesh
         )
+        # Of each run: with a program of its own it has the terms that it weighs, and those that own something.
+        self._own = input_pipeline.replicate(
+            [
+                (
+                    np.array(which[i : i + 1], np.int32),
+                    {t: w[i : i + 1] for t, w in weights.items() if w[i] or t == "task" or t in MODULES},
+                    key,
+                )
+                for i, key in enumerate(jnp.split(keys, len(which)))
+            ],
+            self._mesh,
+        )
         if training.data == "resident" or (training.data == "auto" and resident.fits(sets)):
             self._data = resident.put(sets, max(self._buckets), self._mesh)
             self._function = compiled_train_epoch(**program, buckets=self._buckets)
@@ -143,11 +177,14 @@ class Population:
         """Whether the device holds the videos, and what an epoch of all runs needs (which compiles it)."""
         if self._data is None:
             return False
-        needed = _compile(self._function, *self._arguments(1)).memory_analysis()
-        return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= resident.memory_limit()
+        programs = [_compile(self._function, *arguments) for arguments in self._arguments(1)]
+        needed = max(_num_bytes(program) for program in programs)
+        if len(programs) > 1:
+            needed += sum(x.nbytes for x in jax.tree.leaves(self.states))
+        return needed <= resident.memory_limit()
 
     def run_epoch(self, epoch: int, report: Callable = lambda metrics, count=1: None) -> dict[str, np.ndarray]:
-        """Trains one epoch; returns every metric of each step and run, `[S, P]`.
+        """Trains one epoch; returns every metric of each step and run, `[S, P]`, NaN of a term that it does not weigh.
 
         `report` is told of steps: the metrics of those so far, or none and how many there were, see `Progress.step`.
         """
@@ -155,21 +192,48 @@ class Population:
 
     def _run_resident(self, epoch, report):
         arguments = self._arguments(epoch)
-        self.states, metrics = _compile(self._function, *arguments)(*arguments)
-        metrics = jax.device_get(metrics)
+        programs = [_compile(self._function, *each) for each in arguments]
+        if len(programs) == 1:
+            self.states, metrics = programs[0](*arguments[0])
+            metrics = jax.device_get(metrics)
+        else:
+            with ThreadPoolExecutor(self._at_once(programs)) as pool:
+                done = pool.map(lambda run, each: jax.block_until_ready(run(*each)), programs, arguments)
+                states, metrics = zip(*done, strict=True)
+            states, metrics = jax.device_get((states, metrics))
+            states = jax.tree.map(lambda *leaves: np.concatenate(leaves), *states)
+            self.states, metrics = input_pipeline.replicate(states, self._mesh), _beside_each_other(metrics)
         report([], len(metrics["loss"]))
         return metrics
 
-    def _arguments(self, epoch):
+    def _at_once(self, programs) -> int:
+        """How many of them run at a time: one a core, if memory allows, and no two that spread over devices."""
+        if self._mesh.size > 1:
+            return 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return max(1, min(len(programs), cores, resident.memory_limit() // max(map(_num_bytes, programs))))
+
+    def _arguments(self, epoch) -> list[tuple]:
+        """Of the one program for all runs, or on a CPU of that of each."""
         batch_size = self._training.batch_size
         rows = input_pipeline.device_rows(batch_size, self._mesh)
         plans = []
         for seed in self._seeds:
             batches = input_pipeline.plan_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=epoch)
             plans.append(resident.index_plan(batches, self._buckets, len(self._lengths), rows))
-        plan = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # all go through the same buckets
-        plan = input_pipeline.replicate(plan, self._mesh)
-        return self.states, self._data, self._which, *plan, self._weights, self._keys
+        buckets_of = input_pipeline.replicate(plans[0][0], self._mesh)  # all go through the same buckets
+        rows = [rows[:, None] for _, rows in plans]
+        if len(rows) == 1 or one_program_for_all(self._mesh):
+            rows = input_pipeline.replicate(np.concatenate(rows, axis=1), self._mesh)
+            return [(self.states, self._data, self._which, buckets_of, rows, self._weights, self._keys)]
+        states = jax.device_get(self.states)
+        runs = [(jax.tree.map(lambda x, i=i: x[i : i + 1], states), rows[i]) for i in range(len(rows))]
+        return [
+            (state, self._data, which, buckets_of, rows, weights, key)
+            for (state, rows), (which, weights, key) in zip(
+                input_pipeline.replicate(runs, self._mesh), self._own, strict=True
+            )
+        ]
 
     def _run_streamed(self, epoch, report):
         state, weights, key = jax.tree.map(lambda x: x[0], (self.states, self._weights, self._keys))

@@ -22,7 +22,6 @@ from kd_jax.input_pipeline import Example, host_memory
 from kd_jax.train_state import TrainState
 from kd_jax.types import Batch, Outputs
 
-CPU_LANE_BYTES = 2**24  # of the batches that one pass of a step serves on a CPU; their layers take a few times that
 SHARE = 0.5  # of a device's memory that the training set may take; the rest is for the step
 
 
@@ -158,41 +157,13 @@ def make_train_epoch(train_step: Callable, buckets: Sequence[int], mesh: jax.sha
     def train_epoch(states: TrainState, data: Resident, sets, buckets_of, rows, weights: dict, keys: jax.Array):
         def body(states, item):
             bucket, rows = item
-            size = rows.shape[-1] * data.features.shape[-1] * 4 // mesh.size  # of one snippet of every video
-            branches = [
-                side_by_side(functools.partial(step_of, length, data), lanes(len(keys), size * length, mesh))
-                for length in buckets
-            ]
+            every_run = jax.vmap if len(keys) > 1 else _alone
+            branches = [every_run(functools.partial(step_of, length, data)) for length in buckets]
             return jax.lax.switch(bucket, branches, sets, states, rows, weights, keys)
 
         return jax.lax.scan(body, states, (buckets_of, rows))
 
     return train_epoch
-
-
-def lanes(runs: int, num_bytes: int, mesh: jax.sharding.Mesh) -> int:
-    """How many of the runs one pass of a step serves, when a batch of each takes `num_bytes` on a device.
-
-    All of them on an accelerator, which several fill better than one. A CPU gains by it only while the layers of all of
-    them fit its cache; else it is as many as do, a divisor of `runs`, and the passes follow each other.
-    """
-    if mesh.devices.flat[0].platform != "cpu":
-        return runs
-    return max(n for n in range(1, runs + 1) if runs % n == 0 and (n == 1 or n * num_bytes <= CPU_LANE_BYTES))
-
-
-def side_by_side(function: Callable, lanes: int) -> Callable:
-    """`function` over a leading axis of all its arguments and results, `lanes` at a time."""
-    one = jax.vmap(function) if lanes > 1 else _alone(function)
-
-    def mapped(*arguments):
-        count = len(jax.tree.leaves(arguments)[0])
-        if count == lanes:
-            return one(*arguments)
-        parts = jax.tree.map(lambda x: x.reshape(count // lanes, lanes, *x.shape[1:]), arguments)
-        return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(lambda part: one(*part), parts))
-
-    return mapped
 
 
 def _alone(function: Callable) -> Callable:

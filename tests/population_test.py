@@ -47,8 +47,10 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
+    """All runs as one program, as on an accelerator."""
     workdir = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(population, "one_program_for_all", lambda mesh: True)
         groups = groups_trained(patch)
         return workdir, perform(ablation(), workdir), groups
 
@@ -81,13 +83,25 @@ def test_runs_of_equal_shape_train_side_by_side(together):
     assert "learns from" in experiment.markdown(results) and "±" in experiment.markdown(results)
 
 
-def test_each_run_ends_as_it_does_alone(tmp_path, monkeypatch, together):
-    groups = groups_trained(monkeypatch)
+def test_each_run_ends_as_it_does_with_a_program_of_its_own_and_alone(tmp_path, monkeypatch, together):
+    groups, programs, real = groups_trained(monkeypatch), [], population.Population._at_once
+
+    def note(self, of):
+        programs.append(len(of))
+        return real(self, of)
+
+    monkeypatch.setattr(population.Population, "_at_once", note)
+    perform(ablation(), tmp_path / "own")
+    assert [len(group) for group in groups] == [2, 6] and programs == 3 * [2] + 3 * [6]
+    assert_same_runs(together[0], tmp_path / "own")
+
+    groups.clear()
     monkeypatch.setattr(population.Population, "fits", lambda self: False)
-    perform(ablation(), tmp_path)
+    perform(ablation(), tmp_path / "alone")
     assert all(len(group) == 1 for group in groups) and len(groups) == 8
-    assert_same_runs(together[0], tmp_path)
-    assert len({records(path.parent)[-1]["loss"] for path in tmp_path.glob("**/predictions_test.npz")}) == 8
+    assert_same_runs(together[0], tmp_path / "alone")
+    alone = tmp_path / "alone"
+    assert len({records(path.parent)[-1]["loss"] for path in alone.glob("**/predictions_test.npz")}) == 8
 
 
 def test_streamed_runs_train_one_by_one(tmp_path, monkeypatch, together):
@@ -108,6 +122,7 @@ def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypat
         needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
         return compiled
 
+    monkeypatch.setattr(population, "one_program_for_all", lambda mesh: True)
     with monkeypatch.context() as patch:
         patch.setattr(population, "_compile", note)
         perform(ablation(epochs=1), tmp_path / "measured")
@@ -126,6 +141,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
     """The runs have been saved after different epochs; they go on side by side from the last one in common."""
+    monkeypatch.setattr(population, "one_program_for_all", lambda mesh: True)
     shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
     saves, real = [], train.checkpoints.Checkpoints.save
 

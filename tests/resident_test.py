@@ -129,23 +129,3 @@ def test_the_sequence_of_lengths_does_not_depend_on_the_seed(seed):
         for s in (seed, seed + 10)
     }
     assert len(sequences) == 1 and len(videos) == 2
-
-
-def test_runs_in_lanes_are_runs_side_by_side():
-    rng = np.random.default_rng(0)
-    states, keys = rng.standard_normal((6, 3)), jax.random.split(jax.random.key(0), 6)
-
-    def function(state, key):
-        return state * 2, {"drawn": jax.random.normal(key)}
-
-    expected = jax.vmap(function)(states, keys)
-    for count in (1, 2, 3, 6):
-        found = jax.jit(resident.side_by_side(function, count))(states, keys)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
-
-
-def test_lanes_on_a_cpu_fit_its_cache_and_divide_the_runs():
-    mesh = input_pipeline.data_mesh()
-    sizes = [0, resident.CPU_LANE_BYTES // 6, resident.CPU_LANE_BYTES // 4, resident.CPU_LANE_BYTES]
-    assert [resident.lanes(6, size, mesh) for size in sizes] == [6, 6, 3, 1]
-    assert resident.lanes(5, resident.CPU_LANE_BYTES // 4, mesh) == 1
