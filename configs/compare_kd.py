@@ -25,7 +25,7 @@ METHODS = {
     "graph_distillation": ("graph_distillation",),
     "ours": ("atomic", "global_context", "boundary"),
 }
-SMOKE = ("rkd", "skd", "ours")
+SMOKE = ("rkd", "ours")
 NUM_NEGATIVES = 1024
 OPTIONS = {"skd": {"soft_cross_entropy": {"background_weight": 1.0}}}
 PUBLISHED = {  # Charades / PKU-MMD at tIoU 0.1

@@ -7,7 +7,7 @@ Data:      that of the other file
 Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the one of FACTORS with the
            best validation score, mean over the seeds. LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
            times as strongly at the student's features as the task; all three levels share it in equal parts.
-Smoke:     the first factor and share, and of each level the last form
+Smoke:     the first factor and share, the last form of each level, and balanced only all three
 """
 
 from configs import default
@@ -31,7 +31,7 @@ def get_config(variant=""):
     config, teacher, plain, variant = default.from_other(variant)
     smoke = variant == "smoke"
     forms = {level: form for form, (level, _) in FORMS.items()}.values() if smoke else FORMS
-    factors, shares = (FACTORS[:1], SHARES[:1]) if smoke else (FACTORS, SHARES)
+    factors, shares, balanced = (FACTORS[:1], SHARES[:1], ["all"]) if smoke else (FACTORS, SHARES, LEVELS)
 
     def add(name, weights, **changes):
         config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights, **changes)
@@ -46,8 +46,8 @@ def get_config(variant=""):
         config.choices[f"{form}_tuned"] = tuple(tried)
     add("all_published", default.PUBLISHED_WEIGHTS)
     for share in shares:
-        for name, levels in LEVELS.items():
-            weights = dict.fromkeys(levels, share / len(levels))
+        for name in balanced:
+            weights = dict.fromkeys(LEVELS[name], share / len(LEVELS[name]))
             add(f"{name}_pulls_{share:g}".replace(".", "p"), weights, balance="gradient")
     config.seeds = 5
     return default.with_variant(config, variant)

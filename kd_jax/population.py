@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import input_pipeline, resident
+from kd_jax import input_pipeline, resident, session
 from kd_jax.distill import MODULES, make_modules, make_train_step
 from kd_jax.input_pipeline import Example
 from kd_jax.train_state import TrainState, make_optimizer
@@ -61,19 +61,10 @@ def compiled_train_epoch(
     return jax.jit(epoch, **_how_to_compile())
 
 
-@functools.cache
 def _how_to_compile() -> dict:
-    """Options of `jax.jit`: states are replicated and updated in place; on a CPU, the matrix products are Eigen's.
-
-    Those of YNNPACK, which XLA would take, are 10 to 15 % slower there (benchmarks/README.md).
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
-    try:
-        jax.jit(lambda: 0, compiler_options=options)()
-    except jax.errors.JaxRuntimeError:  # a version that does not know it
-        options = None
+    """Options of `jax.jit`: states are replicated and updated in place."""
     everywhere = NamedSharding(input_pipeline.data_mesh(), PartitionSpec())
-    return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": options}
+    return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": session.compiler_options()}
 
 
 def _train_step(

@@ -30,14 +30,33 @@ from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.scoring import probabilities
 from kd_jax.types import Outputs
 
-# One compilation per model and padded length, shared by every caller of the process.
-forward = functools.partial(jax.jit, static_argnums=0)(eval_step)
+
+def forward(
+    model,
+    variables: dict,
+    features: jax.Array,
+    mask: jax.Array,
+    *,
+    side_by_side: bool = False,
+    with_features: bool = True,
+) -> Outputs:
+    """`eval_step`, compiled once per model and padded length; `side_by_side` and `with_features` as in `predict`."""
+    return _compiled_forward()(model, side_by_side, with_features, variables, features, mask)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def forward_side_by_side(model, variables: dict, features: jax.Array, mask: jax.Array) -> Outputs:
-    """The same with each of P sets of parameters, `[P, …]`, on one batch."""
-    return jax.vmap(lambda one: eval_step(model, one, features, mask))(variables)
+@functools.cache
+def _compiled_forward():
+    def run(model, side_by_side, with_features, variables, features, mask):
+        def one(variables):
+            outputs = eval_step(model, variables, features, mask)
+            return outputs if with_features else outputs.replace(features=None)
+
+        if not side_by_side:
+            return one(variables)
+        # The activations of one fit a CPU's cache, those of all do not: 35 detectors 0.8 s in one pass, 0.34 in turn.
+        return jax.lax.map(one, variables) if jax.default_backend() == "cpu" else jax.vmap(one)(variables)
+
+    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=session.compiler_options())
 
 
 def predict(
@@ -77,8 +96,9 @@ def predict(
         contextlib.closing(input_pipeline.epoch(examples, buckets, batch_size, mesh)) as batches,
     ):
         for indices, batch, _ in batches:
-            result = (forward_side_by_side if side_by_side else forward)(model, variables, batch.features, batch.mask)
-            result = input_pipeline.fetch(result if with_features else result.replace(features=None), mesh)
+            options = {"side_by_side": side_by_side, "with_features": with_features}
+            result = forward(model, variables, batch.features, batch.mask, **options)
+            result = input_pipeline.fetch(result, mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)

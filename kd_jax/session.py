@@ -3,6 +3,7 @@
 In a job of several processes all of them compute, and the first alone writes files and speaks.
 """
 
+import functools
 import logging as std_logging
 import os
 import re
@@ -54,6 +55,20 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # many small ones are a quarter of a start
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@functools.cache
+def compiler_options() -> dict | None:
+    """Of `jax.jit`: on a CPU, the matrix products are Eigen's.
+
+    Those of YNNPACK, which XLA would take, are 10 to 15 % slower there (benchmarks/README.md).
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:  # a version that does not know it
+        return None
+    return options
 
 
 def is_first() -> bool:

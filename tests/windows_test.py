@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.models import FILTERS, Detector
-from kd_jax.predict import forward
+from kd_jax.predict import _compiled_forward, forward
 from kd_jax.windows import StreamingDetector, detect_in_windows, halo_of
 
 D, C = 4, 3
@@ -75,10 +75,10 @@ def test_windows_are_one_pass(detector, length, window):
 
 def test_one_compilation_for_all_lengths(detector):
     detect_in_windows(*detector[:2], video(40), window=24)
-    before = forward._cache_size()
+    before = _compiled_forward()._cache_size()
     for length in (1, 24, 25, 100):
         detect_in_windows(*detector[:2], video(length), window=24)
-    assert forward._cache_size() == before
+    assert _compiled_forward()._cache_size() == before
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 4))
