@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax.models import FILTERS, Detector
-from kd_jax.predict import _compiled_forward, forward
+from kd_jax.predict import _compiled_forward
 from kd_jax.windows import StreamingDetector, detect_in_windows, halo_of
 
 D, C = 4, 3
