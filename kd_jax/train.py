@@ -411,9 +411,10 @@ def _announce(manifests: Sequence[Mapping], params: dict, show_parameters: bool)
     params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
     for manifest in manifests:
-        terms = "".join(f" + {weight:g}·{term}" for term, weight in manifest["weights"].items())
+        weights = {"task": manifest.get("task_weight", 1.0), **manifest["weights"]}
+        loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in weights.items() if weight)
         model = f"{manifest['modality']} → {manifest['filter']}, {size} parameters"
         rate = manifest["training"]["learning_rate"]
-        logging.info("%s, seed %d: %s, loss = task%s, rate %g", manifest["run"], manifest["seed"], model, terms, rate)
+        logging.info("%s, seed %d: %s, loss = %s, rate %g", manifest["run"], manifest["seed"], model, loss, rate)
     if show_parameters:
         logging.info("\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))
