@@ -83,7 +83,7 @@ def test_runs_of_equal_shape_train_side_by_side(together):
     assert "learns from" in experiment.markdown(results) and "±" in experiment.markdown(results)
 
 
-def test_each_run_ends_as_it_does_with_a_program_of_its_own(tmp_path, monkeypatch, together):
+def test_each_run_ends_as_it_does_with_a_program_of_its_own_and_alone(tmp_path, monkeypatch, together):
     groups, programs, real = groups_trained(monkeypatch), [], population.Population._at_once
 
     def note(self, of):
@@ -91,10 +91,17 @@ def test_each_run_ends_as_it_does_with_a_program_of_its_own(tmp_path, monkeypatc
         return real(self, of)
 
     monkeypatch.setattr(population.Population, "_at_once", note)
-    perform(ablation(), tmp_path)
+    perform(ablation(), tmp_path / "own")
     assert [len(group) for group in groups] == [2, 6] and programs == 3 * [2] + 3 * [6]
-    assert_same_runs(together[0], tmp_path)
-    assert len({records(path.parent)[-1]["loss"] for path in tmp_path.glob("**/predictions_test.npz")}) == 8
+    assert_same_runs(together[0], tmp_path / "own")
+
+    groups.clear()
+    monkeypatch.setattr(population.Population, "fits", lambda self: False)
+    perform(ablation(), tmp_path / "alone")
+    assert all(len(group) == 1 for group in groups) and len(groups) == 8
+    assert_same_runs(together[0], tmp_path / "alone")
+    alone = tmp_path / "alone"
+    assert len({records(path.parent)[-1]["loss"] for path in alone.glob("**/predictions_test.npz")}) == 8
 
 
 def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, together):
