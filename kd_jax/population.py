@@ -143,18 +143,19 @@ class Population:
         self._training, self._sets, self._seeds, self._mesh = training, sets, seeds, input_pipeline.data_mesh()
         self._lengths = [len(e.features) for e in sets[0]]
         self._buckets = input_pipeline.bucket_lengths(self._lengths, training.length_buckets, training.batch_size)
-        self.states, self._which, self._weights, self._keys = input_pipeline.replicate(
-            (states, np.array(which, np.int32), dict(weights), keys), self._mesh
-        )
-        # Of each run: with a program of its own it has the terms that it weighs, and those that own something.
-        self._own = input_pipeline.replicate(
+        self.states = input_pipeline.replicate(states, self._mesh)
+        # What each program trains: all runs, or one, with the terms that it weighs and those that own something.
+        count, which = len(which), np.array(which, np.int32)
+        whole = count == 1 or one_program_for_all(self._mesh)
+        self._parts = [slice(None)] if whole else [slice(i, i + 1) for i in range(count)]
+        self._given = input_pipeline.replicate(
             [
                 (
-                    np.array(which[i : i + 1], np.int32),
-                    {t: w[i : i + 1] for t, w in weights.items() if w[i] or t == "task" or t in MODULES},
+                    which[part],
+                    {t: w[part] for t, w in weights.items() if whole or w[part] or t == "task" or t in MODULES},
                     key,
                 )
-                for i, key in enumerate(jnp.split(keys, len(which)))
+                for part, key in zip(self._parts, [keys] if whole else jnp.split(keys, count), strict=True)
             ],
             self._mesh,
         )
@@ -212,22 +213,21 @@ class Population:
         for seed in self._seeds:
             batches = input_pipeline.plan_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=epoch)
             plans.append(resident.index_plan(batches, self._buckets, len(self._lengths), rows))
-        buckets_of = input_pipeline.replicate(plans[0][0], self._mesh)  # all go through the same buckets
-        rows = [rows[:, None] for _, rows in plans]
-        if len(rows) == 1 or one_program_for_all(self._mesh):
-            rows = input_pipeline.replicate(np.concatenate(rows, axis=1), self._mesh)
-            return [(self.states, self._data, self._which, buckets_of, rows, self._weights, self._keys)]
-        states = jax.device_get(self.states)
-        runs = [(jax.tree.map(lambda x, i=i: x[i : i + 1], states), rows[i]) for i in range(len(rows))]
+        buckets_of, rows = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # the same buckets for all
+        states = [self.states]
+        if len(self._parts) > 1:
+            host = jax.device_get(self.states)
+            states = [jax.tree.map(lambda x, part=part: x[part], host) for part in self._parts]
+        rows = [rows[:, part] for part in self._parts]
+        buckets_of, states, rows = input_pipeline.replicate((buckets_of, states, rows), self._mesh)
         return [
-            (state, self._data, which, buckets_of, rows, weights, key)
-            for (state, rows), (which, weights, key) in zip(
-                input_pipeline.replicate(runs, self._mesh), self._own, strict=True
-            )
+            (state, self._data, which, buckets_of, of_run, weights, key)
+            for state, of_run, (which, weights, key) in zip(states, rows, self._given, strict=True)
         ]
 
     def _run_streamed(self, epoch, report):
-        state, weights, key = jax.tree.map(lambda x: x[0], (self.states, self._weights, self._keys))
+        _, *given = self._given[0]
+        state, weights, key = jax.tree.map(lambda x: x[0], (self.states, *given))
         steps = []
         batches = input_pipeline.epoch(
             self._sets[0], self._buckets, self._training.batch_size, self._mesh, seed=self._seeds[0], epoch=epoch
