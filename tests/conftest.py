@@ -2,15 +2,16 @@
 
 import os
 
-# Half of a test's time went into the last optimisations of its machine code. XLA's own, of the program, stay on. JAX
-# reads this when it is imported; the programs that tests start read it too, but for those under `as_users_run`. Workers
-# inherit what pytest's first process has set here.
+# Most of a test's time went into the last optimisations of its machine code, then into XLA's newer generator of fused
+# loops. XLA's own optimisations, of the program, stay on. JAX reads this when it is imported; the programs that tests
+# start read it too, but for those under `as_users_run`. Workers inherit what pytest's first process has set here.
 USERS = {
     name: os.environ.setdefault(f"USERS_{name}", os.environ.get(name, "")) for name in ("XLA_FLAGS", "JAX_PLATFORMS")
 }
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{USERS['XLA_FLAGS']} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 import jax  # noqa: E402
