@@ -14,7 +14,7 @@ Smoke:     the first weight of the grid, and the methods of SMOKE
 
 from configs import default
 
-GRID = (0.1, 0.3, 1.0)
+GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 METHODS = {
     "rkd": ("rkd_distance", "rkd_angle"),
     "similarity_preserving": ("similarity_preserving",),

@@ -14,7 +14,7 @@ from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
 
 
 def rkd_distance(
-    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, key: jax.Array | None = None, max_anchors: int = 1024
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, key: jax.Array | None = None, max_anchors: int = 512
 ) -> jax.Array:
     """RKD-D: the Euclidean distances between the snippets of a video, each divided by their mean.
 
