@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # ./run.sh               makes .venv, installs kd_jax, runs the demo experiment (configs/demo.py)
+# ./run.sh demo-video    from pixels on: draws videos, extracts RGB, flow and pose features, trains, predicts from a video
 # ./run.sh main ARGS     the same for any experiment: python -m kd_jax.main ARGS
 # ./run.sh test [ARGS]   installs what the tests need and runs them (ARGS go to pytest)
 # EXTRA=cuda or EXTRA=tpu installs JAX for that device, for `main`.
@@ -34,6 +35,22 @@ case ${1-} in
     install demo .
     exec .venv/bin/python -m kd_jax.main --config=configs/demo.py
     ;;
+  demo-video)
+    install video '.[video]'
+    data=data/stickfigures
+    prepare() { .venv/bin/python -m "data_prep.$1" "${@:2}"; }
+    extract() { prepare extract --modality="$1" --stride=8 --weights="$data/weights/$1.npz" --output="$data/$1" "${@:2}"; }
+    [ -e "$data" ] || prepare stickfigures --output="$data"
+    extract rgb --videos="$data/videos"
+    extract flow --videos="$data/videos"
+    extract pose --skeletons="$data/skeletons" --fps=15
+    [ -e "$data/records" ] || prepare build --dataset=custom --output="$data/records" --fps=15 \
+      --annotations="$data/annotations.json" --classes="$data/classes.txt" \
+      --features=rgb="$data/rgb" --features=flow="$data/flow" --features=pose="$data/pose"
+    .venv/bin/python -m kd_jax.main --config=configs/stickfigures.py
+    exec .venv/bin/python -m kd_jax.predict --run=workdir/stickfigures/augmented_rgb --stride=8 \
+      --video="$data/videos/figure_043.mp4" --encoder_weights="$data/weights/rgb.npz" --output=workdir/stickfigures/figure_043
+    ;;
   main)
     install "main${EXTRA:+_$EXTRA}" ".${EXTRA:+[$EXTRA]}"
     shift
@@ -46,7 +63,7 @@ case ${1-} in
     exec .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal "$@"
     ;;
   *)
-    echo "run.sh: unknown command '$1'; use ./run.sh, ./run.sh main or ./run.sh test" >&2
+    echo "run.sh: unknown command '$1'; use ./run.sh, ./run.sh demo-video, ./run.sh main or ./run.sh test" >&2
     exit 2
     ;;
 esac

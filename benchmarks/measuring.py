@@ -33,6 +33,8 @@ SIZES = {
     "length": "T, snippets a video.",
     "width": "D, channels of the features of each modality.",
     "hidden": "H, channels of the temporal filter.",
+    "clips": "Clips of 16 frames a forward pass.",
+    "size": "Pixels of a side of a frame.",
 }
 
 

@@ -1,12 +1,18 @@
-"""Published PyTorch weights of a temporal filter → a run that kd_jax predicts with and learns from.
+"""Published weights → what kd_jax reads: an encoder's as one file, a temporal filter's as a run.
+
+    python -m data_prep.convert_weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
+    python -m data_prep.extract --videos=DIR --modality=rgb --weights=weights/i3d_rgb.npz --output=features/rgb
 
     python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
     python -m kd_jax.predict --run=workdir/public_pdan --features=DIR --output=OUT
 
-reads a state dict of the public PDAN, SS-TCN, MS-TCN or TGM code; `--records` say which classes it knows. Nothing is
-unpickled but tensors (`weights_only=True`). It needs `pip install -e .[torch]`.
+reads state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code, and TensorFlow
+checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`, without TensorFlow). Of a temporal filter, `--records`
+say which classes it knows. Nothing is unpickled but tensors (`weights_only=True`). State dicts need
+`pip install -e .[torch]`.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +21,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax.checkpoints import Checkpoints, new_best
 from kd_jax.datasets import records
 from kd_jax.distill import TASKS
+from kd_jax.encoders.weights import write_weights
 from kd_jax.files import write_json
 from kd_jax.models import Detector
 from kd_jax.train_state import create_train_state, make_optimizer
@@ -218,23 +226,50 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
     write_json(output / "results.json", {"best_epoch": 0})
 
 
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def main(argv):
     given = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; write --flag=value")
-    if lacking := [f"--{name}" for name in ("state", "records", "modality", "output") if not given[name].value]:
+    if lacking := [f"--{name}" for name in ("state", "output") if not given[name].value]:
         raise app.UsageError(f"{', '.join(lacking)} must be given")
+    path, output = Path(given.state), Path(given.output)
     try:
-        info = records.read_info(given.records)
-        write_run(Path(given.output), read_state(Path(given.state)), info, given.modality, Path(given.state).name)
+        checkpoint = tensorflow_checkpoint.prefix_of(path)
+        state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read_state(path)
+        encoder = encoder_weights.convert(state)
+        if encoder:
+            _write_encoder(output, checkpoint, path, *encoder)
+            return
+        if lacking := [f"--{name}" for name in ("records", "modality") if not given[name].value]:
+            raise ValueError(f"{path} holds no encoder; of a temporal filter, {' and '.join(lacking)} must be given")
+        write_run(output, state, records.read_info(given.records), given.modality, path.name)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"convert_weights: {error}") from None
-    print(f"{given.output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
+    print(f"{output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
+
+
+def _write_encoder(output, checkpoint, path, model, modality, persons, variables):
+    if output.suffix != ".npz":
+        raise ValueError(f"--output={output}: the weights of an encoder are one file; let it end in .npz")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another --output")
+    files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
+    files = [file for file in files if file.suffix == ".index" or ".data-" in file.name or not checkpoint]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    source = {"files": [{"name": file.name, "sha256": _hash(file)} for file in files]}
+    write_weights(output, model, variables, modality=modality, persons=persons, source=source)
+    what = f"{type(model).__name__} for {modality}, {model.num_classes} classes"
+    print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("state", None, "State dict, saved by torch.save(model.state_dict(), FILE).")
-    flags.DEFINE_string("records", None, "Folder of records: the classes and the features that the weights are for.")
-    flags.DEFINE_string("modality", None, "Which of the records' features the weights read.")
-    flags.DEFINE_string("output", None, "Folder of the run to write.")
+    flags.DEFINE_string("state", None, "State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint.")
+    flags.DEFINE_string("records", None, "Of a temporal filter: records with the classes and features it is for.")
+    flags.DEFINE_string("modality", None, "Of a temporal filter: which of the records' features it reads.")
+    flags.DEFINE_string("output", None, "FILE.npz of an encoder, folder of the run of a temporal filter.")
     app.run(main)

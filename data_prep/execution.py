@@ -55,10 +55,10 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
             yield index, function(*task)
     else:
         pool = ProcessPoolExecutor(
-            min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(),)
+            min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=start, initargs=(os.getpid(),)
         )
         try:
-            with _without_interrupts():  # the first call starts the workers, which inherit it
+            with without_interrupts():  # the first call starts the workers, which inherit it
                 index_of = {pool.submit(function, *task): index for index, task in enumerate(tasks)}
             for future in as_completed(index_of):
                 yield index_of[future], future.result()
@@ -67,7 +67,7 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Ctrl-C is ignored; only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -79,7 +79,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _start(parent: int) -> None:
+def start(parent: int) -> None:
     """A worker does not outlive its parent."""
 
     def watch():

@@ -5,6 +5,13 @@
 reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes OUT/scores.npz,
 {video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
 is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
+
+    python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \
+        --encoder_weights=weights/i3d_rgb.npz --output=OUT
+
+reads a video itself, with the encoder that the run's features are from, and adds OUT/<video>.png: frames, and below
+them when each class was found. Where its snippets would last a tenth longer or shorter than those that the run was
+trained with, the video is sampled so that they last as long.
 """
 
 import contextlib
@@ -20,11 +27,13 @@ from absl import app, flags
 from etils import epath
 from tqdm import tqdm
 
-from kd_jax import input_pipeline, session, submissions
+from kd_jax import input_pipeline, session, submissions, timeline, videos
 from kd_jax.checkpoints import TrainedRun, load_teacher
 from kd_jax.datasets import base, feature_files, records
 from kd_jax.datasets.findings import Findings
 from kd_jax.distill import eval_step
+from kd_jax.encode import encode_video
+from kd_jax.encoders.weights import read_weights
 from kd_jax.input_pipeline import Example
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.scoring import probabilities
@@ -154,6 +163,33 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
     return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
 
 
+def _read_videos(paths: list[Path], run: TrainedRun, given) -> tuple[dict, dict, dict, dict]:
+    """As `_read_input`, of video files, and {video: frames} to show."""
+    modality, size, seconds = run.config["modality"], run.config["input_size"], run.config["seconds_per_snippet"]
+    if not given.encoder_weights:
+        raise ValueError("--video needs --encoder_weights, of the encoder that the run's features are from")
+    weights = read_weights(Path(given.encoder_weights))
+    if (weights.modality, weights.num_features) != (modality, size):
+        raise ValueError(
+            f"--encoder_weights={given.encoder_weights} give {weights.num_features} features of {weights.modality}; "
+            f"the run reads {size} of {modality}"
+        )
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError("two of --video have the same name; predict them into two --output folders")
+    sampling = videos.sampling(given, weights.manifest)
+    opened = {path.stem: videos.probe(path, given.fps) for path in paths}
+    for path in paths if seconds and not given.fps else ():
+        # `seconds` is the mean of duration / T, so it is a little off where the last snippet is not whole.
+        if not 0.9 < sampling.stride / opened[path.stem].fps / seconds < 1.1:
+            opened[path.stem] = videos.probe(path, sampling.stride / seconds)
+    features, shown, options = {}, {}, {"batch_size": given.batch_size, "num_frames": 12}
+    for name, video in opened.items():
+        table, shown[name] = encode_video(weights, video, sampling, **options)
+        features[name] = table.astype(np.float16)  # as records have them
+    durations = {name: video.duration for name, video in opened.items()}
+    return features, {name: sampling.stride / video.fps for name, video in opened.items()}, durations, shown
+
+
 def _make_folder(output: epath.Path) -> epath.Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -174,14 +210,20 @@ def main(argv):
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)
-        features, seconds, durations = _read_input(
-            Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
-        )
+        if bool(arguments.features) == bool(arguments.video):
+            raise ValueError("give either --features or --video")
+        output, shown = _make_folder(epath.Path(arguments.output)), {}
+        if arguments.video:
+            paths = [Path(path) for path in arguments.video]
+            features, seconds, durations, shown = _read_videos(paths, run, arguments)
+        else:
+            features, seconds, durations = _read_input(
+                Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
+            )
         examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
         head, classes = run.config["head"], run.config["classes"]
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
         submissions.check_formats(arguments.format, list(features), len(classes))
-        output = _make_folder(epath.Path(arguments.output))
         outputs = predict(
             run.model,
             run.variables,
@@ -197,6 +239,9 @@ def main(argv):
     try:
         found = {v: rule(table, seconds[v], duration=durations.get(v)) for v, table in scores.items()}
         paths = submissions.write(output, arguments.format, scores=scores, detections=found, classes=classes)
+        for name, frames in shown.items():
+            paths.append(output / f"{name}.png")
+            timeline.draw(paths[-1], frames, duration=durations[name], detections=found[name], classes=classes)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
     count = sum(map(len, found.values()))
@@ -205,7 +250,11 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
-    flags.DEFINE_string("features", None, "A .npy file, a folder of them, or a folder of records.", required=True)
+    flags.DEFINE_string("features", None, "A .npy file, a folder of them, or a folder of records.")
+    flags.DEFINE_multi_string("video", [], "A video file instead; repeat it for several.")
+    flags.DEFINE_string("encoder_weights", None, "Of a video: the encoder's, from data_prep.convert_weights.")
+    flags.DEFINE_float("fps", None, "Of a video: frames per second to sample it at (so that snippets last as trained).")
+    videos.define_flags()
     flags.DEFINE_enum("split", "test", list(base.SPLITS), "Of records: which videos.")
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
     flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
@@ -224,5 +273,5 @@ if __name__ == "__main__":
         lambda seconds: seconds is None or 0 < seconds < math.inf,
         "it must be a finite number above 0",
     )
-    flags.DEFINE_integer("batch_size", 8, "Whole videos a forward pass.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 8, "Whole videos, and snippets of a video, a forward pass.", lower_bound=1)
     app.run(main)

@@ -19,6 +19,7 @@ COMMANDS = {  # name: (flags, number of rows)
     "inference": (["--repeats=1", "--hidden=8", "--window=64", "--long_lengths=100", *VIDEOS], 3),
     "losses": (["--repeats=1", "--videos=1", "--length=32", "--width=16", "--hidden=8", "--lengths="], 11),
     "filters": (["--filters=ss_tcn,pdan", "--repeats=1", "--nomemory", "--length=32", "--width=16", "--hidden=8"], 2),
+    "encoders": (["--repeats=1", "--clips=1", "--size=32", "--model_width=0.1", "--minutes=0.1"], 3),
     "data": (["--repeats=1", *VIDEOS], 6),
     "metrics": (["--snippets=3000", "--detections=3000"], 5),
 }

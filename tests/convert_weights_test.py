@@ -1,5 +1,7 @@
 """Public PyTorch weights become a run; a state dict that does not fit is refused with the whole list."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from data_prep.convert_weights import convert, input_size, write_run
 from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets.base import Info
+from kd_jax.encoders.weights import read_weights
 from kd_jax.predict import forward
 
 ROOT = Path(__file__).parents[1]
@@ -89,10 +92,42 @@ def test_an_existing_folder_and_an_unknown_modality_are_refused(tmp_path):
         write_run(tmp_path / "public", state, info(), "flow", "state.pth")
 
 
-def test_the_command_says_what_lacks():
-    command = [sys.executable, "-m", "data_prep.convert_weights", "--state=x.pth"]
+def test_the_command_says_what_lacks_and_knows_a_checkpoint_of_tensorflow(tmp_path):
+    def told(*arguments):
+        command = [sys.executable, "-m", "data_prep.convert_weights", *arguments]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode != 0
+        return result.stderr
+
+    assert "--output must be given" in told("--state=x.pth")
+    output = tmp_path / "i3d.npz"
+    message = told(f"--state={DATA / 'tensorflow_checkpoint'}", f"--output={output}")
+    for part in (
+        "do not fit their encoder",
+        "Conv3d_1a_7x7/conv_3d/w is [1, 2, 2, 3, 4]",
+        "Mixed_5b/Branch_2/Conv3d_0a_3x3",
+    ):
+        assert part in message
+    assert len(message.splitlines()) == 1 and not output.exists()
+
+
+def test_an_encoder_becomes_one_file_with_its_source(tmp_path):
+    torch = pytest.importorskip("torch")
+    shapes = json.loads((DATA / "recipe_keys.json").read_text())["agcn_ntu60"]["keys"]
+    rng = np.random.default_rng(0)
+    state = {key: torch.tensor(rng.random(entry["shape"], np.float32)) for key, entry in shapes.items()}
+    torch.save(state, tmp_path / "ntu.pt")
+    flags = [f"--state={tmp_path / 'ntu.pt'}", f"--output={tmp_path / 'made' / 'agcn.npz'}"]
+    command = [sys.executable, "-m", "data_prep.convert_weights", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode != 0 and "--records, --modality, --output must be given" in result.stderr
+    assert result.returncode == 0 and "AGCN for pose, 60 classes" in result.stdout, result.stderr
+    weights = read_weights(tmp_path / "made" / "agcn.npz")
+    (source,) = weights.manifest["source"]["files"]
+    assert source == {"name": "ntu.pt", "sha256": hashlib.sha256((tmp_path / "ntu.pt").read_bytes()).hexdigest()}
+    assert weights.manifest["persons"] == 2 and weights.manifest["shapes"]["params/fc/kernel"] == [256, 60]
+    np.testing.assert_array_equal(weights.variables["params"]["fc"]["kernel"], state["fc.weight"].numpy().T)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode != 0 and "agcn.npz exists; choose another --output" in again.stderr
 
 
 def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):

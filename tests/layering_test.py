@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from its own row or a lower one. A prefix stands for a whole folder.
 ROWS = [
-    ["types", "masking", "files", "segments", "proposals", "session"],
+    ["types", "masking", "files", "segments", "proposals", "session", "videos", "skeletons", "timeline"],
     ["losses", "models", "encoders", "metrics", "datasets.base", "submissions"],
     ["datasets", "distill", "train_state", "checkpoints"],
     ["input_pipeline", "resident", "protocols", "scoring", "evaluate", "journal", "population"],
-    ["predict", "windows", "teachers"],
+    ["predict", "encode", "windows", "teachers"],
     ["train", "analysis"],
     ["experiment"],
     ["main"],
@@ -32,6 +32,9 @@ FORBIDDEN = {  # part of the package: what it must not import
     "evaluate": ["jax", "flax"],
     "datasets": ["jax", "flax"],
     "submissions": ["jax", "flax"],
+    "videos": ["jax", "flax"],
+    "skeletons": ["jax", "flax"],
+    "timeline": ["jax", "flax"],
 }
 
 

@@ -1,0 +1,122 @@
+"""Clips → features: I3D and AGCN against the same network with the same weights in PyTorch.
+
+    python -m benchmarks.encoders [--encoders=i3d,agcn] [--clips=2] [--size=224] [--repeats=5] [--output=FILE.json]
+
+Clips of 16 frames, random weights, float32 (`--dtype=bfloat16` on both sides). PyTorch's side runs under
+`inference_mode` in the layout that its convolutions want, with batch normalisation taken into the kernels as ours is.
+The floor is the FLOPs of all convolutions at the speed of a large product. Then the extraction of a made-up video of
+`--minutes`, decoding included, with the memory that it takes above imports and weights.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks import measuring
+from kd_jax import session, videos
+from kd_jax.encode import encode_video
+from kd_jax.encoders import AGCN, I3D
+from kd_jax.encoders.weights import Weights, random_variables
+
+FRAMES = 16
+
+
+def make(name: str, clips: int, size: int, dtype: str, width: float):
+    """The encoder, its variables and its input."""
+    if name == "agcn":
+        model, x = AGCN(60, width, jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
+    else:
+        model, x = I3D(400, width, jnp.dtype(dtype)), np.zeros((clips, FRAMES, size, size, 3), np.float32)
+    x = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
+    return model, random_variables(model, "pose" if name == "agcn" else "rgb", 0), x
+
+
+def ours(model, variables, x) -> Callable:
+    run = jax.jit(model.apply, compiler_options=session.compiler_options())
+    variables, x = jax.device_put((variables, x))
+    return lambda: run(variables, x)
+
+
+def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, width: float) -> list[dict]:
+    """One row for each encoder."""
+    rows, flops = [], measuring.peaks()["flops"]
+    for name in names:
+        model, variables, x = make(name, clips, size, dtype, width)
+        calls = {"kd_jax": ours(model, variables, x)}
+        if measuring.with_peers():
+            from benchmarks import encoder_peers  # here, because it needs PyTorch
+
+            calls["torch"] = encoder_peers.PEERS[name](variables, x, dtype)
+            np.testing.assert_allclose(
+                calls["torch"](), calls["kd_jax"]().features[:, 0], atol=1e-3 if dtype == "float32" else 1
+            )
+        medians, first = measuring.alternate(calls, repeats)
+        cost = jax.jit(model.apply).lower(variables, x).compile().cost_analysis()["flops"]
+        rows.append(
+            {
+                "encoder": name,
+                "clips": clips,
+                **{f"{side} s": median for side, median in medians.items()},
+                "first call s": first["kd_jax"],
+                "kd_jax clips/s": clips / medians["kd_jax"],
+                "torch / kd_jax": medians["torch"] / medians["kd_jax"] if "torch" in medians else None,
+                "floor/time": cost / flops / medians["kd_jax"],
+            }
+        )
+    return rows
+
+
+def measure_video(minutes: float, clips: int, size: int, width: float) -> dict:
+    """Peak memory and speed of the features of one long video, 320 × 240 at 15 frames per second."""
+    import av  # here, because only this needs it
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, rng = Path(folder) / "long.mp4", np.random.default_rng(0)
+        pictures = rng.integers(0, 255, (50, 15, 20, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=15, options={"preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            for i in range(round(minutes * 60 * 15)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pictures[i // 15 % 50], format="rgb24")))
+            container.mux(stream.encode())
+        model, variables, _ = make("i3d", clips, size, "float32", width)
+        weights = Weights(model, variables, {"modality": "rgb"})
+        sampling = videos.Sampling(size=size, shorter_side=max(size, 240))
+        seconds, used = [], []
+
+        def extract():
+            video = videos.probe(path)
+            used.append(video.num_frames)
+            seconds.append(measuring.seconds(lambda: encode_video(weights, video, sampling, batch_size=clips)))
+
+        memory = measuring.peak_memory(extract)
+    return {"frames": used[0], "frames/s": used[0] / seconds[0], **memory}
+
+
+def main(arguments):
+    shape = {name: getattr(arguments, name) for name in ("clips", "size", "dtype", "model_width")}
+    if arguments.memory_of:
+        row = measure_video(arguments.memory_of, arguments.clips, arguments.size, arguments.model_width)
+        print(json.dumps(row))
+        return
+    sizes = {"clips": arguments.clips, "size": arguments.size, "width": arguments.model_width}
+    rows = compare(arguments.encoders, arguments.repeats, dtype=arguments.dtype, **sizes)
+    for minutes in map(float, arguments.minutes):
+        row = measuring.in_own_process("benchmarks.encoders", f"--memory_of={minutes}")
+        rows.append({"encoder": f"i3d, a video of {minutes:g} minutes", **row})
+    measuring.report("encoders", rows, arguments.output, **shape, peers=measuring.with_peers())
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("encoders", ["i3d", "agcn"], "Which.")
+    flags.DEFINE_list("minutes", ["0.5", "2"], "Lengths of the videos whose extraction is measured too; may be empty.")
+    flags.DEFINE_float("model_width", 1.0, "Part of the published channels.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation, on both sides.")
+    flags.DEFINE_float("memory_of", None, "Only the extraction of so many minutes; how it starts itself.")
+    measuring.run(main, repeats=5, clips=2, size=224)

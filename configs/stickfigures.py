@@ -1,0 +1,24 @@
+"""Flow and pose teachers → RGB student on videos of stick figures that the project draws itself, pixels included.
+
+Command:   ./run.sh demo-video      makes the videos, extracts the features, trains, predicts from one of the videos
+Data:      data/stickfigures/records, from `python -m data_prep.stickfigures`, `.extract` and `.build` (as in run.sh)
+"""
+
+from configs import default
+
+
+def get_config(variant=""):
+    config = default.get_config()
+    config.dataset.data_dir = "data/stickfigures/records"
+    config.dataset.validation_fraction = 0.25
+    config.model.hidden = 64
+    config.model.standardize = True
+    config.training.epochs = 60
+    config.training.batch_size = 4
+    config.training.learning_rate = 1e-3
+    config.training.length_buckets = 1
+    config.training.checkpoint_every = 20
+    default.set_runs(config, teacher="flow", student="rgb")
+    config.runs.pose_teacher = default.make_run("pose")
+    config.runs.augmented_rgb.teachers = ("flow_teacher", "pose_teacher")
+    return default.with_variant(config, variant)

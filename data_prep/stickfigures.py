@@ -1,0 +1,290 @@
+"""Videos of stick figures with their skeletons and annotations, to try the whole way from pixels to detections.
+
+    python -m data_prep.stickfigures --output=data/stickfigures
+
+writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and classes.txt
+as `data_prep.build --dataset=custom` reads them, and weights/ of small encoders for RGB, flow and pose, drawn at random
+from the seed. Figures differ in size, colours, camera and pace. Of the actions, some pass the same poses in the other
+order: sit down and stand up, raise and lower the arms, push and pull. It needs `pip install -e .[video]`.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from kd_jax.encoders import AGCN, I3D
+from kd_jax.encoders.weights import random_variables, write_weights
+from kd_jax.files import write_atomically, write_json
+
+WIDTH, HEIGHT, FPS = 128, 96, 15
+SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a figure stands: angles in radians, the rest from 0 to 1 or in metres."""
+
+    seat: float = 0.0  # 1 = seated
+    bend: float = 0.0  # of the trunk, forward
+    lift: tuple[float, float] = (0.1, 0.1)  # of the left and the right arm, from hanging
+    front: float = 0.0  # whether arms lift sideways (0) or forward (1)
+    elbow: tuple[float, float] = (0.1, 0.1)
+    swing: float = 0.0  # of the legs, one forward and one back
+    x: float = 0.0  # metres to the side
+
+
+def joints(pose: Pose, height: float = 1.7) -> np.ndarray:
+    """`[25, 3]` in metres: x to the figure's left, y up from the floor, z to its back."""
+    found = np.zeros((25, 3))
+
+    def towards(angle: float, side: float = 0.0, front: float = 1.0) -> np.ndarray:
+        """A unit vector, `angle` away from hanging, to the side and forward in these parts."""
+        return np.array([side * np.sin(angle), -np.cos(angle), -front * np.sin(angle)])
+
+    trunk = -towards(-pose.bend)
+    found[0] = [0, 0.9 - 0.42 * pose.seat, 0]
+    for joint, length in ((1, 0.22), (20, 0.47), (2, 0.55), (3, 0.7)):
+        found[joint] = found[0] + length * trunk
+    for i, side in enumerate((1.0, -1.0)):
+        shoulder, elbow, wrist, hand, tip, thumb = ((4, 5, 6, 7, 21, 22), (8, 9, 10, 11, 23, 24))[i]
+        hip, knee, ankle, foot = ((12, 13, 14, 15), (16, 17, 18, 19))[i]
+        direction = (side * np.cos(pose.front * np.pi / 2), np.sin(pose.front * np.pi / 2))
+        found[shoulder] = found[20] + [0.18 * side, 0, 0]
+        found[elbow] = found[shoulder] + 0.28 * towards(pose.lift[i], *direction)
+        forearm = towards(pose.lift[i] + pose.elbow[i], *direction)
+        for joint, length in ((wrist, 0.25), (hand, 0.31), (tip, 0.38), (thumb, 0.33)):
+            found[joint] = found[elbow] + length * forearm
+        swing = side * pose.swing
+        found[hip] = found[0] + [0.1 * side, 0, 0]
+        found[knee] = found[hip] + 0.45 * towards(1.4 * pose.seat + swing)
+        found[ankle] = found[knee] + 0.45 * towards(min(swing, 0.0))
+        found[foot] = found[ankle] + [0, -0.03, -0.12]
+    found[:, 0] += pose.x
+    return found * (height / 1.7)
+
+
+def _ease(part: float) -> float:
+    return float(0.5 - 0.5 * np.cos(np.pi * np.clip(part, 0, 1)))
+
+
+def _both(value: float) -> tuple[float, float]:
+    return value, value
+
+
+def _walk(pose: Pose, part: float, seconds: float) -> Pose:
+    way = 0.9 if pose.x < 0 else -0.9
+    return replace(pose, swing=0.5 * np.sin(2 * np.pi * 1.2 * part * seconds), x=pose.x + way * _ease(part))
+
+
+def _push(pose: Pose, part: float) -> Pose:
+    return replace(pose, lift=_both(0.3 + 1.2 * part), elbow=_both(2.2 - 2.1 * part), front=1.0)
+
+
+# name: (whether it can start from a pose, the pose after a part from 0 to 1 of its seconds)
+ACTIONS: dict[str, tuple[Callable[[Pose], bool], Callable[[Pose, float, float], Pose]]] = {
+    "sit down": (lambda p: p.seat == 0, lambda p, t, s: replace(p, seat=_ease(t))),
+    "stand up": (lambda p: p.seat == 1, lambda p, t, s: replace(p, seat=1 - _ease(t))),
+    "raise arms": (lambda p: p.lift[0] < 1, lambda p, t, s: replace(p, lift=_both(0.1 + 2.6 * _ease(t)), front=0.0)),
+    "lower arms": (lambda p: p.lift[0] > 1, lambda p, t, s: replace(p, lift=_both(2.7 - 2.6 * _ease(t)), front=0.0)),
+    "push": (lambda p: p.lift[0] < 1, lambda p, t, s: _push(p, _ease(t))),
+    "pull": (lambda p: p.lift[0] < 1, lambda p, t, s: _push(p, 1 - _ease(t))),
+    "wave": (
+        lambda p: p.lift[0] < 1,
+        lambda p, t, s: replace(p, lift=(0.1, 2.0), elbow=(0.1, 0.5 + 0.5 * np.sin(2 * np.pi * 1.8 * t * s))),
+    ),
+    "bow": (lambda p: p.seat == 0, lambda p, t, s: replace(p, bend=1.1 * np.sin(np.pi * _ease(t)))),
+    "walk": (lambda p: p.seat == 0, _walk),
+}
+CLASSES = tuple(ACTIONS)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One video before it is drawn.
+
+    Attributes:
+      name: of the video.
+      actions: rows (class, start, end) in seconds.
+      poses: one a frame.
+      height: of the figure, metres.
+      yaw, tilt: of the camera, radians.
+      distance: of the figure from it, metres.
+      colors: of the body, the arms and the head, and of the background, RGB.
+      seed: of what is drawn at random.
+    """
+
+    name: str
+    actions: list[tuple[int, float, float]]
+    poses: list[Pose]
+    height: float
+    yaw: float
+    tilt: float
+    distance: float
+    colors: tuple = field(repr=False)
+    seed: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.poses) / FPS
+
+
+def make_scene(name: str, seed: int, seconds: float) -> Scene:
+    """Actions one after the other, with pauses, until the time is over."""
+    rng = np.random.default_rng(seed)
+    pose, poses, actions = Pose(x=rng.uniform(-0.5, 0.5)), [], []
+
+    def go(number: float, pose_at: Callable[[float], Pose]) -> Pose:
+        count = max(2, round(number * FPS))
+        poses.extend(pose_at(i / (count - 1)) for i in range(count))
+        return poses[-1]
+
+    while len(poses) < seconds * FPS:
+        start = pose
+        pose = go(rng.uniform(0.6, 2.0), lambda t, start=start: _between(start, _rest(start), _ease(t)))
+        name_of = str(rng.choice([action for action, (possible, _) in ACTIONS.items() if possible(pose)]))
+        length, start, act = rng.uniform(1.2, 2.8), pose, ACTIONS[name_of][1]
+        begin = act(start, 0.0, length)
+        if begin != start:  # takes the pose that the action starts from
+            go(0.3, lambda t, start=start, begin=begin: _between(start, begin, _ease(t)))
+        first = len(poses)
+        pose = go(length, lambda t, start=start, act=act, length=length: act(start, t, length))
+        actions.append((CLASSES.index(name_of), first / FPS, len(poses) / FPS))
+    colors = tuple(tuple(int(c) for c in rng.integers(40, 256, 3)) for _ in range(3))
+    background = tuple(int(c) for c in rng.integers(0, 110, 3))
+    return Scene(
+        name=name,
+        actions=actions,
+        poses=poses,
+        height=rng.uniform(1.5, 1.9),
+        yaw=rng.choice([-0.6, 0.0, 0.6]) + rng.normal(0, 0.08),
+        tilt=rng.uniform(0.0, 0.25),
+        distance=rng.uniform(2.8, 3.6),
+        colors=(*colors, background),
+        seed=seed,
+    )
+
+
+def _rest(pose: Pose) -> Pose:
+    """Where a figure comes to rest: as it is, but for arms that are lifted halfway, a bent trunk and legs astride."""
+    arms = pose.lift if pose.lift[0] == pose.lift[1] and pose.lift[0] > 2 else _both(0.1)
+    return replace(pose, bend=0.0, swing=0.0, lift=arms, elbow=_both(0.1), front=0.0, seat=round(pose.seat))
+
+
+def _between(a: Pose, b: Pose, part: float) -> Pose:
+    def mix(x, y):
+        return tuple(map(mix, x, y)) if isinstance(x, tuple) else x + (y - x) * part
+
+    return Pose(**{name: mix(x, getattr(b, name)) for name, x in vars(a).items()}) if part < 1 else b
+
+
+def in_camera(scene: Scene) -> np.ndarray:
+    """`[F, 25, 3]` in metres: x to the right, y up, z away from the camera, as Kinect tells them."""
+    found = np.stack([joints(pose, scene.height) for pose in scene.poses])
+    cos, sin = np.cos(scene.yaw), np.sin(scene.yaw)
+    found = found @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]) - [0, 1.0, 0]
+    cos, sin = np.cos(scene.tilt), np.sin(scene.tilt)
+    return found @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) + [0, 0, scene.distance]
+
+
+_LIMBS = [  # joints, colour, thickness in metres
+    *(((a, b), 0, 0.12) for a, b in ((0, 1), (1, 20), (20, 2), (0, 12), (0, 16))),
+    *(((a, b), 0, 0.09) for a, b in ((12, 13), (13, 14), (14, 15), (16, 17), (17, 18), (18, 19))),
+    *(((a, b), 1, 0.07) for a, b in ((20, 4), (4, 5), (5, 6), (6, 21), (20, 8), (8, 9), (9, 10), (10, 23))),
+]
+
+
+def draw(scene: Scene) -> Iterator[np.ndarray]:
+    """The frames, `[HEIGHT, WIDTH, 3]` uint8."""
+    import cv2  # here, because only drawing needs it
+
+    rng = np.random.default_rng(scene.seed + 1)
+    background = np.full((HEIGHT, WIDTH, 3), scene.colors[3], np.uint8)
+    for _ in range(6):  # furniture
+        corner, size = rng.integers(0, (WIDTH, HEIGHT)), rng.integers(8, 50, 2)
+        color = [int(c) for c in rng.integers(0, 140, 3)]
+        cv2.rectangle(background, [int(x) for x in corner], [int(x) for x in corner + size], color, -1)
+    focal = 0.9 * HEIGHT
+    for body in in_camera(scene):
+        frame = background.copy()
+        at = np.stack([WIDTH / 2 + focal * body[:, 0] / body[:, 2], HEIGHT / 2 - focal * body[:, 1] / body[:, 2]], -1)
+        points = [(int(16 * x), int(16 * y)) for x, y in at]
+        for (a, b), color, thickness in sorted(_LIMBS, key=lambda limb: -body[list(limb[0]), 2].mean()):
+            width = max(1, round(focal * thickness / body[a, 2]))
+            cv2.line(frame, points[a], points[b], scene.colors[color], width, cv2.LINE_AA, shift=4)
+        cv2.circle(frame, points[3], int(16 * focal * 0.11 / body[3, 2]), scene.colors[2], -1, cv2.LINE_AA, shift=4)
+        noise = rng.normal(0, 4, frame.shape)
+        yield np.clip(frame + noise, 0, 255).astype(np.uint8)
+
+
+def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
+    """An mp4 file of `FPS` frames a second, whole or not at all."""
+    import av  # here, because only videos need it
+
+    temporary = path.with_name(f".{path.name}")
+    with av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    temporary.replace(path)
+
+
+def skeleton_text(scene: Scene) -> str:
+    """NTU RGB+D's `.skeleton`: a few millimetres uncertain, with zeros for what is not known."""
+    rng = np.random.default_rng(scene.seed + 2)
+    found = in_camera(scene)
+    found = found + rng.normal(0, 0.004, found.shape)
+    lines = [str(len(found))]
+    for body in found:
+        lines += ["1", "1 0 1 1 1 1 0 0 0 2", "25"]
+        lines += [f"{x:.6f} {y:.6f} {z:.6f} 0 0 0 0 0 0 0 0 2" for x, y, z in body]
+    return "\n".join(lines) + "\n"
+
+
+def write_encoders(folder: Path, seed: int) -> None:
+    """Small encoders for RGB, flow and pose with weights drawn at random."""
+    wide = I3D(len(CLASSES), width=0.25)
+    for i, (modality, model) in enumerate({"rgb": wide, "flow": wide, "pose": AGCN(len(CLASSES), width=0.5)}.items()):
+        variables = random_variables(model, modality, 3 * seed + i)
+        source = {"random": f"data_prep.stickfigures --seed={seed}"}
+        frame = {"size": SIZE, "shorter_side": SHORTER_SIDE}
+        write_weights(folder / f"{modality}.npz", model, variables, modality=modality, source=source, **frame)
+
+
+def main(argv):
+    if len(argv) > 1:
+        sys.exit(f"data_prep.stickfigures: unexpected argument {argv[1]!r}; write --flag=value")
+    given = flags.FLAGS
+    output = Path(given.output)
+    if output.exists():
+        sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
+    for name in ("videos", "skeletons", "weights"):
+        (output / name).mkdir(parents=True)
+    annotations = {}
+    for index in tqdm(range(given.train + given.test), "drawing", unit="video", disable=None, leave=False):
+        scene = make_scene(f"figure_{index:03d}", 1000 * given.seed + 10 * index, given.seconds)
+        write_video(output / "videos" / f"{scene.name}.mp4", draw(scene))
+        write_atomically(output / "skeletons" / f"{scene.name}.skeleton", skeleton_text(scene).encode())
+        subset = "training" if index < given.train else "testing"
+        annotations[scene.name] = {"subset": subset, "duration": scene.duration, "actions": scene.actions}
+    write_encoders(output / "weights", given.seed)
+    write_atomically(output / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
+    write_json(output / "annotations.json", annotations)
+    count = sum(len(entry["actions"]) for entry in annotations.values())
+    print(f"{output}: {len(annotations)} videos, {count} actions of {len(CLASSES)} classes")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", None, "Folder to make.", required=True)
+    flags.DEFINE_integer("train", 32, "Training videos.", lower_bound=1)
+    flags.DEFINE_integer("test", 12, "Test videos.", lower_bound=1)
+    flags.DEFINE_float("seconds", 40.0, "Of a video, about.", lower_bound=1.0)
+    flags.DEFINE_integer("seed", 0, "Of all that is random.", lower_bound=0)
+    app.run(main)

@@ -1,0 +1,187 @@
+"""Video files → frames and snippets: times, rotation, cuts, and files that are no good."""
+
+import struct
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_jax.videos import Sampling, VideoError, frames, probe, snippets
+
+
+def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None):
+    """A file of `[H, W, 3]` pictures; `times` in milliseconds, else evenly at `rate`."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (times[i], Fraction(1, 1000)) if times else (i, Fraction(1, rate))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def grey(levels, height=48, width=64):
+    return [np.full((height, width, 3), level, np.uint8) for level in levels]
+
+
+def levels(video):
+    """The grey level of each frame, as written: a step of 5 is more than what compression changes."""
+    return [round(frame.mean() / 5) * 5 for frame in frames(video, 32)]
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 50), st.sampled_from(["repeat", "drop"]))
+def test_as_many_snippets_as_counted_of_the_frames_they_say(num_frames, length, stride, last):
+    sampling = Sampling(length, stride, last)
+    from unittest import mock
+
+    from kd_jax import videos
+
+    video = videos.Video(None, 4, 4, num_frames, 25.0, 0, False, num_frames)
+    numbered = (np.full((4, 4, 3), i, np.uint8) for i in range(num_frames))
+    with mock.patch.object(videos, "frames", lambda video, side: numbered):
+        made = list(snippets(video, "rgb", Sampling(length, stride, last, size=4, shorter_side=4)))
+    assert len(made) == sampling.count(num_frames)
+    for i, snippet in enumerate(made):
+        wanted = np.minimum(np.arange(length) + i * stride, num_frames - 1)
+        np.testing.assert_array_equal(snippet[:, 0, 0, 0], wanted)
+    whole = [i for i in range(num_frames) if i * stride + length <= num_frames]
+    assert len(made) >= len(whole) and (last == "repeat" or len(made) == len(whole))
+    if last == "repeat" and stride <= length:  # each frame is in one
+        assert (len(made) - 1) * stride + length >= num_frames and (len(made) - 1) * stride < num_frames
+
+
+def test_frames_come_as_written_and_are_cut_from_the_middle(tmp_path):
+    picture = np.zeros((48, 96, 3), np.uint8)
+    picture[:, 24:72] = [200, 100, 50]  # the central square
+    video = probe(write(tmp_path / "a.mp4", [picture] * 20))
+    assert (video.width, video.height, video.num_frames, video.fps, video.rotation) == (96, 48, 20, 25.0, 0)
+    assert video.duration == 0.8 and not video.resampled
+    first, second = snippets(video, "rgb", Sampling(size=40, shorter_side=48))
+    assert first.shape == second.shape == (16, 40, 40, 3) and first.dtype == np.uint8
+    assert np.abs(first.mean((0, 1, 2)) - [200, 100, 50]).max() < 6
+
+
+@pytest.mark.parametrize(
+    "name, codec", [("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("a.mov", "mjpeg")]
+)
+def test_containers_and_codecs(name, codec, tmp_path):
+    levels_in = list(range(50, 150, 5))
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    video = probe(write(tmp_path / name, grey(levels_in), rate=30, codec=codec, pix_fmt=pix_fmt))
+    assert levels(video) == levels_in and video.fps == pytest.approx(30, rel=2e-3)
+
+
+def test_uneven_times_become_even_and_a_rate_can_be_asked_for(tmp_path):
+    # 10 frames at 40 ms, then 5 that last 200 ms each.
+    times = [40 * i for i in range(10)] + [400 + 200 * i for i in range(5)]
+    levels_in = [20 + 10 * i for i in range(15)]
+    path = write(tmp_path / "uneven.mkv", grey(levels_in), times=times)
+    video = probe(path, fps=25.0)
+    assert video.resampled and video.stored_frames == 15
+    shown = levels(video)
+    assert shown[:10] == levels_in[:10] and shown[10:25] == np.repeat(levels_in[10:13], 5).tolist()
+    own = probe(path)
+    assert own.resampled and own.num_frames == 15 and own.duration == pytest.approx(1.286, abs=1e-3)
+    assert len(levels(own)) == 15
+
+    fast = probe(write(tmp_path / "fast.mp4", grey([40 + 5 * (i // 2) for i in range(60)]), rate=60), fps=30.0)
+    assert fast.num_frames == 30 and levels(fast) == [40 + 5 * i for i in range(30)]
+    almost = probe(write(tmp_path / "ntsc.mp4", grey([100] * 30), rate=Fraction(30000, 1001)), fps=30.0)
+    assert not almost.resampled and almost.num_frames == 30
+
+
+def test_a_rotated_recording_is_turned(tmp_path):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:, :32] = 250  # left half white
+    path = write(tmp_path / "portrait.mp4", [picture] * 3)
+    for matrix, brighter in (
+        ((0, 1, -1, 0), np.s_[:20]),  # a quarter clockwise: left becomes the top
+        ((0, -1, 1, 0), np.s_[-20:]),  # counter-clockwise: left becomes the bottom
+        ((-1, 0, 0, -1), np.s_[:, -20:]),  # upside down
+    ):
+        content = bytearray(path.read_bytes())
+        at = content.index(b"tkhd") + 4 + 40  # version, flags, times, track, duration, layer, group, volume
+        a, b, c, d = (x << 16 for x in matrix)
+        content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        turned = tmp_path / "turned.mp4"
+        turned.write_bytes(content)
+        video = probe(turned)
+        frame = next(frames(video, 48))
+        assert frame.shape[:2] == (video.height, video.width) == ((48, 64) if matrix[0] else (64, 48))
+        assert frame[brighter].mean() > 200 and 90 < frame.mean() < 160
+
+
+def test_flow_is_what_moved(tmp_path):
+    texture = (
+        np.random.default_rng(0).integers(0, 255, (12, 24), np.uint8).repeat(8, 0).repeat(8, 1)[..., None].repeat(3, 2)
+    )
+    moved = [np.roll(texture, (i, 2 * i), (0, 1)) for i in range(5)]  # 2 pixels to the right, 1 down, each frame
+    video = probe(write(tmp_path / "a.mkv", moved, codec="ffv1", pix_fmt="bgr0"))
+    (flow,) = snippets(video, "flow", Sampling(length=5, size=48, shorter_side=96))
+    assert flow.shape == (5, 48, 48, 2) and flow.dtype == np.float16
+    np.testing.assert_allclose(np.median(flow, (1, 2)), np.tile([[2 / 20, 1 / 20]], (5, 1)), atol=0.01)
+    jump = probe(write(tmp_path / "b.mkv", grey([0, 255]), codec="ffv1", pix_fmt="bgr0"))
+    assert np.abs(next(snippets(jump, "flow", Sampling(size=32, shorter_side=48)))).max() <= 1
+    still = probe(write(tmp_path / "c.mkv", moved[:1], codec="ffv1", pix_fmt="bgr0"))
+    (flow,) = snippets(still, "flow", Sampling(size=48, shorter_side=96))
+    assert flow.shape == (16, 48, 48, 2) and not flow.any()
+
+
+def test_one_frame_is_a_snippet_if_it_may_be_repeated(tmp_path):
+    video = probe(write(tmp_path / "a.mkv", grey([100])))
+    assert video.num_frames == 1
+    (snippet,) = snippets(video, "rgb", Sampling(size=32, shorter_side=48))
+    assert snippet.shape == (16, 32, 32, 3)
+    assert list(snippets(video, "rgb", Sampling(last="drop", size=32, shorter_side=48))) == []
+
+
+def bad_files(folder):
+    """{name: what is said of it}"""
+    (folder / "notes.txt").write_text("no video at all\n" * 50)
+    av.VideoFrame.from_ndarray(grey([100])[0], format="rgb24").save(str(folder / "picture.png"))
+    (folder / "empty.mp4").touch()
+    whole = write(folder / "whole.mp4", grey(list(range(40, 200))), options={"movflags": "faststart"}).read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    late = write(folder / "late.mp4", grey([100] * 40)).read_bytes()
+    (folder / "headless.mp4").write_bytes(late[: len(late) * 2 // 3])
+    write(folder / "flat.mkv", grey([100] * 3, height=1, width=64), codec="ffv1", pix_fmt="bgr0")
+    write(folder / "narrow.mkv", grey([100] * 3, height=16, width=300), codec="ffv1", pix_fmt="bgr0")
+    with wave.open(str(folder / "sound.wav"), "w") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    with av.open(str(folder / "frameless.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+        container.start_encoding()
+    return {
+        "notes.txt": "has no video in it",
+        "picture.png": "has no video in it",
+        "empty.mp4": "cannot be read as a video",
+        "cut.mp4": "is cut short: .* of its 160 frames are there",
+        "headless.mp4": "is damaged|cannot be read",
+        "flat.mkv": "64 × 1 pixels; the shorter side must have 16",
+        "narrow.mkv": "300 × 16 pixels",
+        "sound.wav": "has no video in it",
+        "frameless.mkv": "has no frame|cannot be read",
+    }
+
+
+def test_each_bad_file_is_named_with_its_reason(tmp_path):
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(VideoError, match=f"{tmp_path / name}.*{reason}"):
+            probe(tmp_path / name)
+
+
+@pytest.mark.parametrize("change", [{"length": 0}, {"stride": -1}, {"last": "pad"}, {"flow": "raft"}, {"size": 300}])
+def test_impossible_sampling_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Sampling(**change)
