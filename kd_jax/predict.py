@@ -185,7 +185,7 @@ def _read_videos(paths: list[Path], run: TrainedRun, given) -> tuple[dict, dict,
     features, shown, options = {}, {}, {"batch_size": given.batch_size, "num_frames": 12}
     for name, video in opened.items():
         table, shown[name] = encode_video(weights, video, sampling, **options)
-        features[name] = table.astype(np.float16)  # as records have them
+        features[name] = base.to_float16(table)  # as records have them
     durations = {name: video.duration for name, video in opened.items()}
     return features, {name: sampling.stride / video.fps for name, video in opened.items()}, durations, shown
 
