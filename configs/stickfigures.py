@@ -1,6 +1,7 @@
 """Flow and pose teachers → RGB student on videos of stick figures that the project draws itself, pixels included.
 
-Command:   ./run.sh demo-video      makes the videos, extracts the features, trains, predicts from one of the videos
+Command:   ./run.sh demo-video      draws the videos, extracts the features, trains, predicts from one of the videos
+           python -m kd_jax.main --config=configs/stickfigures.py         trains, where the records are there
 Data:      data/stickfigures/records, from `python -m data_prep.stickfigures`, `.extract` and `.build` (as in run.sh)
 """
 

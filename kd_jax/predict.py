@@ -33,7 +33,7 @@ from kd_jax.datasets import base, feature_files, records
 from kd_jax.datasets.findings import Findings
 from kd_jax.distill import eval_step
 from kd_jax.encode import encode_video
-from kd_jax.encoders.weights import read_weights
+from kd_jax.encoders.weights import Weights, read_weights
 from kd_jax.input_pipeline import Example
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.scoring import probabilities
@@ -163,8 +163,8 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
     return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
 
 
-def _read_videos(paths: list[Path], run: TrainedRun, given) -> tuple[dict, dict, dict, dict]:
-    """As `_read_input`, of video files, and {video: frames} to show."""
+def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, videos.Sampling, dict]:
+    """The encoder, how it cuts videos, and {name: Video}."""
     modality, size, seconds = run.config["modality"], run.config["input_size"], run.config["seconds_per_snippet"]
     if not given.encoder_weights:
         raise ValueError("--video needs --encoder_weights, of the encoder that the run's features are from")
@@ -182,12 +182,7 @@ def _read_videos(paths: list[Path], run: TrainedRun, given) -> tuple[dict, dict,
         # `seconds` is the mean of duration / T, so it is a little off where the last snippet is not whole.
         if not 0.9 < sampling.stride / opened[path.stem].fps / seconds < 1.1:
             opened[path.stem] = videos.probe(path, sampling.stride / seconds)
-    features, shown, options = {}, {}, {"batch_size": given.batch_size, "num_frames": 12}
-    for name, video in opened.items():
-        table, shown[name] = encode_video(weights, video, sampling, **options)
-        features[name] = base.to_float16(table)  # as records have them
-    durations = {name: video.duration for name, video in opened.items()}
-    return features, {name: sampling.stride / video.fps for name, video in opened.items()}, durations, shown
+    return weights, sampling, opened
 
 
 def _make_folder(output: epath.Path) -> epath.Path:
@@ -210,20 +205,29 @@ def main(argv):
     arguments = flags.FLAGS
     try:
         run = load_teacher(arguments.run)
+        head, classes = run.config["head"], run.config["classes"]
         if bool(arguments.features) == bool(arguments.video):
             raise ValueError("give either --features or --video")
-        output, shown = _make_folder(epath.Path(arguments.output)), {}
+        opened, shown = {}, {}
         if arguments.video:
-            paths = [Path(path) for path in arguments.video]
-            features, seconds, durations, shown = _read_videos(paths, run, arguments)
+            weights, sampling, opened = _open_videos(list(map(Path, arguments.video)), run, arguments)
         else:
             features, seconds, durations = _read_input(
                 Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
             )
-        examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
-        head, classes = run.config["head"], run.config["classes"]
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
-        submissions.check_formats(arguments.format, list(features), len(classes))
+        submissions.check_formats(arguments.format, list(opened or features), len(classes))
+        output = _make_folder(epath.Path(arguments.output))
+        if arguments.video:
+            encoded = {
+                name: encode_video(weights, video, sampling, batch_size=arguments.batch_size, num_frames=12)
+                for name, video in opened.items()
+            }
+            features = {name: base.to_float16(table) for name, (table, _) in encoded.items()}  # as records have them
+            shown = {name: frames for name, (_, frames) in encoded.items()}
+            seconds = {name: sampling.stride / video.fps for name, video in opened.items()}
+            durations = {name: video.duration for name, video in opened.items()}
+        examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
         outputs = predict(
             run.model,
             run.variables,

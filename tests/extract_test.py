@@ -20,6 +20,7 @@ from kd_jax.files import read_arrays
 from kd_jax.videos import Sampling, VideoError, probe, snippets
 
 ROOT = Path(__file__).parents[1]
+ROUNDING = 5e-4  # of features of size 1, behind 57 layers that each normalise what rounding left
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_features_are_those_of_the_snippets_and_the_manifest_tells_of_them(figur
     weights = read_weights(figures / "weights" / "rgb.npz")
     clips = np.stack(list(snippets(probe(path), "rgb", made.sampling)))
     expected = jax.jit(weights.model.apply)(weights.variables, clips / np.float32(127.5) - 1).features[:, 0]
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, expected, atol=ROUNDING)
     assert features.dtype == np.float32 and len(features) == manifest["snippets"] == made.sampling.count(
         manifest["frames"]
     )
@@ -85,22 +86,27 @@ def test_features_are_those_of_the_snippets_and_the_manifest_tells_of_them(figur
     assert manifest["sampling"]["stride"] == 8 and {"jax", "av"} <= manifest["versions"].keys()
 
 
-def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(figures, tmp_path):
-    lengths = []
-    for modality, folder in (("rgb", "videos"), ("flow", "videos"), ("pose", "skeletons")):
-        files = list(extract.files_of(figures / folder, modality).items())
-        (tmp_path / modality).mkdir()
-        (tmp_path / "again").mkdir(exist_ok=True)
-        made = settings(figures, modality)
-        assert not extract.extract(tmp_path / modality, made, files, batch_size=3, workers=2, progress=False)
-        found = {name: np.load(tmp_path / modality / f"{name}.npy") for name, _ in files}
-        lengths.append({name: len(table) for name, table in found.items()})
-        if modality == "flow":
-            continue  # as RGB
-        assert not extract.extract(tmp_path / "again", made, files, batch_size=8, workers=0, progress=False)
-        for name, table in found.items():
-            np.testing.assert_allclose(table, np.load(tmp_path / "again" / f"{name}.npy"), rtol=1e-4, atol=1e-4)
-    assert lengths[0] == lengths[1] == lengths[2]
+@pytest.fixture(scope="module")
+def features(figures, tmp_path_factory):
+    """{modality: folder} of the features of all figures, a row every 4 frames."""
+    folders = {}
+    for modality, source in (("rgb", "videos"), ("flow", "videos"), ("pose", "skeletons")):
+        folders[modality] = tmp_path_factory.mktemp(modality)
+        files = list(extract.files_of(figures / source, modality).items())
+        made = settings(figures, modality, stride=4)
+        assert not extract.extract(folders[modality], made, files, batch_size=8, workers=2, progress=False)
+    return folders
+
+
+def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(figures, features, tmp_path):
+    lengths = [{path.name: len(np.load(path)) for path in sorted(folder.glob("*.npy"))} for folder in features.values()]
+    assert lengths[0] == lengths[1] == lengths[2] and len(lengths[0]) == 3
+    for modality, source in (("rgb", "videos"), ("pose", "skeletons")):
+        (name, path), *_ = extract.files_of(figures / source, modality).items()
+        made = settings(figures, modality, stride=4)
+        assert not extract.extract(tmp_path, made, [(modality, path)], batch_size=3, workers=0, progress=False)
+        expected = np.load(features[modality] / f"{name}.npy")
+        np.testing.assert_allclose(np.load(tmp_path / f"{modality}.npy"), expected, atol=ROUNDING)
 
 
 def test_the_command_goes_on_names_what_is_broken_and_refuses_other_settings(figures, tmp_path):
@@ -149,7 +155,7 @@ def test_a_pipeline_gives_the_same(figures, tmp_path):
     assert "features of 3 files" in told and "broken.mp4 cannot be read as a video" in told
     for path in (tmp_path / "here").iterdir():
         if path.suffix == ".npy":
-            np.testing.assert_allclose(np.load(path), np.load(tmp_path / "beam" / path.name), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(np.load(path), np.load(tmp_path / "beam" / path.name), atol=ROUNDING)
     assert {path.name for path in (tmp_path / "beam").iterdir()} == {
         path.name for path in (tmp_path / "here").iterdir()
     }
@@ -199,18 +205,32 @@ def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figu
     assert [key for key, _ in found] == [f"clip {i}" for i in range(count)]
     for (_, feature), clip in zip(found, clips, strict=True):
         alone = jax.jit(weights.model.apply)(weights.variables, clip[None]).features[0, 0]
-        np.testing.assert_allclose(feature, alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(feature, alone, atol=ROUNDING)
 
 
-def test_from_pixels_to_detections(figures, tmp_path):
-    features = {}
-    for modality, folder in (("rgb", "videos"), ("flow", "videos"), ("pose", "skeletons")):
-        features[modality] = tmp_path / modality
-        source = f"--{folder}={figures / folder}"
-        weights = f"--weights={figures / 'weights' / modality}.npz"
-        rate = ["--fps=15"] if modality == "pose" else []
-        output = f"--output={features[modality]}"
-        run("data_prep.extract", source, f"--modality={modality}", weights, output, "--stride=4", *rate)
+def test_eight_devices_encode_as_one(figures, tmp_path):
+    program = f"""
+import jax, numpy as np
+from pathlib import Path
+from kd_jax.encode import encode
+from kd_jax.encoders.weights import read_weights
+clips = np.random.default_rng(0).standard_normal((11, 16, 2, 25, 3)).astype(np.float32)
+weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
+assert jax.device_count() == DEVICES
+rows = [row for _, row in encode(weights, enumerate(clips), batch_size=6)]
+np.save({str(tmp_path)!r} + "/DEVICES.npy", np.stack(rows))
+"""
+    for devices in ("1", "8"):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-c", program.replace("DEVICES", devices)]
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "8.npy"), np.load(tmp_path / "1.npy"), atol=ROUNDING)
+
+
+def test_from_pixels_to_detections(figures, features, tmp_path):
     annotations = [f"--annotations={figures / 'annotations.json'}", f"--classes={figures / 'classes.txt'}"]
     folders = [f"--features={modality}={folder}" for modality, folder in features.items()]
     told = run("data_prep.build", "--dataset=custom", *annotations, *folders, f"--output={tmp_path / 'records'}")
@@ -246,10 +266,8 @@ def test_from_pixels_to_detections(figures, tmp_path):
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
 
     for change, message in (
-        ({encoder: ""}, "--video needs --encoder_weights"),
         ({encoder: f"--encoder_weights={figures / 'weights' / 'flow.npz'}"}, "features of flow; the run reads"),
         ({f"--video={video}": f"--video={figures / 'classes.txt'}"}, "classes.txt cannot be read as a video"),
-        ({f"--video={video}": ""}, "give either --features or --video"),
     ):
         changed = [part for part in (change.get(part, part) for part in command) if part]
         told = run("kd_jax.predict", *changed, f"--output={tmp_path / 'none'}", code=1)
