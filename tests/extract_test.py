@@ -199,8 +199,9 @@ def test_features_of_a_video_that_breaks_off_are_not_written(figures, tmp_path, 
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
 def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figures):
     weights = read_weights(figures / "weights" / "pose.npz")
-    rng = np.random.default_rng(0)
-    clips = [rng.standard_normal((16, 2, 25, 3)).astype(np.float32) for _ in range(count)]
+    bodies = extract.skeletons.read(figures / "skeletons" / "figure_000.skeleton")
+    made = extract.skeletons.snippets(extract.skeletons.normalize(bodies), Sampling(stride=2))
+    clips = [clip for clip, _ in zip(made, range(count), strict=False)]
     found = list(encode(weights, ((f"clip {i}", clip) for i, clip in enumerate(clips)), batch_size=4))
     assert [key for key, _ in found] == [f"clip {i}" for i in range(count)]
     for (_, feature), clip in zip(found, clips, strict=True):
@@ -214,7 +215,7 @@ import jax, numpy as np
 from pathlib import Path
 from kd_jax.encode import encode
 from kd_jax.encoders.weights import read_weights
-clips = np.random.default_rng(0).standard_normal((11, 16, 2, 25, 3)).astype(np.float32)
+clips = np.random.default_rng(0).normal(0, [[[0.3]], [[0.0]]], (11, 16, 2, 25, 3)).astype(np.float32)  # one body
 weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
 assert jax.device_count() == DEVICES
 rows = [row for _, row in encode(weights, enumerate(clips), batch_size=6)]
