@@ -3,13 +3,11 @@
     python -m data_prep.stickfigures --output=data/stickfigures
 
 writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and classes.txt
-as `data_prep.build --dataset=custom` reads them, and weights/ of small encoders for RGB, flow and pose: random kernels,
-but batch normalisation fitted to the videos. Figures differ in size, colours, camera and pace. Of the actions, some
-pass the same poses in the other order: sit down and stand up, raise and lower the arms, push and pull. It needs
-`pip install -e .[video]`.
+as `data_prep.build --dataset=custom` reads them, and weights/ of small encoders for RGB, flow and pose, drawn at random
+from the seed. Figures differ in size, colours, camera and pace. Of the actions, some pass the same poses in the other
+order: sit down and stand up, raise and lower the arms, push and pull. It needs `pip install -e .[video]`.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,12 +17,9 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from kd_jax import skeletons
-from kd_jax.encode import measure
 from kd_jax.encoders import AGCN, I3D
-from kd_jax.encoders.weights import Weights, random_variables, write_weights
+from kd_jax.encoders.weights import random_variables, write_weights
 from kd_jax.files import write_atomically, write_json
-from kd_jax.videos import Sampling, probe, snippets
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame
@@ -254,28 +249,13 @@ def skeleton_text(scene: Scene) -> str:
 
 
 def write_encoders(folder: Path, seed: int) -> None:
-    """Small encoders for RGB, flow and pose: weights drawn at random, normalised by what the first videos show."""
-    sampling, names = Sampling(size=SIZE, shorter_side=SHORTER_SIDE), sorted((folder / "videos").iterdir())[:6]
-    found = {"rgb": [], "flow": [], "pose": []}
-    for path in names:
-        for modality in ("rgb", "flow"):
-            found[modality] += itertools.islice(snippets(probe(path), modality, sampling), 8)
-        bodies = skeletons.normalize(skeletons.read(folder / "skeletons" / f"{path.stem}.skeleton"))
-        found["pose"] += itertools.islice(skeletons.snippets(bodies, sampling), 8)
-    (folder / "weights").mkdir()
-    for i, (modality, clips) in enumerate(found.items()):
-        model = AGCN(len(CLASSES), width=0.5) if modality == "pose" else I3D(len(CLASSES), width=0.25)
+    """Small encoders for RGB, flow and pose with weights drawn at random."""
+    wide = I3D(len(CLASSES), width=0.25)
+    for i, (modality, model) in enumerate({"rgb": wide, "flow": wide, "pose": AGCN(len(CLASSES), width=0.5)}.items()):
         variables = random_variables(model, modality, 3 * seed + i)
-        variables |= measure(Weights(model, variables, {"modality": modality}), np.stack(clips))
-        write_weights(
-            folder / "weights" / f"{modality}.npz",
-            model,
-            variables,
-            modality=modality,
-            source={"random": f"data_prep.stickfigures --seed={seed}"},
-            size=SIZE,
-            shorter_side=SHORTER_SIDE,
-        )
+        source = {"random": f"data_prep.stickfigures --seed={seed}"}
+        frame = {"size": SIZE, "shorter_side": SHORTER_SIDE}
+        write_weights(folder / f"{modality}.npz", model, variables, modality=modality, source=source, **frame)
 
 
 def main(argv):
@@ -285,7 +265,7 @@ def main(argv):
     output = Path(given.output)
     if output.exists():
         sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
-    for name in ("videos", "skeletons"):
+    for name in ("videos", "skeletons", "weights"):
         (output / name).mkdir(parents=True)
     annotations = {}
     for index in tqdm(range(given.train + given.test), "drawing", unit="video", disable=None, leave=False):
@@ -294,7 +274,7 @@ def main(argv):
         write_atomically(output / "skeletons" / f"{scene.name}.skeleton", skeleton_text(scene).encode())
         subset = "training" if index < given.train else "testing"
         annotations[scene.name] = {"subset": subset, "duration": scene.duration, "actions": scene.actions}
-    write_encoders(output, given.seed)
+    write_encoders(output / "weights", given.seed)
     write_atomically(output / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
     write_json(output / "annotations.json", annotations)
     count = sum(len(entry["actions"]) for entry in annotations.values())

@@ -94,19 +94,7 @@ def encode_video(
     return np.stack([feature for _, feature in encode(weights, numbered(), batch_size=batch_size)]), frames
 
 
-def measure(weights: Weights, snippets: np.ndarray) -> dict:
-    """{'batch_stats': …} that normalise these snippets, `[B, …]`: for an encoder with random weights."""
-
-    def run(variables, snippets):
-        return weights.model.apply(variables, _scaled(snippets), mutable="batch_stats")[1]
-
-    return jax.device_get(jax.jit(run)(weights.variables, snippets))
-
-
-def _features(model, variables, snippets: jax.Array) -> jax.Array:
-    return model.apply(variables, _scaled(snippets)).features.mean(1)
-
-
-def _scaled(snippets: jax.Array) -> jax.Array:
-    """Frames as bytes are made -1 to 1; flow and joints are as they should be."""
-    return snippets.astype(jnp.float32) / 127.5 - 1 if snippets.dtype == jnp.uint8 else snippets
+def _features(model, variables, clips: jax.Array) -> jax.Array:
+    """`[B, D]`: of frames as bytes, which are made -1 to 1 here, or of flow or joints as they are."""
+    clips = clips.astype(jnp.float32) / 127.5 - 1 if clips.dtype == jnp.uint8 else clips
+    return model.apply(variables, clips).features.mean(1)

@@ -44,16 +44,16 @@ class _Convolution(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.frames, 1, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-5, name="bn")(x.ndim)
         half = self.frames // 2
-
-        def convolve(scale=1.0):
-            weights, pads = (kernel * scale).astype(self.dtype), ((half, half), (0, 0))
-            layout = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x, weights, (self.stride, 1), pads, dimension_numbers=layout)
-
-        added = bias.reshape(1, 1, 1, -1)
-        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-5, name="bn")(x.ndim, lambda: convolve() + added)
-        return convolve(scale) + (added * scale + shift).astype(self.dtype)
+        x = jax.lax.conv_general_dilated(
+            x,
+            (kernel * scale).astype(self.dtype),
+            (self.stride, 1),
+            ((half, half), (0, 0)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x + (bias.reshape(shift.shape) * scale + shift).astype(self.dtype)
 
 
 class _Graph(nn.Module):
@@ -73,7 +73,7 @@ class _Graph(nn.Module):
             links = nn.softmax(similar / (inner * x.shape[1]), axis=1) + (fixed[i] + learnt[i])[None]
             mixed = jnp.einsum("nfvc,nvw->nfwc", x, links.astype(self.dtype))
             y = y + nn.Dense(self.channels, dtype=self.dtype, name=f"out_{i}")(mixed)
-        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-5, name="bn")(x.ndim, lambda: y)
+        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-5, name="bn")(x.ndim)
         y = y * scale.astype(self.dtype) + shift.astype(self.dtype)
         if x.shape[-1] != self.channels:
             x = _Convolution(self.channels, dtype=self.dtype, name="down")(x)
@@ -131,9 +131,8 @@ class AGCN(nn.Module):
         if skeletons.ndim != 5 or skeletons.shape[3:] != (JOINTS, 3):
             raise ValueError(f"skeletons must be [B, F, persons, {JOINTS}, 3], got {list(skeletons.shape)}")
         batch, frames, persons = skeletons.shape[:3]
-        x = skeletons.astype(jnp.float32).reshape(batch, frames, -1)
-        scale, shift = FrozenBatchNorm(persons * JOINTS * 3, epsilon=1e-5, name="data_bn")(x.ndim, lambda x=x: x)
-        x = x * scale + shift
+        scale, shift = FrozenBatchNorm(persons * JOINTS * 3, epsilon=1e-5, name="data_bn")(3)
+        x = skeletons.astype(jnp.float32).reshape(batch, frames, -1) * scale + shift
         x = x.reshape(batch, frames, persons, JOINTS, 3).swapaxes(1, 2).reshape(-1, frames, JOINTS, 3)
         x = x.astype(self.dtype)
         for i, (channels, stride) in enumerate(BLOCKS):

@@ -50,12 +50,9 @@ class _Unit(nn.Module):
     def __call__(self, x):
         shape = (*self.kernel, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-
-        def convolve(scale=1.0):
-            return _convolve(x, (kernel * scale).astype(self.dtype), self.strides)
-
-        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-3, name="bn")(x.ndim, convolve)
-        return nn.relu(convolve(scale) + shift.astype(self.dtype))
+        scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-3, name="bn")(x.ndim)
+        x = _convolve(x, (kernel * scale).astype(self.dtype), self.strides)
+        return nn.relu(x + shift.astype(self.dtype))
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides) -> jax.Array:
