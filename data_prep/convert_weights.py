@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax.checkpoints import Checkpoints, new_best
@@ -232,6 +232,7 @@ def _hash(path: Path) -> str:
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)  # JAX would tell of the devices that it does not find
     given = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; write --flag=value")

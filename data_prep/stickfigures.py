@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from kd_jax.encoders import AGCN, I3D
@@ -259,6 +259,7 @@ def write_encoders(folder: Path, seed: int) -> None:
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)  # JAX would tell of the devices that it does not find
     if len(argv) > 1:
         sys.exit(f"data_prep.stickfigures: unexpected argument {argv[1]!r}; write --flag=value")
     given = flags.FLAGS
