@@ -12,7 +12,6 @@ say which classes it knows. Nothing is unpickled but tensors (`weights_only=True
 `pip install -e .[torch]`.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from kd_jax.checkpoints import Checkpoints, new_best
 from kd_jax.datasets import records
 from kd_jax.distill import TASKS
 from kd_jax.encoders.weights import write_weights
-from kd_jax.files import write_json
+from kd_jax.files import sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.train_state import create_train_state, make_optimizer
 
@@ -226,11 +225,6 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
     write_json(output / "results.json", {"best_epoch": 0})
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def main(argv):
     logging.set_verbosity(logging.WARNING)  # JAX would tell of the devices that it does not find
     given = flags.FLAGS
@@ -262,7 +256,7 @@ def _write_encoder(output, checkpoint, path, model, modality, persons, variables
     files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
     files = [file for file in files if file.suffix == ".index" or ".data-" in file.name or not checkpoint]
     output.parent.mkdir(parents=True, exist_ok=True)
-    source = {"files": [{"name": file.name, "sha256": _hash(file)} for file in files]}
+    source = {"files": [{"name": file.name, "sha256": sha256(file)} for file in files]}
     write_weights(output, model, variables, modality=modality, persons=persons, source=source)
     what = f"{type(model).__name__} for {modality}, {model.num_classes} classes"
     print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")

@@ -133,9 +133,7 @@ def _from_pytorch(path: str, value: np.ndarray, ndim: int) -> np.ndarray:
     """[out, in, …] → […, in, out]; a 1×1 convolution that is a linear layer here loses its axes of length 1."""
     if not path.endswith("/kernel") or value.ndim < 2:
         return value
-    value = np.moveaxis(value, (0, 1), (-1, -2))
-    extra = tuple(range(value.ndim - ndim))
-    return value.squeeze(extra) if all(value.shape[axis] == 1 for axis in extra) else value
+    return _from_tensorflow(path, np.moveaxis(value, (0, 1), (-1, -2)), ndim)
 
 
 def _from_tensorflow(path: str, value: np.ndarray, ndim: int) -> np.ndarray:

@@ -12,7 +12,6 @@ finished. A file that is broken stops no other; the last lines name it. It needs
 import collections
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import os
 import sys
@@ -29,7 +28,7 @@ from data_prep import ahead, execution
 from kd_jax import session, skeletons, videos
 from kd_jax.encode import encode
 from kd_jax.encoders.weights import Weights, read_weights
-from kd_jax.files import read_json, write_atomically, write_json
+from kd_jax.files import read_json, sha256, write_atomically, write_json
 from kd_jax.videos import Sampling
 
 SKELETON_FPS = 30.0  # of Kinect, and so of NTU RGB+D and PKU-MMD
@@ -69,10 +68,7 @@ class Settings:
         }
 
 
-@functools.cache
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+_hash = functools.cache(sha256)
 
 
 @functools.cache
@@ -113,11 +109,7 @@ def read(path: Path, settings: Settings) -> Iterator:
         about = {"frames": video.num_frames, "fps": video.fps, "width": video.width, "height": video.height}
         about |= {"rotation": video.rotation, "resampled": video.resampled, "stored_frames": video.stored_frames}
         made = videos.snippets(video, settings.modality, sampling)
-    count = sampling.count(about["frames"])
-    if not count:
-        raise videos.VideoError(
-            f"{path} has {about['frames']} frames, less than a snippet of {sampling.length}; --last=repeat fills it up"
-        )
+    count = sampling.count_of(path, about["frames"])
     yield about | {"snippets": count, "seconds_per_snippet": sampling.stride / about["fps"]}
     yield from made
 

@@ -1,10 +1,13 @@
 """Snippets → features, in batches over all devices.
 
-weights = read_weights(Path('weights/i3d_rgb.npz'))
-for key, feature in encode(weights, enumerate(clips), batch_size=8): ...
-features, frames = encode_video(weights, probe(Path('kitchen.mp4')), Sampling(), batch_size=8)
+    weights = read_weights(Path('weights/i3d_rgb.npz'))
+    for key, feature in encode(weights, enumerate(clips), batch_size=8): ...
+    features, frames = encode_video(weights, probe(Path('kitchen.mp4')), Sampling(), batch_size=8)
+
+An encoder is compiled once for a shape of snippets and a batch size.
 """
 
+import functools
 from collections.abc import Hashable, Iterable, Iterator
 
 import jax
@@ -34,7 +37,7 @@ def encode(
     mesh = input_pipeline.data_mesh()
     rows = input_pipeline.device_rows(batch_size, mesh)
     variables = input_pipeline.replicate(weights.variables, mesh)
-    run = jax.jit(_features, static_argnums=0, compiler_options=session.compiler_options())
+    run = _compiled()
     keys: list[Hashable] = []
     batch: np.ndarray | None = None
     ahead = None
@@ -76,12 +79,7 @@ def encode_video(
     Raises:
       VideoError: where the file is damaged, or shorter than a snippet that is not filled up.
     """
-    count, frames = sampling.count(video.num_frames), []
-    if not count:
-        raise videos.VideoError(
-            f"{video.path} has {video.num_frames} frames, less than a snippet of {sampling.length}; "
-            "--last=repeat fills it up"
-        )
+    count, frames = sampling.count_of(video.path, video.num_frames), []
     kept = {round(i) for i in np.linspace(0, count - 1, min(num_frames, count))}
 
     def numbered() -> Iterator[tuple[int, np.ndarray]]:
@@ -92,6 +90,11 @@ def encode_video(
             yield index, snippet
 
     return np.stack([feature for _, feature in encode(weights, numbered(), batch_size=batch_size)]), frames
+
+
+@functools.cache
+def _compiled():
+    return jax.jit(_features, static_argnums=0, compiler_options=session.compiler_options())
 
 
 def _features(model, variables, clips: jax.Array) -> jax.Array:

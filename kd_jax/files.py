@@ -6,6 +6,7 @@
 What is interrupted leaves the file that was there before, or none.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -43,6 +44,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads what `write_arrays` wrote."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_jax.videos import Sampling, VideoError
 
-JOINTS = 25
+JOINTS = 25  # of NTU RGB+D and PKU-MMD, in Kinect's order
 PERSONS = 2  # that encoders are trained for
 SUFFIXES = (".skeleton", ".txt")
 _SPINE, _HIP, _SHOULDERS = 1, 0, (8, 4)

@@ -94,6 +94,14 @@ class Sampling:
         starts = -(-num_frames // self.stride)  # a snippet has a frame of its own
         return min(-(-max(behind_first, 0) // self.stride) + 1, starts)
 
+    def count_of(self, path: Path, num_frames: int) -> int:
+        """T of a file; a VideoError where there is no snippet."""
+        if not (count := self.count(num_frames)):
+            raise VideoError(
+                f"{path} has {num_frames} frames, less than a snippet of {self.length}; --last=repeat fills it up"
+            )
+        return count
+
 
 def define_flags() -> None:
     """The command line's options of `sampling`."""
@@ -127,11 +135,11 @@ def probe(path: Path, fps: float | None = None) -> Video:
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"fps={fps}; it must be above 0 and at most 1000")
     with _opened(path) as (container, stream):
-        packets = [packet for packet in _guarded(path, container.demux(stream)) if packet.size]
-        promised, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 25)
-        times = [packet.pts for packet in packets]
+        # The times alone: all packets of a long video would be as large as its file.
+        times = [packet.pts for packet in _guarded(path, container.demux(stream)) if packet.size]
+        stored, promised = len(times), stream.frames
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
         times = np.sort(np.array(times, np.float64)) * float(stream.time_base) if None not in times else None
-    stored = len(packets)
     if stored < promised:
         raise VideoError(
             f"{path} is cut short: {stored} of its {promised} frames are there; copy it again, or keep what is there: "

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.encoders.layers import Encoded, FrozenBatchNorm
+from kd_jax.skeletons import JOINTS
 
-JOINTS = 25  # of NTU RGB+D and PKU-MMD, in Kinect's order
 # The joint that each is attached to, from 0; the spine between the shoulders, 20, is the root.
 _PARENTS = [1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, None, 22, 7, 24, 11]
 BLOCKS = [(64, 1)] * 4 + [(128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1)]  # channels, stride

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.encoders.agcn import AGCN, JOINTS
+from kd_jax.encoders.agcn import AGCN
 from kd_jax.encoders.i3d import I3D
 from kd_jax.files import read_arrays, write_arrays
+from kd_jax.skeletons import JOINTS
 
 ENCODERS = {"i3d": I3D, "agcn": AGCN}
 _MANIFEST = "manifest"  # the array that holds it, as JSON
