@@ -68,7 +68,9 @@ class Settings:
         }
 
 
-_hash = functools.cache(sha256)
+@functools.cache  # a function of its own: Beam finds it by its name
+def _hash(path: Path) -> str:
+    return sha256(path)
 
 
 @functools.cache
