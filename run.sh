@@ -40,7 +40,7 @@ case ${1-} in
     data=data/stickfigures
     prepare() { .venv/bin/python -m "data_prep.$1" "${@:2}"; }
     extract() { prepare extract --modality="$1" --stride=8 --weights="$data/weights/$1.npz" --output="$data/$1" "${@:2}"; }
-    [ -e "$data" ] || prepare stickfigures --output="$data"
+    [ -e "$data/annotations.json" ] || prepare stickfigures --output="$data"
     extract rgb --videos="$data/videos"
     extract flow --videos="$data/videos"
     extract pose --skeletons="$data/skeletons" --fps=15

@@ -1,4 +1,4 @@
-"""Flow and pose teachers → RGB student on videos of stick figures that the project draws itself, pixels included.
+"""Flow and pose teachers → RGB students on videos of stick figures that the project draws itself, pixels included.
 
 Command:   ./run.sh demo-video      draws the videos, extracts the features, trains, predicts from one of the videos
            python -m kd_jax.main --config=configs/stickfigures.py         trains, where the records are there
@@ -14,12 +14,14 @@ def get_config(variant=""):
     config.dataset.validation_fraction = 0.25
     config.model.hidden = 64
     config.model.standardize = True
-    config.training.epochs = 60
+    config.training.epochs = 200
     config.training.batch_size = 4
     config.training.learning_rate = 1e-3
     config.training.length_buckets = 1
-    config.training.checkpoint_every = 20
+    config.training.checkpoint_every = 50
     default.set_runs(config, teacher="flow", student="rgb")
     config.runs.pose_teacher = default.make_run("pose")
-    config.runs.augmented_rgb.teachers = ("flow_teacher", "pose_teacher")
+    both = ("flow_teacher", "pose_teacher")
+    config.runs.augmented_by_both = default.make_run("rgb", teachers=both, weights=default.WEIGHTS)
+    config.seeds = 3
     return default.with_variant(config, variant)

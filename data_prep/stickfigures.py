@@ -4,10 +4,12 @@
 
 writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and classes.txt
 as `data_prep.build --dataset=custom` reads them, and weights/ of small encoders for RGB, flow and pose, drawn at random
-from the seed. Figures differ in size, colours, camera and pace. Of the actions, some pass the same poses in the other
-order: sit down and stand up, raise and lower the arms, push and pull. It needs `pip install -e .[video]`.
+from the seed. Some persons are filmed in some rooms, at any size and pace, by cameras from three sides. Of the actions,
+some pass the same poses in the other order: sit down and stand up, raise and lower the arms, push and pull. It needs
+`pip install -e .[video]`.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,12 +19,14 @@ import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from data_prep import execution
 from kd_jax.encoders import AGCN, I3D
 from kd_jax.encoders.weights import random_variables, write_weights
 from kd_jax.files import write_atomically, write_json
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame
+PERSONS, ROOMS = 5, 4  # how many clothe themselves alike, and look alike
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class Scene:
       height: of the figure, metres.
       yaw, tilt: of the camera, radians.
       distance: of the figure from it, metres.
-      colors: of the body, the arms and the head, and of the background, RGB.
+      colors: of the body, the arms and the head, RGB.
+      room: its number.
       seed: of what is drawn at random.
     """
 
@@ -126,6 +131,7 @@ class Scene:
     tilt: float
     distance: float
     colors: tuple = field(repr=False)
+    room: int
     seed: int
 
     @property
@@ -155,8 +161,7 @@ def make_scene(name: str, seed: int, seconds: float) -> Scene:
         first = len(poses)
         pose = go(length, lambda t, start=start, act=act, length=length: act(start, t, length))
         actions.append((CLASSES.index(name_of), first / FPS, len(poses) / FPS))
-    colors = tuple(tuple(int(c) for c in rng.integers(40, 256, 3)) for _ in range(3))
-    background = tuple(int(c) for c in rng.integers(0, 110, 3))
+    clothes = np.random.default_rng(rng.integers(PERSONS))
     return Scene(
         name=name,
         actions=actions,
@@ -165,7 +170,8 @@ def make_scene(name: str, seed: int, seconds: float) -> Scene:
         yaw=rng.choice([-0.6, 0.0, 0.6]) + rng.normal(0, 0.08),
         tilt=rng.uniform(0.0, 0.25),
         distance=rng.uniform(2.8, 3.6),
-        colors=(*colors, background),
+        colors=tuple(tuple(int(c) for c in clothes.integers(40, 256, 3)) for _ in range(3)),
+        room=int(rng.integers(ROOMS)),
         seed=seed,
     )
 
@@ -203,11 +209,11 @@ def draw(scene: Scene) -> Iterator[np.ndarray]:
     """The frames, `[HEIGHT, WIDTH, 3]` uint8."""
     import cv2  # here, because only drawing needs it
 
-    rng = np.random.default_rng(scene.seed + 1)
-    background = np.full((HEIGHT, WIDTH, 3), scene.colors[3], np.uint8)
+    rng, room = np.random.default_rng(scene.seed + 1), np.random.default_rng(scene.room)
+    background = np.full((HEIGHT, WIDTH, 3), room.integers(0, 110, 3), np.uint8)
     for _ in range(6):  # furniture
-        corner, size = rng.integers(0, (WIDTH, HEIGHT)), rng.integers(8, 50, 2)
-        color = [int(c) for c in rng.integers(0, 140, 3)]
+        corner, size = room.integers(0, (WIDTH, HEIGHT)), room.integers(8, 50, 2)
+        color = [int(c) for c in room.integers(0, 140, 3)]
         cv2.rectangle(background, [int(x) for x in corner], [int(x) for x in corner + size], color, -1)
     focal = 0.9 * HEIGHT
     for body in in_camera(scene):
@@ -248,10 +254,19 @@ def skeleton_text(scene: Scene) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_one(output: str, name: str, seed: int, seconds: float) -> dict:
+    """Draws a video and its skeletons; returns its duration in seconds and its actions, as annotations have them."""
+    scene, folder = make_scene(name, seed, seconds), Path(output)
+    write_video(folder / "videos" / f"{name}.mp4", draw(scene))
+    write_atomically(folder / "skeletons" / f"{name}.skeleton", skeleton_text(scene).encode())
+    return {"duration": scene.duration, "actions": scene.actions}
+
+
 def write_encoders(folder: Path, seed: int) -> None:
-    """Small encoders for RGB, flow and pose with weights drawn at random."""
-    wide = I3D(len(CLASSES), width=0.25)
-    for i, (modality, model) in enumerate({"rgb": wide, "flow": wide, "pose": AGCN(len(CLASSES), width=0.5)}.items()):
+    """Small encoders for RGB, flow and pose with weights drawn at random; deeper, random layers lose what was seen."""
+    short = I3D(len(CLASSES), width=0.25, final_endpoint="Mixed_3c")
+    models = {"rgb": short, "flow": short, "pose": AGCN(len(CLASSES), width=0.5)}
+    for i, (modality, model) in enumerate(models.items()):
         variables = random_variables(model, modality, 3 * seed + i)
         source = {"random": f"data_prep.stickfigures --seed={seed}"}
         frame = {"size": SIZE, "shorter_side": SHORTER_SIDE}
@@ -268,13 +283,12 @@ def main(argv):
         sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
     for name in ("videos", "skeletons", "weights"):
         (output / name).mkdir(parents=True)
-    annotations = {}
-    for index in tqdm(range(given.train + given.test), "drawing", unit="video", disable=None, leave=False):
-        scene = make_scene(f"figure_{index:03d}", 1000 * given.seed + 10 * index, given.seconds)
-        write_video(output / "videos" / f"{scene.name}.mp4", draw(scene))
-        write_atomically(output / "skeletons" / f"{scene.name}.skeleton", skeleton_text(scene).encode())
-        subset = "training" if index < given.train else "testing"
-        annotations[scene.name] = {"subset": subset, "duration": scene.duration, "actions": scene.actions}
+    names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
+    tasks = [(given.output, name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
+    annotations: dict[str, dict] = dict.fromkeys(names, {})  # in order
+    drawn = execution.run(write_one, tasks, workers=os.cpu_count() or 1)
+    for index, told in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
+        annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **told}
     write_encoders(output / "weights", given.seed)
     write_atomically(output / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
     write_json(output / "annotations.json", annotations)

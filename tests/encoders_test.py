@@ -90,6 +90,30 @@ def test_i3d_equals_the_public_code(name):
         np.testing.assert_allclose(encoded.logits, golden["logits"].transpose(0, 2, 1), atol=3e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("endpoint, stride", [("Mixed_3c", 2), ("Mixed_4b", 4), ("Mixed_5c", 8)])
+def test_i3d_may_end_earlier_and_its_features_are_means_over_16_frames_every_8(endpoint, stride, tmp_path):
+    model, clips = (
+        I3D(7, width=0.125, final_endpoint=endpoint),
+        np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 32, 3)),
+    )
+    variables = random_variables(model, "rgb", 2)
+    assert max(i3d.ENDPOINTS.index(name) for name in variables["params"] if name != "logits") == i3d.ENDPOINTS.index(
+        endpoint
+    )
+    encoded, endpoints = encode(model, variables, clips.astype(np.float32), [endpoint])
+    means = np.asarray(endpoints[endpoint]).mean((2, 3))[0]
+    assert len(means) == 32 // stride
+    expected = [means[start // stride : (start + 16) // stride].mean(0) for start in (0, 8, 16)]
+    np.testing.assert_allclose(encoded.features[0], expected, rtol=1e-5)
+    write_weights(tmp_path / "a.npz", model, variables, modality="rgb", source={})
+    assert read_weights(tmp_path / "a.npz").model == model
+
+
+def test_i3d_names_an_endpoint_that_it_does_not_have():
+    with pytest.raises(ValueError, match="final_endpoint='Mixed_9z'; choose one of Conv3d_1a_7x7"):
+        I3D(final_endpoint="Mixed_9z").init(jax.random.key(0), np.zeros((1, 16, 32, 32, 3)))
+
+
 @pytest.mark.parametrize("name, key", [("agcn_2x64", "agcn_ntu60"), ("agcn_1person_3x50", "agcn_1person_51")])
 def test_agcn_equals_the_public_code(name, key):
     golden = np.load(DATA / f"{name}.npz", allow_pickle=False)

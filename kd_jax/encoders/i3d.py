@@ -36,6 +36,7 @@ LAYERS = {
     "Mixed_5c": (384, (192, 384), (48, 128), 128),
 }
 ENDPOINTS = tuple(LAYERS)  # as published, in order
+_SPAN = 16, 8  # frames that a feature tells of, and from one feature to the next
 
 
 class _Unit(nn.Module):
@@ -147,11 +148,13 @@ class I3D(nn.Module):
     Attributes:
       num_classes: C of the weights: 400 of Kinetics, 157 of Charades.
       width: 1 is the published network; a fraction has that part of each layer's channels, to try things out.
+      final_endpoint: the last layer, one of `ENDPOINTS`; the network ends there, and features are means over its map.
       dtype: of the computation; parameters, features and logits are float32.
     """
 
     num_classes: int = 400
     width: float = 1.0
+    final_endpoint: str = ENDPOINTS[-1]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -162,15 +165,17 @@ class I3D(nn.Module):
           clips: `[B, F, height, width, 3]` RGB or `[B, F, height, width, 2]` flow, from -1 to 1.
 
         Returns:
-          `Encoded`. Features are means over the last layer's whole map and two of its steps of 8 frames: at 224 × 224,
-          the (2, 7, 7) of the public code, which needs that size. The logits are theirs, without dropout.
+          `Encoded`. Features are means over the last layer's whole map and 16 frames, which are two of its steps: at
+          224 × 224, the (2, 7, 7) of the public code, which needs that size. The logits are theirs, without dropout.
 
         Raises:
-          ValueError: for other shapes.
+          ValueError: for other shapes, or an unknown endpoint.
         """
+        if self.final_endpoint not in ENDPOINTS:
+            raise ValueError(f"final_endpoint={self.final_endpoint!r}; choose one of {', '.join(ENDPOINTS)}")
         if clips.ndim != 5 or clips.shape[-1] not in (2, 3):
             raise ValueError(f"clips must be [B, F, height, width, 3 or 2], got {list(clips.shape)}")
-        x = clips.astype(self.dtype)
+        x, stride = clips.astype(self.dtype), 1  # frames a step
         for name, layer in LAYERS.items():
             if len(layer) == 4:
                 x = _Inception(jax.tree.map(self._channels, layer), self.dtype, name=name)(x)
@@ -178,8 +183,12 @@ class I3D(nn.Module):
                 x = _MaxPool(*layer[:2], name=name)(x)
             else:
                 x = _Unit(self._channels(layer[2]), *layer[:2], self.dtype, name=name)(x)
-        x = x.astype(jnp.float32).mean((2, 3))  # [B, T + 1, channels]
-        features = (x[:, :-1] + x[:, 1:]) / 2 if x.shape[1] > 1 else x
+            stride *= layer[1][0] if len(layer) == 3 else 1
+            if name == self.final_endpoint:
+                break
+        x = x.astype(jnp.float32).mean((2, 3))  # [B, steps, channels]
+        window, step = (frames // stride for frames in _SPAN)
+        features = nn.avg_pool(x, (min(window, x.shape[1]),), (step,))
         return Encoded(features, nn.Dense(self.num_classes, name="logits")(features))
 
     def _channels(self, published: int) -> int:

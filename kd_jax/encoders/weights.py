@@ -34,8 +34,8 @@ class Weights:
     Attributes:
       model: an `I3D` or `AGCN`.
       variables: {'params': …, 'batch_stats': …}, float32.
-      manifest: encoder, modality (rgb, flow or pose), num_classes, width, size and shorter_side of frames in pixels or
-        persons of skeletons, source, shapes.
+      manifest: encoder, modality (rgb, flow or pose), num_classes, width, of an I3D its final_endpoint, size and
+        shorter_side of frames in pixels, of an AGCN the persons of skeletons, source, shapes.
     """
 
     model: nn.Module
@@ -103,6 +103,7 @@ def write_weights(
         "modality": modality,
         "num_classes": model.num_classes,
         "width": model.width,
+        **({"final_endpoint": model.final_endpoint} if isinstance(model, I3D) else {}),
         **({"persons": persons} if modality == "pose" else {"size": size, "shorter_side": shorter_side}),
         "source": dict(source),
         "shapes": {key: list(x.shape) for key, x in arrays.items()},
@@ -124,7 +125,8 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
         arrays = read_arrays(path)
         manifest = json.loads(str(arrays.pop(_MANIFEST)))
         kind, modality = ENCODERS[manifest["encoder"]], manifest["modality"]
-        model = kind(manifest["num_classes"], width=manifest["width"], dtype=dtype)
+        options = {name: manifest[name] for name in ("width", "final_endpoint") if name in manifest}
+        model = kind(manifest["num_classes"], dtype=dtype, **options)
         expected = shapes_of(model, modality, manifest.get("persons", 2))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of encoder weights ({error!r:.120}); {remedy}") from None
