@@ -1,4 +1,4 @@
-"""Flow and pose teachers → RGB students on videos of stick figures that the project draws itself, pixels included.
+"""Flow and pose teachers → RGB student on videos of stick figures that the project draws itself, pixels included.
 
 Command:   ./run.sh demo-video      draws the videos, extracts the features, trains, predicts from one of the videos
            python -m kd_jax.main --config=configs/stickfigures.py         trains, where the records are there
@@ -21,7 +21,6 @@ def get_config(variant=""):
     config.training.checkpoint_every = 50
     default.set_runs(config, teacher="flow", student="rgb")
     config.runs.pose_teacher = default.make_run("pose")
-    both = ("flow_teacher", "pose_teacher")
-    config.runs.augmented_by_both = default.make_run("rgb", teachers=both, weights=default.WEIGHTS)
+    config.runs.augmented_rgb.teachers = ("flow_teacher", "pose_teacher")
     config.seeds = 3
     return default.with_variant(config, variant)

@@ -285,7 +285,7 @@ def main(argv):
         (output / name).mkdir(parents=True)
     names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
     tasks = [(given.output, name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
-    annotations: dict[str, dict] = dict.fromkeys(names, {})  # in order
+    annotations: dict[str, dict] = {name: {} for name in names}  # in order
     drawn = execution.run(write_one, tasks, workers=os.cpu_count() or 1)
     for index, told in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
         annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **told}
