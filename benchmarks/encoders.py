@@ -30,9 +30,9 @@ FRAMES = 16
 def make(name: str, clips: int, size: int, dtype: str, width: float):
     """The encoder, its variables and its input."""
     if name == "agcn":
-        model, x = AGCN(60, width, jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
+        model, x = AGCN(60, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
     else:
-        model, x = I3D(400, width, jnp.dtype(dtype)), np.zeros((clips, FRAMES, size, size, 3), np.float32)
+        model, x = I3D(400, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, size, size, 3), np.float32)
     x = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
     return model, random_variables(model, "pose" if name == "agcn" else "rgb", 0), x
 

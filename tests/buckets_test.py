@@ -47,6 +47,21 @@ def arrays(bucket, path: str) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
+STUDENT_OF_A_BUCKET = """
+from configs import default
+from tests import teacher_and_student
+
+
+def get_config(variant=""):
+    config = teacher_and_student.get_config()
+    with config.unlocked():
+        config.teachers.given = "gs://kdjax/work/flow_teacher"
+        config.runs.augmented_rgb.teachers = ("given",)
+        config.runs = default.make_runs(augmented_rgb=config.runs.augmented_rgb)
+    return config
+"""
+
+
 def run(module: str, *arguments: str) -> str:
     command = [sys.executable, "-m", f"kd_jax.{module}", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -91,6 +106,12 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
         "--output=gs://kdjax/out",
     )
     assert len(arrays(bucket, "kdjax/out/scores.npz")["video"]) == 40
+
+    (tmp_path / "given.py").write_text(STUDENT_OF_A_BUCKET)
+    student = [f"--config={tmp_path / 'given.py'}", "--config.training.epochs=1", f"--workdir={tmp_path / 'given'}"]
+    assert "learns from flow_teacher, best epoch" in run("main", *student)
+    taught = json.loads((tmp_path / "given" / "augmented_rgb" / "config.json").read_text())["teachers"]
+    assert taught == {"given": {"folder": "gs://kdjax/work/flow_teacher"}}
 
 
 def test_a_bucket_that_is_not_there(bucket):
