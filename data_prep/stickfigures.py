@@ -26,7 +26,7 @@ from kd_jax.files import write_atomically, write_json
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame
-PERSONS, ROOMS = 5, 4  # how many clothe themselves alike, and look alike
+PERSONS, ROOMS = 5, 4  # how many colours of clothes there are, and backgrounds
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,19 @@ from gcsfs.core import GCSFileSystem
 from kd_jax.files import read_arrays
 
 ROOT = Path(__file__).parents[1]
+STUDENT_OF_A_BUCKET = """
+from configs import default
+from tests import teacher_and_student
+
+
+def get_config(variant=""):
+    config = teacher_and_student.get_config()
+    with config.unlocked():
+        config.teachers.given = "gs://kdjax/work/flow_teacher"
+        config.runs.augmented_rgb.teachers = ("given",)
+        config.runs = default.make_runs(augmented_rgb=config.runs.augmented_rgb)
+    return config
+"""
 
 
 @pytest.fixture
@@ -45,21 +58,6 @@ def arrays(bucket, path: str) -> dict[str, np.ndarray]:
     with bucket.open(path) as stream:
         file = np.load(stream, allow_pickle=False)
         return {name: file[name] for name in file.files}
-
-
-STUDENT_OF_A_BUCKET = """
-from configs import default
-from tests import teacher_and_student
-
-
-def get_config(variant=""):
-    config = teacher_and_student.get_config()
-    with config.unlocked():
-        config.teachers.given = "gs://kdjax/work/flow_teacher"
-        config.runs.augmented_rgb.teachers = ("given",)
-        config.runs = default.make_runs(augmented_rgb=config.runs.augmented_rgb)
-    return config
-"""
 
 
 def run(module: str, *arguments: str) -> str:

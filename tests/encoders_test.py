@@ -92,15 +92,12 @@ def test_i3d_equals_the_public_code(name):
 
 @pytest.mark.parametrize("endpoint, stride", [("Mixed_3c", 2), ("Mixed_4b", 4), ("Mixed_5c", 8)])
 def test_i3d_may_end_earlier_and_its_features_are_means_over_16_frames_every_8(endpoint, stride, tmp_path):
-    model, clips = (
-        I3D(7, width=0.125, final_endpoint=endpoint),
-        np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 32, 3)),
-    )
+    model = I3D(7, width=0.125, final_endpoint=endpoint)
+    clips = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 32, 3)).astype(np.float32)
     variables = random_variables(model, "rgb", 2)
-    assert max(i3d.ENDPOINTS.index(name) for name in variables["params"] if name != "logits") == i3d.ENDPOINTS.index(
-        endpoint
-    )
-    encoded, endpoints = encode(model, variables, clips.astype(np.float32), [endpoint])
+    last = max(variables["params"].keys() - {"logits"}, key=i3d.ENDPOINTS.index)
+    assert last == endpoint
+    encoded, endpoints = encode(model, variables, clips, [endpoint])
     means = np.asarray(endpoints[endpoint]).mean((2, 3))[0]
     assert len(means) == 32 // stride
     expected = [means[start // stride : (start + 16) // stride].mean(0) for start in (0, 8, 16)]
