@@ -5,7 +5,8 @@ Data, teacher and budget are those of another file of this folder, named after t
 Command:   python -m kd_jax.main --config=configs/weights.py:sphere
 Data:      that of the other file
 Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the one of FACTORS with the
-           best validation score, mean over the seeds. LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
+           best validation score, mean over the seeds; all_tuned: the three published weights times one of them.
+           LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
            times as strongly at the student's features as the task; all three levels share it in equal parts.
 Smoke:     the first factor and share, the last form of each level, and balanced only all three
 """
@@ -36,15 +37,14 @@ def get_config(variant=""):
     def add(name, weights, **changes):
         config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights, **changes)
 
-    for form in forms:
-        level, options = FORMS[form]
-        published = default.PUBLISHED_WEIGHTS[level]
-        add(f"{form}_published", {level: published}, options={level: options})
-        tried = {f"{form}_published_over_{round(1 / factor)}": published * factor for factor in factors}
-        for name, weight in tried.items():
-            add(name, {level: weight}, options={level: options})
+    published = {form: {level: default.PUBLISHED_WEIGHTS[level]} for form, (level, _) in FORMS.items() if form in forms}
+    for form, weights in {**published, "all": default.PUBLISHED_WEIGHTS}.items():
+        options = dict([FORMS[form]]) if form in FORMS else {}
+        add(f"{form}_published", weights, options=options)
+        tried = {f"{form}_published_over_{round(1 / factor)}": factor for factor in factors}
+        for name, factor in tried.items():
+            add(name, {level: weight * factor for level, weight in weights.items()}, options=options)
         config.choices[f"{form}_tuned"] = tuple(tried)
-    add("all_published", default.PUBLISHED_WEIGHTS)
     for share in shares:
         for name in balanced:
             weights = dict.fromkeys(LEVELS[name], share / len(LEVELS[name]))

@@ -133,6 +133,17 @@ def test_boundary_by_hand():
     assert float(losses.boundary(STUDENT, TEACHER, MASK, form="vector")) == pytest.approx((2 + 3) / 2)
 
 
+@pytest.mark.parametrize("form", ["curve", "vector"])
+def test_boundary_does_not_pull_at_channels_that_already_agree(form):
+    # Channel 0 never changes in either stream; channel 1 changes in the teacher alone.
+    student, teacher = jnp.array([[[3.0, 1], [3, 2], [3, 2]]]), jnp.array([[[5.0, 1], [5, 4], [5, 5]]])
+    gradient = jax.grad(lambda student: losses.boundary(student, teacher, MASK, form=form))(student)
+    # The steps of channel 1 are (1, 0) against (3, 1). `curve` compares their sizes, and that of a step of 0 has no
+    # direction to grow in; `vector` pulls at both.
+    np.testing.assert_allclose(gradient[..., 0], 0)
+    np.testing.assert_allclose(gradient[0, :, 1], {"curve": [0.5, -0.5, 0], "vector": [0.5, 0, -0.5]}[form])
+
+
 def test_boundary_counts_only_pairs_of_valid_snippets():
     mask = jnp.array([[True, True, False]])
     np.testing.assert_allclose(losses.saliency(STUDENT, mask), [[2, 0]])

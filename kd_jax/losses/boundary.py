@@ -24,7 +24,7 @@ def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     """
     check_mask("saliency", mask, features=features)
     features = mask_out(features.astype(jnp.float32), mask)
-    return mask_out(jnp.sum(jnp.abs(jnp.diff(features, axis=1)), axis=-1), pair_mask(mask))
+    return mask_out(jnp.sum(_absolute(jnp.diff(features, axis=1)), axis=-1), pair_mask(mask))
 
 
 def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "curve") -> jax.Array:
@@ -54,7 +54,12 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
         raise ValueError(f"boundary: form must be 'curve' or 'vector', got {form!r}.")
     student, teacher = masked_pair("boundary", student, teacher, mask, same_width=form == "vector")
     if form == "curve":
-        distance = jnp.abs(saliency(student, mask) - saliency(teacher, mask))
+        distance = _absolute(saliency(student, mask) - saliency(teacher, mask))
     else:
-        distance = jnp.sum(jnp.abs(jnp.diff(student, axis=1) - jnp.diff(teacher, axis=1)), axis=-1)
+        distance = jnp.sum(_absolute(jnp.diff(student, axis=1) - jnp.diff(teacher, axis=1)), axis=-1)
     return masked_mean(distance, pair_mask(mask))
+
+
+def _absolute(x):
+    """`|x|` with the gradient 0 at 0, where that of `jnp.abs` is 1: features that do not change must not be pulled."""
+    return jnp.maximum(x, -x)
