@@ -2,16 +2,17 @@
 
 The other files of this folder start from `get_config` here and state their differences. Override anything on the
 command line, e.g. `--config.training.epochs=80 --config.runs.augmented_rgb.weights.atomic=3`; a misspelt field is
-refused. `--config=configs/NAME.py:smoke` shrinks any of them to seconds.
+refused. `--config=configs/NAME.py:smoke` shrinks any of them to a minute or less.
 """
 
-import importlib
+import importlib.util
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from kd_jax.distill import MODULES, TERMS, term_options
+from kd_jax.experiment import teaching_runs
 
 # Weights that suit the scale of the terms as this library reads them: chosen on the synthetic set, where they gain for
 # each of the seeds 0, 1 and 2 (configs/demo.py --config.seeds=3).
@@ -78,22 +79,49 @@ def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
     return config
 
 
-def from_other(variant: str) -> tuple[ConfigDict, str, ConfigDict, str]:
-    """The experiment of another file of this folder, to put other runs into: `sphere`, or `sphere,smoke`.
+def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
+    """The experiment of another file, to put other runs into: `sphere`, `sphere,smoke` or `/home/me/mine.py`.
 
     Returns:
-      Its config with its teacher and its plain student alone, the teacher's name, the student's run, and the rest of
-      the variant. Without a name it is the demo's.
+      Its config with its baseline, the teachers of its first distilled student and what those need; the teachers'
+      names; the baseline's run; and the rest of the variant. Without a name it is the demo's.
+
+    Raises:
+      ValueError: if there is no such file, or no distilled run or no baseline in it.
     """
     name, _, rest = variant.partition(",")
-    if name not in {path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "default"}:
+    known = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "default"})
+    if name in ("", "smoke"):
         name, rest = "demo", variant
-    config = importlib.import_module(f"configs.{name}").get_config()
-    plain = config.baseline
-    teacher = next(run.teachers[0] for run in config.runs.values() if run.teachers)
-    config.runs = make_runs(**{run: config.runs[run] for run in (teacher, plain)})
-    config.fusions = ConfigDict({}, sort_keys=False)
-    return config, teacher, config.runs[plain], rest
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    elif name in known:
+        module = importlib.import_module(f"configs.{name}")
+    else:
+        raise ValueError(
+            f"unknown config variant {variant!r}: this file knows smoke, and the data of other files: "
+            f"{', '.join(known)} or PATH.py, each also with ',smoke'"
+        )
+    config = module.get_config().unlock()
+    if (plain := config.runs.get(config.baseline)) is None:
+        raise ValueError(f"{name} has no baseline, which this file needs")
+    distilled = (run for run, made in config.runs.items() if made.teachers and made.modality == plain.modality)
+    if (distilled := next(distilled, None)) is None:
+        raise ValueError(f"{name} has no run that reads {plain.modality} and has teachers, which this file needs")
+    teachers, kept = config.runs[distilled].teachers, {config.baseline, distilled}
+    while more := {run for each in kept for run in teaching_runs(config, each)} - kept:
+        kept |= more
+    kept -= {distilled}
+    needed = {teacher for run in kept for teacher in config.runs[run].teachers} | set(teachers)
+    config.runs = make_runs(**{run: made for run, made in config.runs.items() if run in kept})
+    config.fusions = _section({name: streams for name, streams in config.fusions.items() if name in needed})
+    config.choices, config.published = _section({}), _section({})
+    return config, teachers, plain, rest
+
+
+def _section(entries: dict) -> ConfigDict:
+    return ConfigDict(entries, sort_keys=False)
 
 
 def get_config() -> ConfigDict:
@@ -136,13 +164,14 @@ def get_config() -> ConfigDict:
                 "threshold": placeholder(float),  # of the proposals; unset = the rule's own (dense 0.5, sparse 0.4)
                 "convention": "centre",  # where a snippet is: 'centre' or 'start', see kd_jax/proposals.py
             },
-            "runs": ConfigDict({}, sort_keys=False),  # {name: make_run(...)}
-            "fusions": ConfigDict({}, sort_keys=False),  # {name: runs whose logits are averaged}, e.g. two_stream
-            "teachers": ConfigDict({}, sort_keys=False),  # {name: folder}, from elsewhere: a finished run, or the
+            "runs": _section({}),  # {name: make_run(...)}
+            "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
+            "teachers": _section({}),  # {name: folder}, from elsewhere: a finished run, or the
             #                        features of any model, <video>.npy [T, D] for every training video
-            "choices": ConfigDict({}, sort_keys=False),  # {row of the table: runs}, of which it shows the one with the
+            "choices": _section({}),  # {row of the table: runs}, of which it shows the one with the
             #                        best validation score (mean over seeds): weights are tuned so
-            "published": ConfigDict({}, sort_keys=False),  # {row of the table: what a paper reports, as text}
+            "published": _section({}),  # {row of the table: what a paper reports, as text}
+            "published_for": "",  # the data and metric of those, for the title of their column
             "baseline": "vanilla_rgb",  # the run that gains are measured against
             "seed": 0,  # of initialisation, shuffling, dropout and negatives
             "seeds": 1,  # so many, from `seed` on, trained side by side; the table shows mean ± standard deviation

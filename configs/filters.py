@@ -1,6 +1,6 @@
-"""What distillation gains with each temporal filter: teacher, plain and distilled student of the same one, 5 seeds.
+"""What distillation gains with each temporal filter: teachers, plain and distilled student of the same one, 5 seeds.
 
-Data, modalities and budget are those of another file of this folder, named after the colon; without one, the demo's.
+Data, modalities and budget are those of another file, named after the colon; without one, the demo's.
 
 Command:   python -m kd_jax.main --config=configs/filters.py:sphere
 Data:      that of the other file
@@ -13,15 +13,21 @@ from kd_jax.models import FILTERS
 
 
 def get_config(variant=""):
-    config, teacher, plain, variant = default.from_other(variant)
-    reads, runs = config.runs[teacher].modality, {}
+    config, teachers, plain, variant = default.from_other(variant)
+    fixed = {name: run for name, run in config.runs.items() if name not in (*teachers, config.baseline)}
+    runs = {}
     for name in list(FILTERS)[: 2 if variant == "smoke" else None]:
-        names = [f"{name}_{kind}" for kind in ("teacher", "vanilla", "augmented")]
-        changes = {"filter": name, "baseline": names[1]}
-        runs[names[0]] = default.make_run(reads, **changes)
-        runs[names[1]] = default.make_run(plain.modality, **changes)
-        runs[names[2]] = default.make_run(plain.modality, teachers=(names[0],), weights=default.WEIGHTS, **changes)
-    config.runs = default.make_runs(**runs)
+        baseline = f"{name}_vanilla"
+        changes = {"filter": name, "baseline": baseline}
+        own = {teacher: f"{name}_{teacher}" for teacher in teachers if teacher in config.runs}
+        for teacher, run in own.items():
+            runs[run] = default.make_run(config.runs[teacher].modality, **changes)
+        runs[baseline] = default.make_run(plain.modality, **changes)
+        taught = [own.get(teacher, teacher) for teacher in teachers]  # folders and fusions stay what they are
+        runs[f"{name}_augmented"] = default.make_run(
+            plain.modality, teachers=taught, weights=default.WEIGHTS, **changes
+        )
+    config.runs = default.make_runs(**fixed, **runs)
     config.baseline = ""
     config.seeds = 5
     return default.with_variant(config, variant)

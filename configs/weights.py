@@ -1,6 +1,6 @@
 """How much should a term weigh? Every form of the three levels at the published weights, tuned, and balanced; 5 seeds.
 
-Data, teacher and budget are those of another file of this folder, named after the colon; without one, the demo's.
+Data, teachers and budget are those of another file, named after the colon; without one, the demo's.
 
 Command:   python -m kd_jax.main --config=configs/weights.py:sphere
 Data:      that of the other file
@@ -29,13 +29,13 @@ LEVELS = {**{level: (level,) for level in default.WEIGHTS}, "all": tuple(default
 
 
 def get_config(variant=""):
-    config, teacher, plain, variant = default.from_other(variant)
+    config, teachers, plain, variant = default.from_other(variant)
     smoke = variant == "smoke"
     forms = {level: form for form, (level, _) in FORMS.items()}.values() if smoke else FORMS
     factors, shares, balanced = (FACTORS[:1], SHARES[:1], ["all"]) if smoke else (FACTORS, SHARES, LEVELS)
 
     def add(name, weights, **changes):
-        config.runs[name] = default.make_run(plain.modality, teachers=(teacher,), weights=weights, **changes)
+        config.runs[name] = default.make_run(plain.modality, teachers=teachers, weights=weights, **changes)
 
     published = {form: {level: default.PUBLISHED_WEIGHTS[level]} for form, (level, _) in FORMS.items() if form in forms}
     for form, weights in {**published, "all": default.PUBLISHED_WEIGHTS}.items():

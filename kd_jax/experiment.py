@@ -446,6 +446,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         "seeds": list(seeds(config)),
         "baseline": config.baseline,
         "gain_of": first,
+        "published_for": config.published_for,
         "rows": rows,
     }
 
@@ -472,7 +473,8 @@ def markdown(results: Mapping) -> str:
         title = f"gain over {baselines.pop()}" if len(baselines) == 1 else "gain over its baseline"
         cells[title] = ["–" if row["gain"] is None else _mean(row["gain"], sign="+") for row in rows]
     if any(row.get("published") for row in rows):
-        cells["published"] = [row.get("published") or "–" for row in rows]
+        title = f"published ({results['published_for']})" if results["published_for"] else "published"
+        cells[title] = [row.get("published") or "–" for row in rows]
     lines = [list(cells), *zip(*cells.values(), strict=True)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(cells))]
     text = [

@@ -89,6 +89,62 @@ def test_unknown_variant_lists_the_known_ones(name):
         get_config(name, "smoky")
 
 
+MINE = """
+from configs import default
+
+def get_config(variant=""):
+    config = default.get_config()
+    config.dataset.name = "synthetic"
+    config.training.epochs = 7
+    learn = dict(weights=default.WEIGHTS)
+    config.runs = default.make_runs(
+        first=default.make_run("flow"),
+        second=default.make_run("flow", teachers=("first",), **learn),
+        plain=default.make_run("rgb"),
+        early_rgb=default.make_run("rgb"),
+        student=default.make_run("rgb", teachers=("ensemble", "second", "elsewhere"), **learn),
+        other=default.make_run("rgb", teachers=("first",), **learn),
+    )
+    config.fusions.ensemble = ("first", "early_rgb")
+    config.fusions.two_stream = ("first", "plain")
+    config.teachers.elsewhere = "workdir/elsewhere"
+    config.choices.best = ("student", "other")
+    config.published.best = "32.8"
+    config.baseline = "plain"
+    return default.with_variant(config, variant)
+"""
+COMPARED = ("ablation", "compare_kd", "filters", "weights")
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    config = get_config(name, str(tmp_path / "mine.py"))
+    experiment.check_config(config)
+    assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
+    assert set(config.fusions) == {"ensemble"}
+    students = [run for run in config.runs.values() if run.teachers and run.modality == "rgb"]
+    second = "ss_tcn_second" if name == "filters" else "second"
+    assert students[0].teachers == ("ensemble", second, "elsewhere")
+    assert {"first", "early_rgb"} < set(config.runs) and not {"student", "other"} & set(config.runs)
+    assert "best" not in config.choices and "best" not in config.published
+    assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_an_experiment_on_the_data_of_another_file_says_what_it_cannot_use(name, tmp_path):
+    with pytest.raises(
+        ValueError, match="unknown config variant 'spere': .* smoke, and the data of .* sphere, .*PATH.py"
+    ):
+        get_config(name, "spere")
+    (tmp_path / "plain.py").write_text(MINE.replace('config.baseline = "plain"', 'config.baseline = ""'))
+    with pytest.raises(ValueError, match="plain.py has no baseline"):
+        get_config(name, str(tmp_path / "plain.py"))
+    (tmp_path / "taught.py").write_text(MINE.replace('"rgb", teachers', '"flow", teachers'))
+    with pytest.raises(ValueError, match="taught.py has no run that reads rgb and has teachers"):
+        get_config(name, str(tmp_path / "taught.py"))
+
+
 def test_every_field_of_the_defaults_is_commented():
     lines = Path(default.__file__).read_text().splitlines()
     fields = [

@@ -275,7 +275,7 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 30.0})
     config.runs.augmented_rgb.baseline = "flow_teacher"
     config.choices.mars = ("small", "large")
-    config.published.mars = "82.5"
+    config.published.mars, config.published_for = "82.5", "PKU-MMD"
     config.evaluation.protocols = ("frame_map",)
     config.seeds = 2
     experiment.check_config(config)
@@ -299,7 +299,7 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         *("mars", "rgb", "flow_teacher", "hint 30", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
     ]
-    assert "gain over its baseline" in text and "published" in text
+    assert "gain over its baseline" in text and "published (PKU-MMD)" in text
 
 
 @pytest.mark.parametrize(

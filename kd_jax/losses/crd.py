@@ -67,7 +67,8 @@ def crd(
         its embedding.
       mask: `[B, T]` bool.
       memory: of all training snippets.
-      index: `[B, T]` int, the snippets' own rows of the memory; in the padding they do not matter.
+      index: `[B, T]` int, the snippets' own rows of the memory, from 0 to N - 1, which a compiled program cannot check;
+        in the padding they do not matter.
       negatives: `[K]` int, rows for all snippets, or `[B, T, K]`, rows of each.
       temperature: τ.
       momentum: m.

@@ -54,6 +54,7 @@ def soft_cross_entropy(
 
     `softmax`: `L = mean_t −Σ_c w_c p^T_c log p^S_c`, `w` being `background_weight` for the last class and 1 else.
     `sigmoid`: `L = mean_t Σ_c −[ p^T_c log p^S_c + (1 − p^T_c) log(1 − p^S_c) ]`; there is no background to weigh.
+    With another weight than 1 the least loss is at more background than the teacher says, or less.
 
     Args:
       student: logits `[B, T, C]`.
