@@ -12,10 +12,10 @@ def get_config(variant=""):
     config.dataset.name = "synthetic"
     config.model.hidden = 64
     config.model.standardize = True
-    config.training.epochs = 40
-    config.training.batch_size = 4
-    config.training.learning_rate = 1e-3
+    config.training.epochs = 24
+    config.training.batch_size = 2
+    config.training.learning_rate = 2e-3
     config.training.length_buckets = 2
-    config.training.checkpoint_every = 10
+    config.training.checkpoint_every = 8
     default.set_runs(config, teacher="flow", student="rgb")
     return default.with_variant(config, variant)

@@ -362,22 +362,16 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
 
 def test_kill_and_restart_ends_with_the_same_scores(tmp_path, as_users_run):
     def command(workdir):
-        overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4", "--config.baseline="]
-        return [
-            sys.executable,
-            "-m",
-            "kd_jax.main",
-            "--config=configs/demo.py:smoke",
-            f"--workdir={workdir}",
-            *overrides,
-        ]
+        overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4"]
+        program = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py"]
+        return [*program, f"--workdir={workdir}", *overrides]
 
     def finish(workdir):
         subprocess.run(command(workdir), cwd=ROOT, check=True, capture_output=True, text=True)
         return json.loads((workdir / "results.json").read_text())["rows"]
 
     killed = tmp_path / "killed"
-    for wait_for in ("vanilla_rgb/metrics.jsonl", "augmented_rgb/metrics.jsonl"):
+    for wait_for in ("flow_teacher/metrics.jsonl", "augmented_rgb/metrics.jsonl"):
         process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
