@@ -19,7 +19,7 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
     curves, runs = {}, {}
     for dtype in ("float32", "bfloat16"):
         config = demo.get_config()
-        config.training.update({"epochs": 10, "checkpoint_every": 10})
+        config.training.update({"epochs": 6, "checkpoint_every": 6})
         config.model.dtype = dtype
         source = experiment.prepare(config, tmp_path)
         train_runs(config, [Run("flow_teacher", 0, tmp_path / dtype)], source)
