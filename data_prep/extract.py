@@ -91,17 +91,20 @@ def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, st
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such folder or file")
     kind, suffixes = ("skeleton", skeletons.SUFFIXES) if modality == "pose" else ("video", videos.SUFFIXES)
-    entries = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
-    others = [path for path in entries if path not in folders and path.suffix.lower() not in suffixes]
-    by_name: dict[str, list[Path]] = collections.defaultdict(list)
-    for path in entries:
-        if path not in folders and path not in others:
+    folders, others, by_name = [], [], collections.defaultdict(list)
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            folders.append(path)
+        elif path.suffix.lower() not in suffixes:
+            others.append(path)
+        else:
             by_name[videos.name_of(path)].append(path)
     notes = [f"{source}: left out, as the ending is not that of a {kind}: {_first(others)}"] if others else []
     notes += [f"{source}: its subfolders are not searched: {_first(folders)}"] if folders else []
     if not by_name:
-        raise FileNotFoundError("; ".join([f"{source} has no file of a {kind} ({', '.join(suffixes)})", *notes]))
+        raise FileNotFoundError("; ".join([f"{source} has no {kind} file ({', '.join(suffixes)})", *notes]))
     files = {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}
     failed = {
         name: f"{source}: {' and '.join(path.name for path in paths)} would both become {name}.npy; rename one"

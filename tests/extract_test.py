@@ -213,7 +213,7 @@ def test_options_that_cannot_be_are_refused_in_a_sentence(figures, tmp_path):
     cases = [
         (dict.fromkeys(good), "nothing is asked for; say for instance --videos=DIR --modality=rgb"),
         ({"videos": tmp_path / "none"}, "none: there is no such folder or file"),
-        ({"videos": figures / "weights"}, "weights has no file of a video (.avi, "),
+        ({"videos": figures / "weights"}, "weights has no video file (.avi, "),
         ({"output": tmp_path / "file"}, f"--output={tmp_path / 'file'} cannot be made (File exists)"),
         ({"weights": tmp_path / "a.npy"}, "a.npy is no file of encoder weights (it is no .npz file, or cut short)"),
         ({"modality": "flow"}, "are for rgb, not --modality=flow"),
