@@ -120,8 +120,9 @@ def build(
     with _beam(runner, beam_options, output) as beam:
         where = {"workers": workers or _workers(annotated, folders), "beam": beam}
         videos, sizes = _check(annotated, folders, findings, description, skip_missing, **where)
+        extraction = feature_files.how_made(videos, folders, findings)
         findings.raise_problems()
-        info = _make_info(dataset, output, description, names, sizes, videos)
+        info = _make_info(dataset, output, description, names, sizes, videos, extraction)
         rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
         source = {"annotations": list(annotations), "features": {folder.name: str(folder.path) for folder in folders}}
         expected = description.stride and description.stride / description.fps
@@ -224,7 +225,9 @@ def check_videos(ids: Sequence[str], folders: Sequence[FeatureFolder], skip_miss
     return {"shapes": shapes, "findings": findings.as_json()}
 
 
-def _make_info(dataset: str, output: str | None, description: base.Description, names, sizes, videos) -> base.Info:
+def _make_info(
+    dataset: str, output: str | None, description: base.Description, names, sizes, videos, extraction
+) -> base.Info:
     folder_name = Path(output or "").resolve().name
     scale = description.fps if description.unit == "frames" else 1.0
     seconds = [video.annotated.duration / scale / video.num_snippets for video in videos]
@@ -236,6 +239,7 @@ def _make_info(dataset: str, output: str | None, description: base.Description, 
         unit=description.unit,
         fps=description.fps,
         seconds_per_snippet=float(np.median(seconds)),
+        extraction=extraction,
     )
 
 

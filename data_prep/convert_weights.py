@@ -217,6 +217,7 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
         "head": info.head,
         "classes": list(info.classes),
         "seconds_per_snippet": info.seconds_per_snippet,
+        "extraction": info.extraction.get(modality),
     }
     output.mkdir(parents=True)
     write_json(output / "config.json", config)

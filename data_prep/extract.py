@@ -10,10 +10,12 @@ finished. A file that is broken stops no other; the last lines name it. It needs
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,9 +28,10 @@ from tqdm import tqdm
 
 from data_prep import ahead, execution
 from kd_jax import session, skeletons, videos
-from kd_jax.encode import encode
+from kd_jax.datasets import feature_files
+from kd_jax.encode import batched, encode
 from kd_jax.encoders.weights import Weights, read_weights
-from kd_jax.files import read_json, sha256, write_atomically, write_json
+from kd_jax.files import make_folder, read_json, sha256, write_atomically, write_json
 from kd_jax.videos import Sampling
 
 SKELETON_FPS = 30.0  # of Kinect, and so of NTU RGB+D and PKU-MMD
@@ -54,15 +57,10 @@ class Settings:
 
     def described(self) -> dict:
         """As JSON: what must be the same for features to be the same."""
-        sampling = dataclasses.asdict(self.sampling)
-        if self.modality == "pose":
-            sampling = {name: sampling[name] for name in ("length", "stride", "last")}
-        elif self.modality == "rgb":
-            del sampling["flow"]
         return {
             "modality": self.modality,
             "weights_sha256": _hash(self.weights),
-            "sampling": sampling,
+            "sampling": {name: getattr(self.sampling, name) for name in videos.used(self.modality)},
             "sampled_fps": self.fps,
             "dtype": self.dtype,
         }
@@ -78,25 +76,52 @@ def _weights(path: Path, dtype: str) -> Weights:
     return read_weights(path, dtype=jnp.dtype(dtype))
 
 
-def files_of(folder: Path, modality: str) -> dict[str, Path]:
-    """The files of a folder by the name that their features get: their own, with its ending where two would share it.
+def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, str], list[str]]:
+    """The files to make features of: one file, or those of a folder whose ending is that of a video, or of skeletons.
+
+    Returns:
+      {name that its features get: file}; {name: why it gets none}, where two files would have it; a line each about
+      what is left out.
 
     Raises:
-      FileNotFoundError: if it has none.
+      FileNotFoundError: if there is none.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder")
-    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if modality == "pose":
-        found = [path for path in found if path.suffix in skeletons.SUFFIXES]
-    if not found:
-        raise FileNotFoundError(f"{folder} has no file{' of skeletons' if modality == 'pose' else ''}")
-    count = collections.Counter(path.stem for path in found)
-    return {path.stem if count[path.stem] == 1 else path.name: path for path in found}
+    if source.is_file():
+        return {videos.name_of(source): source}, {}, []
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: there is no such folder or file")
+    kind, suffixes = ("skeleton", skeletons.SUFFIXES) if modality == "pose" else ("video", videos.SUFFIXES)
+    folders, others, by_name = [], [], collections.defaultdict(list)
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            folders.append(path)
+        elif path.suffix.lower() not in suffixes:
+            others.append(path)
+        else:
+            by_name[videos.name_of(path)].append(path)
+    notes = [f"{source}: left out, as the ending is not that of a {kind}: {_first(others)}"] if others else []
+    notes += [f"{source}: its subfolders are not searched: {_first(folders)}"] if folders else []
+    if not by_name:
+        raise FileNotFoundError("; ".join([f"{source} has no {kind} file ({', '.join(suffixes)})", *notes]))
+    files = {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}
+    failed = {
+        name: f"{source}: {' and '.join(path.name for path in paths)} would both become {name}.npy; rename one"
+        for name, paths in by_name.items()
+        if len(paths) > 1
+    }
+    return files, failed, notes
 
 
-def read(path: Path, settings: Settings) -> Iterator:
-    """First what the file is, as JSON, then its snippets.
+def _first(paths: Sequence[Path]) -> str:
+    """Names of the first few, and how many there are."""
+    more = f", … ({len(paths)} in all)" if len(paths) > 3 else ""
+    return ", ".join(path.name for path in paths[:3]) + more
+
+
+def read(path: Path, settings: Settings, batch_size: int) -> Iterator:
+    """First what the file is, as JSON, then its snippets, `[N, …]` at a time as `kd_jax.encode.batched` does.
 
     Raises:
       VideoError: for a file that cannot be used.
@@ -113,38 +138,88 @@ def read(path: Path, settings: Settings) -> Iterator:
         made = videos.snippets(video, settings.modality, sampling)
     count = sampling.count_of(path, about["frames"])
     yield about | {"snippets": count, "seconds_per_snippet": sampling.stride / about["fps"]}
-    yield from made
+    yield from batched(made, batch_size)
+
+
+class Progress:
+    """How far it is: on a terminal a bar with frames per second, elsewhere a line for each file, unless it is quiet.
+
+    The bar ends at the frames of the files begun so far.
+    """
+
+    def __init__(self, title: str, num_files: int, *, quiet: bool):
+        self._title, self._num_files, self._done = title, num_files, 0
+        self._bar = tqdm(total=0, unit="frame", disable=quiet or not sys.stderr.isatty(), leave=False)
+        self._lines = not quiet and not sys.stderr.isatty()
+        self._show()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def _show(self, name: str = "") -> None:
+        self._bar.set_description_str(f"{self._title} {self._done}/{self._num_files} files {name}".rstrip())
+
+    def begin(self, name: str, frames: int) -> None:
+        """A file of so many frames."""
+        self._bar.total += frames
+        self._show(name)
+
+    def advance(self, frames: int) -> None:
+        """So many frames are encoded."""
+        self._bar.update(frames)
+
+    def end(self, name: str, told: str) -> None:
+        """A file is done with."""
+        self._done += 1
+        self._show(name)
+        if self._lines:
+            print(f"{self._done}/{self._num_files} {name}: {told}", file=sys.stderr, flush=True)
 
 
 class Writer:
-    """Gathers the features of each video and writes them when it has all."""
+    """Gathers the features of each video and writes them when it has all, and the video was whole."""
 
-    def __init__(self, output: Path, settings: Settings, files: Sequence[tuple[str, Path]]):
-        self._output, self._settings, self._files = output, settings, files
+    def __init__(self, output: Path, settings: Settings, files: Sequence[tuple[str, Path]], progress: Progress):
+        self._output, self._settings, self._files, self._progress = output, settings, files, progress
+        self._frames = min(settings.sampling.stride, settings.sampling.length)  # new ones in a snippet
         self._about: dict[int, dict] = {}
         self._rows: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+        self._read: set[int] = set()
         self.failed: dict[str, str] = {}
 
     def begin(self, index: int, about: dict) -> None:
         """What the video is, before its rows."""
         self._about[index] = about
+        self._progress.begin(self._files[index][0], about["snippets"] * self._frames)
 
-    def add(self, index: int, feature: np.ndarray) -> bool:
-        """The next row of a video; whether it was the last, and the video's files are written."""
-        if index not in self._about:  # failed while this row was computed
-            return False
-        self._rows[index].append(feature)
-        if len(self._rows[index]) < self._about[index]["snippets"]:
-            return False
+    def add(self, index: int, features: np.ndarray) -> None:
+        """The next rows of a video, `[N, D]`."""
+        if index in self._about:  # else it failed while they were computed
+            self._rows[index].append(features)
+            self._progress.advance(len(features) * self._frames)
+            self._write_if_whole(index)
+
+    def finish(self, index: int) -> None:
+        """The video was read to its end."""
+        self._read.add(index)
+        self._write_if_whole(index)
+
+    def _write_if_whole(self, index: int) -> None:
+        about = self._about[index]
+        if index not in self._read or sum(map(len, self._rows[index])) < about["snippets"]:
+            return
         video, path = self._files[index]
-        rows = np.stack(self._rows.pop(index))
+        rows = np.concatenate(self._rows.pop(index))
         if not np.isfinite(rows).all():
             self.fail(index, f"{path}: its features are not finite; are the weights of this encoder, and the dtype?")
-            return False
+            return
         write_table(self._output / f"{video}.npy", rows)
         manifest = {"file": path.name, "bytes": path.stat().st_size, **self._about.pop(index)}
         write_json(self._output / f"{video}.json", manifest | self._settings.described() | {"versions": _versions()})
-        return True
+        self._progress.end(video, f"{len(rows)} snippet{'s'[: len(rows) != 1]}")
 
     def fail(self, index: int, reason: str) -> None:
         """The video has no more rows, and gets no file."""
@@ -152,6 +227,7 @@ class Writer:
         self._rows.pop(index, None)
         video, path = self._files[index]
         self.failed[video] = reason if str(path) in reason else f"{path}: {reason}"
+        self._progress.end(video, "could not be used")
 
 
 def write_table(path: Path, rows: np.ndarray) -> None:
@@ -189,28 +265,32 @@ def extract(
       files: (name of the features, file) each.
       batch_size: snippets a forward pass.
       workers: processes that read files while this one encodes; 0 = none.
-      progress: whether to show frames per second.
+      progress: whether to show it.
 
     Returns:
       {name: what is wrong with its file}, empty if all went well.
     """
-    weights, writer = _weights(settings.weights, settings.dtype), Writer(output, settings, files)
-    per_snippet = min(settings.sampling.stride, settings.sampling.length)
-    with tqdm(unit="frame", desc=settings.modality, disable=None if progress else True, leave=False) as bar:
+    weights = _weights(settings.weights, settings.dtype)
+    items = [(path, settings, batch_size) for _, path in files]
+    with (
+        Progress(settings.modality, len(files), quiet=not progress) as shown,
+        contextlib.closing(ahead.run(read, items, workers=workers)) as messages,
+    ):
+        writer = Writer(output, settings, files, shown)
 
-        def flowing() -> Iterator[tuple[int, np.ndarray]]:
-            for index, message in ahead.run(read, [(path, settings) for _, path in files], workers=workers):
+        def batches() -> Iterator[tuple[int, np.ndarray]]:
+            for index, message in messages:
                 if isinstance(message, dict):
                     writer.begin(index, message)
-                    bar.set_postfix_str(files[index][0])
                 elif isinstance(message, ahead.Failed):
                     writer.fail(index, message)
-                elif not isinstance(message, ahead.Finished):
-                    bar.update(per_snippet)
+                elif isinstance(message, ahead.Finished):
+                    writer.finish(index)
+                else:
                     yield index, message
 
-        for index, feature in encode(weights, flowing(), batch_size=batch_size):
-            writer.add(index, feature)
+        for index, features in encode(weights, batches(), batch_size=batch_size):
+            writer.add(index, features)
     return writer.failed
 
 
@@ -220,26 +300,44 @@ def extract_one(output: str, settings: Settings, video: str, path: str, batch_si
     return extract(Path(output), settings, files, batch_size=batch_size, workers=0, progress=False).get(video)
 
 
-def unfinished(output: Path, settings: Settings, files: dict[str, Path]) -> list[tuple[str, Path]]:
-    """The files without features.
+def unfinished(
+    output: Path, settings: Settings, files: dict[str, Path]
+) -> tuple[list[tuple[str, Path]], dict[str, str]]:
+    """The files without features, and {name: why not} of those that are others than their features are of.
 
     Raises:
-      ValueError: if features there were made otherwise, or of another file.
+      ValueError: if features there were made otherwise.
     """
-    wanted, left = settings.described(), []
+    wanted, left, failed = settings.described(), [], {}
     for video, path in files.items():
-        manifest = read_json(output / f"{video}.json")
-        if manifest is None or not (output / f"{video}.npy").is_file():
+        table, manifest = output / f"{video}.npy", output / f"{video}.json"
+        try:
+            found = read_json(manifest)
+        except ValueError:
+            found = {}
+        if found is not None and not feature_files.is_manifest(found):
+            failed[video] = f"{manifest} is no manifest of features, so it is left alone; choose another --output"
+        elif found is None or not table.is_file():
             left.append((video, path))
-            continue
-        now = {**wanted, "file": path.name, "bytes": path.stat().st_size}
-        if changed := [name for name, value in now.items() if manifest.get(name) != value]:
-            told = "; ".join(f"{name}: {manifest.get(name)!r} there, {now[name]!r} now" for name in changed)
-            raise ValueError(f"{output / video}.npy was made otherwise ({told}); choose another --output, or delete it")
-    return left
+        elif changed := _changed(found, wanted):
+            raise ValueError(f"{table} was made otherwise ({changed}); choose another --output, or delete it")
+        elif changed := _changed(found, {"file": path.name, "bytes": path.stat().st_size if path.exists() else None}):
+            failed[video] = f"{path} is not what {table} was made of ({changed}); delete that to make it anew"
+    return left, failed
+
+
+def _changed(manifest: dict, now: dict) -> str:
+    """What a manifest has otherwise, '' if nothing."""
+    changed = [name for name, value in now.items() if manifest.get(name) != value]
+    return "; ".join(f"{name}: {manifest.get(name)!r} there, {now[name]!r} now" for name in changed)
 
 
 def _settings(given) -> tuple[Settings, Path]:
+    if not given.modality:
+        raise ValueError(
+            "nothing is asked for; say for instance --videos=DIR --modality=rgb --weights=i3d_rgb.npz --output=DIR "
+            "(--help has all options)"
+        )
     folder = given.skeletons if given.modality == "pose" else given.videos
     other = given.videos if given.modality == "pose" else given.skeletons
     name = "skeletons" if given.modality == "pose" else "videos"
@@ -249,10 +347,14 @@ def _settings(given) -> tuple[Settings, Path]:
         raise ValueError(f"{', '.join(lacking)} must be given")
     if given.fps is not None and not 0 < given.fps <= 1000:
         raise ValueError(f"--fps={given.fps}; it must be above 0 and at most 1000")
+    if given.runner:
+        videos.refuse_vain(given, ["workers"], "a --runner, which has --beam_options for it")
+    else:
+        videos.refuse_vain(given, ["beam_options"], "this machine; they are those of a --runner")
     manifest = _weights(Path(given.weights), given.dtype).manifest
     if manifest["modality"] != given.modality:
         raise ValueError(f"--weights={given.weights} are for {manifest['modality']}, not --modality={given.modality}")
-    sampling = videos.sampling(given, manifest)
+    sampling = videos.sampling(given, given.modality, manifest)
     return Settings(given.modality, Path(given.weights), sampling, given.fps, given.dtype), Path(folder)
 
 
@@ -262,21 +364,28 @@ def main(argv):
     given = flags.FLAGS
     session.start()
     try:
-        settings, folder = _settings(given)
-        files = files_of(folder, given.modality)
+        settings, source = _settings(given)
+        files, failed, notes = files_of(source, given.modality)
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         output = Path(given.output)
-        output.mkdir(parents=True, exist_ok=True)
-        left = unfinished(output, settings, files)
+        make_folder(output, "output")
+        left, others = unfinished(output, settings, files)
+        failed |= others
         if given.runner:
-            failed = _pipeline(given, output, settings, left)
+            broken = _pipeline(given, output, settings, left)
         else:
             workers = min(given.workers if given.workers is not None else os.cpu_count() or 1, len(left))
-            failed = extract(output, settings, left, batch_size=given.batch_size, workers=workers, progress=True)
+            broken = extract(output, settings, left, batch_size=given.batch_size, workers=workers, progress=True)
     except (ValueError, OSError) as error:
         sys.exit(f"data_prep.extract: {error}")
-    done = len(left) - len(failed)
-    before = f", {len(files) - len(left)} were finished before" if len(left) < len(files) else ""
-    print(f"{output}: features of {done} file{'s'[: done != 1]}{before}")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        print("\ndata_prep.extract: interrupted; the same command goes on with what is left", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    done, before = len(left) - len(broken), len(files) - len(left) - len(others)
+    told = f", {before} {'was' if before == 1 else 'were'} finished before" if before else ""
+    print(f"{output}: features of {done} file{'s'[: done != 1]}{told}")
+    failed |= broken
     if failed:
         sys.exit("\n".join([f"data_prep.extract: {len(failed)} could not be used:", *failed.values()]))
 
@@ -290,18 +399,24 @@ def _pipeline(given, output: Path, settings: Settings, left: Sequence[tuple[str,
     return {left[index][0]: reason for index, reason in told.items() if reason}
 
 
-if __name__ == "__main__":
-    flags.DEFINE_string("videos", None, "Folder of video files, for rgb and flow.")
-    flags.DEFINE_string("skeletons", None, "Folder of NTU's .skeleton or PKU-MMD's .txt files, for pose.")
-    flags.DEFINE_enum("modality", None, ["rgb", "flow", "pose"], "What to make features of.", required=True)
+def define_flags() -> None:
+    """The command line's options."""
+    flags.DEFINE_string("videos", None, "Folder of video files, or one file, for rgb and flow.")
+    flags.DEFINE_string("skeletons", None, "Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
+    flags.DEFINE_enum("modality", None, ["rgb", "flow", "pose"], "What to make features of.")
     flags.DEFINE_string("weights", None, "Of the encoder, from data_prep.convert_weights.")
     flags.DEFINE_string("output", None, "Folder for <video>.npy and <video>.json.")
     flags.DEFINE_alias("out", "output")
     flags.DEFINE_float("fps", None, "Frames per second to sample videos at (their own); of skeletons, recorded (30).")
     videos.define_flags()
+    flags.adopt_module_key_flags(videos)  # --help shows them
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the encoder's computation.")
     flags.DEFINE_integer("batch_size", 8, "Snippets a forward pass, over all devices.", lower_bound=1)
     flags.DEFINE_integer("workers", None, "Processes that read files (all processors).", lower_bound=0)
     flags.DEFINE_string("runner", None, "An Apache Beam pipeline instead: DirectRunner, DataflowRunner, ….")
     flags.DEFINE_multi_string("beam_options", [], "Of the runner, one each.")
+
+
+if __name__ == "__main__":
+    define_flags()
     app.run(main)

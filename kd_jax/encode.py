@@ -1,13 +1,15 @@
 """Snippets → features, in batches over all devices.
 
     weights = read_weights(Path('weights/i3d_rgb.npz'))
-    for key, feature in encode(weights, enumerate(clips), batch_size=8): ...
+    for key, features in encode(weights, enumerate(batched(snippets, 8)), batch_size=8): ...
     features, frames = encode_video(weights, probe(Path('kitchen.mp4')), Sampling(), batch_size=8)
 
-An encoder is compiled once for a shape of snippets and a batch size.
+A batch holds snippets of one video, so that features do not depend on what else is encoded, or when. An encoder is
+compiled once for a shape of snippets and each size of `_rows`.
 """
 
 import functools
+import itertools
 from collections.abc import Hashable, Iterable, Iterator
 
 import jax
@@ -19,46 +21,56 @@ from kd_jax import input_pipeline, session, videos
 from kd_jax.encoders.weights import Weights
 
 
-def encode(
-    weights: Weights, snippets: Iterable[tuple[Hashable, np.ndarray]], *, batch_size: int
-) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Encodes snippets of one shape, wherever they are from.
+def batched(snippets: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """The snippets of one video, `[N, …]` at a time: N is the batch size, of the last batch what is left."""
+    snippets = iter(snippets)
+    while batch := list(itertools.islice(snippets, batch_size)):
+        yield np.stack(batch)
 
-    A batch is computed while the next one is gathered. The last one is filled up, so that there is one compilation.
+
+def encode(
+    weights: Weights, batches: Iterable[tuple[Hashable, np.ndarray]], *, batch_size: int
+) -> Iterator[tuple[Hashable, np.ndarray]]:
+    """Encodes batches of snippets of one shape, those of several videos in any order.
+
+    A batch is computed while the next one is gathered.
 
     Args:
       weights: from `read_weights`.
-      snippets: (key, snippet), as `kd_jax.videos.snippets` or `kd_jax.skeletons.snippets` gives them.
-      batch_size: snippets a forward pass, over all devices.
+      batches: (key, `[N, …]` snippets), as `batched` makes them.
+      batch_size: snippets a forward pass, over all devices; the largest N.
 
     Yields:
-      (key, `[D]` float32), in the order of the snippets.
+      (key, `[N, D]` float32), in the order of the batches.
     """
     mesh = input_pipeline.data_mesh()
-    rows = input_pipeline.device_rows(batch_size, mesh)
     variables = input_pipeline.replicate(weights.variables, mesh)
     run = _compiled()
-    keys: list[Hashable] = []
-    batch: np.ndarray | None = None
     ahead = None
 
-    def finish(keys, features):
-        yield from zip(keys, input_pipeline.fetch(features, mesh), strict=False)
+    def finish(key, count, features):
+        return key, input_pipeline.fetch(features, mesh)[:count]
 
-    for key, snippet in snippets:
-        if batch is None:
-            batch = np.zeros((rows, *snippet.shape), snippet.dtype)
-        batch[len(keys)] = snippet
-        keys.append(key)
-        if len(keys) == batch_size:
-            features = run(weights.model, variables, input_pipeline.shard(batch, rows, mesh))
-            if ahead:
-                yield from finish(*ahead)
-            ahead, keys, batch = (keys, features), [], None
+    for key, batch in batches:
+        rows = _rows(len(batch), batch_size, mesh)
+        filled = np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+        features = run(weights.model, variables, input_pipeline.shard(filled, rows, mesh))
+        if ahead:
+            yield finish(*ahead)
+        ahead = key, len(batch), features
     if ahead:
-        yield from finish(*ahead)
-    if keys:
-        yield from finish(keys, run(weights.model, variables, input_pipeline.shard(batch, rows, mesh)))
+        yield finish(*ahead)
+
+
+def _rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """The least of batch_size, batch_size / 2, … that holds so many snippets and spreads evenly over the devices.
+
+    Little is wasted on the end of a video, and few shapes are compiled.
+    """
+    rows = input_pipeline.device_rows(batch_size, mesh)
+    while rows % (2 * mesh.size) == 0 and rows // 2 >= count:
+        rows //= 2
+    return rows
 
 
 def encode_video(
@@ -82,14 +94,15 @@ def encode_video(
     count, frames = sampling.count_of(video.path, video.num_frames), []
     kept = {round(i) for i in np.linspace(0, count - 1, min(num_frames, count))}
 
-    def numbered() -> Iterator[tuple[int, np.ndarray]]:
+    def shown() -> Iterator[np.ndarray]:
         made = videos.snippets(video, weights.modality, sampling)
         for index, snippet in enumerate(tqdm(made, video.path.name, count, leave=False, unit="snippet", disable=None)):
             if index in kept and snippet.dtype == np.uint8:
                 frames.append(snippet[len(snippet) // 2].copy())
-            yield index, snippet
+            yield snippet
 
-    return np.stack([feature for _, feature in encode(weights, numbered(), batch_size=batch_size)]), frames
+    encoded = encode(weights, enumerate(batched(shown(), batch_size)), batch_size=batch_size)
+    return np.concatenate([features for _, features in encoded]), frames
 
 
 @functools.cache

@@ -348,7 +348,10 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     found = read_json(directory / "config.json")
-    if found is None or found == wanted:
+    if found is None:
+        return
+    found, wanted = ({k: v for k, v in config.items() if k != "extraction"} for config in (found, wanted))  # no setting
+    if found == wanted:
         return
     changes = [
         f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in _differences(found, wanted)

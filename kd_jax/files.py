@@ -52,6 +52,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Makes a folder where there is none; an OSError that names the option that asked for it where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--{option}={path} cannot be made ({error.strerror}); choose another folder") from None
+
+
 def read_json(path: Path) -> dict | None:
     """The file's content, or None where there is no file."""
     return json.loads(path.read_text()) if path.exists() else None

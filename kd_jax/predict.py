@@ -10,11 +10,13 @@ is needed. --format adds or chooses the formats of official evaluation scripts, 
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
 
 reads a video itself, with the encoder that the run's features are from, and adds OUT/<video>.png: frames, and below
-them when each class was found. Where its snippets would last a tenth longer or shorter than those that the run was
-trained with, the video is sampled so that they last as long.
+them when each class was found. Where `data_prep.extract` made its features, the run knows how a video is to be cut;
+options may say it otherwise. Where snippets would last a tenth longer or shorter than those that the run was trained
+with, the video is sampled so that they last as long.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import sys
@@ -22,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from etils import epath
@@ -34,6 +37,7 @@ from kd_jax.datasets.findings import Findings
 from kd_jax.distill import eval_step
 from kd_jax.encode import encode_video
 from kd_jax.encoders.weights import Weights, read_weights
+from kd_jax.files import make_folder, sha256
 from kd_jax.input_pipeline import Example
 from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.scoring import probabilities
@@ -144,15 +148,17 @@ def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.nd
     return features
 
 
-def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) -> tuple[dict, dict, dict]:
+def _read_input(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> tuple[dict, dict, dict]:
     """{video: features}, {video: seconds per snippet} and {video: duration}, the latter only where it is known."""
     modality, size = run.config["modality"], run.config["input_size"]
     if not (path / records.INFO_FILE).is_file():
+        if split:
+            raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         features = read_features(path, modality, size)
         return features, dict.fromkeys(features, seconds or run.config["seconds_per_snippet"]), {}
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
-    info = records.read_info(path)
+    info, split = records.read_info(path), split or "test"
     if info.modalities.get(modality, size) != size:
         raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
     videos = records.read(path, split, [modality], on_disk=True)
@@ -165,37 +171,55 @@ def _read_input(path: Path, split: str, run: TrainedRun, seconds: float | None) 
 
 def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, videos.Sampling, dict]:
     """The encoder, how it cuts videos, and {name: Video}."""
-    modality, size, seconds = run.config["modality"], run.config["input_size"], run.config["seconds_per_snippet"]
+    modality, size = run.config["modality"], run.config["input_size"]
+    made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
+    seconds = made.get("seconds_per_snippet", run.config["seconds_per_snippet"])
     if not given.encoder_weights:
         raise ValueError("--video needs --encoder_weights, of the encoder that the run's features are from")
-    weights = read_weights(Path(given.encoder_weights))
+    path = Path(given.encoder_weights)
+    weights = read_weights(path, dtype=jnp.dtype(made["dtype"]))
     if (weights.modality, weights.num_features) != (modality, size):
         raise ValueError(
-            f"--encoder_weights={given.encoder_weights} give {weights.num_features} features of {weights.modality}; "
+            f"--encoder_weights={path} give {weights.num_features} features of {weights.modality}; "
             f"the run reads {size} of {modality}"
         )
-    if len({path.stem for path in paths}) < len(paths):
+    if modality == "pose":
+        raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
+    if (expected := made.get("weights_sha256", found := sha256(path))) != found:
+        raise ValueError(
+            f"--encoder_weights={path} (sha256 {found[:12]}…) are not the weights that the run's features are from "
+            f"({expected[:12]}…); give those"
+        )
+    if len({videos.name_of(path) for path in paths}) < len(paths):
         raise ValueError("two of --video have the same name; predict them into two --output folders")
-    sampling = videos.sampling(given, weights.manifest)
-    opened = {path.stem: videos.probe(path, given.fps) for path in paths}
-    for path in paths if seconds and not given.fps else ():
-        # `seconds` is the mean of duration / T, so it is a little off where the last snippet is not whole.
-        if not 0.9 < sampling.stride / opened[path.stem].fps / seconds < 1.1:
-            opened[path.stem] = videos.probe(path, sampling.stride / seconds)
+    sampling = videos.sampling(given, modality, {**weights.manifest, **made["sampling"]})
+    fps = made["sampled_fps"] if given.fps is None else given.fps
+    opened = {videos.name_of(path): videos.probe(path, fps) for path in paths}
+    for name, video in opened.items() if seconds and fps is None else ():
+        # Not exactly, since without manifests `seconds` is the median of duration / T.
+        if not 0.9 < sampling.stride / video.fps / seconds < 1.1:
+            opened[name] = videos.probe(video.path, sampling.stride / seconds)
     return weights, sampling, opened
-
-
-def _make_folder(output: epath.Path) -> epath.Path:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--output={output} cannot be made ({error.strerror}); choose another folder") from None
-    return output
 
 
 def _range(values: Mapping[str, float]) -> str:
     """'0.64', or '0.13 to 0.16'."""
     return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
+
+
+def _check_options(given) -> None:
+    if lacking := [f"--{name}" for name in ("run", "output") if not given[name].value]:
+        raise ValueError(
+            f"{', '.join(lacking)} must be given; say for instance --run=workdir/demo/augmented_rgb --features=DIR "
+            "--output=DIR (--help has all options)"
+        )
+    if bool(given.features) == bool(given.video):
+        raise ValueError("give either --features or --video")
+    if given.video:
+        videos.refuse_vain(given, ["seconds_per_snippet", "split"], "--video")
+    else:
+        names = [field.name for field in dataclasses.fields(videos.Sampling)]
+        videos.refuse_vain(given, ["encoder_weights", "fps", *names], "--features")
 
 
 def main(argv):
@@ -204,10 +228,9 @@ def main(argv):
     session.start()
     arguments = flags.FLAGS
     try:
+        _check_options(arguments)
         run = load_teacher(arguments.run)
         head, classes = run.config["head"], run.config["classes"]
-        if bool(arguments.features) == bool(arguments.video):
-            raise ValueError("give either --features or --video")
         opened, shown = {}, {}
         if arguments.video:
             weights, sampling, opened = _open_videos(list(map(Path, arguments.video)), run, arguments)
@@ -217,7 +240,8 @@ def main(argv):
             )
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
         submissions.check_formats(arguments.format, list(opened or features), len(classes))
-        output = _make_folder(epath.Path(arguments.output))
+        output = epath.Path(arguments.output)
+        make_folder(output, "output")
         if arguments.video:
             encoded = {
                 name: encode_video(weights, video, sampling, batch_size=arguments.batch_size, num_frames=12)
@@ -248,19 +272,23 @@ def main(argv):
             timeline.draw(paths[-1], frames, duration=durations[name], detections=found[name], classes=classes)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
-    count = sum(map(len, found.values()))
-    print(f"{len(scores)} videos, {count} detections, {_range(seconds)} s a snippet: {', '.join(map(str, paths))}")
+    counts = [
+        f"{n} {what}{'s'[: n != 1]}"
+        for n, what in ((len(scores), "video"), (sum(map(len, found.values())), "detection"))
+    ]
+    print(f"{', '.join(counts)}, {_range(seconds)} s a snippet: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.", required=True)
+    flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
     flags.DEFINE_string("features", None, "A .npy file, a folder of them, or a folder of records.")
     flags.DEFINE_multi_string("video", [], "A video file instead; repeat it for several.")
     flags.DEFINE_string("encoder_weights", None, "Of a video: the encoder's, from data_prep.convert_weights.")
     flags.DEFINE_float("fps", None, "Of a video: frames per second to sample it at (so that snippets last as trained).")
-    videos.define_flags()
-    flags.DEFINE_enum("split", "test", list(base.SPLITS), "Of records: which videos.")
-    flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.", required=True)
+    videos.define_flags("as the run's features, else ")
+    flags.adopt_module_key_flags(videos)  # --help shows them
+    flags.DEFINE_enum("split", None, list(base.SPLITS), "Of records: which videos (test).")
+    flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.")
     flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
     flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")
     flags.DEFINE_float(

@@ -31,7 +31,7 @@ def read(path: Path) -> np.ndarray:
     """
     try:
         text = path.read_text()
-        bodies = _ntu(text) if path.suffix == ".skeleton" else _pku(text)
+        bodies = _ntu(text) if path.suffix.lower() == ".skeleton" else _pku(text)
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(f"{path} cannot be read ({error})") from None
     except (ValueError, IndexError) as error:

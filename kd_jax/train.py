@@ -99,6 +99,7 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
                 "head": info.head,
                 "classes": info.classes,
                 "seconds_per_snippet": info.seconds_per_snippet,
+                "extraction": info.extraction.get(run["modality"]),
             }
         )
     )

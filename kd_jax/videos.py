@@ -9,13 +9,17 @@ frame. PyAV decodes and OpenCV finds the flow: `pip install -e .[video]`.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
+# Of the files that a folder is searched for.
+SUFFIXES = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm")
+SUFFIXES += (".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
 FLOWS = ("dis", "tvl1")
 FLOW_LIMIT = 20.0  # pixels a frame, as published
 _SMALLEST, _NARROWEST = 16, 8  # pixels of a frame's shorter side; how many times as long the other may be
@@ -103,22 +107,56 @@ class Sampling:
         return count
 
 
-def define_flags() -> None:
-    """The command line's options of `sampling`."""
-    flags.DEFINE_integer("length", 16, "Of videos: frames of a snippet.")
-    flags.DEFINE_integer("stride", 16, "Of videos: frames from one snippet to the next.")
-    flags.DEFINE_enum("last", "repeat", ["repeat", "drop"], "Frames at the end that fill no snippet: repeat the last.")
-    flags.DEFINE_integer("size", None, "Pixels of the central square that is kept (as the weights say, 224).")
+_UNUSED = {"rgb": {"flow"}, "flow": set(), "pose": {"size", "shorter_side", "flow"}}  # by features of a modality
+
+
+def used(modality: str) -> list[str]:
+    """The fields of `Sampling` that features of rgb, flow or pose depend on."""
+    return [field.name for field in fields(Sampling) if field.name not in _UNUSED[modality]]
+
+
+def define_flags(first: str = "") -> None:
+    """The command line's options of `sampling`; `first` is what comes before their defaults."""
+    flags.DEFINE_integer("length", None, f"Of videos: frames of a snippet ({first}16).")
+    flags.DEFINE_integer("stride", None, f"Of videos: frames from one snippet to the next ({first}16).")
+    flags.DEFINE_enum("last", None, ["repeat", "drop"], f"Frames at the end that fill no snippet ({first}repeat).")
+    flags.DEFINE_integer("size", None, f"Pixels of the central square that is kept ({first}as the weights say, 224).")
     flags.DEFINE_integer(
-        "shorter_side", None, "Pixels of a frame's shorter side before that (as the weights say, 256)."
+        "shorter_side", None, f"Pixels of a frame's shorter side before that ({first}as the weights say, 256)."
     )
-    flags.DEFINE_enum("flow", "dis", FLOWS, "How flow is found; tvl1 as published, 100 times slower.")
+    flags.DEFINE_enum("flow", None, FLOWS, f"How flow is found ({first}dis); tvl1 as published, 100 times slower.")
 
 
-def sampling(given, manifest: Mapping) -> Sampling:
-    """What the options of `define_flags` say, and of frames, where they say nothing, the encoder's manifest."""
-    frame = {name: given[name].value or manifest.get(name, 1) for name in ("shorter_side", "size")}
-    return Sampling(**{name: given[name].value for name in ("length", "stride", "last", "flow")}, **frame)
+def sampling(given, modality: str, known: Mapping) -> Sampling:
+    """What the options of `define_flags` say and, where they say nothing, what is known.
+
+    Args:
+      given: absl's flags.
+      modality: rgb, flow or pose.
+      known: fields of `Sampling` by name, of the encoder's manifest or of a run's features, among others.
+
+    Raises:
+      ValueError: for an impossible choice, or an option that has no effect on the modality.
+    """
+    refuse_vain(given, _UNUSED[modality], modality)
+    chosen = {}
+    for name in used(modality):
+        if given[name].value is not None:
+            chosen[name] = given[name].value
+        elif name in known:
+            chosen[name] = known[name]
+    return Sampling(**chosen)
+
+
+def refuse_vain(given, names: Iterable[str], what: str) -> None:
+    """Raises ValueError if one of the options is given that have no effect on `what`."""
+    if vain := [f"--{name}" for name in sorted(names) if given[name].present]:
+        raise ValueError(f"{', '.join(vain)} would have no effect on {what}; leave it out")
+
+
+def name_of(path: Path) -> str:
+    """What a video is called: its file without its ending, and NTU RGB+D's `_rgb`, so that its skeletons are too."""
+    return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", path.stem)
 
 
 def probe(path: Path, fps: float | None = None) -> Video:
@@ -135,14 +173,23 @@ def probe(path: Path, fps: float | None = None) -> Video:
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"fps={fps}; it must be above 0 and at most 1000")
     with _opened(path) as (container, stream):
-        # The times alone: all packets of a long video would be as large as its file.
-        times = [packet.pts for packet in _guarded(path, container.demux(stream)) if packet.size]
+        times, end = [], 0.0  # no more: all packets of a long video would be as large as its file
+        for packet in _guarded(path, container.demux()):
+            if packet.stream.index == stream.index and packet.size:
+                times.append(packet.pts)
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         stored, promised = len(times), stream.frames
+        # Matroska tells how long it lasts instead; a live recording does not, and some recorders round it up.
+        lasts = (container.duration or 0) / 1e6 if container.format.name.startswith("matroska") else 0.0
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         times = np.sort(np.array(times, np.float64)) * float(stream.time_base) if None not in times else None
-    if stored < promised:
+    cut = f"{stored} of its {promised} frames" if stored < promised else ""
+    if lasts - end > max(1.0, 0.01 * lasts):
+        cut = f"{end:.1f} of its {lasts:.1f} seconds"
+    if cut:
         raise VideoError(
-            f"{path} is cut short: {stored} of its {promised} frames are there; copy it again, or keep what is there: "
+            f"{path} is cut short: {cut} are there; copy it again, or keep what is there: "
             f"ffmpeg -i {path.name} -c copy shorter{path.suffix}"
         )
     with _opened(path) as (container, stream):
@@ -272,11 +319,14 @@ class _opened:
         try:
             self._container = av.open(str(self._path), metadata_errors="ignore")
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self._path} cannot be read as a video ({_reason(error)})") from None
+            raise VideoError(
+                f"{self._path} cannot be read as a video ({_reason(error)}); if it is one, it is damaged or cut short: "
+                "copy it again"
+            ) from None
         kind = self._container.format.name
         if kind == "tty" or kind.endswith("_pipe") or not self._container.streams.video:  # FFmpeg shows texts as films
             self._container.close()
-            raise VideoError(f"{self._path} has no video in it ({kind})")
+            raise VideoError(f"{self._path} has no video in it")
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         return self._container, stream

@@ -95,6 +95,32 @@ def test_clean_input(tree):
     np.testing.assert_array_equal(video.features["flow"], np.load(tree.root / "flow/a.npy").astype(np.float16))
 
 
+def test_how_features_were_made_stands_in_the_records_and_changes_nothing_else(tree):
+    tree.build()
+    before = records.read_fingerprint(tree.root / "out")
+    made = {"modality": "rgb", "weights_sha256": "12ab", "sampling": {"stride": 8}, "sampled_fps": None}
+    made |= {"dtype": "float32", "seconds_per_snippet": 0.5}
+    for video in tree.annotations:
+        (tree.root / "rgb" / f"{video}.json").write_text(json.dumps({**made, "frames": 100}))
+    info, report = tree.build(overwrite=True)
+    assert info.extraction == {"rgb": made} and records.read_info(tree.root / "out") == info
+    assert records.read_fingerprint(tree.root / "out") == before and report["handled"] == {}
+
+    path = tree.root / "out" / records.INFO_FILE
+    content = json.loads(path.read_text())
+    del content["info"]["extraction"]  # as records have it that were built before there was such a field
+    path.write_text(json.dumps(content))
+    assert records.read_info(tree.root / "out").extraction == {}
+    assert records.read_fingerprint(tree.root / "out") == before
+
+    (tree.root / "rgb" / "c.json").write_text(json.dumps({**made, "dtype": "bfloat16"}))
+    with pytest.raises(DataError) as caught:
+        tree.build(overwrite=True)
+    told = str(caught.value)
+    assert "features made in different ways (1):" in told
+    assert f'rgb: {tree.root / "rgb" / "c.npy"}: dtype "bfloat16", others "float32"' in told
+
+
 def test_dirt_is_handled_and_counted(tree):
     tree.action([0, 1, 4], [0, 1.0, 4.0])  # two duplicates of the first
     tree.action([2, 9.2, 12.0])  # clipped to 10

@@ -17,10 +17,10 @@ from configs import default
 from kd_jax import distill, experiment, resident
 from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import base, records, synthetic
-from kd_jax.files import read_arrays
+from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.teachers import Teacher, attach_teachers
-from kd_jax.train import Run, train_runs
+from kd_jax.train import Run, run_config, train_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +200,15 @@ def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_save
     perform(config(), tmp_path / "work")
     shutil.move(tmp_path / "records", tmp_path / "moved")
     experiment.prepare(config("moved", checkpoint_every=7), tmp_path / "work")
+    made = {"rgb": {"sampling": {"stride": 8}}}
+    records.write(tmp_path / "moved", dataclasses.replace(info, extraction=made), splits, overwrite=True)
+    source = experiment.prepare(config("moved"), tmp_path / "work")  # to know how features were made changes nothing
+    assert run_config(config("moved"), "vanilla_rgb", 0, source)["extraction"] == made["rgb"]
+    assert run_config(config("moved"), "flow_teacher", 0, source)["extraction"] is None
+    written = tmp_path / "work" / "vanilla_rgb" / "config.json"
+    old = {name: value for name, value in read_json(written).items() if name != "extraction"}
+    write_json(written, old)  # as a run has it that was trained before there was such a field
+    experiment.prepare(config("moved"), tmp_path / "work")
     records.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
     with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
         experiment.prepare(config("moved"), tmp_path / "work")

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import jax
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from data_prep import ahead, extract, stickfigures
-from kd_jax.encode import encode
-from kd_jax.encoders.weights import read_weights
+from kd_jax import encode as encode_module
+from kd_jax.encode import batched, encode, encode_video
+from kd_jax.encoders.weights import read_weights, write_weights
 from kd_jax.files import read_arrays
 from kd_jax.videos import Sampling, VideoError, probe, snippets
 
@@ -92,9 +95,9 @@ def features(figures, tmp_path_factory):
     folders = {}
     for modality, source in (("rgb", "videos"), ("flow", "videos"), ("pose", "skeletons")):
         folders[modality] = tmp_path_factory.mktemp(modality)
-        files = list(extract.files_of(figures / source, modality).items())
+        files = list(extract.files_of(figures / source, modality)[0].items())
         made = settings(figures, modality, stride=4)
-        assert not extract.extract(folders[modality], made, files, batch_size=8, workers=2, progress=False)
+        assert not extract.extract(folders[modality], made, files, batch_size=6, workers=2, progress=False)
     return folders
 
 
@@ -102,60 +105,189 @@ def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(fig
     lengths = [{path.name: len(np.load(path)) for path in sorted(folder.glob("*.npy"))} for folder in features.values()]
     assert lengths[0] == lengths[1] == lengths[2] and len(lengths[0]) == 3
     for modality, source in (("rgb", "videos"), ("pose", "skeletons")):
-        (name, path), *_ = extract.files_of(figures / source, modality).items()
+        (name, path), *_ = extract.files_of(figures / source, modality)[0].items()
         made = settings(figures, modality, stride=4)
         assert not extract.extract(tmp_path, made, [(modality, path)], batch_size=3, workers=0, progress=False)
         expected = np.load(features[modality] / f"{name}.npy")
         np.testing.assert_allclose(np.load(tmp_path / f"{modality}.npy"), expected, atol=ROUNDING)
 
 
-def test_the_command_goes_on_names_what_is_broken_and_refuses_other_settings(figures, tmp_path):
-    folder, output = tmp_path / "videos", tmp_path / "rgb"
-    folder.mkdir()
-    for name in ("figure_000", "figure_001"):
-        (folder / f"{name}.mp4").write_bytes((figures / "videos" / f"{name}.mp4").read_bytes())
-    (folder / "figure_001.avi").write_text("no video")
-    (folder / "cut.mp4").write_bytes((folder / "figure_000.mp4").read_bytes()[:5000])
-    command = [
-        f"--videos={folder}",
-        "--modality=rgb",
-        f"--weights={figures / 'weights' / 'rgb.npz'}",
-        f"--out={output}",
-    ]
-    told = run("data_prep.extract", *command, code=1)
-    assert f"{output}: features of 2 files" in told and "2 could not be used" in told
-    assert "figure_001.avi cannot be read as a video" in told and "cut.mp4 cannot be read" in told
-    written = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    assert set(written) == {f"{name}.{end}" for name in ("figure_000", "figure_001.mp4") for end in ("npy", "json")}
+def test_features_are_the_same_bits_whatever_else_is_extracted_and_whoever_does(figures, features, tmp_path):
+    """Of a video alone, in other company, begun anew, in another process, by a pipeline and by predict."""
+    made, paths = settings(figures, stride=4), extract.files_of(figures / "videos", "rgb")[0]
+    weights = read_weights(made.weights)
+    for number, (name, path) in enumerate(paths.items()):
+        expected = np.load(features["rgb"] / f"{name}.npy")
+        assert len(expected) % 6  # the last batch is not full
+        output = tmp_path / name
+        output.mkdir()
+        company = [*list(paths.items())[number:], *list(paths.items())[:number]]
+        extract.extract(output, made, company, batch_size=6, workers=number, progress=False)
+        np.testing.assert_array_equal(np.load(output / f"{name}.npy"), expected)
+        assert extract.extract_one(str(output), made, name, str(path), 6) is None
+        np.testing.assert_array_equal(np.load(output / f"{name}.npy"), expected)
+        own, _ = encode_video(weights, probe(path), made.sampling, batch_size=6)
+        np.testing.assert_array_equal(own, expected)
 
-    (folder / "cut.mp4").unlink()
-    (folder / "figure_001.avi").unlink()
-    (output / "figure_000.json").unlink()  # as if it had been interrupted there
-    (folder / "figure_001.mp4").rename(folder / "figure_001.m4v")
+
+@pytest.mark.parametrize("count, devices, rows", [(8, 1, 8), (5, 1, 8), (4, 1, 4), (1, 1, 1), (1, 4, 4), (3, 2, 4)])
+def test_the_end_of_a_video_is_filled_up_to_the_next_half(count, devices, rows):
+    assert encode_module._rows(count, 8, mock.Mock(size=devices)) == rows
+    assert encode_module._rows(1, 6, mock.Mock(size=devices)) == {1: 3, 2: 6, 4: 4}[devices]
+
+
+def extract_command(figures, videos, output, *more):
+    weights = figures / "weights" / "rgb.npz"
+    return [f"--videos={videos}", "--modality=rgb", f"--weights={weights}", f"--output={output}", *more]
+
+
+def copy(figures, folder, **names):
+    """A folder with copies of figures: {new name without its ending: number}."""
+    folder.mkdir()
+    for name, number in names.items():
+        (folder / f"{name}.mp4").write_bytes((figures / "videos" / f"figure_{number:03d}.mp4").read_bytes())
+    return folder
+
+
+def test_the_command_goes_on_and_names_what_is_broken(figures, tmp_path):
+    folder, output = copy(figures, tmp_path / "videos", a=0, b=1, c=2, S001C001P001R001A001_rgb=0), tmp_path / "rgb"
+    (folder / "b.mkv").write_bytes((folder / "b.mp4").read_bytes())
+    (folder / "text.avi").write_text("no video")
+    (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
+    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:5000])
+    for name in ("notes.txt", "a.srt", "b.srt", "c.srt"):
+        (folder / name).write_text("no video")
+    (folder / "more").mkdir()
+    command = extract_command(figures, folder, output, "--workers=2")
+    told = run("data_prep.extract", *command, code=1)
+    assert f"{output}: features of 3 files\n" in told and "4 could not be used" in told
+    assert "b.mkv and b.mp4 would both become b.npy; rename one" in told
+    for name in ("text.avi", "cut.mp4", "gone.mp4"):
+        assert f"{name} cannot be read as a video" in told
+    assert "the ending is not that of a video: a.srt, b.srt, c.srt, … (4 in all)" in told
+    assert "its subfolders are not searched: more" in told
+    assert "6/6 " in told and "c: 6 snippets" in told and "cut: could not be used" in told
+    written = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert set(written) == {f"{name}.{end}" for name in ("a", "c", "S001C001P001R001A001") for end in ("npy", "json")}
+
+    for name in ("b.mkv", "text.avi", "gone.mp4", "cut.mp4"):
+        (folder / name).unlink()
+    (output / "a.json").unlink()  # as if it had been interrupted there
     told = run("data_prep.extract", *command)
-    assert f"{output}: features of 2 files" in told  # the one that was interrupted, and one of another name
-    assert (output / "figure_001.mp4.npy").stat().st_mtime_ns == written["figure_001.mp4.npy"]
-    assert "features of 0 files, 2 were finished before" in run("data_prep.extract", *command)
+    assert f"{output}: features of 2 files, 2 were finished before" in told
+    assert (output / "c.npy").stat().st_mtime_ns == written["c.npy"]
+
+    (folder / "c.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    (folder / "a.mp4").rename(folder / "d.mp4")
+    told = run("data_prep.extract", *command, code=1)
+    assert f"{output}: features of 1 file, 2 were finished before" in told
+    assert f"c.mp4 is not what {output / 'c.npy'} was made of (bytes: " in told
     told = run("data_prep.extract", *command, "--stride=8", code=1)
     assert "was made otherwise (sampling: " in told and "choose another --output" in told
-    assert "are for rgb, not --modality=flow" in run(
-        "data_prep.extract", *[part.replace("=rgb", "=flow") for part in command], code=1
+
+
+def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures, tmp_path):
+    folder = copy(figures, tmp_path / "videos", a=0, b=1)
+    (folder / "b.json").write_text('{"title": "b"}')
+    command = extract_command(figures, folder, folder)
+    told = run("data_prep.extract", *command, code=1)
+    assert "features of 1 file\n" in told and "b.json is no manifest of features, so it is left alone" in told
+    assert (folder / "b.json").read_text() == '{"title": "b"}'
+    (folder / "b.json").unlink()
+    assert "features of 1 file, 1 was finished before" in run("data_prep.extract", *command)
+    assert "features of 0 files, 2 were finished before" in run("data_prep.extract", *command)
+
+    (folder / "a.mp4").rename(folder / "film")
+    command = extract_command(figures, folder / "film", tmp_path / "one")
+    assert "features of 1 file\n" in run("data_prep.extract", *command)
+    np.testing.assert_array_equal(np.load(tmp_path / "one" / "film.npy"), np.load(folder / "a.npy"))
+
+
+def test_options_that_cannot_be_are_refused_in_a_sentence(figures, tmp_path):
+    (tmp_path / "file").touch()
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    good = {"videos": figures / "videos", "modality": "rgb", "weights": figures / "weights" / "rgb.npz"}
+    good |= {"output": tmp_path / "out"}
+    pose = {"videos": None, "skeletons": figures / "skeletons", "modality": "pose"}
+    pose |= {"weights": figures / "weights" / "pose.npz"}
+    cases = [
+        (dict.fromkeys(good), "nothing is asked for; say for instance --videos=DIR --modality=rgb"),
+        ({"videos": tmp_path / "none"}, "none: there is no such folder or file"),
+        ({"videos": figures / "weights"}, "weights has no video file (.avi, "),
+        ({"output": tmp_path / "file"}, f"--output={tmp_path / 'file'} cannot be made (File exists)"),
+        ({"weights": tmp_path / "a.npy"}, "a.npy is no file of encoder weights (it is no .npz file, or cut short)"),
+        ({"modality": "flow"}, "are for rgb, not --modality=flow"),
+        ({"flow": "dis"}, "--flow would have no effect on rgb; leave it out"),
+        ({**pose, "size": 80, "shorter_side": 90}, "--shorter_side, --size would have no effect on pose"),
+        ({"beam_options": "--x=1"}, "--beam_options would have no effect on this machine"),
+        ({"runner": "DirectRunner", "workers": 1}, "--workers would have no effect on a --runner"),
+        ({"size": 0}, "size=0; it must be at least 1"),
+    ]
+    program = """
+import json, sys
+from absl import flags
+from data_prep import extract
+extract.define_flags()
+for case in json.load(sys.stdin):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS(["", *case])
+    try:
+        extract.main([""])
+    except SystemExit as ended:
+        print(json.dumps(str(ended.code)))
+"""
+    lists = [[f"--{k}={v}" for k, v in {**good, **change}.items() if v is not None] for change, _ in cases]
+    result = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(lists), cwd=ROOT, capture_output=True, text=True
     )
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(told) == len(cases), result.stderr
+    for said, (_, expected) in zip(told, cases, strict=True):
+        assert expected in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_how_a_video_is_cut():
+    for module in ("data_prep.extract", "kd_jax.predict"):
+        told = run(module, "--help", code=1)
+        assert all(f"--{name}:" in told for name in ("length", "stride", "last", "size", "shorter_side", "flow", "fps"))
+
+
+def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
+    output = tmp_path / "out"
+    command = extract_command(figures, figures / "videos", output, "--stride=1", "--workers=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_prep.extract", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline().startswith("1/3 ")  # one file is done
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in told
+    assert told.splitlines()[-1] == "data_prep.extract: interrupted; the same command goes on with what is left"
+    ends = time.monotonic() + 10  # of Python's own process that tracks resources
+    while left := [child for child in children if Path(f"/proc/{child}").exists()]:
+        assert time.monotonic() < ends, left
+        time.sleep(0.1)
+    assert len(children) > 2  # the workers, too
+    names = sorted(path.name for path in output.iterdir())
+    assert len(names) % 2 == 0 and not any(name.startswith(".") for name in names)
+    told = run("data_prep.extract", *command)
+    assert f"features of {3 - len(names) // 2} file" in told
 
 
 def test_a_pipeline_gives_the_same(figures, tmp_path):
     command = [f"--videos={figures / 'videos'}", "--modality=flow", f"--weights={figures / 'weights' / 'flow.npz'}"]
     run("data_prep.extract", *command, f"--output={tmp_path / 'here'}")
-    (tmp_path / "videos").mkdir()
-    for path in (figures / "videos").iterdir():
-        (tmp_path / "videos" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "videos" / "broken.mp4").write_text("no video")
-    command[0] = f"--videos={tmp_path / 'videos'}"
+    videos = copy(figures, tmp_path / "videos", figure_000=0, figure_001=1, figure_002=2)
+    (videos / "broken.mp4").write_text("no video")
+    command[0] = f"--videos={videos}"
     told = run("data_prep.extract", *command, f"--output={tmp_path / 'beam'}", "--runner=DirectRunner", code=1)
     assert "features of 3 files" in told and "broken.mp4 cannot be read as a video" in told
     for path in (tmp_path / "here").iterdir():
         if path.suffix == ".npy":
-            np.testing.assert_allclose(np.load(path), np.load(tmp_path / "beam" / path.name), atol=ROUNDING)
+            np.testing.assert_array_equal(np.load(path), np.load(tmp_path / "beam" / path.name))
     assert {path.name for path in (tmp_path / "beam").iterdir()} == {
         path.name for path in (tmp_path / "here").iterdir()
     }
@@ -184,10 +316,12 @@ def test_each_item_gives_its_messages_in_order_and_a_failure_costs_no_other(work
     assert not multiprocessing.active_children()
 
 
-def test_features_of_a_video_that_breaks_off_are_not_written(figures, tmp_path, monkeypatch):
-    def broken(path, settings):
-        yield {"frames": 48, "fps": 15.0, "snippets": 3, "seconds_per_snippet": 1.0}
-        yield np.zeros((16, 80, 80, 3), np.uint8)
+@pytest.mark.parametrize("given", [1, 2])  # damaged behind the last snippet, too
+def test_features_of_a_video_that_breaks_off_are_not_written(given, figures, tmp_path, monkeypatch):
+    def broken(path, settings, batch_size):
+        yield {"frames": 16 * given, "fps": 15.0, "snippets": 2, "seconds_per_snippet": 1.0}
+        for _ in range(given):
+            yield np.zeros((1, 16, 80, 80, 3), np.uint8)
         raise VideoError(f"{path} is damaged")
 
     monkeypatch.setattr(extract, "read", broken)
@@ -196,15 +330,15 @@ def test_features_of_a_video_that_breaks_off_are_not_written(figures, tmp_path, 
     assert failed == {"a": f"{tmp_path / 'a.mp4'} is damaged"} and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 5])
+@pytest.mark.parametrize("count", [0, 1, 4, 6])
 def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figures):
     weights = read_weights(figures / "weights" / "pose.npz")
     bodies = extract.skeletons.read(figures / "skeletons" / "figure_000.skeleton")
     made = extract.skeletons.snippets(extract.skeletons.normalize(bodies), Sampling(stride=2))
     clips = [clip for clip, _ in zip(made, range(count), strict=False)]
-    found = list(encode(weights, ((f"clip {i}", clip) for i, clip in enumerate(clips)), batch_size=4))
-    assert [key for key, _ in found] == [f"clip {i}" for i in range(count)]
-    for (_, feature), clip in zip(found, clips, strict=True):
+    found = list(encode(weights, ((f"batch {i}", b) for i, b in enumerate(batched(clips, 4))), batch_size=4))
+    assert [key for key, _ in found] == [f"batch {i}" for i in range(-(-count // 4))]
+    for feature, clip in zip((row for _, rows in found for row in rows), clips, strict=True):
         alone = jax.jit(weights.model.apply)(weights.variables, clip[None]).features[0, 0]
         np.testing.assert_allclose(feature, alone, atol=ROUNDING)
 
@@ -213,13 +347,13 @@ def test_eight_devices_encode_as_one(figures, tmp_path):
     program = f"""
 import jax, numpy as np
 from pathlib import Path
-from kd_jax.encode import encode
-from kd_jax.encoders.weights import read_weights
+from kd_jax.encode import batched, encode, encode_video
+from kd_jax.encoders.weights import read_weights, write_weights
 clips = np.random.default_rng(0).normal(0, [[[0.3]], [[0.0]]], (11, 16, 2, 25, 3)).astype(np.float32)  # one body
 weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
 assert jax.device_count() == DEVICES
-rows = [row for _, row in encode(weights, enumerate(clips), batch_size=6)]
-np.save({str(tmp_path)!r} + "/DEVICES.npy", np.stack(rows))
+rows = [rows for _, rows in encode(weights, enumerate(batched(clips, 6)), batch_size=6)]
+np.save({str(tmp_path)!r} + "/DEVICES.npy", np.concatenate(rows))
 """
     for devices in ("1", "8"):
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
@@ -248,12 +382,10 @@ def test_from_pixels_to_detections(figures, features, tmp_path):
         f"--run={work / 'augmented_rgb'}",
         f"--video={video}",
         encoder,
-        "--stride=4",
-        "--fps=15",
         "--threshold=0.3",
     ]
     told = run("kd_jax.predict", *command, f"--output={tmp_path / 'out'}", "--format=native", "--format=pku_mmd")
-    assert "1 videos" in told and "0.2667 s a snippet" in told and "figure_002.png" in told
+    assert "1 video, " in told and "0.2667 s a snippet" in told and "figure_002.png" in told
     scores = read_arrays(tmp_path / "out" / "scores.npz")["figure_002"]
     run(
         "kd_jax.predict",
@@ -262,13 +394,24 @@ def test_from_pixels_to_detections(figures, features, tmp_path):
         f"--output={tmp_path / 'same'}",
     )
     np.testing.assert_allclose(scores, read_arrays(tmp_path / "same" / "scores.npz")["figure_002"], atol=1e-4)
+    told = run("kd_jax.predict", *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
+    assert "0.5333 s a snippet" in told  # options come before what the run knows
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
 
+    other = read_weights(figures / "weights" / "rgb.npz")
+    write_weights(tmp_path / "other.npz", other.model, other.variables, modality="rgb", source={"file": "another"})
     for change, message in (
         ({encoder: f"--encoder_weights={figures / 'weights' / 'flow.npz'}"}, "features of flow; the run reads"),
         ({f"--video={video}": f"--video={figures / 'classes.txt'}"}, "classes.txt cannot be read as a video"),
+        (
+            {encoder: f"--encoder_weights={tmp_path / 'other.npz'}"},
+            "are not the weights that the run's features are fr",
+        ),
+        ({command[-1]: "--flow=dis"}, "--flow would have no effect on rgb; leave it out"),
+        ({command[-1]: "--seconds_per_snippet=1"}, "--seconds_per_snippet would have no effect on --video"),
+        ({command[-1]: "--stride=0"}, "stride=0; it must be at least 1"),
     ):
         changed = [part for part in (change.get(part, part) for part in command) if part]
         told = run("kd_jax.predict", *changed, f"--output={tmp_path / 'none'}", code=1)

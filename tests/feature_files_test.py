@@ -1,12 +1,14 @@
 """Feature files: every shape in use becomes [T, D]; several modalities in one file; snippets placed in time."""
 
+import json
+
 import numpy as np
 import pytest
 
 from kd_jax.datasets import feature_files
 from kd_jax.datasets.cleaning import Annotated, Labels, annotate, check_action
 from kd_jax.datasets.feature_files import FeatureFolder, check_file, load_file
-from kd_jax.datasets.findings import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, Findings
+from kd_jax.datasets.findings import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, UNTOLD, Findings
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 EXPECTED = TABLE.astype(np.float16)
@@ -161,3 +163,38 @@ def test_a_duration_that_only_the_features_tell(folders):
     np.testing.assert_array_equal(video.segments, [[0, 10, 40], [1, 70, 80]])
     np.testing.assert_array_equal(video.written, rows)
     assert {kind: len(cases) for kind, cases in findings.handled.items()} == {CLIPPED: 1, LATE: 1, TOO_SHORT: 1}
+
+
+MADE = {
+    "modality": "pose",
+    "weights_sha256": "12ab",
+    "sampling": {"stride": 8},
+    "sampled_fps": None,
+    "dtype": "float32",
+    "seconds_per_snippet": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    "manifests, problem, noted",
+    [
+        ({}, "", 0),
+        ({"a": MADE, "b": MADE | {"seconds_per_snippet": 0.9, "frames": 7}, "c": MADE}, "", 0),
+        ({"a": MADE, "b": MADE}, "", 1),
+        ({"a": MADE, "b": MADE, "c": {"title": "no manifest"}}, "", 1),
+        ({"a": MADE, "b": MADE, "c": MADE | {"sampling": {"stride": 4}}}, 'sampling {"stride": 4}, others', 0),
+        ({"a": MADE, "b": MADE | {"dtype": "bfloat16", "sampled_fps": 5.0}, "c": MADE}, "sampled_fps 5.0, others n", 0),
+    ],
+)
+def test_manifests_say_how_features_were_made_if_all_agree(manifests, problem, noted, folders):
+    fill(folders, dict.fromkeys("abc", (5, 5)))
+    for video, manifest in manifests.items():
+        (folders[1].path / f"{video}.json").write_text(json.dumps(manifest))
+        (folders[0].path / f"{video}.json").write_text("{")  # of two modalities nothing is known
+    findings = Findings()
+    matched, _ = match([annotated(video, 10.0) for video in "abc"], folders, findings)
+    made = feature_files.how_made(matched, folders, findings)
+    assert made == ({"pose": MADE} if manifests and not noted else {})
+    told = findings.problems["features made in different ways"]
+    assert len(told) == bool(problem) and all(problem in line for line in told)
+    assert len(findings.handled[UNTOLD]) == noted

@@ -124,7 +124,15 @@ def test_command_line_on_records_knows_durations(run, tmp_path):
 
 @pytest.mark.parametrize(
     "option, message",
-    [("--proposals=background", "no background probability"), ("--format=charades", "the format charades has 157")],
+    [
+        ("--proposals=background", "no background probability"),
+        ("--format=charades", "the format charades has 157"),
+        ("--stride=8", "--stride would have no effect on --features; leave it out"),
+        ("--encoder_weights=a.npz", "--encoder_weights would have no effect on --features"),
+        ("--split=train", "--split=train would have no effect on"),
+        ("--video=a.mp4", "give either --features or --video"),
+        ("--run=", "--run must be given; say for instance --run="),
+    ],
 )
 def test_command_line_refuses_what_the_run_cannot_give(run, tmp_path, option, message):
     size = json.loads((run / "config.json").read_text())["input_size"]

@@ -3,6 +3,7 @@
 import struct
 import wave
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.videos import Sampling, VideoError, frames, probe, snippets
+from kd_jax.videos import Sampling, VideoError, frames, name_of, probe, snippets
 
 
 def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None):
@@ -173,6 +174,65 @@ def bad_files(folder):
         "sound.wav": "has no video in it",
         "frameless.mkv": "has no frame|cannot be read",
     }
+
+
+@pytest.mark.parametrize("name, codec", [("a.mkv", "libx264"), ("a.webm", "libvpx")])
+def test_matroska_that_is_cut_short_is_noticed_by_its_duration(name, codec, tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = list(rng.integers(0, 255, (100, 48, 64, 3), np.uint8))
+    content = write(tmp_path / name, pictures, codec=codec).read_bytes()
+    assert probe(tmp_path / name).num_frames == 100
+    (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match=rf"cut_{name} is cut short: [12]\.\d of its 4\.0 seconds are there; copy it"):
+        probe(tmp_path / f"cut_{name}")
+
+    live = write(tmp_path / f"live_{name}", pictures, codec=codec, options={"live": "1"})  # tells no duration
+    assert probe(live).num_frames == 100
+    times = [40 * i for i in range(50)] + [9000]  # the last but one is shown for seven seconds
+    assert probe(write(tmp_path / f"uneven_{name}", pictures[:51], codec=codec, times=times)).stored_frames == 51
+
+
+def test_sound_may_last_longer_than_the_video(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for i, picture in enumerate(grey([100] * 25)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for i in range(5):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 8000, 8000 * i, Fraction(1, 8000)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    assert probe(path).num_frames == 25
+
+
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("kitchen.mp4", "kitchen"),
+        ("S001C001P001R001A001_rgb.avi", "S001C001P001R001A001"),
+        ("S001C001P001R001A001.skeleton", "S001C001P001R001A001"),
+        ("kitchen_rgb.avi", "kitchen_rgb"),
+        ("a.S001C001P001R001A001_rgb.avi", "a.S001C001P001R001A001_rgb"),
+    ],
+)
+def test_a_video_is_called_as_its_file_and_one_of_ntu_as_its_skeletons(file, name):
+    assert name_of(Path(file)) == name
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "real" / "videos"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real videos lie beside the checkout")
+def test_real_videos_have_the_frames_that_their_readme_states():
+    expected = {"demo.mp4": 280, "test.mp4": 300, "test.avi": 164, "PS7A1P1T1.avi": 109, "PS7A2P2T1.avi": 61}
+    expected |= {"PS7A3P3T1.avi": 78, "S001C001P001R001A001_rgb.avi": 103, "v_CricketShot_g04_c01_rgb.gif": 79}
+    assert {path.name: probe(path).stored_frames for path in SHARED.iterdir() if path.suffix != ".md"} == expected
 
 
 def test_each_bad_file_is_named_with_its_reason(tmp_path):

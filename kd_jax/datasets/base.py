@@ -89,6 +89,7 @@ class Info:
       fps: frames per second. The resolution of the ground truth when scores are up-sampled, and the way from frames to
         seconds when the unit is frames.
       seconds_per_snippet: the median over all videos.
+      extraction: {modality: how its features were extracted}, see `feature_files.how_made`; only where that is known.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Info:
     unit: str
     fps: float
     seconds_per_snippet: float
+    extraction: dict[str, dict] = field(default_factory=dict)
 
     def seconds(self, value: float) -> float:
         """A time of this data set in seconds."""

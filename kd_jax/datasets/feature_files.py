@@ -8,6 +8,7 @@
 A file is `.npy`, or `.npz` with one array; `[T, D]`, `[T, 1, 1, D]`, or `[D, T]` where asked for; of any real type.
 """
 
+import json
 import math
 import zipfile
 import zlib
@@ -27,13 +28,17 @@ from kd_jax.datasets.findings import (
     SKIPPED,
     TOO_SHORT,
     UNANNOTATED,
+    UNTOLD,
     Findings,
     reason,
+    short,
 )
+from kd_jax.files import read_json
 from kd_jax.segments import snippets_inside
 
 CHUNK_VALUES = 2**20  # feature files are checked so many values at a time
 SUFFIXES = (".npy", ".npz")
+MADE = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # in <video>.json, by data_prep.extract
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -313,3 +318,46 @@ def load(video: Matched) -> base.Video:
     return base.Video(
         annotated.id, features, annotated.segments, annotated.duration, annotated.written, annotated.ambiguous
     )
+
+
+def is_manifest(content) -> bool:
+    """Whether JSON is what `data_prep.extract` writes beside a feature file."""
+    return isinstance(content, dict) and content.keys() >= {*MADE, "seconds_per_snippet"}
+
+
+def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:
+    """How features were extracted: of the modalities whose files all have a manifest beside them.
+
+    Manifests of one modality that differ are problems; files without one, where others have one, are noted.
+
+    Returns:
+      {modality: its fields MADE, and the median seconds from one snippet to the next}. (A video's duration / T is
+      longer where snippets overlap, much so in a short video.)
+    """
+    made = {}
+    for folder in folders:
+        paths = [path for video in videos for of, path in video.files if of == folder]
+        manifests = {path: told for path in paths if (told := _manifest(path.with_suffix(".json")))}
+        if len(folder.modalities) > 1 or not manifests:
+            continue
+        if untold := [path for path in paths if path not in manifests]:
+            for path in untold:
+                findings.note(UNTOLD, f"{folder.name}: {path}")
+            continue
+        ways = {path: {name: told[name] for name in MADE} for path, told in manifests.items()}
+        most = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])
+        for path, way in ways.items():
+            if others := [name for name in MADE if way[name] != most[name]]:
+                differ = "; ".join(f"{name} {short(way[name])}, others {short(most[name])}" for name in others)
+                findings.problem("features made in different ways", f"{folder.name}: {path}: {differ}")
+        seconds = float(np.median([told["seconds_per_snippet"] for told in manifests.values()]))
+        made[folder.name] = most | {"seconds_per_snippet": seconds}
+    return made
+
+
+def _manifest(path: Path) -> dict | None:
+    try:
+        content = read_json(path)
+    except (ValueError, OSError):
+        return None
+    return content if is_manifest(content) else None

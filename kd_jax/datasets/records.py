@@ -214,7 +214,9 @@ def checksums(video: Video) -> dict[str, int]:
 
 def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
     """A short name of a data set: the same only for the same Info and the same `checksums` of each split's videos."""
-    text = json.dumps([dataclasses.asdict(info), checksums_of], sort_keys=True)
+    known = dataclasses.asdict(info)
+    del known["extraction"]  # not content: records of the same features are the same, whether it is known or not
+    text = json.dumps([known, checksums_of], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

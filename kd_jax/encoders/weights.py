@@ -8,6 +8,7 @@
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +123,17 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of encoder weights; {remedy}")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz file, or cut short")
         arrays = read_arrays(path)
         manifest = json.loads(str(arrays.pop(_MANIFEST)))
         kind, modality = ENCODERS[manifest["encoder"]], manifest["modality"]
         options = {name: manifest[name] for name in ("width", "final_endpoint") if name in manifest}
         model = kind(manifest["num_classes"], dtype=dtype, **options)
         expected = shapes_of(model, modality, manifest.get("persons", 2))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of encoder weights ({error!r:.120}); {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error) if type(error) is ValueError else repr(error)
+        raise ValueError(f"{path} is no file of encoder weights ({reason:.120}); {remedy}") from None
     problems = [f"{key} is missing" for key in expected if key not in arrays]
     problems += [f"{key} is not known" for key in arrays if key not in expected]
     for key in expected.keys() & arrays.keys():
