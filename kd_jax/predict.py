@@ -249,8 +249,8 @@ def main(argv):
             }
             features = {name: base.to_float16(table) for name, (table, _) in encoded.items()}  # as records have them
             shown = {name: frames for name, (_, frames) in encoded.items()}
-            seconds = {name: sampling.stride / video.fps for name, video in opened.items()}
             durations = {name: video.duration for name, video in opened.items()}
+            seconds = {name: durations[name] / len(table) for name, table in features.items()}  # as labels are made
         examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
         outputs = predict(
             run.model,

@@ -19,7 +19,7 @@ from data_prep import ahead, extract, stickfigures
 from kd_jax import encode as encode_module
 from kd_jax.encode import batched, encode, encode_video
 from kd_jax.encoders.weights import read_weights, write_weights
-from kd_jax.files import read_arrays
+from kd_jax.files import read_arrays, read_json
 from kd_jax.videos import Sampling, VideoError, probe, snippets
 
 ROOT = Path(__file__).parents[1]
@@ -385,17 +385,26 @@ def test_from_pixels_to_detections(figures, features, tmp_path):
         "--threshold=0.3",
     ]
     told = run("kd_jax.predict", *command, f"--output={tmp_path / 'out'}", "--format=native", "--format=pku_mmd")
-    assert "1 video, " in told and "0.2667 s a snippet" in told and "figure_002.png" in told
+    manifest = read_json(features["rgb"] / "figure_002.json")
+    seconds = manifest["frames"] / manifest["fps"] / manifest["snippets"]  # as labels are made
+    assert "1 video, " in told and f"{seconds:.4g} s a snippet" in told and "figure_002.png" in told
     scores = read_arrays(tmp_path / "out" / "scores.npz")["figure_002"]
-    run(
-        "kd_jax.predict",
-        command[0],
-        f"--features={features['rgb'] / 'figure_002.npy'}",
-        f"--output={tmp_path / 'same'}",
-    )
+    subset = read_json(figures / "annotations.json")["figure_002"]["subset"]
+    records = [f"--features={tmp_path / 'records'}", f"--split={subset.removesuffix('ing')}"]
+    run("kd_jax.predict", command[0], command[-1], *records, f"--output={tmp_path / 'same'}")
     np.testing.assert_allclose(scores, read_arrays(tmp_path / "same" / "scores.npz")["figure_002"], atol=1e-4)
+    found, same = (
+        [
+            (d["class"], d["start"], d["end"])
+            for d in read_json(tmp_path / out / "detections.json")
+            if d["video"] == "figure_002"
+        ]
+        for out in ("out", "same")
+    )
+    assert found and sorted(found) == sorted(same)
     told = run("kd_jax.predict", *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
-    assert "0.5333 s a snippet" in told  # options come before what the run knows
+    coarse = Sampling(stride=8).count(manifest["frames"])  # options come before what the run knows
+    assert manifest["fps"] == 15 and f"{manifest['frames'] / 15 / coarse:.4g} s a snippet" in told
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
