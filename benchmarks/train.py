@@ -154,9 +154,11 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
     return rows, {**facts, **options, **peaks, "peers": measuring.with_peers()}
 
 
-def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, **shape) -> list[dict]:
-    """Time of a distillation step, three terms, with `axis` of `shape` (videos, length, hidden) at each size."""
-    rows = []
+def sweep(
+    axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms=tuple(WEIGHTS), **shape
+) -> list[dict]:
+    """Time of a distillation step with these terms, with `axis` of `shape` (videos, length, hidden) at each size."""
+    rows, name = [], axis if terms == tuple(WEIGHTS) else f"{axis}, {' and '.join(terms)}"
     for size in sizes:
         videos, length, hidden = ({**shape, axis: size}[name] for name in ("videos", "length", "hidden"))
         batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
@@ -165,7 +167,8 @@ def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, 
         optimizer = make_optimizer(2e-4, plateau_patience=8, steps_per_epoch=10)
         state = [create_train_state(model, optimizer, jax.random.key(0), width)]
 
-        arguments = ((teacher,), batch, {t: jnp.float32(w) for t, w in WEIGHTS.items()}, jax.random.key(1))
+        weights = {term: jnp.float32(WEIGHTS.get(term, 1.0)) for term in terms}
+        arguments = ((teacher,), batch, weights, jax.random.key(1))
 
         def run(step=step, state=state, arguments=arguments):
             state[0], metrics = step(state[0], *arguments)
@@ -173,7 +176,7 @@ def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, 
 
         median, _ = measuring.alternate({"step": run}, repeats)
         flops = step_flops("student", videos * length, width, hidden)
-        rows.append({"sweep": axis, "size": size, "step s": median["step"], "FLOP/s": flops / median["step"]})
+        rows.append({"sweep": name, "size": size, "step s": median["step"], "FLOP/s": flops / median["step"]})
     rows[-1]["exponent"] = measuring.exponent(sizes, [row["step s"] for row in rows])
     return rows
 
@@ -183,12 +186,11 @@ def main(arguments):
     if arguments.sweep:
         rows, fixed = [], {"width": arguments.width, "dtype": arguments.dtype}
         shape = {"videos": 1, "length": 1550, "hidden": arguments.hidden}
-        for axis, sizes in {
-            "length": map(int, arguments.lengths),
-            "videos": (1, 2, 4, 8),
-            "hidden": (64, 128, 256, 512),
-        }.items():
-            rows += sweep(axis, list(sizes), arguments.epochs, **fixed, **shape)
+        lengths = list(map(int, arguments.lengths))
+        others = {"videos": (1, 2, 4, 8), "hidden": (64, 128, 256, 512)} if not arguments.terms else {}
+        for axis, sizes in {"length": lengths, **others}.items():
+            for terms in [(term,) for term in arguments.terms] or [tuple(WEIGHTS)]:
+                rows += sweep(axis, sizes, arguments.epochs, terms=terms, **fixed, **shape)
         measuring.report("train_sweep", rows, arguments.output, **fixed, **shape, **measuring.peaks())
         return
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
@@ -208,6 +210,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("runs", 0, "Compare so many students that train side by side with one alone.", 0)
     flags.DEFINE_bool("sweep", False, "Measure a step against T, B and H instead of epochs against the peers.")
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
+    flags.DEFINE_list("terms", [], "With --sweep: T alone, with each of these terms in place of the usual three.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
     flags.DEFINE_string("memory_of", None, "Only print the peak memory of this side; how the benchmark starts itself.")
     measuring.run(main, epochs=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)

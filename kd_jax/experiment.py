@@ -245,6 +245,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
       ValueError, OSError: one sentence that says what to do.
     """
     check_config(config)
+    scheme, _, rest = os.fspath(workdir).partition("://")
+    if rest and scheme not in ("gs", "file"):
+        raise ValueError(f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir")
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,8 @@ def open_source(
                 f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
                 "and pass --config.dataset.data_dir=DIR"
             )
+        if "://" in str(data_dir):
+            raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
         info, splits, fingerprint = records.read_info(data_dir), None, records.read_fingerprint(data_dir)
     lacking = [m for m in modalities if m not in info.modalities]
     if lacking:

@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from kd_jax import experiment, session
@@ -85,7 +84,7 @@ def main(argv):
         sys.exit(f"kd_jax.main: {error}")
     devices = time.perf_counter() - started
     name = Path(file).name
-    workdir = epath.Path(_WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}")
+    workdir = _WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}"
     try:
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:

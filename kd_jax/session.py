@@ -33,12 +33,12 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if coordinator and coordinator != "auto":
         if None in (processes, process):
             raise ValueError(f"--coordinator={coordinator} needs --processes=N and --process=I, from 0 on")
-        if not re.fullmatch(r".+:\d+", coordinator):
-            raise ValueError(f"--coordinator={coordinator} needs a port, e.g. --coordinator={coordinator}:9876")
+        address = re.fullmatch(r".+:(\d+)", coordinator)
+        if not address or not 0 < int(address[1]) < 2**16:
+            host = coordinator.rpartition(":")[0] if address else coordinator
+            raise ValueError(f"--coordinator={coordinator} needs a port, e.g. --coordinator={host}:9876")
         if not 0 <= process < processes:
-            raise ValueError(
-                f"--process={process} of --processes={processes}; the first is 0, the last {processes - 1}"
-            )
+            raise ValueError(f"--process={process} of --processes={processes}; they are counted from 0")
     if coordinator:
         jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the program
         print(f"kd_jax: waits up to 5 minutes for the other processes (--coordinator={coordinator})", file=sys.stderr)

@@ -164,9 +164,9 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
       The content of each run's results.json.
 
     Raises:
-      FloatingPointError: if loss or parameters stop being finite.
+      FloatingPointError: if loss or parameters of a run stop being finite, after the others were trained to their end.
     """
-    scoring, waiting = scoring_of(config), []
+    scoring, waiting, diverged = scoring_of(config), [], {}
     for run in runs:
         results = read_json(run.directory / "results.json")
         if results is None:
@@ -175,10 +175,27 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
         if results["scoring"] != scoring.as_json() and session.is_first():
             results = _write_results(run.directory, results["best_epoch"], source, scoring)
         logging.info("%s: finished before, %s", run.title, summary(results))
-    if waiting:
-        _train_side_by_side(config, waiting, source, show_parameters)
-    session.wait_for_all("results are written")
+    while waiting:
+        try:
+            _train_side_by_side(config, waiting, source, show_parameters)
+        except _Diverged as error:
+            diverged |= error.reasons
+        session.wait_for_all("results are written")
+        finished = [run for run in waiting if (run.directory / "results.json").exists()]
+        waiting = [run for run in waiting if run not in (*diverged, *finished)]
+        if waiting:
+            logging.error("%s. The others go on.", "; ".join(diverged.values()))
+    if diverged:
+        raise FloatingPointError("; ".join(diverged.values()))
     return [read_json(run.directory / "results.json") for run in runs]
+
+
+class _Diverged(Exception):
+    """Loss or parameters of some runs are no longer finite: {run: what to tell of it}."""
+
+    def __init__(self, reasons: Mapping[Run, str]):
+        super().__init__(*reasons.values())
+        self.reasons = reasons
 
 
 def _train_side_by_side(config, runs: Sequence[Run], source: Source, show_parameters: bool) -> None:
@@ -256,7 +273,7 @@ def _train(config, runs: Sequence[Run], source: Source, done: int, show_paramete
         else:
             _announce(manifests, model_params(population.states.params), show_parameters)
         for epoch in range(done + 1, training.epochs + 1):
-            records = _epoch(population, epoch, manifests, validation, bar)
+            records = _epoch(population, epoch, runs, manifests, validation, bar)
             scores = [
                 record.get(f"validation/{SELECTION}", math.nan) if manifest.get("task_weight", 1.0) else math.nan
                 for record, manifest in zip(records, manifests, strict=True)
@@ -308,30 +325,38 @@ def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
 
 
 def _epoch(
-    population: Population, epoch: int, manifests: Sequence[Mapping], validation: "Predictor", bar
+    population: Population,
+    epoch: int,
+    runs: Sequence[Run],
+    manifests: Sequence[Mapping],
+    validation: "Predictor",
+    bar: Progress,
 ) -> list[dict]:
     """Trains and validates one epoch; returns what the journal of each run is told."""
     started = time.perf_counter()
     metrics = population.run_epoch(epoch, bar.step)
-    seconds, records = time.perf_counter() - started, []
+    seconds, records, diverged = time.perf_counter() - started, [], {}
     states = population.states
     sound, rates = jax.device_get(_health(states))
-    for i, manifest in enumerate(manifests):
+    for i, (run, manifest) in enumerate(zip(runs, manifests, strict=True)):
         absent = {term for term in (*TERMS, *MODULES) if term not in manifest["weights"]}  # weighed by other runs only
         absent |= {f"gradient/{term}" for term in absent}
         record = epoch_record({k: v[:, i] for k, v in metrics.items() if k not in absent}, seconds)
         if not (math.isfinite(record["loss"]) and sound[i]):
             values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            raise FloatingPointError(
-                f"{manifest['run']}: training diverged in epoch {epoch} ({values}); "
-                "lower training.learning_rate or the weight of the term that grew"
+            diverged[run] = (
+                f"{run.title}: training diverged in epoch {epoch} ({values}); lower training.learning_rate or the "
+                "weight of the term that grew"
             )
         records.append({**record, "learning_rate": float(rates[i])})
+    if diverged:
+        raise _Diverged(diverged)
     if validation.videos:
         predictions = validation({"params": model_params(states.params), **states.constants})
         for record, logits in zip(records, predictions, strict=True):
             scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
-            record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
+            known = {key: value for key, value in scores.items() if key != "per_class" and value is not None}
+            record |= {f"validation/{key}": value for key, value in known.items()}
     return records
 
 

@@ -88,11 +88,13 @@ class StreamingDetector:
         """Takes `[D]` or `[N, D]` snippets; returns the outputs that are now certain, `[M, H]` and `[M, C]`, M from 0.
 
         Raises:
-          ValueError: for snippets of another size.
+          ValueError: for snippets of another size, or that are not finite; the detector is then as it was.
         """
         snippets = np.atleast_2d(np.asarray(snippets, np.float32))
         if snippets.ndim != 2 or snippets.shape[1] != self._kept.shape[1]:
             raise ValueError(f"snippets must be [N, {self._kept.shape[1]}], got shape {snippets.shape}")
+        if not np.isfinite(snippets).all():
+            raise ValueError("snippets must be finite: a NaN would spoil all outputs that see it")
         self._kept = np.concatenate([self._kept, snippets])
         halo = halo_of(self._model)
         ready = max(len(self._kept) - halo - self._next, 0) // self._block * self._block

@@ -21,6 +21,10 @@ COMMANDS = {  # name: (flags, number of rows)
     "filters": (["--filters=ss_tcn,pdan", "--repeats=1", "--nomemory", "--length=32", "--width=16", "--hidden=8"], 2),
     "encoders": (["--repeats=1", "--clips=1", "--size=32", "--model_width=0.1", "--minutes=0.1"], 3),
     "data": (["--repeats=1", *VIDEOS], 6),
+    "experiment": (
+        ["--epochs=2", "--override=--config.model.hidden=8", "--videos=6", "--snippets=400", "--width=16"],
+        3,
+    ),
     "metrics": (["--snippets=3000", "--detections=3000"], 5),
 }
 

@@ -421,7 +421,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = tiny_config(learning_rate=1e30)
     source = experiment.prepare(config, tmp_path)
     with pytest.raises(
-        FloatingPointError, match="vanilla_rgb: training diverged in epoch .*lower training.learning_rate"
+        FloatingPointError, match="vanilla_rgb, seed 0: training diverged in epoch .*lower training.learning_rate"
     ):
         train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
 

@@ -31,6 +31,8 @@ WRONG_TURNS = {
         "names 'flou', but no run",
     ),
     "workdir": (["--config=configs/demo.py", "--workdir=setup.cfg/work"], "cannot be written"),
+    "scheme": (["--config=configs/demo.py", "--workdir=s3://bucket/work"], "must be a folder or gs://BUCKET/FOLDER"),
+    "bucket": (["--config=configs/tsu.py", "--config.dataset.data_dir=gs://b/records"], "records are read from a disk"),
     "typo in a term": (
         ["--config=configs/demo.py", "--config.runs.augmented_rgb.weights.atom=3"],
         "there is no field 'atom'",
@@ -84,7 +86,10 @@ def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
             ["--coordinator=localhost", "--processes=2", "--process=0"],
             "needs a port, e.g. ",
         ),
-        (["--coordinator=localhost:9", "--processes=2", "--process=2"], "--process=2 of --processes=2; the first is 0"),
+        (
+            ["--coordinator=localhost:9", "--processes=2", "--process=2"],
+            "--process=2 of --processes=2; they are counted from 0",
+        ),
         (["--coordinator=auto"], "no SLURM, Open MPI or TPU job was found; say"),
     ],
 )

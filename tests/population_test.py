@@ -179,8 +179,18 @@ def test_added_seeds_leave_finished_ones_alone(tmp_path, monkeypatch):
     ]
 
 
-def test_a_run_that_diverges_is_named(tmp_path):
+def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path):
     config = ablation()
+    config.training.checkpoint_every = 1
+    perform(config, tmp_path / "sound")
     config.runs.both.learning_rate = 1e30
-    with pytest.raises(FloatingPointError, match="both: training diverged in epoch"):
-        perform(config, tmp_path)
+    with pytest.raises(FloatingPointError, match="both, seed 0: training diverged in epoch .*; both, seed 1: training"):
+        perform(config, tmp_path / "diverging")
+    assert not (tmp_path / "diverging" / "both" / "results.json").exists()
+    for name in ("atomic", "slower"):
+        for folder in (name, f"{name}/seed_1"):
+            ours, theirs = (
+                read_arrays(tmp_path / at / folder / "predictions_test.npz") for at in ("diverging", "sound")
+            )
+            for video in ours:
+                np.testing.assert_array_equal(ours[video], theirs[video])

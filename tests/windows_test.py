@@ -110,6 +110,11 @@ def test_memory_of_a_stream_is_constant(detector):
 def test_what_is_refused(detector):
     with pytest.raises(ValueError, match=r"snippets must be \[N, 4\], got shape \(2, 3\)"):
         StreamingDetector(*detector[:2], D).push(np.zeros((2, 3)))
+    stream, spoilt = StreamingDetector(*detector[:2], D), video(60)
+    spoilt[10, 2] = np.nan
+    with pytest.raises(ValueError, match="snippets must be finite"):
+        stream.push(spoilt)
+    assert len(stream.push(video(30)).logits) + len(stream.finish().logits) == 30
     with pytest.raises(ValueError, match="block must be at least 1"):
         StreamingDetector(*detector[:2], D, block=0)
     with pytest.raises(ValueError, match="window 0"):
