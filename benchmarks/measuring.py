@@ -48,7 +48,14 @@ def run(main: Callable, **sizes: int) -> None:
     flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
     flags.DEFINE_bool("peers", True, "Compare with PyTorch, if it is installed.")
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda _: main(flags.FLAGS))
+
+    def checked(_):
+        output = flags.FLAGS.output
+        if output and not Path(output).absolute().parent.is_dir():  # before the work, not after it
+            sys.exit(f"--output={output}: there is no such folder; make it first")
+        main(flags.FLAGS)
+
+    app.run(checked)
 
 
 def with_peers() -> bool:

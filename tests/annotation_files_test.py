@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kd_jax.datasets import base, describe
@@ -468,6 +468,7 @@ def test_charades_cells_are_read_or_named(tmp_path_factory, field, text, length)
     st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
     st.sampled_from(["tsu", "charades", "thumos14", "pku_mmd"]),
 )
+@example(b"\x00\n\x00\n\x00\n\x01", "pku_mmd")  # as many lines as a split file has
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_an_error_that_names_the_file(tmp_path_factory, content, dataset):
     root = tmp_path_factory.mktemp("bytes")

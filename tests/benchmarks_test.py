@@ -47,6 +47,12 @@ def test_a_benchmark_writes_finite_figures(name, tmp_path):
         assert str(next(iter(row.values()))) in result.stdout
 
 
+def test_a_benchmark_that_cannot_write_its_figures_does_not_start():
+    command = [sys.executable, "-m", "benchmarks.metrics", "--output=no_such_folder/figures.json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "there is no such folder" in result.stderr and not result.stdout
+
+
 def test_every_benchmark_is_tested_and_in_its_readme():
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "measuring.run(" in path.read_text()}
     assert names - {"measuring"} == {name.split()[0] for name in COMMANDS}

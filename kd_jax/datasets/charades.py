@@ -48,7 +48,7 @@ def _read_csv(path: Path, split: str, labels: Labels, findings: Findings) -> lis
             where = f"{path.name} line {reader.line_num}"
             if None in row.values() or "" in row:
                 findings.problem("annotation layout", f"{where}: {short(row['id'])}: not as many fields as columns")
-            elif check_video(row["id"], findings):
+            elif check_video(row["id"], where, findings):
                 videos.append(_read_row(row, split, labels, findings))
     except csv.Error as error:
         findings.problem("annotation layout", f"{path}: {error}")

@@ -82,12 +82,13 @@ def _clean(video: str, rows: Sequence[Sequence[float]], duration: float, finding
     return _table(kept)
 
 
-def check_video(video: str, findings: Findings) -> bool:
-    """Whether an id can name a file in a folder, and none outside it."""
+def check_video(video: str, where, findings: Findings) -> bool:
+    """Whether an id, which stands in the file `where`, can name a file in a folder, and none outside it."""
     if base.is_file_name(video):
         return True
     findings.problem(
-        "video id", f'{video!r} is not the name of a file in a folder (no separators, control characters, "..")'
+        "video id",
+        f'{where}: {video!r} is not the name of a file in a folder (no separators, control characters, "..")',
     )
     return False
 

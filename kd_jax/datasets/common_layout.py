@@ -42,7 +42,7 @@ def read_annotations(
     path = one_file(paths, findings)
     entries = load_json_object(path, findings) if path else {}
     labels = Labels(len(names), first_class)
-    videos = [video for name, entry in entries.items() if (video := _read_video(name, entry, labels, findings))]
+    videos = [video for name, entry in entries.items() if (video := _read_video(name, entry, path, labels, findings))]
     if labels.count and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == labels.count:
         findings.problem(
             "class ids", f"they run from 1 to {labels.count}: this file counts from 1, subtract 1 from each"
@@ -50,8 +50,8 @@ def read_annotations(
     return videos
 
 
-def _read_video(name: str, entry, labels: Labels, findings: Findings) -> Annotated | None:
-    good_name = check_video(name, findings)
+def _read_video(name: str, entry, path: Path, labels: Labels, findings: Findings) -> Annotated | None:
+    good_name = check_video(name, path, findings)
     if not isinstance(entry, dict):
         findings.problem("annotation layout", f"{name}: {short(entry)} is not an object")
         entry = {}

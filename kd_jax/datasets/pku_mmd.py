@@ -33,7 +33,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
     split_of = _read_split(files[0], findings)
     labels, videos = Labels(len(names), first=1), []
     for video, split in split_of.items():
-        if check_video(video, findings):
+        if check_video(video, files[0], findings):
             path = folders[0] / f"{video}.txt"
             if path.is_file():
                 videos.append(annotate(video, split, math.inf, _read_labels(path, video, labels, findings), findings))

@@ -70,7 +70,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
             findings.problem("annotation layout", f"{name}: {short(entry)} is not an object")
         elif missing := [field for field in ("subset", "duration", "annotations") if field not in entry]:
             findings.problem("annotation layout", f"{name}: the field {', '.join(missing)} is missing")
-        elif check_video(name, findings):
+        elif check_video(name, path, findings):
             entries[name] = entry
     subsets = {name: str(entry["subset"]).lower() for name, entry in entries.items()}
     meaning = SUBSETS.get(frozenset(subsets.values()))
