@@ -42,5 +42,4 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
             scores.append(evaluate(logits, predictor.videos, source.info, Scoring(("frame_map",)))[MAP])
         assert scores[0] > 20 and abs(scores[0] - scores[1]) < 0.3 and scores[0] != scores[1]
         own.append(scores[0 if name == "float32" else 1])
-    print(own)
     assert abs(own[0] - own[1]) < 0.3  # trained and computed in either way
