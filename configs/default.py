@@ -14,8 +14,8 @@ from ml_collections.config_dict import placeholder
 from kd_jax.distill import MODULES, TERMS, term_options
 from kd_jax.experiment import teaching_runs
 
-# Weights that suit the scale of the terms as this library reads them: chosen on the synthetic set, where they gain for
-# each of the seeds 0, 1 and 2 (configs/demo.py --config.seeds=3).
+# Weights that suit the scale of the terms as this library reads them, chosen on the synthetic set; docs/comparison.md
+# has what they gain there and elsewhere.
 WEIGHTS = {"atomic": 1.0, "global_context": 1.0, "boundary": 0.02}
 # The weights of the paper (supplementary material): {alpha1, alpha2, alpha3}, for its I3D features and its own reading.
 PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
