@@ -180,11 +180,12 @@ def train_runs(config, runs: Sequence[Run], source: Source, *, show_parameters: 
             _train_side_by_side(config, waiting, source, show_parameters)
         except _Diverged as error:
             diverged |= error.reasons
-        session.wait_for_all("results are written")
+        session.wait_for_all("runs have ended")
         finished = [run for run in waiting if (run.directory / "results.json").exists()]
         waiting = [run for run in waiting if run not in (*diverged, *finished)]
         if waiting:
             logging.error("%s. The others go on.", "; ".join(diverged.values()))
+    session.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
     return [read_json(run.directory / "results.json") for run in runs]
