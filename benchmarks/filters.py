@@ -20,22 +20,11 @@ from absl import flags
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
 from kd_jax.models import FILTERS, Detector
-from kd_jax.population import compiled_train_step
-from kd_jax.train_state import create_train_state, make_optimizer
 
 
 def our_step(name: str, videos: int, length: int, width: int, hidden: int) -> Callable:
     batch, _, _ = workloads.make_batch(videos, length, width, 1)
-    model = Detector(name, num_outputs=CLASSES, hidden=hidden)
-    optimizer = make_optimizer(2e-4, plateau_patience=0, steps_per_epoch=1)
-    state = [create_train_state(model, optimizer, jax.random.key(0), width)]
-    step = compiled_train_step(model, "dense", "{}", 0, 1)
-
-    def run():
-        state[0], metrics = step(state[0], (), batch, {}, jax.random.key(1))
-        return state[0], metrics
-
-    run.parameters = sum(x.size for x in jax.tree.leaves(state[0].params))
+    run, run.parameters = workloads.training_step(Detector(name, num_outputs=CLASSES, hidden=hidden), batch)
     return run
 
 

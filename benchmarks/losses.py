@@ -20,8 +20,6 @@ from benchmarks import measuring, workloads
 from kd_jax import distill
 from kd_jax.models.dilated_convolution import DilatedConv
 from kd_jax.models.layers import Dropout
-from kd_jax.population import compiled_train_step
-from kd_jax.train_state import create_train_state, make_optimizer
 
 LAYERS, DILATION = 5, 4
 TERMS = {term: (term, {}) for term in distill.TERMS} | {
@@ -126,16 +124,7 @@ def torch_kernels(batch, student, teacher) -> dict[str, Callable]:
 def step_and_bits(videos: int, length: int, width: int, hidden: int) -> dict[str, Callable]:
     """A distillation step, and the random bits of its layers as Dropout draws them and as 32-bit Bernoulli does."""
     batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
-    model = workloads.detector(hidden)
-    step = compiled_train_step(model, "dense", "{}", 0, 1)
-    state = [
-        create_train_state(model, make_optimizer(2e-4, plateau_patience=0, steps_per_epoch=1), jax.random.key(0), width)
-    ]
-    weights = {term: jnp.float32(weight) for term, weight in workloads.WEIGHTS.items()}
-
-    def run():
-        state[0], metrics = step(state[0], (teacher,), batch, weights, jax.random.key(1))
-        return state[0], metrics
+    run, _ = workloads.training_step(workloads.detector(hidden), batch, (teacher,), workloads.WEIGHTS)
 
     def bits(words):
         draw = jax.jit(lambda key: jax.random.bits(key, (LAYERS, videos, length, words), jnp.uint32))

@@ -30,7 +30,7 @@ from absl import flags
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, WEIGHTS
 from kd_jax import input_pipeline
-from kd_jax.population import Population, compiled_train_step
+from kd_jax.population import Population
 from kd_jax.predict import predict
 from kd_jax.train_state import create_train_state, make_optimizer
 
@@ -162,18 +162,8 @@ def sweep(
     for size in sizes:
         videos, length, hidden = ({**shape, axis: size}[name] for name in ("videos", "length", "hidden"))
         batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
-        model = workloads.detector(hidden, dtype)
-        step = compiled_train_step(model, "dense", "{}", 8, 10)
-        optimizer = make_optimizer(2e-4, plateau_patience=8, steps_per_epoch=10)
-        state = [create_train_state(model, optimizer, jax.random.key(0), width)]
-
-        weights = {term: jnp.float32(WEIGHTS.get(term, 1.0)) for term in terms}
-        arguments = ((teacher,), batch, weights, jax.random.key(1))
-
-        def run(step=step, state=state, arguments=arguments):
-            state[0], metrics = step(state[0], *arguments)
-            return state[0], metrics
-
+        weights = {term: WEIGHTS.get(term, 1.0) for term in terms}
+        run, _ = workloads.training_step(workloads.detector(hidden, dtype), batch, (teacher,), weights)
         median, _ = measuring.alternate({"step": run}, repeats)
         flops = step_flops("student", videos * length, width, hidden)
         rows.append({"sweep": name, "size": size, "step s": median["step"], "FLOP/s": flops / median["step"]})

@@ -1,10 +1,17 @@
 """What the benchmarks run on: noise at the lengths of TSU's videos, because speed does not depend on what is shown."""
 
+import json
+from collections.abc import Callable, Mapping
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.distill import MODULES, make_modules
 from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
+from kd_jax.population import compiled_train_step
+from kd_jax.train_state import create_train_state, make_optimizer
 from kd_jax.types import Batch, Outputs
 
 CLASSES = 51
@@ -51,5 +58,34 @@ def make_batch(videos: int, length: int, width: int, hidden: int) -> tuple[Batch
     ]
     labels = np.repeat(rng.random((videos, -(-length // 40), CLASSES)) < 0.04, 40, axis=1)[:, :length]
     features, *outputs = map(jnp.asarray, noise)
-    batch = Batch(features, jnp.asarray(labels, jnp.uint8), jnp.ones((videos, length), bool))
+    first = jnp.arange(videos, dtype=jnp.int32) * length
+    batch = Batch(features, jnp.asarray(labels, jnp.uint8), jnp.ones((videos, length), bool), first)
     return batch, Outputs(*outputs[:2]), Outputs(*outputs[2:])
+
+
+def training_step(
+    model: Detector, batch: Batch, teachers: tuple[Outputs, ...] = (), weights: Mapping[str, float] | None = None
+) -> tuple[Callable, int]:
+    """A call that trains one step more on `batch`, as `kd_jax.train` does on a dense head, and how many parameters."""
+    weights = weights or {}
+    options = {term: {} for term in weights if term in MODULES}
+    snippets, plateau = batch.mask.size, {"plateau_patience": 8, "steps_per_epoch": 10}
+    step = compiled_train_step(model, "dense", json.dumps(options), **plateau, num_snippets=snippets)
+    state = [
+        create_train_state(
+            model,
+            make_optimizer(2e-4, **plateau),
+            jax.random.key(0),
+            batch.features.shape[-1],
+            terms=make_modules(options, snippets),
+            teachers=teachers,
+            num_classes=CLASSES,
+        )
+    ]
+    arguments = teachers, batch, {term: jnp.float32(weight) for term, weight in weights.items()}, jax.random.key(1)
+
+    def run():
+        state[0], metrics = step(state[0], *arguments)
+        return state[0], metrics
+
+    return run, sum(x.size for x in jax.tree.leaves(state[0].params))

@@ -26,7 +26,7 @@ from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kd_jax.datasets import base, describe, records, synthetic
-from kd_jax.segments import labels_from_segments
+from kd_jax.segments import labels_from_segments, snippets_inside
 from kd_jax.types import Batch, Outputs
 
 LENGTH_MULTIPLE = 16  # bucket lengths are rounded up to this many snippets
@@ -134,6 +134,19 @@ def open_source(
         if (videos or split == "test") and not any(len(video.segments) for video in videos):
             raise ValueError(
                 f"none of the {len(videos)} {split} videos has an action, so nothing can be scored; {remedy}"
+            )
+    if source.validation and modalities:
+        # Read so that the features, of which only the length is asked, stay on disk.
+        train = splits["train"] if splits else records.read(data_dir, "train", modalities, first=first, on_disk=True)
+        first_and_stop = [
+            snippets_inside(video.segments, video.duration, video.num_snippets)
+            for video in train
+            if video.id in source.validation
+        ]
+        if not any((first < stop).any() for first, stop in first_and_stop):
+            raise ValueError(
+                f"no action of the {len(first_and_stop)} validation videos has a snippet inside, so nothing can be "
+                f"scored; {remedies['validation']}"
             )
     return source
 

@@ -234,7 +234,8 @@ class Population:
         )
         with contextlib.closing(batches):
             for _, batch, teachers in batches:
-                state, metrics = self._function(state, teachers, batch, weights, key)
+                arguments = state, teachers, batch, weights, key
+                state, metrics = _compile(self._function, *arguments)(*arguments)
                 steps.append(metrics)
                 report(steps)
                 if len(steps) > input_pipeline.AHEAD:  # steps wait in line, each with its batch: keep the line short

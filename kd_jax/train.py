@@ -356,8 +356,7 @@ def _epoch(
         predictions = validation({"params": model_params(states.params), **states.constants})
         for record, logits in zip(records, predictions, strict=True):
             scores = evaluate(logits, validation.videos, validation.info, VALIDATION)
-            known = {key: value for key, value in scores.items() if key != "per_class" and value is not None}
-            record |= {f"validation/{key}": value for key, value in known.items()}
+            record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
     return records
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from kd_jax import distill, experiment, resident
+from kd_jax import distill, experiment, population, resident
 from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import base, records, synthetic
 from kd_jax.files import read_arrays, read_json, write_json
@@ -219,11 +219,13 @@ def test_an_experiment_streamed_from_records_is_the_one_from_memory_bit_for_bit(
     records.write(tmp_path / "records", info, splits)
     monkeypatch.setattr(resident, "SHARE", 0)  # 'auto' sends batches from the host's memory
     for data in ("auto", "streamed"):
-        config = tiny_config(data=data)
+        config = tiny_config(data=data, length_buckets=2)
+        population._compiled.cache_clear()
         config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
         source = experiment.prepare(config, tmp_path / data)
         assert isinstance(source.videos("train", ["rgb"])[0].features["rgb"], base.OnDisk) == (data == "streamed")
         experiment.perform(config, tmp_path / data, source)
+        assert population._compiled.cache_info().misses == 2 * 3  # once for each length and run
     for path in (tmp_path / "auto").rglob("*.npz"):
         streamed = read_arrays(tmp_path / "streamed" / path.relative_to(tmp_path / "auto"))
         for video, logits in read_arrays(path).items():
@@ -241,6 +243,20 @@ def test_a_split_without_any_action_is_refused(split, remedy, tmp_path):
     config = tiny_config()
     config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
     with pytest.raises(ValueError, match=f"none of the . {split} videos has an action, .*{remedy}"):
+        experiment.prepare(config, tmp_path / "work")
+
+
+def test_validation_videos_whose_actions_no_snippet_sees_are_refused(tmp_path):
+    info, splits = synthetic.tiny()
+    between = [[0, 0.25, 0.75]]  # of a snippet
+    splits["train"] = [
+        dataclasses.replace(v, segments=np.array(between) * [1, *2 * [v.duration / v.num_snippets]])
+        for v in splits["train"]
+    ]
+    records.write(tmp_path / "records", info, splits)
+    config = tiny_config()
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
+    with pytest.raises(ValueError, match="validation videos has a snippet inside, .*dataset.validation_seed"):
         experiment.prepare(config, tmp_path / "work")
 
 
