@@ -83,10 +83,11 @@ def wait_for_all(place: str) -> None:
 
 
 def _show_own_messages() -> None:
-    """Without the prefix of absl and the bookkeeping of orbax."""
+    """Without the prefix of absl, the bookkeeping of orbax and the traceback of each try to reach a bucket."""
     handler = logging.get_absl_handler()
     package = str(Path(__file__).parent)  # not just the name: .venv may lie in a clone that is called kd_jax
     handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    std_logging.getLogger("gcsfs").setLevel(std_logging.CRITICAL)  # it raises the same, which is told in a sentence
     # Last, as `is_first` starts the devices, which JAX would tell of.
     logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)
