@@ -36,19 +36,25 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a PyTorch state dict by key, float32; also of one inside a checkpoint, or of DataParallel.
 
     Raises:
+      FileNotFoundError: where there is none.
       ValueError: for a file that is no state dict, a pickled model for instance.
     """
     import torch  # here, because only this conversion needs it
 
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} is no state dict of tensors alone ({str(error).splitlines()[0][:120]}); save one with the public "
-            "code: torch.save(model.state_dict(), path)"
+            f"{path} is no state dict of tensors alone ({(str(error) or repr(error)).splitlines()[0][:120]}); save one "
+            "with the public code: torch.save(model.state_dict(), path)"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
+        for key, value in state.items()
+    ):
         raise ValueError(
             f"{path} holds no state dict; save one with the public code: torch.save(model.state_dict(), path)"
         )

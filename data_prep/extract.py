@@ -47,6 +47,7 @@ class Settings:
       sampling: how a video is cut.
       fps: frames per second to sample videos at, None for their own; of skeletons, that they were recorded at.
       dtype: of the encoder's computation.
+      persons: of skeletons, how many bodies the encoder reads.
     """
 
     modality: str
@@ -54,6 +55,7 @@ class Settings:
     sampling: Sampling
     fps: float | None
     dtype: str
+    persons: int = skeletons.PERSONS
 
     def described(self) -> dict:
         """As JSON: what must be the same for features to be the same."""
@@ -130,7 +132,7 @@ def read(path: Path, settings: Settings, batch_size: int) -> Iterator:
     if settings.modality == "pose":
         bodies = skeletons.read(path)
         about = {"frames": len(bodies), "fps": settings.fps or SKELETON_FPS}
-        made = skeletons.snippets(skeletons.normalize(bodies), sampling)
+        made = skeletons.snippets(skeletons.normalize(bodies)[:, : settings.persons], sampling)
     else:
         video = videos.probe(path, settings.fps)
         about = {"frames": video.num_frames, "fps": video.fps, "width": video.width, "height": video.height}
@@ -216,9 +218,10 @@ class Writer:
         if not np.isfinite(rows).all():
             self.fail(index, f"{path}: its features are not finite; are the weights of this encoder, and the dtype?")
             return
-        write_table(self._output / f"{video}.npy", rows)
         manifest = {"file": path.name, "bytes": path.stat().st_size, **self._about.pop(index)}
+        # Before the table, for a table without one is somebody else's.
         write_json(self._output / f"{video}.json", manifest | self._settings.described() | {"versions": _versions()})
+        write_table(self._output / f"{video}.npy", rows)
         self._progress.end(video, f"{len(rows)} snippet{'s'[: len(rows) != 1]}")
 
     def fail(self, index: int, reason: str) -> None:
@@ -317,13 +320,23 @@ def unfinished(
             found = {}
         if found is not None and not feature_files.is_manifest(found):
             failed[video] = f"{manifest} is no manifest of features, so it is left alone; choose another --output"
-        elif found is None or not table.is_file():
+        elif found is None and table.exists():
+            failed[video] = f"{table} has no {manifest.name} beside it, so it is left alone; choose another --output"
+        elif found is None or not _is_whole(table, found.get("snippets")):
             left.append((video, path))
         elif changed := _changed(found, wanted):
             raise ValueError(f"{table} was made otherwise ({changed}); choose another --output, or delete it")
         elif changed := _changed(found, {"file": path.name, "bytes": path.stat().st_size if path.exists() else None}):
             failed[video] = f"{path} is not what {table} was made of ({changed}); delete that to make it anew"
     return left, failed
+
+
+def _is_whole(table: Path, snippets: int | None) -> bool:
+    """Whether an .npy file has so many rows; no more than its header is read."""
+    try:
+        return len(np.load(table, mmap_mode="r", allow_pickle=False)) == snippets
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _changed(manifest: dict, now: dict) -> str:
@@ -354,8 +367,12 @@ def _settings(given) -> tuple[Settings, Path]:
     manifest = _weights(Path(given.weights), given.dtype).manifest
     if manifest["modality"] != given.modality:
         raise ValueError(f"--weights={given.weights} are for {manifest['modality']}, not --modality={given.modality}")
+    if (persons := manifest.get("persons", skeletons.PERSONS)) > skeletons.PERSONS:
+        raise ValueError(
+            f"--weights={given.weights} are for {persons} bodies; of skeletons {skeletons.PERSONS} are kept"
+        )
     sampling = videos.sampling(given, given.modality, manifest)
-    return Settings(given.modality, Path(given.weights), sampling, given.fps, given.dtype), Path(folder)
+    return Settings(given.modality, Path(given.weights), sampling, given.fps, given.dtype, persons), Path(folder)
 
 
 def main(argv):

@@ -10,6 +10,7 @@ some pass the same poses in the other order: sit down and stand up, raise and lo
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -281,17 +282,21 @@ def main(argv):
     output = Path(given.output)
     if output.exists():
         sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
+    drawing = output.with_name(f".{output.name}.part")  # so that the folder is whole or not there at all
+    if drawing.exists():
+        shutil.rmtree(drawing)
     for name in ("videos", "skeletons", "weights"):
-        (output / name).mkdir(parents=True)
+        (drawing / name).mkdir(parents=True)
     names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
-    tasks = [(given.output, name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
+    tasks = [(str(drawing), name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
     annotations: dict[str, dict] = {name: {} for name in names}  # in order
     drawn = execution.run(write_one, tasks, workers=os.cpu_count() or 1)
     for index, told in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
         annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **told}
-    write_encoders(output / "weights", given.seed)
-    write_atomically(output / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
-    write_json(output / "annotations.json", annotations)
+    write_encoders(drawing / "weights", given.seed)
+    write_atomically(drawing / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
+    write_json(drawing / "annotations.json", annotations)
+    drawing.rename(output)
     count = sum(len(entry["actions"]) for entry in annotations.values())
     print(f"{output}: {len(annotations)} videos, {count} actions of {len(CLASSES)} classes")
 

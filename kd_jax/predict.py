@@ -231,7 +231,7 @@ def main(argv):
         _check_options(arguments)
         run = load_teacher(arguments.run)
         head, classes = run.config["head"], run.config["classes"]
-        opened, shown = {}, {}
+        opened, shown, broken = {}, {}, []
         if arguments.video:
             weights, sampling, opened = _open_videos(list(map(Path, arguments.video)), run, arguments)
         else:
@@ -243,10 +243,16 @@ def main(argv):
         output = epath.Path(arguments.output)
         make_folder(output, "output")
         if arguments.video:
-            encoded = {
-                name: encode_video(weights, video, sampling, batch_size=arguments.batch_size, num_frames=12)
-                for name, video in opened.items()
-            }
+            encoded = {}
+            for name, video in opened.items():
+                try:
+                    encoded[name] = encode_video(
+                        weights, video, sampling, batch_size=arguments.batch_size, num_frames=12
+                    )
+                except videos.VideoError as error:
+                    broken.append(str(error))
+            if not encoded:
+                raise ValueError("; ".join(broken))
             features = {name: base.to_float16(table) for name, (table, _) in encoded.items()}  # as records have them
             shown = {name: frames for name, (_, frames) in encoded.items()}
             durations = {name: video.duration for name, video in opened.items()}
@@ -277,6 +283,8 @@ def main(argv):
         for n, what in ((len(scores), "video"), (sum(map(len, found.values())), "detection"))
     ]
     print(f"{', '.join(counts)}, {_range(seconds)} s a snippet: {', '.join(map(str, paths))}")
+    if broken:
+        sys.exit("\n".join([f"kd_jax.predict: {len(broken)} could not be used:", *broken]))
 
 
 if __name__ == "__main__":

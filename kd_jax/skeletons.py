@@ -22,8 +22,9 @@ _SPINE, _HIP, _SHOULDERS = 1, 0, (8, 4)
 def read(path: Path) -> np.ndarray:
     """The two bodies of each frame, `[F, 2, 25, 3]` float32 in metres, 0 where there is none.
 
-    Of more than two bodies, those that move most are kept, the first being the one that moves most; a body keeps its
-    place while it is away (Shi et al.'s preparation of NTU RGB+D).
+    Of more than two bodies those whose joints spread most are kept, the most spread one first, as Shi et al. prepare
+    NTU RGB+D: the standard deviation of each coordinate over joints and frames, summed. A body keeps its place while it
+    is away; theirs are placed by their order in each frame.
 
     Raises:
       VideoError: for another format, a damaged file, one without frames or without a body, and numbers that are not
@@ -44,8 +45,10 @@ def read(path: Path) -> np.ndarray:
     if not np.isfinite(bodies).all():
         raise VideoError(f"{path} has numbers that are not finite, the first in frame {_first_bad(bodies)}")
     present = bodies.any(axis=(2, 3))
-    moves = [bodies[present[:, i], i].std(axis=0).sum() if present[:, i].any() else -1 for i in range(len(present.T))]
-    kept = bodies[:, np.argsort(-np.array(moves), kind="stable")[:PERSONS]]
+    spread = [
+        bodies[present[:, i], i].std(axis=(0, 1)).sum() if present[:, i].any() else -1 for i in range(len(present.T))
+    ]
+    kept = bodies[:, np.argsort(-np.array(spread), kind="stable")[:PERSONS]]
     return np.pad(kept, ((0, 0), (0, PERSONS - kept.shape[1]), (0, 0), (0, 0))).astype(np.float32)
 
 

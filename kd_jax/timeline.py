@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax.files import write_atomically
 
+FLATTEST = 8  # how many times as wide as high the frames are, together, at least
 MOST_CLASSES = 20  # rows that a picture has; those with the best detections
 
 
@@ -37,11 +38,12 @@ def draw(
         raise ValueError("a picture needs matplotlib; pip install -e .[video]") from None
     best = {int(c): detections[detections[:, 0] == c, 3].max() for c in np.unique(detections[:, 0])}
     shown = sorted(sorted(best, key=best.get, reverse=True)[:MOST_CLASSES])
+    strip = _strip(frames)
     figure = Figure(figsize=(12, 2.2 + 0.3 * max(len(shown), 1)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 0.3 * max(len(shown), 1) + 0.2])
-    width = duration / max(len(frames), 1)
-    for i, frame in enumerate(frames):
-        above.imshow(frame, extent=(i * width, (i + 0.96) * width, 0, 1), aspect="auto")
+    above.imshow(strip, extent=(0, duration, 0, 1), aspect="auto")
+    above.set_box_aspect(strip.shape[0] / strip.shape[1])
+    above.set_anchor("S")
     above.set_xlim(0, duration)
     above.set_ylim(0, 1)
     above.axis("off")
@@ -60,3 +62,14 @@ def draw(
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     write_atomically(path, stream.getvalue())
+
+
+def _strip(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """The frames side by side, white around each where they are few: at least `FLATTEST` times as wide as high."""
+    height, width = frames[0].shape[:2]
+    slot = max(width + width // 25, -(-FLATTEST * height // len(frames)))
+    strip = np.full((height, slot * len(frames), 3), 255, np.uint8)
+    for i, frame in enumerate(frames):
+        left = i * slot + (slot - width) // 2
+        strip[:, left : left + width] = frame
+    return strip

@@ -9,6 +9,7 @@ frame. PyAV decodes and OpenCV finds the flow: `pip install -e .[video]`.
 """
 
 import collections
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -173,15 +174,21 @@ def probe(path: Path, fps: float | None = None) -> Video:
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"fps={fps}; it must be above 0 and at most 1000")
     with _opened(path) as (container, stream):
-        times, end = [], 0.0  # no more: all packets of a long video would be as large as its file
+        # No more: all packets of a long video would be as large as its file. One that was cut without encoding anew has
+        # frames before its first, which others are predicted from and nobody is shown.
+        times, unseen, end = [], 0, 0.0
         for packet in _guarded(path, container.demux()):
             if packet.stream.index == stream.index and packet.size:
-                times.append(packet.pts)
+                if packet.is_discard:
+                    unseen += 1
+                else:
+                    times.append(packet.pts)
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        stored, promised = len(times), stream.frames
-        # Matroska tells how long it lasts instead; a live recording does not, and some recorders round it up.
-        lasts = (container.duration or 0) / 1e6 if container.format.name.startswith("matroska") else 0.0
+        stored, promised = len(times), stream.frames - unseen
+        # Some tell how long they last instead; a live recording does not, and some recorders round it up.
+        tells = container.format.name.startswith(("matroska", "flv", "asf"))
+        lasts = (container.duration or 0) / 1e6 if tells else 0.0
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         times = np.sort(np.array(times, np.float64)) * float(stream.time_base) if None not in times else None
     cut = f"{stored} of its {promised} frames" if stored < promised else ""
@@ -224,6 +231,8 @@ def frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
     scale = shorter_side / min(video.width, video.height)
     size = [max(shorter_side, round(length * scale)) for length in (video.width, video.height)]
     size = size[::-1] if video.rotation % 180 else size
+    # At k / fps the frame is shown that is due half a frame later, so that times that are rounded choose the same one.
+    early = min(video.num_frames / video.stored_frames, 1) / 2
     given, before, start = 0, None, None
     with _opened(video.path) as (container, stream):
         for frame in _guarded(video.path, container.decode(stream)):
@@ -234,7 +243,7 @@ def frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
                 yield shown
                 continue
             start = frame.time or 0.0 if start is None else start
-            due = min(round(((frame.time or 0.0) - start) * video.fps), video.num_frames)
+            due = min(math.ceil(((frame.time or 0.0) - start) * video.fps - early), video.num_frames)
             for _ in range(given, due):  # the frame before lasts until this one
                 yield before
             given, before = max(given, due), shown

@@ -143,6 +143,12 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(ValueError, match="is no state dict of tensors alone"):
         read_state(tmp_path / "model.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        read_state(tmp_path / "list.pth")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ValueError, match=r"empty.pth is no state dict of tensors alone \("):
+        read_state(tmp_path / "empty.pth")
+    for content in ([1, 2], {0: torch.zeros(1)}, {"fc.bias": torch.zeros(1, dtype=torch.complex64)}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="holds no state dict"):
+            read_state(tmp_path / "other.pth")
+    with pytest.raises(FileNotFoundError, match="none.pth: there is no such file"):
+        read_state(tmp_path / "none.pth")

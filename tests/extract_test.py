@@ -18,7 +18,8 @@ import pytest
 from data_prep import ahead, extract, stickfigures
 from kd_jax import encode as encode_module
 from kd_jax.encode import batched, encode, encode_video
-from kd_jax.encoders.weights import read_weights, write_weights
+from kd_jax.encoders import AGCN
+from kd_jax.encoders.weights import random_variables, read_weights, write_weights
 from kd_jax.files import read_arrays, read_json
 from kd_jax.videos import Sampling, VideoError, probe, snippets
 
@@ -172,9 +173,10 @@ def test_the_command_goes_on_and_names_what_is_broken(figures, tmp_path):
 
     for name in ("b.mkv", "text.avi", "gone.mp4", "cut.mp4"):
         (folder / name).unlink()
-    (output / "a.json").unlink()  # as if it had been interrupted there
+    (output / "a.npy").unlink()  # as if it had been interrupted there
+    (output / "S001C001P001R001A001.npy").write_bytes(b"")
     told = run("data_prep.extract", *command)
-    assert f"{output}: features of 2 files, 2 were finished before" in told
+    assert f"{output}: features of 3 files, 1 was finished before" in told
     assert (output / "c.npy").stat().st_mtime_ns == written["c.npy"]
 
     (folder / "c.mp4").write_bytes((folder / "a.mp4").read_bytes())
@@ -194,6 +196,10 @@ def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures,
     assert "features of 1 file\n" in told and "b.json is no manifest of features, so it is left alone" in told
     assert (folder / "b.json").read_text() == '{"title": "b"}'
     (folder / "b.json").unlink()
+    np.save(folder / "b.npy", np.zeros(5))
+    told = run("data_prep.extract", *command, code=1)
+    assert "b.npy has no b.json beside it, so it is left alone" in told and len(np.load(folder / "b.npy")) == 5
+    (folder / "b.npy").unlink()
     assert "features of 1 file, 1 was finished before" in run("data_prep.extract", *command)
     assert "features of 0 files, 2 were finished before" in run("data_prep.extract", *command)
 
@@ -272,9 +278,11 @@ def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
         time.sleep(0.1)
     assert len(children) > 2  # the workers, too
     names = sorted(path.name for path in output.iterdir())
-    assert len(names) % 2 == 0 and not any(name.startswith(".") for name in names)
+    tables = [name for name in names if name.endswith(".npy")]
+    assert set(names) >= {name.replace(".npy", ".json") for name in tables}
+    assert not any(name.startswith(".") for name in names)
     told = run("data_prep.extract", *command)
-    assert f"features of {20 - len(names) // 2} file" in told
+    assert f"features of {20 - len(tables)} file" in told
 
 
 def test_a_pipeline_gives_the_same(figures, tmp_path):
@@ -330,6 +338,30 @@ def test_features_of_a_video_that_breaks_off_are_not_written(given, figures, tmp
     assert failed == {"a": f"{tmp_path / 'a.mp4'} is damaged"} and not list(tmp_path.iterdir())
 
 
+def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
+    model = AGCN(3, width=0.25)
+    write_weights(
+        tmp_path / "one.npz", model, random_variables(model, "pose", 0, 1), modality="pose", source={}, persons=1
+    )
+    command = [f"--skeletons={figures / 'skeletons'}", "--modality=pose", f"--weights={tmp_path / 'one.npz'}"]
+    run("data_prep.extract", *command, f"--output={tmp_path / 'out'}")
+    weights = read_weights(tmp_path / "one.npz")
+    bodies = extract.skeletons.normalize(extract.skeletons.read(figures / "skeletons" / "figure_000.skeleton"))
+    first = next(extract.skeletons.snippets(bodies[:, :1], Sampling()))
+    alone = jax.jit(weights.model.apply)(weights.variables, first[None]).features[0, 0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "figure_000.npy")[0], alone, atol=ROUNDING)
+
+
+def test_a_drawing_that_was_killed_begins_anew(tmp_path):
+    (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
+    (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
+    run("data_prep.stickfigures", f"--output={tmp_path / 'figures'}", "--train=1", "--test=1", "--seconds=4")
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+    names = {str(path.relative_to(tmp_path / "figures")) for path in (tmp_path / "figures").rglob("*.*")}
+    assert {"videos/figure_000.mp4", "skeletons/figure_001.skeleton", "annotations.json"} <= names
+    assert "videos/.half.mp4" not in names
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 6])
 def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figures):
     weights = read_weights(figures / "weights" / "pose.npz")
@@ -348,7 +380,8 @@ def test_eight_devices_encode_as_one(figures, tmp_path):
 import jax, numpy as np
 from pathlib import Path
 from kd_jax.encode import batched, encode, encode_video
-from kd_jax.encoders.weights import read_weights, write_weights
+from kd_jax.encoders import AGCN
+from kd_jax.encoders.weights import random_variables, read_weights, write_weights
 clips = np.random.default_rng(0).normal(0, [[[0.3]], [[0.0]]], (11, 16, 2, 25, 3)).astype(np.float32)  # one body
 weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
 assert jax.device_count() == DEVICES
@@ -408,6 +441,14 @@ def test_from_pixels_to_detections(figures, features, tmp_path):
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
+
+    damaged = bytearray(video.read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)
+    (tmp_path / "damaged.mp4").write_bytes(damaged)
+    more = f"--video={tmp_path / 'damaged.mp4'}"  # costs the others nothing
+    told = run("kd_jax.predict", more, *command, f"--output={tmp_path / 'most'}", code=1)
+    assert "1 video, " in told and "1 could not be used:" in told and "damaged.mp4 is damaged" in told
+    np.testing.assert_array_equal(read_arrays(tmp_path / "most" / "scores.npz")["figure_002"], scores)
 
     other = read_weights(figures / "weights" / "rgb.npz")
     write_weights(tmp_path / "other.npz", other.model, other.variables, modality="rgb", source={"file": "another"})

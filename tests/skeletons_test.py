@@ -22,10 +22,10 @@ def body(rng, spread=1.0):
     return rng.normal(0, spread, (25, 3)).round(4)
 
 
-def test_of_three_bodies_the_two_that_move_most_are_kept_in_their_places(tmp_path):
+def test_of_three_bodies_the_two_that_spread_most_are_kept_in_their_places(tmp_path):
     rng = np.random.default_rng(0)
-    still = body(rng)
-    frames = [{7: still, 9: body(rng, 2.0), 8: body(rng, 0.5)} for _ in range(5)]
+    small = body(rng, 0.1)
+    frames = [{7: small, 9: body(rng, 2.0), 8: body(rng, 0.5)} for _ in range(5)]
     del frames[2][9]  # away for a moment
     frames[3] = {}  # nobody
     path = tmp_path / "a.skeleton"
@@ -34,6 +34,14 @@ def test_of_three_bodies_the_two_that_move_most_are_kept_in_their_places(tmp_pat
     assert found.shape == (5, 2, 25, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found[0], [frames[0][9], frames[0][8]], rtol=1e-6)
     assert not found[2, 0].any() and found[2, 1].any() and not found[3].any()
+
+
+def test_the_body_whose_joints_spread_most_is_the_first(tmp_path):
+    joints = np.zeros((25, 3))
+    joints[:, 1] = np.linspace(-1, 1, 25)  # stands still, deviation 0.6 of one coordinate
+    frames = [{1: 0.1 * joints + [0.3 * i, 0, 0], 2: joints} for i in range(3)]  # small, walks: 0.24 + 0.06
+    (tmp_path / "a.skeleton").write_text(ntu(frames))
+    np.testing.assert_allclose(skeletons.read(tmp_path / "a.skeleton")[0], [joints, 0.1 * joints], rtol=1e-6)
 
 
 def test_one_body_leaves_the_second_empty_and_pku_mmd_is_read_alike(tmp_path):

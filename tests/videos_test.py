@@ -94,10 +94,36 @@ def test_uneven_times_become_even_and_a_rate_can_be_asked_for(tmp_path):
     assert own.resampled and own.num_frames == 15 and own.duration == pytest.approx(1.286, abs=1e-3)
     assert len(levels(own)) == 15
 
-    fast = probe(write(tmp_path / "fast.mp4", grey([40 + 5 * (i // 2) for i in range(60)]), rate=60), fps=30.0)
-    assert fast.num_frames == 30 and levels(fast) == [40 + 5 * i for i in range(30)]
     almost = probe(write(tmp_path / "ntsc.mp4", grey([100] * 30), rate=Fraction(30000, 1001)), fps=30.0)
     assert not almost.resampled and almost.num_frames == 30
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])  # times are exact, or in milliseconds
+@pytest.mark.parametrize("rate, fps, steps", [(60, 30, [2]), (50, 25, [2]), (60, 15, [4]), (15, 30, [0, 1])])
+def test_frames_are_left_out_and_repeated_at_even_steps(name, rate, fps, steps, tmp_path):
+    levels_in = [40 + 5 * i for i in range(40)]
+    video = probe(write(tmp_path / name, grey(levels_in), rate=rate), fps=float(fps))
+    assert video.resampled and video.num_frames == 40 * fps // rate
+    found = [(level - 40) // 5 for level in levels(video)]
+    assert found[0] == 0 and set(np.diff(found)) == set(steps) and found[-1] == 39 - max(steps) + 1
+
+
+def test_a_video_cut_without_encoding_anew_begins_where_it_was_cut(tmp_path):
+    levels_in = list(range(20, 220, 5))
+    whole = write(tmp_path / "whole.mp4", grey(levels_in))  # one key frame, and B-frames
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = source.streams.video[0]
+        to = cut.add_stream_from_template(stream)
+        begin = int(0.4 / stream.time_base)  # 10 frames later
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, to
+                cut.mux(packet)
+    video = probe(tmp_path / "cut.mp4")
+    assert video.num_frames == 30 and levels(video) == levels_in[10:]
+    (tmp_path / "short.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:-200])
+    with pytest.raises(VideoError):
+        probe(tmp_path / "short.mp4")
 
 
 def test_a_rotated_recording_is_turned(tmp_path):
@@ -176,8 +202,8 @@ def bad_files(folder):
     }
 
 
-@pytest.mark.parametrize("name, codec", [("a.mkv", "libx264"), ("a.webm", "libvpx")])
-def test_matroska_that_is_cut_short_is_noticed_by_its_duration(name, codec, tmp_path):
+@pytest.mark.parametrize("name, codec", [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.flv", "flv")])
+def test_a_file_that_is_cut_short_is_noticed_by_its_duration(name, codec, tmp_path):
     rng = np.random.default_rng(0)
     pictures = list(rng.integers(0, 255, (100, 48, 64, 3), np.uint8))
     content = write(tmp_path / name, pictures, codec=codec).read_bytes()
