@@ -27,7 +27,7 @@ def draw(
 
     Args:
       path: of the .png file.
-      frames: `[height, width, 3]` uint8 each, at even distances.
+      frames: `[height, width, 3]` uint8 each, at even distances; none where flow was read.
       duration: of the video, seconds.
       detections: `[N, 4]`: class, start, end in seconds, score.
       classes: all names.
@@ -38,12 +38,13 @@ def draw(
         raise ValueError("a picture needs matplotlib; pip install -e .[video]") from None
     best = {int(c): detections[detections[:, 0] == c, 3].max() for c in np.unique(detections[:, 0])}
     shown = sorted(sorted(best, key=best.get, reverse=True)[:MOST_CLASSES])
-    strip = _strip(frames)
     figure = Figure(figsize=(12, 2.2 + 0.3 * max(len(shown), 1)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 0.3 * max(len(shown), 1) + 0.2])
-    above.imshow(strip, extent=(0, duration, 0, 1), aspect="auto")
-    above.set_box_aspect(strip.shape[0] / strip.shape[1])
-    above.set_anchor("S")
+    if len(frames):
+        strip = _strip(frames)
+        above.imshow(strip, extent=(0, duration, 0, 1), aspect="auto")
+        above.set_box_aspect(strip.shape[0] / strip.shape[1])
+        above.set_anchor("S")
     above.set_xlim(0, duration)
     above.set_ylim(0, 1)
     above.axis("off")

@@ -187,7 +187,7 @@ def probe(path: Path, fps: float | None = None) -> Video:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         stored, promised = len(times), stream.frames - unseen
         # Some tell how long they last instead; a live recording does not, and some recorders round it up.
-        tells = container.format.name.startswith(("matroska", "flv", "asf"))
+        tells = container.format.name.startswith(("matroska", "flv"))
         lasts = (container.duration or 0) / 1e6 if tells else 0.0
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         times = np.sort(np.array(times, np.float64)) * float(stream.time_base) if None not in times else None

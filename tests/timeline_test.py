@@ -28,3 +28,9 @@ def test_frames_keep_their_shape_and_stand_above_their_time(count, tmp_path):
     begin = bar - 2 * wide  # 4 of 10 seconds, and the bar is 2
     middle = (left + width / 2 - begin) / (5 * wide)
     assert middle == pytest.approx((count - 0.5) / count, abs=0.02)
+
+
+def test_without_frames_there_are_the_bars(tmp_path):
+    timeline.draw(tmp_path / "a.png", [], duration=10.0, detections=np.array([[0, 4.0, 6.0, 1.0]]), classes=["sit"])
+    left, _, width, _ = extent(cv2.imread(str(tmp_path / "a.png")), [180, 119, 31])  # matplotlib's first colour
+    assert left > 2 * width
