@@ -261,12 +261,12 @@ def test_help_shows_how_a_video_is_cut():
 
 
 def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
-    output, videos = tmp_path / "out", copy(figures, tmp_path / "videos", **{f"video_{i}": i % 3 for i in range(20)})
-    command = extract_command(figures, videos, output, "--stride=1", "--workers=2")
+    output, videos = tmp_path / "out", copy(figures, tmp_path / "videos", **{f"video_{i}": i % 3 for i in range(5)})
+    command = extract_command(figures, videos, output, "--stride=2", "--workers=2")
     process = subprocess.Popen(
         [sys.executable, "-m", "data_prep.extract", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    assert process.stderr.readline().startswith("1/20 ")  # one file is done
+    assert process.stderr.readline().startswith("1/5 ")  # one file is done
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
@@ -282,7 +282,7 @@ def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
     assert set(names) >= {name.replace(".npy", ".json") for name in tables}
     assert not any(name.startswith(".") for name in names)
     told = run("data_prep.extract", *command)
-    assert f"features of {20 - len(tables)} file" in told
+    assert f"features of {5 - len(tables)} file" in told
 
 
 def test_a_pipeline_gives_the_same(figures, tmp_path):
