@@ -52,11 +52,14 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) and not value.is_complex()
+        isinstance(key, str)
+        and isinstance(value, torch.Tensor)
+        and not (value.is_complex() or value.is_quantized or value.layout != torch.strided)
         for key, value in state.items()
     ):
         raise ValueError(
-            f"{path} holds no state dict; save one with the public code: torch.save(model.state_dict(), path)"
+            f"{path} holds no state dict of plain tensors; save one with the public code: "
+            "torch.save(model.state_dict(), path)"
         )
     return {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
 

@@ -169,8 +169,8 @@ def _read_input(path: Path, split: str | None, run: TrainedRun, seconds: float |
     return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
 
 
-def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, videos.Sampling, dict]:
-    """The encoder, how it cuts videos, and {name: Video}."""
+def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, videos.Sampling, dict, list[str]]:
+    """The encoder, how it cuts videos, {name: Video}, and what is wrong with the others."""
     modality, size = run.config["modality"], run.config["input_size"]
     made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
     seconds = made.get("seconds_per_snippet", run.config["seconds_per_snippet"])
@@ -194,12 +194,19 @@ def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, vi
         raise ValueError("two of --video have the same name; predict them into two --output folders")
     sampling = videos.sampling(given, modality, {**weights.manifest, **made["sampling"]})
     fps = made["sampled_fps"] if given.fps is None else given.fps
-    opened = {videos.name_of(path): videos.probe(path, fps) for path in paths}
-    for name, video in opened.items() if seconds and fps is None else ():
-        # Not exactly, since without manifests `seconds` is the median of duration / T.
-        if not 0.9 < sampling.stride / video.fps / seconds < 1.1:
-            opened[name] = videos.probe(video.path, sampling.stride / seconds)
-    return weights, sampling, opened
+    opened, broken = {}, []
+    for path in paths:
+        try:
+            video = videos.probe(path, fps)
+            # Not exactly, since without manifests `seconds` is the median of duration / T.
+            if seconds and fps is None and not 0.9 < sampling.stride / video.fps / seconds < 1.1:
+                video = videos.probe(path, sampling.stride / seconds)
+            opened[videos.name_of(path)] = video
+        except videos.VideoError as error:
+            broken.append(str(error))
+    if not opened:
+        raise ValueError("; ".join(broken))
+    return weights, sampling, opened, broken
 
 
 def _range(values: Mapping[str, float]) -> str:
@@ -233,7 +240,7 @@ def main(argv):
         head, classes = run.config["head"], run.config["classes"]
         opened, shown, broken = {}, {}, []
         if arguments.video:
-            weights, sampling, opened = _open_videos(list(map(Path, arguments.video)), run, arguments)
+            weights, sampling, opened, broken = _open_videos(list(map(Path, arguments.video)), run, arguments)
         else:
             features, seconds, durations = _read_input(
                 Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet

@@ -176,16 +176,19 @@ def probe(path: Path, fps: float | None = None) -> Video:
     with _opened(path) as (container, stream):
         # No more: all packets of a long video would be as large as its file. One that was cut without encoding anew has
         # frames before its first, which others are predicted from and nobody is shown.
-        times, unseen, end = [], 0, 0.0
+        times, unseen, end, last = [], 0, 0.0, 0
         for packet in _guarded(path, container.demux()):
             if packet.stream.index == stream.index and packet.size:
                 if packet.is_discard:
                     unseen += 1
                 else:
                     times.append(packet.pts)
+                last = packet.dts if packet.dts is not None else last
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         stored, promised = len(times), stream.frames - unseen
+        if container.format.name == "avi":  # which counts frames that were dropped, too, in its number and in its times
+            promised = stored if last + 1 >= promised else promised
         # Some tell how long they last instead; a live recording does not, and some recorders round it up.
         tells = container.format.name.startswith(("matroska", "flv"))
         lasts = (container.duration or 0) / 1e6 if tells else 0.0

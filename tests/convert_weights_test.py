@@ -146,7 +146,12 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ValueError, match=r"empty.pth is no state dict of tensors alone \("):
         read_state(tmp_path / "empty.pth")
-    for content in ([1, 2], {0: torch.zeros(1)}, {"fc.bias": torch.zeros(1, dtype=torch.complex64)}):
+    odd = (
+        torch.zeros(1, dtype=torch.complex64),
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(1), 1, 0, torch.qint8),
+    )
+    for content in ([1, 2], {0: torch.zeros(1)}, *({"fc.bias": tensor} for tensor in odd)):
         torch.save(content, tmp_path / "other.pth")
         with pytest.raises(ValueError, match="holds no state dict"):
             read_state(tmp_path / "other.pth")

@@ -445,9 +445,10 @@ def test_from_pixels_to_detections(figures, features, tmp_path):
     damaged = bytearray(video.read_bytes())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)
     (tmp_path / "damaged.mp4").write_bytes(damaged)
-    more = f"--video={tmp_path / 'damaged.mp4'}"  # costs the others nothing
-    told = run("kd_jax.predict", more, *command, f"--output={tmp_path / 'most'}", code=1)
-    assert "1 video, " in told and "1 could not be used:" in told and "damaged.mp4 is damaged" in told
+    more = [f"--video={tmp_path / name}" for name in ("damaged.mp4", "none.mp4")]  # cost the others nothing
+    told = run("kd_jax.predict", *more, *command, f"--output={tmp_path / 'most'}", code=1)
+    assert "1 video, " in told and "2 could not be used:" in told
+    assert "damaged.mp4 is damaged" in told and "none.mp4 cannot be read as a video" in told
     np.testing.assert_array_equal(read_arrays(tmp_path / "most" / "scores.npz")["figure_002"], scores)
 
     other = read_weights(figures / "weights" / "rgb.npz")

@@ -126,6 +126,24 @@ def test_a_video_cut_without_encoding_anew_begins_where_it_was_cut(tmp_path):
         probe(tmp_path / "short.mp4")
 
 
+@pytest.mark.parametrize("codec, pix_fmt", [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
+def test_an_avi_from_which_frames_were_dropped_is_whole(codec, pix_fmt, tmp_path):
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        for i in (i for i in range(50) if i not in (10, 11, 30)):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert probe(tmp_path / "a.avi").stored_frames == 47
+    content = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match="cut.avi is cut short: .* of its 50 frames"):
+        probe(tmp_path / "cut.avi")
+
+
 def test_a_rotated_recording_is_turned(tmp_path):
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, :32] = 250  # left half white
