@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax import input_pipeline
 from kd_jax.distill import MODULES, make_modules
 from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
@@ -71,17 +72,16 @@ def training_step(
     options = {term: {} for term in weights if term in MODULES}
     snippets, plateau = batch.mask.size, {"plateau_patience": 8, "steps_per_epoch": 10}
     step = compiled_train_step(model, "dense", json.dumps(options), **plateau, num_snippets=snippets)
-    state = [
-        create_train_state(
-            model,
-            make_optimizer(2e-4, **plateau),
-            jax.random.key(0),
-            batch.features.shape[-1],
-            terms=make_modules(options, snippets),
-            teachers=teachers,
-            num_classes=CLASSES,
-        )
-    ]
+    fresh = create_train_state(
+        model,
+        make_optimizer(2e-4, **plateau),
+        jax.random.key(0),
+        batch.features.shape[-1],
+        terms=make_modules(options, snippets),
+        teachers=teachers,
+        num_classes=CLASSES,
+    )
+    state = [input_pipeline.replicate(fresh, input_pipeline.data_mesh())]  # else the second step compiles again
     arguments = teachers, batch, {term: jnp.float32(weight) for term, weight in weights.items()}, jax.random.key(1)
 
     def run():
