@@ -112,9 +112,11 @@ def open_source(
         )
 
     first = max_videos or None
+    # To look at sizes and lengths alone: the features of records stay on disk.
+    listed = splits or {s: records.read(data_dir, s, modalities, first=first, on_disk=True) for s in base.SPLITS}
     if splits is None and not streamed:
-        videos = [v for s in base.SPLITS for v in records.read(data_dir, s, modalities, first=first, on_disk=True)]
-        streamed = sum(f.nbytes for v in videos for f in v.features.values()) > HOST_SHARE * host_memory()
+        features = (f for videos in listed.values() for video in videos for f in video.features.values())
+        streamed = sum(f.nbytes for f in features) > HOST_SHARE * host_memory()
 
     @functools.lru_cache(maxsize=4)  # no features of both splits, and the features last asked for
     def read(split, wanted):
@@ -135,20 +137,18 @@ def open_source(
             raise ValueError(
                 f"none of the {len(videos)} {split} videos has an action, so nothing can be scored; {remedy}"
             )
-    if source.validation and modalities:
-        # Read so that the features, of which only the length is asked, stay on disk.
-        train = splits["train"] if splits else records.read(data_dir, "train", modalities, first=first, on_disk=True)
-        first_and_stop = [
-            snippets_inside(video.segments, video.duration, video.num_snippets)
-            for video in train
-            if video.id in source.validation
-        ]
-        if not any((first < stop).any() for first, stop in first_and_stop):
-            raise ValueError(
-                f"no action of the {len(first_and_stop)} validation videos has a snippet inside, so nothing can be "
-                f"scored; {remedies['validation']}"
-            )
+    validation = [video for video in listed["train"] if video.id in source.validation]
+    if validation and modalities and not any(_sees_an_action(video) for video in validation):
+        raise ValueError(
+            f"no action of the {len(validation)} validation videos has a snippet inside, so nothing can be scored; "
+            f"{remedies['validation']}"
+        )
     return source
+
+
+def _sees_an_action(video: base.Video) -> bool:
+    first, stop = snippets_inside(video.segments, video.duration, video.num_snippets)
+    return bool((first < stop).any())
 
 
 def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
