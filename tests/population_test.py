@@ -97,11 +97,12 @@ def test_each_run_ends_as_it_does_with_a_program_of_its_own_and_alone(tmp_path, 
 
     groups.clear()
     monkeypatch.setattr(population.Population, "fits", lambda self: False)
-    perform(ablation(), tmp_path / "alone")
-    assert all(len(group) == 1 for group in groups) and len(groups) == 8
-    assert_same_runs(together[0], tmp_path / "alone")
-    alone = tmp_path / "alone"
-    assert len({records(path.parent)[-1]["loss"] for path in alone.glob("**/predictions_test.npz")}) == 8
+    config, alone = ablation(), tmp_path / "alone"
+    del config.runs.atomic, config.runs.both
+    perform(config, alone)
+    assert all(len(group) == 1 for group in groups) and len(groups) == 4
+    assert_same_runs(together[0], alone, count=4)
+    assert len({records(path.parent)[-1]["loss"] for path in alone.glob("**/predictions_test.npz")}) == 4
 
 
 def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, together):

@@ -27,7 +27,7 @@ def command(directory: Path, *more: str) -> list[str]:
             f"--workdir={directory / 'work'}",
         ),
         *("--config.dataset.name=custom", f"--config.dataset.data_dir={directory.parent / 'records'}"),
-        *("--config.training.epochs=4", "--config.training.batch_size=3", "--config.model.standardize=True"),
+        *("--config.training.epochs=3", "--config.training.batch_size=3", "--config.model.standardize=True"),
         *more,
     ]
 
