@@ -70,8 +70,11 @@ def check_mask(name: str, mask: jax.Array, **arrays: jax.Array) -> None:
       **arrays: by argument name; None is skipped.
 
     Raises:
-      ValueError: naming the argument at fault and the shape of every argument.
+      ValueError: naming the argument at fault and the shape of every argument, or its type if it is no array.
     """
+    for key, value in {"mask": mask, **arrays}.items():
+        if value is not None and not hasattr(value, "ndim"):
+            raise ValueError(f"{name}: {key} must be an array, not a {type(value).__name__}; jnp.asarray makes one.")
     shapes = ", ".join(f"{key} {value.shape}" for key, value in arrays.items() if value is not None)
     shapes = f"got {shapes}, mask {mask.shape} {mask.dtype}"
     if mask.ndim != 2 or mask.dtype != bool:

@@ -68,3 +68,5 @@ def test_masked_pair_names_arguments_and_shapes():
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 6)), mask)
     with pytest.raises(ValueError, match=r"mask must be a bool \[B, T\].*float32"):
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 4)), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"loss: student must be an array, not a list; jnp.asarray makes one"):
+        masking.masked_pair("loss", [[[1.0]]], jnp.zeros((1, 1, 1)), jnp.ones((1, 1), bool))
