@@ -27,7 +27,7 @@ def get_config(variant=""):
     for terms in subsets if variant != "smoke" else (subsets[0], subsets[-1]):
         name = "all" if len(terms) == 3 else "_and_".join(terms)
         weights = {term: default.WEIGHTS[term] for term in terms}
-        config.runs[name] = default.make_run(plain.modality, teachers=teachers, weights=weights)
+        config.runs[name] = default.make_like(plain, teachers=teachers, weights=weights)
     config.published.update(PUBLISHED)
     config.published_for = PUBLISHED_FOR
     config.seeds = 5

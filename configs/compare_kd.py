@@ -44,22 +44,22 @@ def get_config(variant=""):
     grid, methods = (GRID[:1], SMOKE) if variant == "smoke" else (GRID, METHODS)
     for method in methods:
         for weight in grid:
-            config.runs[run_name(method, weight)] = default.make_run(
-                plain.modality,
+            config.runs[run_name(method, weight)] = default.make_like(
+                plain,
                 teachers=teachers,
                 weights=dict.fromkeys(METHODS[method], weight / len(METHODS[method])),
                 options=OPTIONS.get(method, {}),
                 balance="gradient",
             )
         config.choices[method] = tuple(run_name(method, weight) for weight in grid)
-    config.runs.crd_distil = default.make_run(
-        plain.modality,
+    config.runs.crd_distil = default.make_like(
+        plain,
         teachers=teachers,
         weights={"crd": 0.8},
         options={"crd": {"num_negatives": NUM_NEGATIVES}},
         task_weight=0.0,
     )
-    config.runs.crd = default.make_run(plain.modality, starts_from="crd_distil")
+    config.runs.crd = default.make_like(plain, starts_from="crd_distil")
     config.published.update(PUBLISHED)
     config.published_for = PUBLISHED_FOR
     config.seeds = 5

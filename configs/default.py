@@ -38,7 +38,9 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
             "hidden": placeholder(int),  # its channels; unset = model.hidden
             "num_layers": placeholder(int),  # its layers; unset = model.num_layers
             "learning_rate": placeholder(float),  # of this run; unset = training.learning_rate
-            "teachers": tuple(teachers),  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
+            "teachers": (teachers,)
+            if isinstance(teachers, str)
+            else tuple(teachers),  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
             #                               of config.teachers; losses are summed over them; none = the task loss alone
             "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
             "weights": dict.fromkeys((*TERMS, *MODULES), 0.0),  # a weight of 0 skips the term
@@ -53,6 +55,12 @@ def make_run(modality: str, teachers: tuple[str, ...] = (), weights: dict | None
     ).lock()
     run.update({"weights": weights or {}, **changes})
     return run
+
+
+def make_like(run: ConfigDict, **changes) -> ConfigDict:
+    """Another run of the same modality, filter, size and learning rate; `changes` as in `make_run`."""
+    same = {field: run[field] for field in ("filter", "hidden", "num_layers", "learning_rate")}
+    return make_run(run.modality, **{**same, **changes})
 
 
 def make_runs(**runs: ConfigDict) -> ConfigDict:
@@ -94,6 +102,8 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     if name in ("", "smoke"):
         name, rest = "demo", variant
     if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise ValueError(f"there is no config file {name}; after the colon stands the file whose data are used")
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     elif name in known:

@@ -18,15 +18,13 @@ def get_config(variant=""):
     runs = {}
     for name in list(FILTERS)[: 2 if variant == "smoke" else None]:
         baseline = f"{name}_vanilla"
-        changes = {"filter": name, "baseline": baseline}
+        changes = {"filter": name, "num_layers": None, "baseline": baseline}
         own = {teacher: f"{name}_{teacher}" for teacher in teachers if teacher in config.runs}
         for teacher, run in own.items():
-            runs[run] = default.make_run(config.runs[teacher].modality, **changes)
-        runs[baseline] = default.make_run(plain.modality, **changes)
+            runs[run] = default.make_like(config.runs[teacher], **changes)
+        runs[baseline] = default.make_like(plain, **changes)
         taught = [own.get(teacher, teacher) for teacher in teachers]  # folders and fusions stay what they are
-        runs[f"{name}_augmented"] = default.make_run(
-            plain.modality, teachers=taught, weights=default.WEIGHTS, **changes
-        )
+        runs[f"{name}_augmented"] = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
     config.runs = default.make_runs(**fixed, **runs)
     config.baseline = ""
     config.seeds = 5

@@ -12,6 +12,7 @@ say which classes it knows. Nothing is unpickled but tensors (`weights_only=True
 `pip install -e .[torch]`.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: where there is none.
-      ValueError: for a file that is no state dict, a pickled model for instance.
+      ValueError: for a file that is no state dict, a pickled model for instance, or values that are not finite.
     """
     import torch  # here, because only this conversion needs it
 
@@ -47,8 +48,8 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} is no state dict of tensors alone ({(str(error) or repr(error)).splitlines()[0][:120]}); save one "
-            "with the public code: torch.save(model.state_dict(), path)"
+            f"{path} is no file of tensors alone ({_reason(error)}); save one with the public code: "
+            "torch.save(model.state_dict(), path)"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
@@ -61,7 +62,16 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds no state dict of plain tensors; save one with the public code: "
             "torch.save(model.state_dict(), path)"
         )
-    return {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
+    arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
+    if broken := [key for key, value in arrays.items() if not np.isfinite(value).all()]:
+        raise ValueError(f"{path}: {broken[0]} holds values that are not finite numbers; its training diverged")
+    return arrays
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # whose own message is a page on torch.load
+        return "it holds Python objects, a whole model perhaps, which are not read"
+    return f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0][:120]}"
 
 
 def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
@@ -81,9 +91,10 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
     for name, key in _LAYER.items():
         if f"stage1.layers.0.{key}" in state:
             return _convert_stages(state, name)
+    shown = ", ".join(["", *sorted(state)[:3], "…"])
     raise ValueError(
-        f"this state dict has {len(state)} keys, {', '.join(sorted(state)[:3])}, …: it is of none of PDAN, SS-TCN, "
-        "MS-TCN and TGM (stage1.layers.0.…, sub_event1.center)"
+        f"this state dict has {len(state)} keys{shown}: it is of none of PDAN, SS-TCN, MS-TCN and TGM "
+        "(stage1.layers.0.…, sub_event1.center)"
     )
 
 

@@ -21,12 +21,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import distill, session
+from kd_jax.checkpoints import build_model
 from kd_jax.files import read_json, write_atomically, write_json
 from kd_jax.input_pipeline import Source, open_source
 from kd_jax.journal import SELECTION
 from kd_jax.models import FILTERS
 from kd_jax.protocols import PROTOCOLS
-from kd_jax.teachers import Teacher, describe_given
+from kd_jax.teachers import Teacher, describe_given, given_run
 from kd_jax.train import Run, run_config, score_predictions, scoring_of, shape_of, train_runs
 from kd_jax.types import Batch, Outputs
 
@@ -66,7 +67,10 @@ def training_order(config: ConfigDict) -> list[str]:
         ready = [name for name in runs if name not in order and teaching_runs(config, name) <= set(order)]
         if not ready:
             waiting = [n for n in runs if n not in order]
-            raise ValueError(f"the runs {', '.join(waiting)} wait for each other as teachers; break the circle")
+            raise ValueError(
+                f"the runs {', '.join(waiting)} wait for each other, or for themselves, as teachers or by starts_from; "
+                "break the circle"
+            )
         order += ready
     return order
 
@@ -117,6 +121,13 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
         if run.baseline is not None and run.baseline not in config.runs:
             raise ValueError(f"runs.{name}.baseline={run.baseline!r}, but no run has that name; name one, or unset it")
+    for section in ("fusions", "choices"):
+        for name, runs in config[section].items():
+            if isinstance(runs, str):
+                raise ValueError(f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)")
+    for name, folder in config.teachers.items():
+        if not isinstance(folder, (str, os.PathLike)) or not folder:
+            raise ValueError(f"teachers.{name}={folder!r}; it must be a folder")
     for name, streams in config.fusions.items():
         unknown = [stream for stream in streams if stream not in config.runs]
         if unknown:
@@ -147,6 +158,9 @@ def check_config(config: ConfigDict) -> None:
 
 
 def _check_options(field: str, term: str, options: dict) -> None:
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field}.{name}={value}; it must be finite")
     try:
         kind = distill.TERMS.get(term) or distill.MODULES[term]
         _look_at_options(kind, term, json.dumps(options, sort_keys=True))
@@ -262,8 +276,11 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
     given = {name: epath.Path(folder) for name, folder in config.teachers.items()}
     modalities = {run.modality for run in config.runs.values()}
-    for folder in given.values():
-        found = read_json(folder / "config.json") if folder.is_dir() else None
+    for name, folder in given.items():
+        try:
+            found = given_run(folder)
+        except ValueError as error:
+            raise ValueError(f"teachers.{name}: {error}") from None
         modalities |= {found["modality"]} if found else set()
     modalities = sorted(modalities)
     streamed = config.training.data == "streamed"
@@ -283,8 +300,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
 
 
 def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epath.Path]) -> None:
-    """Lets each run's terms look at the shapes that its student and its teachers will have."""
-    info, videos = source.info, source.videos("train", [])
+    """Lets each run's filter look at its sizes, and its terms at the shapes that student and teachers will have."""
+    info, modality = source.info, next(iter(config.runs.values())).modality
+    videos = source.videos("train", [modality]) if given else []  # one of them says how long the videos are
     num_outputs = distill.TASKS[info.head][1](len(info.classes))
     widths = {}
     for name, folder in given.items():
@@ -313,26 +331,26 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epat
                     f"runs.{name} weighs {reads[0]!r}, which compares logits; the teacher {teacher!r} is a folder of "
                     "features and has none"
                 )
-        options = {term: run.options[term].to_dict() for term in weighed if term in distill.TERMS}
-        seen = json.dumps([own[name], list(taught.values()), options])
-        if seen in looked:
+        options = {term: run.options[term].to_dict() for term in weighed}
+        model = {"num_outputs": num_outputs, **config.model.to_dict()}
+        model |= {field: run[field] for field in ("hidden", "num_layers") if run[field] is not None}
+        about = {"filter": run.filter, "model": model, "reads": info.modalities[run.modality]}
+        if (seen := json.dumps([about, list(taught.values()), options])) in looked:
             continue
         looked.add(seen)
         labels, mask = jnp.zeros((1, 4, len(info.classes))), jnp.ones((1, 4), bool)
+        batch = Batch(jnp.zeros((1, 4, about["reads"])), labels, mask, jnp.zeros(1, jnp.int32))
+
+        def look(teachers, about=about, options=options, batch=batch):
+            key = jax.random.key(0)
+            student, _ = build_model(about).init_with_output(key, batch.features, batch.mask)
+            modules, rngs = distill.make_modules(options, 4), {"params": key, "sample": key}
+            owned = {term: module.init(rngs, student, teachers, batch) for term, module in modules.items()}
+            given = {"head": info.head, "options": options, "modules": modules, "owned": owned}
+            return distill.losses_of(student, teachers, batch, key, options, **given)
+
         try:
-            jax.eval_shape(
-                lambda student, teachers, options=options, labels=labels, mask=mask: distill.losses_of(
-                    student,
-                    teachers,
-                    Batch(labels, labels, mask),
-                    jax.random.key(0),
-                    options,
-                    head=info.head,
-                    options=options,
-                ),
-                outputs(*own[name]),
-                [outputs(*width) for width in taught.values()],
-            )
+            jax.eval_shape(look, [outputs(*width) for width in taught.values()])
         except ValueError as error:
             raise ValueError(f"runs.{name}: {error}") from None
 
@@ -432,6 +450,8 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
             "modality": run.modality if run else " + ".join(streams),
             "teachers": list(run.teachers) if run else [],
             "weights": {t: w for t, w in run.weights.items() if w} if run else {},
+            "balance": run.balance if run else None,
+            "starts_from": run.starts_from if run else None,
             "scores": {t: found for t in titles if (found := values(results, t))},
             "test": [r["test"] for r in results],
             "baseline": (run and run.baseline) or config.baseline,
@@ -460,17 +480,17 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 def markdown(results: Mapping) -> str:
     """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline.
 
-    Weights have a column where they were chosen among several, published figures where the config has some.
+    Weights have a column where they were chosen among several ('shares': of the task's gradient, see `balance`),
+    published figures where the config has some.
     """
     rows = results["rows"]
     cells = {
         "run": [row["run"] for row in rows],
         "reads": [row["modality"] for row in rows],
-        "learns from": [", ".join(row["teachers"]) or "–" for row in rows],
+        "learns from": [", ".join([*row["teachers"], *_start(row)]) or "–" for row in rows],
     }
     if any("chosen" in row for row in rows):
-        weights = (", ".join(f"{t} {w:.3g}" for t, w in row["weights"].items()) for row in rows)
-        cells["weights"] = [text or "–" for text in weights]
+        cells["weights"] = [_weights(row) for row in rows]
     left = len(cells)
     for title in rows[0]["scores"]:
         cells[title] = [_mean(row["scores"][title]) for row in rows]
@@ -495,6 +515,16 @@ def markdown(results: Mapping) -> str:
         f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{seeds_note}."
     )
     return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
+
+
+def _start(row: Mapping) -> list[str]:
+    return [f"starts from {row['starts_from']}"] if row["starts_from"] else []
+
+
+def _weights(row: Mapping) -> str:
+    """Factors of the terms, or what they are kept at where they are balanced."""
+    text = ", ".join(f"{term} {weight:.3g}" for term, weight in row["weights"].items())
+    return f"shares: {text}" if text and row["balance"] == "gradient" else text or "–"
 
 
 def _mean(values: Sequence[float | None], sign: str = "") -> str:

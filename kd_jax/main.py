@@ -41,7 +41,7 @@ def parse_flags(argv):
 
 def config_mistake(error: Exception, argv: list[str]) -> str:
     """One sentence: where in the config file or the arguments, what is wrong, what was perhaps meant."""
-    text = str(error).strip()
+    text = str(error).strip().removeprefix("Configuration is not available because of an earlier failure to load: ")
     files = [a.partition("=")[2].partition(":")[0] for a in argv if a.startswith("--config=")]
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if files and f.filename.endswith(files[-1])]
     if "Traceback" in text:  # ml_collections quotes the traceback of a config file: the reason stands last
@@ -54,11 +54,20 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
         meant = re.search(r'Did you mean "(\w+)"', text)
         text = f"there is no field {unknown[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
         text += " (configs/default.py lists them all)"
+    if name := re.fullmatch(r"""["']+(\w+)["']+""", text):
+        text = f"there is no entry {name[1]!r} to change; give the whole, e.g. --config.teachers=\"{{'mine': 'DIR'}}\""
     if lines:
         text = f"{files[-1]}, line {lines[-1]}: {text}"
     elif fields := [f for f in (a.partition("=")[0] for a in argv) if f.startswith("--config.") and f not in text]:
         text += f", among {', '.join(fields)}"
     return " ".join(text.split())
+
+
+def _name_of(file: str) -> str:
+    """Of an experiment, as a folder: `configs/ablation.py:/home/me/mine.py,smoke` is ablation_mine,smoke."""
+    path, colon, variant = file.partition(":")
+    words = [Path(word).name.removesuffix(".py") for word in variant.split(",")]
+    return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 
 def _stop(*_):
@@ -83,8 +92,7 @@ def main(argv):
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
     devices = time.perf_counter() - started
-    name = Path(file).name
-    workdir = _WORKDIR.value or f"workdir/{name.replace('.py:', '_').removesuffix('.py')}"
+    workdir = _WORKDIR.value or f"workdir/{_name_of(file)}"
     try:
         source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:

@@ -72,8 +72,8 @@ def check_mask(name: str, mask: jax.Array, **arrays: jax.Array) -> None:
     Raises:
       ValueError: naming the argument at fault and the shape of every argument, or its type if it is no array.
     """
-    for key, value in {"mask": mask, **arrays}.items():
-        if value is not None and not hasattr(value, "ndim"):
+    for key, value in {**{k: v for k, v in arrays.items() if v is not None}, "mask": mask}.items():
+        if not hasattr(value, "ndim"):
             raise ValueError(f"{name}: {key} must be an array, not a {type(value).__name__}; jnp.asarray makes one.")
     shapes = ", ".join(f"{key} {value.shape}" for key, value in arrays.items() if value is not None)
     shapes = f"got {shapes}, mask {mask.shape} {mask.dtype}"
@@ -106,7 +106,7 @@ def masked_pair(
     if same_width and student.shape != teacher.shape:
         raise ValueError(
             f"{name}: student and teacher must have equally many features; got student {student.shape}, "
-            f"teacher {teacher.shape}, mask {mask.shape}. Project one of them first."
+            f"teacher {teacher.shape}, mask {mask.shape}. Project one of them, or choose equal `hidden`."
         )
     student = mask_out(student.astype(jnp.float32), mask)
     teacher = mask_out(jax.lax.stop_gradient(teacher).astype(jnp.float32), mask)

@@ -6,6 +6,9 @@
 Teachers see whole videos without dropout, so what they say never changes: once a run is enough.
 """
 
+import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +19,10 @@ from absl import logging
 from etils import epath
 
 from kd_jax import checkpoints, input_pipeline
-from kd_jax.datasets.base import Info, Video
+from kd_jax.datasets.base import Info, Video, check_finite
 from kd_jax.datasets.feature_files import FeatureFolder, check_file, load_table
 from kd_jax.datasets.findings import Findings
-from kd_jax.files import read_json
+from kd_jax.files import read_json, sha256
 from kd_jax.input_pipeline import Example, Source
 from kd_jax.journal import summary
 from kd_jax.predict import predict
@@ -51,7 +54,7 @@ def _mean(outputs: Sequence[Outputs]) -> Outputs:
 
 def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
     """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
-    if not (folder / "config.json").exists():
+    if given_run(folder) is None:
         files = FeatureFolder(("features",), Path(folder)).files()
         tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
@@ -61,6 +64,35 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     videos = source.videos("train", [modality])
     own = input_pipeline.make_examples(videos, modality, len(source.info.classes))
     return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
+
+
+def given_run(folder: epath.Path) -> dict | None:
+    """What the config.json of a run says; None for a folder of features, and for one that is not there.
+
+    Raises:
+      ValueError: if there is a config.json that cannot be read.
+    """
+    try:
+        config = read_json(folder / "config.json") if folder.is_dir() else None
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON ({error})") from None
+    own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
+    return config if isinstance(config, dict) and own <= config.keys() else None
+
+
+def fingerprint(folder: epath.Path) -> str:
+    """Of what a given teacher says: of a run's config and results, or of all feature files; the same if they are."""
+    if given_run(folder) is not None:
+        contents = (folder / name for name in ("config.json", "results.json"))
+        return hashlib.sha256(b"".join(path.read_bytes() for path in contents)).hexdigest()
+    files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
+    stats = ((video, path, path.stat()) for video, path in files)
+    return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
+
+
+@functools.lru_cache(maxsize=16)  # every run and seed that learns from them asks
+def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
+    return hashlib.sha256(json.dumps([(video, sha256(path)) for video, path, *_ in files]).encode()).hexdigest()
 
 
 def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
@@ -74,11 +106,13 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     Raises:
       FileNotFoundError, ValueError: if it does not fit the records, naming what to do.
     """
-    config = read_json(folder / "config.json") if folder.exists() else None
+    config = given_run(folder)
     if config is None:
         return _check_features(folder, videos), 0
     if not (folder / "results.json").exists():
         raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
+    if not checkpoints.saved_epochs(folder):
+        raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")
     if list(config["classes"]) != list(info.classes) or config["head"] != info.head:
         raise ValueError(
             f"the run {folder} knows {len(config['classes'])} classes ({config['head']}), which are not the "
@@ -104,12 +138,12 @@ def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     for video in videos:
         if video.id not in files:
             findings.problem("missing feature file", f"{folder / video.id}.npy")
-        elif shape := check_file("teacher", files[video.id], findings):
+        elif shape := check_file("teacher", files[video.id], findings, check=check_finite):
             widths.setdefault(shape[1], files[video.id])
             if shape[0] != video.num_snippets:
                 findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")
     if len(widths) > 1:
-        shown = ", ".join(f"{width} in {path}" for width, path in widths.items())
+        shown = ", ".join(f"{width} in {path}" for width, path in [*widths.items()][:3])
         findings.problem("feature dimension", f"all files must have one; {shown}")
-    findings.raise_problems()
+    findings.raise_problems("nothing was trained")
     return next(iter(widths))

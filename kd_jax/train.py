@@ -32,7 +32,7 @@ from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
 from kd_jax.population import Population
 from kd_jax.predict import fuse, predict
 from kd_jax.scoring import Scoring, evaluate
-from kd_jax.teachers import Teacher, attach_teachers
+from kd_jax.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.train_state import (
     TrainState,
     create_train_state,
@@ -79,7 +79,8 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
             return choices(teacher)
         if teacher in config.fusions:
             return {member: choices(member) for member in config.fusions[teacher]}
-        return {"folder": config.teachers[teacher]}
+        folder = config.teachers[teacher]
+        return {"folder": folder, "fingerprint": fingerprint(epath.Path(folder))}
 
     run = choices(name)
     model = {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()}
@@ -437,8 +438,13 @@ def _announce(manifests: Sequence[Mapping], params: dict, show_parameters: bool)
     params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
     for manifest in manifests:
-        weights = {"task": manifest.get("task_weight", 1.0), **manifest["weights"]}
-        loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in weights.items() if weight)
+        task, weights = manifest.get("task_weight", 1.0), manifest["weights"]
+        if manifest["balance"] == "gradient":
+            pulls = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
+            loss = f"task, terms pull as shares of it: {pulls}" if pulls else "task"
+        else:
+            parts = {"task": task, **weights}.items()
+            loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in parts if weight)
         model = f"{manifest['modality']} → {manifest['filter']}, {size} parameters"
         rate = manifest["training"]["learning_rate"]
         logging.info("%s, seed %d: %s, loss = %s, rate %g", manifest["run"], manifest["seed"], model, loss, rate)

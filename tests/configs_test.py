@@ -100,7 +100,7 @@ def get_config(variant=""):
     config.runs = default.make_runs(
         first=default.make_run("flow"),
         second=default.make_run("flow", teachers=("first",), **learn),
-        plain=default.make_run("rgb"),
+        plain=default.make_run("rgb", filter="pdan", hidden=32, num_layers=4, learning_rate=1e-3),
         early_rgb=default.make_run("rgb"),
         student=default.make_run("rgb", teachers=("ensemble", "second", "elsewhere"), **learn),
         other=default.make_run("rgb", teachers=("first",), **learn),
@@ -124,6 +124,9 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
     assert set(config.fusions) == {"ensemble"}
     students = [run for run in config.runs.values() if run.teachers and run.modality == "rgb"]
+    for run in students:
+        assert (run.hidden, run.learning_rate) == (32, 1e-3)
+        assert name == "filters" or (run.filter, run.num_layers) == ("pdan", 4)
     second = "ss_tcn_second" if name == "filters" else "second"
     assert students[0].teachers == ("ensemble", second, "elsewhere")
     assert {"first", "early_rgb"} < set(config.runs) and not {"student", "other"} & set(config.runs)

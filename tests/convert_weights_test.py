@@ -141,10 +141,10 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
         read = read_state(tmp_path / "state.pth")
         jax.tree.map(np.testing.assert_array_equal, read, state)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="is no state dict of tensors alone"):
+    with pytest.raises(ValueError, match="is no file of tensors alone .it holds Python objects, a whole model perhaps"):
         read_state(tmp_path / "model.pth")
     (tmp_path / "empty.pth").touch()
-    with pytest.raises(ValueError, match=r"empty.pth is no state dict of tensors alone \("):
+    with pytest.raises(ValueError, match=r"empty.pth is no file of tensors alone \(EOFError"):
         read_state(tmp_path / "empty.pth")
     odd = (
         torch.zeros(1, dtype=torch.complex64),
@@ -155,5 +155,8 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
         torch.save(content, tmp_path / "other.pth")
         with pytest.raises(ValueError, match="holds no state dict"):
             read_state(tmp_path / "other.pth")
+    torch.save({"fc.weight": torch.ones(2), "fc.bias": torch.tensor([0.0, float("nan")])}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: fc\.bias holds values that are not finite"):
+        read_state(tmp_path / "other.pth")
     with pytest.raises(FileNotFoundError, match="none.pth: there is no such file"):
         read_state(tmp_path / "none.pth")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -65,6 +66,7 @@ WRONG_TURNS = {
         lambda c: c.runs.augmented_rgb.update(teachers=("flou",)),
         "names 'flou', but no run, fusion or entry of config.teachers has that name; there are",
     ),
+    "circle of one": (lambda c: c.runs.flow_teacher.update(starts_from="flow_teacher"), "wait .* for themselves"),
     "circle": (lambda c: c.runs.flow_teacher.update(teachers=("augmented_rgb",)), "wait for each other"),
     "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
     "filter": (
@@ -80,6 +82,33 @@ WRONG_TURNS = {
         lambda c: c.runs.augmented_rgb.options.atomic.update(temperature=0),
         "temperature must be .* got 0",
     ),
+    "margin": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(margin=math.nan),
+        r"runs.augmented_rgb.options.atomic.margin=nan; it must be finite",
+    ),
+    "negative margin": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(margin=-1.0),
+        "atomic: margin must be a finite number of at least 0, got -1.0",
+    ),
+    "width of a term": (
+        lambda c: c.runs.vanilla_rgb.options.holistic.update(width=0),
+        "options.holistic: holistic: width must be at least 1, got 0",
+    ),
+    "width of a filter": (
+        lambda c: c.runs.vanilla_rgb.update(filter="bilstm", hidden=7),
+        "runs.vanilla_rgb: BiLSTM: hidden must be even",
+    ),
+    "width of a teacher": (
+        lambda c: (
+            c.runs.flow_teacher.update(hidden=6),
+            c.runs.augmented_rgb.update(
+                weights={**dict.fromkeys(c.runs.augmented_rgb.weights, 0.0), "learned_graph": 1.0}
+            ),
+        ),
+        "runs.augmented_rgb: learned_graph: student and teacher must have equally many features",
+    ),
+    "one run as text": (lambda c: c.fusions.update(another="flow_teacher"), "'flow_teacher' is a text; write"),
+    "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5; it must be a folder"),
     "seed": (lambda c: c.update(seed=-1), "seeds=1, seed=-1; there must be"),
     "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
@@ -298,6 +327,7 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     config.fusions = {}
     config.runs.small = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
     config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 30.0})
+    config.runs.large.balance, config.runs.vanilla_rgb.starts_from = "gradient", "small"
     config.runs.augmented_rgb.baseline = "flow_teacher"
     config.choices.mars = ("small", "large")
     config.published.mars, config.published_for = "82.5", "PKU-MMD"
@@ -322,9 +352,9 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     text = experiment.markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| mars"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        *("mars", "rgb", "flow_teacher", "hint 30", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
+        *("mars", "rgb", "flow_teacher", "shares: hint 30", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
     ]
-    assert "gain over its baseline" in text and "published (PKU-MMD)" in text
+    assert "| starts from small " in text and "gain over its baseline" in text and "published (PKU-MMD)" in text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kd_jax import main
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
@@ -39,6 +41,7 @@ WRONG_TURNS = {
     ),
     "form": (["--config=configs/demo.py", "--config.runs.augmented_rgb.options.atomic.form=x"], "form must be one of"),
     "seed": (["--config=configs/demo.py", "--config.seed=-1"], "seed=-1"),
+    "entry": (["--config=configs/demo.py", "--config.teachers.pub=DIR"], "there is no entry 'pub' to change; give the"),
     "stray argument": (["--config=configs/demo.py", "training.epochs=3"], "unexpected argument"),
 }
 
@@ -97,6 +100,20 @@ def test_a_job_that_cannot_be_joined(flags, message):
     command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    "file, folder",
+    [
+        ("configs/demo.py", "demo"),
+        ("configs/demo.py:smoke", "demo_smoke"),
+        ("configs/ablation.py:sphere,smoke", "ablation_sphere,smoke"),
+        ("configs/ablation.py:/home/me/mine.py,smoke", "ablation_mine,smoke"),
+        ("/home/me/mine.py", "mine"),
+    ],
+)
+def test_every_experiment_has_a_folder_of_its_own(file, folder):
+    assert main._name_of(file) == folder
 
 
 def test_divergence_and_interruption_end_in_one_sentence(tmp_path):

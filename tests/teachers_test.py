@@ -10,8 +10,9 @@ import pytest
 from configs import default
 from kd_jax import experiment
 from kd_jax.checkpoints import load_teacher
+from kd_jax.datasets import records, synthetic
 from kd_jax.files import read_json, write_json
-from kd_jax.input_pipeline import make_examples
+from kd_jax.input_pipeline import make_examples, open_source
 from kd_jax.teachers import Teacher, attach_teachers
 
 WEIGHTS = {"similarity_preserving": 1.0, "hint": 0.1}
@@ -99,9 +100,39 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
     run = load_teacher(workdir / "of_folder")
     assert (run.model.filter, run.model.hidden, run.model.num_layers) == ("tgm", 6, 1)
-    assert run.config["teachers"] == {"features": {"folder": config.teachers.features}}
+    assert run.config["teachers"]["features"]["folder"] == config.teachers.features
     assert jax.tree.leaves(run.variables["params"]["head"])[1].shape[0] == 6
     assert set(load_teacher(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
+
+
+def test_features_for_records_on_a_disk(tmp_path):
+    """Of a run that reads the records, and a file that changes afterwards."""
+    info, splits = synthetic.tiny()
+    records.write(tmp_path / "records", info, splits)
+    config = make_config(new=student("features", weights={"similarity_preserving": 1.0}))
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records"), "validation_fraction": 0.3})
+    config.teachers.features = str(tmp_path / "features")
+    source = open_source(modalities=["rgb"], **config.dataset.to_dict())
+    (tmp_path / "features").mkdir()
+    for video in source.videos("train", ["rgb"]):
+        np.save(tmp_path / "features" / f"{video.id}.npy", np.full((video.num_snippets, 5), 1e5, np.float32))
+    perform(config, tmp_path / "work")
+    config.training.data = "streamed"
+    experiment.prepare(config, tmp_path / "work")
+    np.save(tmp_path / "features" / f"{video.id}.npy", np.ones((video.num_snippets, 5), np.float32))
+    with pytest.raises(ValueError, match=r"new was trained with other settings \(teachers\.features\.fingerprint"):
+        experiment.prepare(config, tmp_path / "work")
+
+
+def test_a_config_of_another_model_beside_its_features_makes_it_no_run(workdir, tmp_path):
+    config = make_config(new=student("features"))
+    folder = write_features(tmp_path / "features", source_of(workdir))
+    config.teachers.features = str(folder)
+    write_json(folder / "config.json", {"model_type": "another"})
+    experiment.prepare(config, workdir)
+    (folder / "config.json").write_text('{"model_type":')
+    with pytest.raises(ValueError, match=r"teachers\.features: .*config\.json cannot be read as JSON"):
+        experiment.prepare(config, workdir)
 
 
 def no_video(folder, source):
@@ -150,6 +181,10 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     config = make_config(new=student("elsewhere"))
     config.teachers.elsewhere = str(folder)
     with pytest.raises(ValueError, match=rf"teachers\.elsewhere: the run .*{message}"):
+        experiment.prepare(config, workdir)
+    shutil.rmtree(folder / "checkpoints")
+    write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
+    with pytest.raises(ValueError, match="has lost its folder checkpoints"):
         experiment.prepare(config, workdir)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):

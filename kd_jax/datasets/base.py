@@ -202,12 +202,17 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
 
 
+def check_finite(features: np.ndarray) -> None:
+    """ValueError where a value is not finite."""
+    if not np.isfinite(features).all():
+        raise ValueError("holds values that are not finite numbers")
+
+
 def to_float16(features: np.ndarray) -> np.ndarray:
     """Features as float16; ValueError where one is not finite or would not be after conversion (beyond 65504)."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(features, np.float16)
     if not np.isfinite(converted).all():
-        if not np.isfinite(features).all():
-            raise ValueError("holds values that are not finite numbers")
+        check_finite(features)
         raise ValueError(f"holds values up to {np.abs(features).max():g}, but float16 ends at 65504; rescale them")
     return converted

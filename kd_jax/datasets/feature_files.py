@@ -13,7 +13,7 @@ import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +142,14 @@ def check_video_files(
 
 
 def check_file(
-    modality: str, path: Path, findings: Findings, *, channels_first: bool = False
+    modality: str,
+    path: Path,
+    findings: Findings,
+    *,
+    channels_first: bool = False,
+    check: Callable[[np.ndarray], object] = base.to_float16,
 ) -> tuple[int, int] | None:
-    """(T, D) of one feature file, or None after naming what is wrong with it."""
+    """(T, D) of one feature file, or None after naming what is wrong with it; `check` raises for bad values."""
     try:
         array = _open(path)
     except UNREADABLE as error:
@@ -164,7 +169,7 @@ def check_file(
     rows = max(1, CHUNK_VALUES // table.shape[1])
     try:
         for first in range(0, len(table), rows):
-            base.to_float16(table[first : first + rows])
+            check(table[first : first + rows])
     except ValueError as error:
         findings.problem("feature values", f"{modality}: {path} {error}")
         return None

@@ -59,12 +59,12 @@ class Findings:
             for kind, cases in others.items():
                 mine[kind] += cases
 
-    def raise_problems(self) -> None:
+    def raise_problems(self, consequence: str = "nothing was written") -> None:
         """Raises DataError with all problems at once, if there are any."""
         if not self.problems:
             return
         total = sum(map(len, self.problems.values()))
-        lines = [f"{total} {'problem' if total == 1 else 'problems'} in the input; nothing was written"]
+        lines = [f"{total} {'problem' if total == 1 else 'problems'} in the input; {consequence}"]
         for kind, cases in self.problems.items():
             lines.append(f"{kind} ({len(cases)}):")
             lines += [f"  {case}" for case in cases[:LINES_PER_KIND]]

@@ -87,6 +87,8 @@ def atomic(
     for name, value in {"temperature": temperature, "noise_ratio": noise_ratio}.items():
         if isinstance(value, (int, float)) and not 0 < value < np.inf:
             raise ValueError(f"atomic: {name} must be a finite number above 0, got {value}.")
+    if isinstance(margin, (int, float)) and not 0 <= margin < np.inf:
+        raise ValueError(f"atomic: margin must be a finite number of at least 0, got {margin}.")
     if num_negatives < 0:
         raise ValueError(f"atomic: num_negatives must be at least 0, got {num_negatives}.")
     student, teacher = masked_pair("atomic", student, teacher, mask)

@@ -150,8 +150,9 @@ class ContrastiveDistillation(nn.Module):
 
     @nn.compact
     def __call__(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> jax.Array:
-        if self.num_negatives < 1:
-            raise ValueError(f"crd: num_negatives must be at least 1, got {self.num_negatives}.")
+        for name in ("width", "num_negatives"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"crd: {name} must be at least 1, got {getattr(self, name)}.")
         negatives = jax.random.randint(self.make_rng("sample"), (self.num_negatives,), 0, self.num_snippets)
         index = batch.first[:, None] + jnp.arange(batch.mask.shape[1])[None]
         own, total = ProjectionHead(self.width, name="student")(mask_out(student.features, batch.mask)), 0.0

@@ -110,6 +110,8 @@ class LearnedGraph(nn.Module):
 
     @nn.compact
     def __call__(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> jax.Array:
+        if self.width < 1:
+            raise ValueError(f"learned_graph: width must be at least 1, got {self.width}.")
         mask = batch.mask
 
         def both(outputs):

@@ -53,6 +53,8 @@ class HolisticDistillation(nn.Module):
 
     @nn.compact
     def __call__(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> jax.Array:
+        if self.width < 1:
+            raise ValueError(f"holistic: width must be at least 1, got {self.width}.")
         mask, real, total = batch.mask, real_videos(batch.mask), 0.0
         own = mask_out(student.logits.astype(jnp.float32), mask)
         share = jax.random.uniform(self.make_rng("sample"), (len(mask), 1, 1))
