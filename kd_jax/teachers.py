@@ -81,16 +81,24 @@ def given_run(folder: epath.Path) -> dict | None:
 
 
 def fingerprint(folder: epath.Path) -> str:
-    """Of what a given teacher says: of a run's config and results, or of all feature files; the same if they are."""
+    """Of what decides what a given teacher says: a run's model and parameters, or all feature files."""
     if given_run(folder) is not None:
-        contents = (folder / name for name in ("config.json", "results.json"))
-        return hashlib.sha256(b"".join(path.read_bytes() for path in contents)).hexdigest()
+        return _of_run(folder, (folder / "results.json").stat().mtime)
     files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
     stats = ((video, path, path.stat()) for video, path in files)
     return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
 
 
-@functools.lru_cache(maxsize=16)  # every run and seed that learns from them asks
+@functools.lru_cache(maxsize=16)  # every run and seed that learns from it asks
+def _of_run(folder: epath.Path, _: float) -> str:
+    run = checkpoints.load_teacher(folder)
+    digest = hashlib.sha256(json.dumps([run.config["filter"], run.config["model"]], sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(run.variables):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
 def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
     return hashlib.sha256(json.dumps([(video, sha256(path)) for video, path, *_ in files]).encode()).hexdigest()
 

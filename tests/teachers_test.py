@@ -124,6 +124,23 @@ def test_features_for_records_on_a_disk(tmp_path):
         experiment.prepare(config, tmp_path / "work")
 
 
+def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_path):
+    """Not one that was scored again, or another one that learned the same."""
+    config, elsewhere = make_config(new=student("given")), tmp_path / "elsewhere"
+    config.teachers.given = str(shutil.copytree(workdir / "flow", elsewhere / "flow"))
+    perform(config, workdir)
+    given = make_config()
+    given.evaluation.protocols = ("frame_map", "event_map")
+    perform(given, elsewhere)
+    experiment.prepare(config, workdir)
+    experiment.perform(given, elsewhere, experiment.prepare(given, elsewhere, False), False)
+    experiment.prepare(config, workdir)
+    given.training.learning_rate = 2e-2
+    experiment.perform(given, elsewhere, experiment.prepare(given, elsewhere, False), False)
+    with pytest.raises(ValueError, match=r"new was trained with other settings \(teachers\.given\.fingerprint"):
+        experiment.prepare(config, workdir)
+
+
 def test_a_config_of_another_model_beside_its_features_makes_it_no_run(workdir, tmp_path):
     config = make_config(new=student("features"))
     folder = write_features(tmp_path / "features", source_of(workdir))
