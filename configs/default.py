@@ -40,7 +40,7 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
             "num_layers": placeholder(int),  # its layers; unset = model.num_layers
             "learning_rate": placeholder(float),  # of this run; unset = training.learning_rate
             "teachers": teachers,  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
-            #                       of config.teachers; losses are summed over them; none = the task loss alone
+            #                        of config.teachers; losses are summed over them; none = the task loss alone
             "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
             "weights": dict.fromkeys((*TERMS, *MODULES), 0.0),  # a weight of 0 skips the term
             "task_weight": 1.0,  # of the task loss; 0 = distil alone, which keeps the last epoch, for a run that starts
