@@ -471,7 +471,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_markdown_by_hand():
     def row(run, modality, teachers, score, gain):
         scores = {"frame mAP": [score]}
-        return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, "baseline": "a"}
+        start = {"starts_from": None, "baseline": "a"}
+        return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, **start}
 
     table = experiment.markdown(
         {

@@ -8,4 +8,5 @@ def get_config(variant="smoke"):
     with config.unlocked():
         del config.runs.vanilla_rgb, config.fusions.two_stream
         config.baseline = ""
+        config.runs.augmented_rgb.weights.update({"atomic": 1.0, "global_context": 1.0, "boundary": 0.02})
     return config
