@@ -1,6 +1,6 @@
 """The three levels one by one, in pairs and together (the paper's ablation), 5 seeds.
 
-Data, teachers and budget are those of another file, named after the colon; without one, the demo's.
+Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
 
 Command:   python -m kd_jax.main --config=configs/ablation.py:sphere
 Data:      that of the other file

@@ -1,6 +1,6 @@
 """The paper's comparison (supplementary, Table 1): each distillation method, tuned on the validation videos, 5 seeds.
 
-Data, teachers and budget are those of another file, named after the colon; without one, the demo's.
+Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
 
 Command:   python -m kd_jax.main --config=configs/compare_kd.py:sphere
 Data:      that of the other file

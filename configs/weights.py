@@ -1,6 +1,6 @@
 """How much should a term weigh? Every form of the three levels at the published weights, tuned, and balanced; 5 seeds.
 
-Data, teachers and budget are those of another file, named after the colon; without one, the demo's.
+Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
 
 Command:   python -m kd_jax.main --config=configs/weights.py:sphere
 Data:      that of the other file

@@ -72,15 +72,16 @@ def check_mask(name: str, mask: jax.Array, **arrays: jax.Array) -> None:
     Raises:
       ValueError: naming the argument at fault and the shape of every argument, or its type if it is no array.
     """
-    for key, value in {**{k: v for k, v in arrays.items() if v is not None}, "mask": mask}.items():
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    for key, value in {**arrays, "mask": mask}.items():
         if not hasattr(value, "ndim"):
             raise ValueError(f"{name}: {key} must be an array, not a {type(value).__name__}; jnp.asarray makes one.")
-    shapes = ", ".join(f"{key} {value.shape}" for key, value in arrays.items() if value is not None)
+    shapes = ", ".join(f"{key} {value.shape}" for key, value in arrays.items())
     shapes = f"got {shapes}, mask {mask.shape} {mask.dtype}"
     if mask.ndim != 2 or mask.dtype != bool:
         raise ValueError(f"{name}: mask must be a bool [B, T]; {shapes}.")
     for key, value in arrays.items():
-        if value is not None and (value.ndim != 3 or value.shape[:2] != mask.shape):
+        if value.ndim != 3 or value.shape[:2] != mask.shape:
             raise ValueError(f"{name}: {key} must be [B, T, ...] with B and T of the mask; {shapes}.")
 
 

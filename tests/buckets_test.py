@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
 from gcsfs.core import GCSFileSystem
 
 from kd_jax.files import read_arrays
+from kd_jax.teachers import fingerprint
 
 ROOT = Path(__file__).parents[1]
 STUDENT_OF_A_BUCKET = """
@@ -109,7 +111,10 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
     student = [f"--config={tmp_path / 'given.py'}", "--config.training.epochs=1", f"--workdir={tmp_path / 'given'}"]
     assert "learns from flow_teacher, best epoch" in run("main", *student)
     taught = json.loads((tmp_path / "given" / "augmented_rgb" / "config.json").read_text())["teachers"]
-    assert taught["given"]["folder"] == "gs://kdjax/work/flow_teacher"
+    folder = "gs://kdjax/work/flow_teacher"
+    assert taught == {
+        "given": {"folder": folder, "fingerprint": fingerprint(epath.Path(tmp_path / "work" / "flow_teacher"))}
+    }
 
 
 def test_a_bucket_that_is_not_there(bucket):

@@ -268,9 +268,7 @@ def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
     )
     assert process.stderr.readline().startswith("1/5 ")  # one file is done
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import default
 from kd_jax import experiment
@@ -13,7 +14,7 @@ from kd_jax.checkpoints import load_teacher
 from kd_jax.datasets import records, synthetic
 from kd_jax.files import read_json, write_json
 from kd_jax.input_pipeline import make_examples, open_source
-from kd_jax.teachers import Teacher, attach_teachers
+from kd_jax.teachers import Teacher, attach_teachers, fingerprint
 
 WEIGHTS = {"similarity_preserving": 1.0, "hint": 0.1}
 
@@ -100,7 +101,8 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
     run = load_teacher(workdir / "of_folder")
     assert (run.model.filter, run.model.hidden, run.model.num_layers) == ("tgm", 6, 1)
-    assert run.config["teachers"]["features"]["folder"] == config.teachers.features
+    folder = config.teachers.features
+    assert run.config["teachers"] == {"features": {"folder": folder, "fingerprint": fingerprint(epath.Path(folder))}}
     assert jax.tree.leaves(run.variables["params"]["head"])[1].shape[0] == 6
     assert set(load_teacher(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
 
