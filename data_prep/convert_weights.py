@@ -84,7 +84,8 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
       The model, and `{'temporal_filter': …, 'head': …}` for `model.apply({'params': …}, x, mask)`.
 
     Raises:
-      ValueError: for keys of no known filter, or missing, extra or misshapen ones, all of them listed.
+      ValueError: for keys of no known filter, or missing, extra or misshapen ones; all of them are listed where the
+        first and last layers, whose shapes are the sizes, are there.
     """
     if "sub_event1.center" in state:
         return _convert_tgm(state)

@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -117,6 +118,8 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(
                 f"runs.{name} weighs {active[0]!r} but has no teachers; name a run in runs.{name}.teachers"
             )
+        if twice := [teacher for teacher, count in Counter(run.teachers).items() if count > 1]:
+            raise ValueError(f"runs.{name}.teachers names {twice[0]!r} twice; a term's weight counts it more")
         if run.teachers and not active:
             raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
         if run.baseline is not None and run.baseline not in config.runs:
@@ -150,6 +153,9 @@ def check_config(config: ConfigDict) -> None:
     for name in config.teachers:
         if name in config.runs or name in config.fusions:
             raise ValueError(f"teachers.{name} needs a name that no run and no fusion has")
+    rows = [*config.runs, *config.fusions, *config.choices]
+    if unknown := [name for name in config.published if name not in rows]:
+        raise ValueError(f"published.{unknown[0]} is of no row; those are runs, fusions and choices: {', '.join(rows)}")
     if config.baseline and config.baseline not in config.runs:
         raise ValueError(
             f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none"

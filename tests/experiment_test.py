@@ -367,6 +367,8 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
         (lambda c: c.runs.augmented_rgb.update(balance="norm"), "balance='norm'; choose one of loss, gradient"),
         (lambda c: c.runs.augmented_rgb.update(hidden=0), "runs.augmented_rgb.hidden=0; it must be at least 1"),
         (lambda c: c.teachers.update(flow_teacher="x"), "teachers.flow_teacher needs a name that no run"),
+        (lambda c: c.runs.augmented_rgb.update(teachers=("flow_teacher",) * 2), "names 'flow_teacher' twice"),
+        (lambda c: c.published.update(augmented="1"), "published.augmented is of no row"),
     ],
 )
 def test_mistakes_in_choices_balances_and_widths_are_refused(change, message):

@@ -127,6 +127,8 @@ def test_imitation_by_hand():
     assert float(value) == pytest.approx(20 * (0 + 1) / 2 + 2 * (1 / 25 + 1) / 2, rel=1e-6)
     value = losses.graph_distillation(*both, mask, logits_weight=1.0, features_weight=0.0)
     assert float(value) == pytest.approx(0.5, rel=1e-6)
+    with pytest.raises(ValueError, match="graph_distillation: teacher must be kd_jax.types.Outputs"):
+        losses.graph_distillation(both[0], teacher, mask)
 
 
 def direct_similarity_preserving(student, teacher):

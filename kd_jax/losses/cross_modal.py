@@ -76,12 +76,18 @@ def graph_distillation(
       A scalar, float32; 0 for an empty mask.
 
     Raises:
-      ValueError: if the shapes disagree.
+      ValueError: if the shapes disagree, or for arrays alone.
 
     References:
       Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018; the weights are those
       of METHOD §5.
     """
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        if not isinstance(outputs, Outputs):
+            raise ValueError(
+                f"graph_distillation: {name} must be kd_jax.types.Outputs(features, logits), not a "
+                f"{type(outputs).__name__}."
+            )
     logits = cosine_imitation(student.logits, teacher.logits, mask)
     return logits_weight * logits + features_weight * cosine_imitation(student.features, teacher.features, mask)
 
