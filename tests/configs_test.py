@@ -131,6 +131,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     assert students[0].teachers == ("ensemble", second, "elsewhere")
     assert {"first", "early_rgb"} < set(config.runs) and not {"student", "other"} & set(config.runs)
     assert "best" not in config.choices and "best" not in config.published
+    assert ("plain" in config.published) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
     assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
 
 
