@@ -4,6 +4,8 @@ import functools
 import pathlib
 import zlib
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from data_prep.convert_weights import convert
 from kd_jax.models.detector import FILTERS, Detector
+from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.tgm import TGM
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -227,6 +230,41 @@ def test_an_output_sees_its_receptive_field(filter, layers, field):
     if filter in ("ms_tcn", "bilstm"):  # what comes from afar fades below rounding
         reach = 7 + 1  # more than one stage
     assert {50 - reach, 50, 50 + reach} <= set(seen)
+
+
+def test_bilstm_is_that_of_flax_in_value_and_gradient():
+    size, lengths = 3, jnp.array([17, 9, 1])
+    x, goal = jax.random.normal(jax.random.key(0), (3, 17, 5)), jax.random.normal(jax.random.key(1), (3, 17, 2 * size))
+    mask = jnp.arange(17)[None] < lengths[:, None]
+    model, theirs = (
+        BiLSTM(2 * size, dropout=0.0),
+        nn.Bidirectional(*[nn.RNN(nn.OptimizedLSTMCell(size)) for _ in range(2)]),
+    )
+    params = model.init(jax.random.key(2), x, mask)["params"]["layer_0"]
+
+    def cell(way, params):
+        """The cell's parameters of a direction under flax's names, gate by gate."""
+        gates = {}
+        for gate, name in enumerate("ifgo"):
+            own = slice(gate * size, (gate + 1) * size)
+            said = slice((4 * way + gate) * size, (4 * way + gate + 1) * size)
+            gates[f"i{name}"] = {"kernel": params["input"]["kernel"][:, said]}
+            gates[f"h{name}"] = {"kernel": params["recurrent"][way][:, own], "bias": params["input"]["bias"][said]}
+        return {"cell": gates}
+
+    def ours(params, x):
+        return jnp.sum(goal * model.apply({"params": {"layer_0": params}}, x, mask))
+
+    def reference(params, x):
+        cells = {name: cell(way, params) for way, name in enumerate(("forward_rnn", "backward_rnn"))}
+        out = theirs.apply({"params": cells}, x, seq_lengths=lengths)
+        return jnp.sum(jnp.where(mask[..., None], goal * out, 0))
+
+    found, expected = (jax.value_and_grad(f, (0, 1))(params, x) for f in (ours, reference))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    gates = params["recurrent"].reshape(2, size, 4, size)  # each starts as an orthogonal matrix
+    gram = jnp.einsum("wngk,wngl->wgkl", gates, gates)
+    np.testing.assert_allclose(gram, jnp.broadcast_to(jnp.eye(size), gram.shape), atol=1e-5)
 
 
 def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():

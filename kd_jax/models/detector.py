@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import check_mask, mask_out
+from kd_jax.models.bottleneck import Bottleneck
 from kd_jax.models.layers import pointwise
+from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.pdan import PDAN
-from kd_jax.models.simple import BiLSTM, Bottleneck
 from kd_jax.models.ss_tcn import MSTCN, SSTCN
 from kd_jax.models.tgm import TGM, TGMGaussian
 from kd_jax.types import Outputs
