@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.convert_weights import convert
+from kd_jax.models import tgm
 from kd_jax.models.detector import FILTERS, Detector
 from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.tgm import TGM
@@ -270,8 +271,6 @@ def test_bilstm_is_that_of_flax_in_value_and_gradient():
 def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():
     """One curve in the middle of five taps, γ = 0: the width e^1.5."""
     center, width, g = np.zeros(1, np.float32), np.zeros(1, np.float32), np.exp(1.5)
-    from kd_jax.models import tgm
-
     distance = np.arange(-2, 3) / g
     for curve, values in {"cauchy": 1 / (1 + distance**2), "gaussian": np.exp(-(distance**2) / 2)}.items():
         found = tgm._curves(jnp.asarray(center), jnp.asarray(width), 5, curve)[0]
@@ -282,6 +281,33 @@ def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():
     assert (one != other).any()
     with pytest.raises(ValueError, match="curve must be one of"):
         TGM(hidden=4, curve="laplace").init(jax.random.key(1), x, mask)
+
+
+@pytest.mark.parametrize("length", [1, 4, 16, 37])
+def test_convolve_is_a_convolution_in_value_and_gradient(length):
+    images, kernels = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(3, 2, length, 4), (5, 3, 2)])
+    )
+    goal = jax.random.normal(jax.random.key(2), (2, 2, length, 4))
+
+    def reference(images, kernels):
+        rows = jnp.moveaxis(images, 0, 1).swapaxes(2, 3)  # [B, C, D, T]
+        taps = jnp.moveaxis(kernels, 0, 2).swapaxes(0, 1)[:, :, None]  # [C_out, C_in, 1, L]
+        out = jax.lax.conv_general_dilated(rows, taps, (1, 1), ((0, 0), (2, 2)))
+        return jnp.moveaxis(out, 1, 0).swapaxes(2, 3)
+
+    found, expected = (
+        jax.value_and_grad(lambda images, kernels, f=f: jnp.sum(goal * f(images, kernels)), (0, 1))(images, kernels)
+        for f in (tgm.convolve, reference)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_largest_image_gets_the_gradient_and_the_first_of_equals():
+    images = jnp.array([[1.0, 5.0, 2.0], [3.0, 5.0, 2.0], [2.0, 4.0, 7.0]])
+    np.testing.assert_array_equal(tgm.largest(images), [3, 5, 7])
+    gradient = jax.grad(lambda x: jnp.sum(tgm.largest(x) * jnp.array([10.0, 20.0, 30.0])))(images)
+    np.testing.assert_array_equal(gradient, [[0, 20, 0], [10, 0, 0], [0, 0, 30]])
 
 
 def test_unknown_filters_and_wrong_shapes_raise():

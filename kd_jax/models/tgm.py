@@ -1,11 +1,12 @@
 """TGM: temporal Gaussian mixtures, kernels over time of few parameters, shared by all channels of the input."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import mask_out
-from kd_jax.models.dilated_convolution import shift
 from kd_jax.models.layers import Dropout, bias_init, kernel_init, pointwise
 
 CURVES = ("cauchy", "gaussian")
@@ -51,14 +52,14 @@ class TGM(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding."""
         x = mask_out(x.astype(self.dtype), mask)
-        images = x[..., None]
+        images, valid = x[None], mask[None, :, :, None]
         for i in range(self.num_layers):
             images = MixtureLayer(self.channels, self.taps, self.mixture, self.curve, combine=i > 0, name=f"layer_{i}")(
                 images
             )
-            images = mask_out(images, mask)
+            images = jnp.where(valid, images, jnp.zeros((), self.dtype))
         both = jnp.concatenate(
-            [Dropout(self.dropout)(y, deterministic=not train) for y in (x, jnp.max(images, axis=-1))], axis=-1
+            [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest(images))], axis=-1
         )
         return mask_out(nn.relu(pointwise(nn.relu(both), self.hidden, dtype=self.dtype, name="hidden")), mask)
 
@@ -70,7 +71,7 @@ class TGMGaussian(TGM):
 
 
 class MixtureLayer(nn.Module):
-    """Convolution over time with kernels mixed of N curves, `[B, T, D, C_in] -> [B, T, D, channels]`.
+    """Convolution over time with kernels mixed of N curves, `[C_in, B, T, D] -> [channels, B, T, D]`.
 
     Curve n has the centre `μ = (L − 1)(tanh c_n + 1)/2` and the width `g = exp(1.5 − 2|tanh γ_n|)`: `cauchy`
     `1/(π g (1 + ((l − μ)/g)²))`, `gaussian` `exp(−(l − μ)²/(2g²))`, each divided by its sum over the L taps. The kernel
@@ -93,22 +94,105 @@ class MixtureLayer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.curve not in CURVES or self.taps % 2 == 0:
             raise ValueError(f"TGM: curve must be one of {CURVES} and taps odd; got {self.curve!r}, {self.taps}.")
-        inputs = x.shape[-1]
+        inputs = len(x)
         half, normal = nn.initializers.normal(0.5), nn.initializers.normal(1.0)
         center, width = (self.param(name, half, (self.mixture,), jnp.float32) for name in ("center", "gamma"))
         attention = self.param("attention", normal, (self.channels, inputs, self.mixture), jnp.float32)
         curves = _curves(center, width, self.taps, self.curve)
         kernels = jnp.einsum("oin,nl->lio", jax.nn.softmax(attention), curves)  # [L, C_in, channels]
-        bias = 0.0
-        if self.combine:
-            mix = self.param("kernel", kernel_init, (inputs, self.channels), jnp.float32)
-            bias = self.param("bias", bias_init(inputs), (self.channels,), jnp.float32).astype(x.dtype)
-            kernels, bias = kernels * mix[None], bias[None, None, None]
-        kernels, reach = kernels.astype(x.dtype), self.taps // 2
-        flat = x.reshape(*x.shape[:2], -1)
-        moved = [shift(flat, reach - tap, reach).reshape(x.shape) for tap in range(self.taps)]
-        out = sum(m @ kernel for m, kernel in zip(moved, kernels, strict=True)) + bias
-        return nn.relu(out) if self.combine else out
+        if not self.combine:
+            return convolve(x, kernels)
+        mix = self.param("kernel", kernel_init, (inputs, self.channels), jnp.float32)
+        bias = self.param("bias", bias_init(inputs), (self.channels,), jnp.float32).astype(x.dtype)
+        return nn.relu(convolve(x, kernels * mix[None]) + bias[:, None, None, None])
+
+
+@jax.custom_vjp
+def convolve(images: jax.Array, kernels: jax.Array) -> jax.Array:
+    """`out_o[t] = Σ_l Σ_i k_lio · images_i[t + l − (L − 1)/2]`, zeros outside.
+
+    So few and so small kernels are sums of whole images, an output after the other, sooner than matrix products.
+
+    Args:
+      images: `[C_in, B, T, D]`.
+      kernels: `[L, C_in, C_out]`, float32, L odd.
+
+    Returns:
+      `[C_out, B, T, D]`, of the images' type, summed in float32.
+    """
+    padded, length = _pad(images, len(kernels)), images.shape[2]
+
+    def one(weights):
+        total = jnp.zeros((), jnp.float32)
+        for tap, of_tap in enumerate(weights):
+            for image, weight in zip(padded, of_tap, strict=True):
+                total = total + weight * image[:, tap : tap + length].astype(jnp.float32)
+        return total.astype(images.dtype)
+
+    return jax.lax.map(one, jnp.moveaxis(kernels, 2, 0))
+
+
+def _convolve_backward(saved, gradient):
+    images, kernels = saved
+    back = convolve(gradient, jnp.swapaxes(kernels[::-1], 1, 2))
+    of_kernels = functools.partial(_correlate, taps=len(kernels))
+    # In pieces both arrays stay in a core's cache; on an accelerator a loop of small products would wait for itself.
+    pieces = functools.partial(of_kernels, piece=16)
+    return back, jax.lax.platform_dependent(images, gradient, cpu=pieces, default=of_kernels)
+
+
+convolve.defvjp(lambda images, kernels: (convolve(images, kernels), (images, kernels)), _convolve_backward)
+
+
+def _pad(images, taps, more=0):
+    reach = taps // 2
+    return jnp.pad(images, ((0, 0), (0, 0), (reach, reach + more), (0, 0)))
+
+
+def _correlate(images, gradient, taps, piece=None):
+    """`[L, C_in, C_out]`: sums over videos, snippets and features; `piece` snippets at a time."""
+    length = images.shape[2]
+    piece = piece or length
+    count = -(-length // piece)
+    more = count * piece - length
+    images, gradient = _pad(images, taps, more), jnp.pad(gradient, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+    def rows(x):
+        return x.reshape(len(x), -1)
+
+    def add(total, start):
+        window = jax.lax.dynamic_slice_in_dim(images, start, piece + taps - 1, axis=2)
+        part = rows(jax.lax.dynamic_slice_in_dim(gradient, start, piece, axis=2))
+        moved = [rows(window[:, :, tap : tap + piece]) for tap in range(taps)]
+        products = [jnp.einsum("in,on->io", x, part, preferred_element_type=jnp.float32) for x in moved]
+        return total + jnp.stack(products), None
+
+    start = jnp.zeros((taps, len(images), len(gradient)), jnp.float32)
+    return jax.lax.scan(add, start, piece * jnp.arange(count))[0]
+
+
+@jax.custom_vjp
+def largest(images: jax.Array) -> jax.Array:
+    """The largest of the images, `[C, …] -> […]`; the first of equals gets the gradient."""
+    return functools.reduce(jnp.maximum, images)
+
+
+def _largest_forward(images):
+    best = largest(images)
+    return best, (images, best)
+
+
+def _largest_backward(saved, gradient):
+    images, best = saved
+
+    def one(free, image):
+        chosen = (image == best) & free
+        return free & ~chosen, jnp.where(chosen, gradient, jnp.zeros((), gradient.dtype))
+
+    return (jax.lax.scan(one, jnp.ones(best.shape, bool), images)[1],)
+
+
+largest.defvjp(_largest_forward, _largest_backward)
 
 
 def _curves(center, width, taps, curve):
