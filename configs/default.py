@@ -176,7 +176,8 @@ def get_config() -> ConfigDict:
             "runs": _section({}),  # {name: make_run(...)}
             "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
             "teachers": _section({}),  # {name: folder}, from elsewhere: a finished run, or the
-            #                        features of any model, <video>.npy [T, D] for every training video
+            #                        features of any model, <video>.npy [T, D] for every training video;
+            #                        several in a tuple are an ensemble
             "choices": _section({}),  # {row of the table: runs}, of which it shows the one with the
             #                        best validation score (mean over seeds): weights are tuned so
             "published": _section({}),  # {row of the table: what a paper reports, as text}

@@ -28,7 +28,7 @@ from kd_jax.input_pipeline import Source, open_source
 from kd_jax.journal import SELECTION
 from kd_jax.models import FILTERS
 from kd_jax.protocols import PROTOCOLS
-from kd_jax.teachers import Teacher, describe_given, given_run
+from kd_jax.teachers import Teacher, describe_given, given_folders, given_run
 from kd_jax.train import Run, run_config, score_predictions, scoring_of, shape_of, train_runs
 from kd_jax.types import Batch, Outputs
 
@@ -128,9 +128,10 @@ def check_config(config: ConfigDict) -> None:
         for name, runs in config[section].items():
             if isinstance(runs, str):
                 raise ValueError(f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)")
-    for name, folder in config.teachers.items():
-        if not isinstance(folder, (str, os.PathLike)) or not folder:
-            raise ValueError(f"teachers.{name}={folder!r}; it must be a folder")
+    for name, entry in config.teachers.items():
+        folders = entry if isinstance(entry, (tuple, list)) else (entry,)
+        if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
+            raise ValueError(f"teachers.{name}={entry!r}; it must be a folder, or several in a tuple")
     for name, streams in config.fusions.items():
         unknown = [stream for stream in streams if stream not in config.runs]
         if unknown:
@@ -230,7 +231,7 @@ def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> R
 
     def teacher(of: str) -> Teacher:
         if of in config.teachers:
-            return Teacher(of, (epath.Path(config.teachers[of]),))
+            return Teacher(of, given_folders(config.teachers[of]))
         members = config.fusions.get(of, (of,))
         return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
 
@@ -280,14 +281,13 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
         reason = " ".join(reason.split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
-    given = {name: epath.Path(folder) for name, folder in config.teachers.items()}
+    given = {name: given_folders(entry) for name, entry in config.teachers.items()}
     modalities = {run.modality for run in config.runs.values()}
-    for name, folder in given.items():
+    for name, folders in given.items():
         try:
-            found = given_run(folder)
+            modalities |= {found["modality"] for folder in folders if (found := given_run(folder))}
         except ValueError as error:
             raise ValueError(f"teachers.{name}: {error}") from None
-        modalities |= {found["modality"]} if found else set()
     modalities = sorted(modalities)
     streamed = config.training.data == "streamed"
     source = open_source(modalities=modalities, streamed=streamed, **config.dataset.to_dict())
@@ -305,17 +305,21 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     return source
 
 
-def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, epath.Path]) -> None:
+def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Sequence[epath.Path]]) -> None:
     """Lets each run's filter look at its sizes, and its terms at the shapes that student and teachers will have."""
     info, modality = source.info, next(iter(config.runs.values())).modality
     videos = source.videos("train", [modality]) if given else []  # one of them says how long the videos are
     num_outputs = distill.TASKS[info.head][1](len(info.classes))
     widths = {}
-    for name, folder in given.items():
+    for name, folders in given.items():
         try:
-            widths[name] = describe_given(folder, videos, info)
+            members = {folder: describe_given(folder, videos, info) for folder in folders}
         except (OSError, ValueError) as error:
             raise ValueError(f"teachers.{name}: {error}") from None
+        if len(set(members.values())) > 1:
+            said = ", ".join(f"{folder}: {width} and {logits}" for folder, (width, logits) in members.items())
+            raise ValueError(f"teachers.{name}: features and logits of several folders must be equally many; {said}")
+        widths[name] = members[folders[0]]
     own = {name: (run.hidden or config.model.hidden, num_outputs) for name, run in config.runs.items()}
 
     def outputs(width, logits):

@@ -9,6 +9,7 @@ Teachers see whole videos without dropout, so what they say never changes: once 
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from kd_jax.types import Outputs
 
 @dataclass(frozen=True)
 class Teacher:
-    """Folders of finished runs, whose outputs are averaged where there are several; or one folder of features."""
+    """Folders of finished runs or of features, whose outputs are averaged where there are several."""
 
     name: str
     folders: tuple[epath.Path, ...]
@@ -64,6 +65,11 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     videos = source.videos("train", [modality])
     own = input_pipeline.make_examples(videos, modality, len(source.info.classes))
     return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
+
+
+def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
+    """The folders of an entry of config.teachers: one, or several whose outputs are averaged."""
+    return tuple(map(epath.Path, entry if isinstance(entry, (tuple, list)) else (entry,)))
 
 
 def given_run(folder: epath.Path) -> dict | None:

@@ -9,6 +9,7 @@ trained), checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from kd_jax.journal import SELECTION, Journal, Progress, epoch_record, summary
 from kd_jax.population import Population
 from kd_jax.predict import fuse, predict
 from kd_jax.scoring import Scoring, evaluate
-from kd_jax.teachers import Teacher, attach_teachers, fingerprint
+from kd_jax.teachers import Teacher, attach_teachers, fingerprint, given_folders
 from kd_jax.train_state import (
     TrainState,
     create_train_state,
@@ -79,8 +80,11 @@ def run_config(config, name: str, seed: int, source: Source) -> dict:
             return choices(teacher)
         if teacher in config.fusions:
             return {member: choices(member) for member in config.fusions[teacher]}
-        folder = config.teachers[teacher]
-        return {"folder": folder, "fingerprint": fingerprint(epath.Path(folder))}
+        members = [
+            {"folder": os.fspath(folder), "fingerprint": fingerprint(folder)}
+            for folder in given_folders(config.teachers[teacher])
+        ]
+        return members[0] if len(members) == 1 else {"members": members}
 
     run = choices(name)
     model = {"num_outputs": TASKS[info.head][1](len(info.classes)), **config.model.to_dict()}

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kd_jax.files import read_arrays
+from kd_jax.models import FILTERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,23 +41,28 @@ def test_eight_devices_equal_one(tmp_path):
         np.testing.assert_allclose(ours[video], theirs[video], atol=2e-3)
 
 
-def test_a_dilated_convolution_stays_on_the_device_of_its_video():
+@pytest.mark.parametrize("filter", [name for name in FILTERS if name not in ("ms_tcn", "tgm_gaussian")])
+def test_a_filter_stays_on_the_device_of_its_video(filter):
+    """Only the gradients of the parameters, and the loss, are summed over the devices."""
     program = """
-import re
+import re, sys
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax.input_pipeline import data_mesh
-from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models import FILTERS
 
-layer = DilatedConv(4, max_dilation=4)
-x = jax.device_put(jnp.ones((8, 32, 4)), NamedSharding(data_mesh(), PartitionSpec("data")))
-variables = layer.init(jax.random.key(0), x, jnp.int32(2))
-gradient = jax.jit(jax.grad(lambda variables, x: (layer.apply(variables, x, jnp.int32(2)) ** 2).sum(), (0, 1)))
+model = FILTERS[sys.argv[1]](hidden=4, num_layers=2, dropout=0.0)
+sharding = NamedSharding(data_mesh(), PartitionSpec("data"))
+x, mask = (jax.device_put(jnp.ones(shape, kind), sharding) for shape, kind in (((8, 32, 4), float), ((8, 32), bool)))
+variables = model.init(jax.random.key(0), x, mask)
+gradient = jax.jit(jax.grad(lambda variables, x: (model.apply(variables, x, mask) ** 2).sum(), (0, 1)))
 compiled = gradient.lower(variables, x).compile().as_text()
 print(*sorted(set(re.findall(r"(all-gather|all-to-all|collective-permute|all-reduce)\\(", compiled))))
 """
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags}
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program, filter], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert result.stdout.split() == ["all-reduce"], result.stderr  # of the kernel's gradient

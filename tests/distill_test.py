@@ -10,7 +10,7 @@ import pytest
 
 from kd_jax import distill, losses
 from kd_jax.models import FILTERS, Detector
-from kd_jax.train_state import create_train_state, current_learning_rate, make_optimizer
+from kd_jax.train_state import OWNED, create_train_state, current_learning_rate, make_optimizer
 from kd_jax.types import Batch, Outputs
 
 B, T, D, H, C = 2, 12, 5, 8, 3
@@ -32,11 +32,14 @@ def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
     return jax.tree.map(jnp.asarray, (Batch(mask=mask, **out), teacher))
 
 
-def make_step(head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2, balance="loss"):
+def make_step(
+    head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2, balance="loss", modules=(), teacher=None
+):
     model = Detector(filter, num_outputs=distill.TASKS[head][1](C), hidden=H, num_layers=2, dropout=dropout)
     optimizer = make_optimizer(1e-2, plateau_patience=patience, steps_per_epoch=1)
-    state = create_train_state(model, optimizer, jax.random.key(0), D)
-    step = distill.make_train_step(model, optimizer, head=head, options=options, balance=balance)
+    modules = distill.make_modules({term: {} for term in modules}, 19)
+    state = create_train_state(model, optimizer, jax.random.key(0), D, None, modules, [teacher], num_classes=C)
+    step = distill.make_train_step(model, optimizer, head=head, options=options, balance=balance, modules=modules)
     return step, state, model
 
 
@@ -150,20 +153,23 @@ def test_a_balanced_term_without_a_gradient_counts_nothing():
 @pytest.mark.parametrize("filter, head", [*((filter, "dense") for filter in FILTERS), ("ss_tcn", "sparse")])
 def test_every_filter_takes_two_steps_with_every_term(filter, head):
     """Each term alone and all of them, in one program, with NaN in the padding."""
-    step, fresh, _ = make_step(head, filter, dropout=0.5)
-    step = jax.jit(step)
     batch, teacher = make_batch(rows=3, length=16)
-    teacher = teacher.replace(logits=wider(teacher.logits, head))
-    for term in [*distill.TERMS, None]:
-        state, weights = fresh, {other: float(term in (None, other)) for other in distill.TERMS}
+    batch, teacher = batch.replace(first=jnp.array([0, 12, 0])), teacher.replace(logits=wider(teacher.logits, head))
+    step, fresh, _ = make_step(head, filter, dropout=0.5, modules=distill.MODULES, teacher=teacher)
+    step, terms = jax.jit(step), (*distill.TERMS, *distill.MODULES)
+    for term in [*terms, None]:
+        state, weights = fresh, {other: float(term in (None, other)) for other in terms}
         for _ in range(2):
             state, metrics = step(state, (teacher,), batch, weights, KEY)
             assert all(np.isfinite(v) for v in metrics.values())
-        parts = {"task", *distill.TERMS}
+        parts = {"task", *terms}
         assert set(metrics) == {"loss", "gradient_norm", "snippets", *parts, *(f"gradient/{part}" for part in parts)}
         assert int(state.step) == 2
         changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)
+        owned = changed.pop(OWNED)
         assert all(jax.tree.leaves(changed))
+        for module in owned.keys() - {"learned_graph"}:  # the share of a single teacher is 1, whatever is learned
+            assert any(jax.tree.leaves(owned[module])) == bool(weights[module])
     assert step._cache_size() == 1
 
 

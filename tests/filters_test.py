@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from data_prep.convert_weights import convert
@@ -108,6 +109,21 @@ def test_equals_the_public_code(name):
             np.testing.assert_allclose(logits, stage.transpose(0, 2, 1), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("part", ["a_cin1", "b_cin"])
+def test_a_mixture_layer_is_the_public_codes(part):
+    golden = np.load(DATA / "tgm_layer.npz", allow_pickle=False)
+    x, combine = golden[f"{part}/x"], part == "b_cin"
+    x = x if combine else x[:, None]  # [B, C_in, D, T]
+    w = {key.split("/w/")[1]: golden[key] for key in golden.files if key.startswith(f"{part}/w/")}
+    params = {"center": w["center"], "gamma": w["gamma"], "attention": w["soft_attn"].reshape(8, -1, 16)}
+    if combine:
+        params["kernel"] = np.stack([w[f"convs.{o}.weight"].reshape(8) for o in range(8)], axis=1)
+        params["bias"] = np.concatenate([w[f"convs.{o}.bias"] for o in range(8)])
+    layer = tgm.MixtureLayer(channels=8, taps=5, mixture=16, curve="cauchy", combine=combine)
+    found = layer.apply({"params": params}, x.transpose(1, 0, 3, 2))
+    np.testing.assert_allclose(found.transpose(1, 0, 3, 2), golden[f"{part}/y"], atol=1e-5, rtol=1e-4)
+
+
 def test_features_are_those_before_the_classifier():
     """MS-TCN and PDAN call them the last layer, TGM the hidden one after its ReLU."""
     for name, key in {"pdan_small": "mid/stage1.layers.4", "tgm_stack_small": "mid/h"}.items():
@@ -139,11 +155,10 @@ def value_and_gradient(model, variables, x, mask):
 
 
 def test_padding_changes_neither_outputs_nor_gradient(small):
-    value = np.nan
     model, variables, x, mask = small
     (_, expected), gradient = value_and_gradient(model, variables, x, mask)
     padded_mask = np.pad(mask, ((0, 1), (0, 9)))
-    padded_x = np.where(padded_mask[..., None], np.pad(x, ((0, 1), (0, 9), (0, 0))), np.float32(value))
+    padded_x = np.where(padded_mask[..., None], np.pad(x, ((0, 1), (0, 9), (0, 0))), np.float32(np.nan))
     (_, outputs), padded_gradient = value_and_gradient(model, variables, padded_x, padded_mask)
     for name in ("features", "logits"):
         got = np.asarray(getattr(outputs, name))
@@ -171,10 +186,30 @@ def test_bfloat16_computes_with_float32_parameters_and_returns_float32(small):
     model, variables, x, mask = small
     half = model.clone(dtype=jnp.bfloat16)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), x, mask)))
-    outputs, expected = jax.jit(half.apply)(variables, x, mask), jax.jit(model.apply)(variables, x, mask)
+    ((_, outputs), gradient), ((_, expected), full) = (
+        value_and_gradient(detector, variables, x, mask) for detector in (half, model)
+    )
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, full))
+    assert 0 < difference < 0.03 * optax.tree.norm(full)
     assert outputs.features.dtype == outputs.logits.dtype == jnp.float32
     np.testing.assert_allclose(outputs.logits, expected.logits, atol=0.03)
     assert (outputs.features != expected.features).any()
+
+
+def test_runs_in_one_program_have_the_gradients_of_each_alone(small):
+    """As on a GPU or TPU, where the runs of a population are one `vmap`."""
+    model, variables, x, mask = small
+    runs = [jax.tree.map(lambda p, i=i: p * (1 + i / 4), variables["params"]) for i in range(2)]
+
+    def gradient(params):
+        return jax.grad(lambda params: jnp.sum(model.apply(variables | {"params": params}, x, mask).logits ** 2))(
+            params
+        )
+
+    alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(jax.jit(gradient), runs))
+    together = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs))
+    chex.assert_trees_all_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_standardization_travels_in_its_own_collection(small):
@@ -301,6 +336,16 @@ def test_convolve_is_a_convolution_in_value_and_gradient(length):
         for f in (tgm.convolve, reference)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    half = jax.grad(lambda *both: jnp.sum(goal * tgm.convolve(*both)), (0, 1))(images.astype(jnp.bfloat16), kernels)
+    for a, b in zip(half, expected[1], strict=True):
+        assert jnp.linalg.norm(a - b) < 0.01 * jnp.linalg.norm(b)
+
+
+def test_the_gradient_of_the_kernels_is_the_same_in_pieces_and_at_once():
+    """In pieces on a CPU, at once on a GPU and a TPU."""
+    images, gradient = (jax.random.normal(jax.random.key(i), (2 + i, 2, 37, 4)) for i in range(2))
+    pieces, whole = (tgm._correlate(images, gradient, 5, piece) for piece in (16, None))
+    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_the_largest_image_gets_the_gradient_and_the_first_of_equals():

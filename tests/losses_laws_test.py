@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import losses
+from kd_jax import distill, losses
 from kd_jax.types import Outputs
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +50,8 @@ DISTILLATION = {
     "atomic_infonce": _distil(losses.atomic, form="infonce", use_labels=True, num_negatives=3),
     "atomic_margin": _distil(losses.atomic, form="margin", use_labels=True),
     "atomic_margin_normalized": _distil(losses.atomic, form="margin", normalize=True, use_labels=True),
-    "global_channel": _distil(losses.global_context),
-    "global_snippet": _distil(losses.global_context, relation="snippet"),
+    "global_context_channel": _distil(losses.global_context),
+    "global_context_snippet": _distil(losses.global_context, relation="snippet"),
     "boundary_curve": _distil(losses.boundary),
     "boundary_vector": _distil(losses.boundary, form="vector"),
     "rkd_distance": _distil(losses.rkd_distance),
@@ -97,6 +97,11 @@ every_distillation = pytest.mark.parametrize("name", DISTILLATION)
 @functools.cache
 def compiled(name):
     return jax.jit(jax.value_and_grad(TERMS[name]))
+
+
+def test_every_term_is_held_to_the_laws():
+    missing = [term for term in distill.TERMS if not any(f"{name}_".startswith(f"{term}_") for name in DISTILLATION)]
+    assert not missing, "add each of its forms to DISTILLATION"
 
 
 def example():
@@ -253,7 +258,7 @@ def test_relations_of_20000_snippets_take_less_than_a_gibibyte(name):
     """The peak of a process of its own, above what JAX itself takes; one 20,000 x 20,000 matrix would be 1.5 GiB."""
     code = f"""
 import functools, re, jax, numpy as np
-from kd_jax import losses
+from kd_jax import distill, losses
 loss = {LONG[name]}
 jax.grad(loss)(*[jax.numpy.ones((1, 4, 2))] * 2, jax.numpy.ones((1, 4), bool))
 peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])  # rusage has the parent's

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -93,11 +94,17 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
         of_ensemble=student("ensemble"),
         of_folder=student("features", weights={"similarity_preserving": 1.0}, filter="tgm", hidden=6, num_layers=1),
         of_elsewhere=student("elsewhere", filter="pdan"),
+        of_several=student("several"),
     )
     config.fusions.ensemble = ("flow", "vanilla_rgb")
     config.teachers.features = str(write_features(tmp_path / "features", source_of(workdir), width=5))
     config.teachers.elsewhere = str(shutil.copytree(workdir / "flow", tmp_path / "elsewhere"))
+    config.teachers.several = (workdir / "flow", str(shutil.copytree(workdir / "vanilla_rgb", tmp_path / "other")))
     results = perform(config, workdir)
+    own = [load_teacher(workdir / name).variables["params"] for name in ("of_several", "of_ensemble")]
+    chex.assert_trees_all_equal(*own)  # of the same two runs
+    kept = load_teacher(workdir / "of_several").config["teachers"]["several"]["members"]
+    assert [member["folder"] for member in kept] == [str(workdir / "flow"), str(tmp_path / "other")]
     assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
     run = load_teacher(workdir / "of_folder")
     assert (run.model.filter, run.model.hidden, run.model.num_layers) == ("tgm", 6, 1)
@@ -225,6 +232,16 @@ def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, 
         ValueError, match="names 'nobody', but no run, fusion or entry of config.teachers has that name"
     ):
         experiment.prepare(config, workdir)
+    config.runs.new = student("both")
+    config.teachers.both = (workdir / "flow", config.teachers.features)
+    with pytest.raises(
+        ValueError, match=r"teachers\.both: features and logits of several folders must be equally many"
+    ):
+        experiment.prepare(config, workdir)
+    config.teachers.both = (workdir / "flow", 1)
+    with pytest.raises(ValueError, match=r"teachers\.both=.*it must be a folder, or several in a tuple"):
+        experiment.prepare(config, workdir)
+    del config.teachers.both
     config.runs.new = student("ensemble")
     config.runs.wide = default.make_run("rgb", hidden=16)
     config.fusions.ensemble = ("flow", "wide")

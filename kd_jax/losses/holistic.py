@@ -66,6 +66,6 @@ class HolisticDistillation(nn.Module):
             scores = 2 * critic(fixed, mask) - critic(own, mask) - critic(goal, mask)
             slope = jax.vjp(lambda z, critic=critic: jnp.sum(critic(z, mask)), between)[1](jnp.ones(()))[0]
             square = jnp.sum(jnp.square(slope), axis=(1, 2))
-            norm = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+            norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
             total += masked_mean(scores + self.penalty * jnp.square(norm - 1), real)
         return total

@@ -11,6 +11,8 @@ from kd_jax.models.layers import Dropout, contract_rows, pointwise
 class BiLSTM(nn.Module):
     """Bidirectional LSTM: half of the channels read the video forwards, half backwards.
 
+    Kernels begin as flax's cells have them, each gate's recurrent one orthogonal, biases as everywhere here [default].
+
     Attributes:
       hidden: H, channels, even.
       num_layers: layers, each with dropout after it.
@@ -87,7 +89,7 @@ def recur(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args:
       gates: `[T, 2, B, 4h]`, what the input says, for two directions.
-      kernel: K, `[2, h, 4h]`.
+      kernel: K, `[2, h, 4h]`, of the same type as `gates`.
       mask: `[T, 2, B]` bool; where it is False, h and c are 0.
 
     Returns:
@@ -144,7 +146,8 @@ def _recur_backward(saved, gradient):
     start = jnp.zeros_like(hidden[0])
     along = (gradient, cells, before(cells), opened, mask)
     of_gates = jax.lax.scan(step, (start, start), along, reverse=True)[1]
-    rows, columns = (jnp.swapaxes(x, 0, 1).astype(kernel.dtype) for x in (before(hidden), of_gates))
+    # Videos before snippets, so that rows of the videos of one device stay there.
+    rows, columns = (jnp.moveaxis(x, 0, 2).astype(kernel.dtype) for x in (before(hidden), of_gates))
     of_kernel = [contract_rows(*(x[way].reshape(-1, x.shape[-1]) for x in (rows, columns))) for way in range(2)]
     return of_gates.astype(kernel.dtype), jnp.stack(of_kernel), None
 

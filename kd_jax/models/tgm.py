@@ -31,7 +31,8 @@ class TGM(nn.Module):
     References:
       Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. Nothing is masked
       there, so that biases leak from the padding; here every layer is. The released code's `delta`, which has no
-      effect, and its uninitialised attention (N(0, 1) here) are left out.
+      effect, and its uninitialised attention (N(0, 1) here) are left out, and so is its other model, Hierarchy, which
+      adds super-events.
     """
 
     hidden: int = 256
