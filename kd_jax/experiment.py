@@ -119,7 +119,9 @@ def check_config(config: ConfigDict) -> None:
                 f"runs.{name} weighs {active[0]!r} but has no teachers; name a run in runs.{name}.teachers"
             )
         if twice := [teacher for teacher, count in Counter(run.teachers).items() if count > 1]:
-            raise ValueError(f"runs.{name}.teachers names {twice[0]!r} twice; a term's weight counts it more")
+            raise ValueError(
+                f"runs.{name}.teachers names {twice[0]!r} twice; name it once, and let a larger weight make it count more"
+            )
         if run.teachers and not active:
             raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
         if run.baseline is not None and run.baseline not in config.runs:
