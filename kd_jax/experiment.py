@@ -120,7 +120,7 @@ def check_config(config: ConfigDict) -> None:
             )
         if twice := [teacher for teacher, count in Counter(run.teachers).items() if count > 1]:
             raise ValueError(
-                f"runs.{name}.teachers names {twice[0]!r} twice; name it once, and let a larger weight make it count more"
+                f"runs.{name}.teachers names {twice[0]!r} twice; name it once, with a larger weight it counts more"
             )
         if run.teachers and not active:
             raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
