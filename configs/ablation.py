@@ -29,8 +29,6 @@ def get_config(variant=""):
         name = "all" if len(terms) == 3 else "_and_".join(terms)
         weights = {term: default.WEIGHTS[term] for term in terms}
         config.runs[name] = default.make_like(plain, teachers=teachers, weights=weights)
-    config.published.update({row: figure for row, figure in PUBLISHED.items() if row in config.runs})
-    config.published[config.baseline] = PUBLISHED_BASELINE
-    config.published_for = PUBLISHED_FOR
+    default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
     return default.with_variant(config, variant)

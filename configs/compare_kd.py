@@ -61,10 +61,7 @@ def get_config(variant=""):
         task_weight=0.0,
     )
     config.runs.crd = default.make_like(plain, starts_from="crd_distil")
-    rows = (*config.runs, *config.choices)
-    config.published.update({row: figure for row, figure in PUBLISHED.items() if row in rows})
-    config.published[config.baseline] = PUBLISHED_BASELINE
-    config.published_for = PUBLISHED_FOR
+    default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
     return default.with_variant(config, variant)
 

@@ -129,6 +129,14 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     return config, teachers, plain, rest
 
 
+def publish(config: ConfigDict, figures: dict, baseline: str, published_for: str) -> None:
+    """What a paper reports for the rows that this experiment has, and for its baseline, whatever its name."""
+    rows = (*config.runs, *config.choices)
+    config.published.update({row: figure for row, figure in figures.items() if row in rows})
+    config.published[config.baseline] = baseline
+    config.published_for = published_for
+
+
 def _section(entries: dict) -> ConfigDict:
     return ConfigDict(entries, sort_keys=False)
 

@@ -131,9 +131,10 @@ def check_config(config: ConfigDict) -> None:
             if isinstance(runs, str):
                 raise ValueError(f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)")
     for name, entry in config.teachers.items():
-        folders = entry if isinstance(entry, (tuple, list)) else (entry,)
-        if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
-            raise ValueError(f"teachers.{name}={entry!r}; it must be a folder, or several in a tuple")
+        try:
+            given_folders(entry)
+        except ValueError as error:
+            raise ValueError(f"teachers.{name}={entry!r}; {error}") from None
     for name, streams in config.fusions.items():
         unknown = [stream for stream in streams if stream not in config.runs]
         if unknown:

@@ -68,8 +68,11 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
-    """The folders of an entry of config.teachers: one, or several whose outputs are averaged."""
-    return tuple(map(epath.Path, entry if isinstance(entry, (tuple, list)) else (entry,)))
+    """The folders of an entry of config.teachers: one, or several whose outputs are averaged; ValueError if neither."""
+    folders = entry if isinstance(entry, (tuple, list)) else (entry,)
+    if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
+        raise ValueError("it must be a folder, or several in a tuple")
+    return tuple(map(epath.Path, folders))
 
 
 def given_run(folder: epath.Path) -> dict | None:

@@ -258,7 +258,7 @@ def test_relations_of_20000_snippets_take_less_than_a_gibibyte(name):
     """The peak of a process of its own, above what JAX itself takes; one 20,000 x 20,000 matrix would be 1.5 GiB."""
     code = f"""
 import functools, re, jax, numpy as np
-from kd_jax import distill, losses
+from kd_jax import losses
 loss = {LONG[name]}
 jax.grad(loss)(*[jax.numpy.ones((1, 4, 2))] * 2, jax.numpy.ones((1, 4), bool))
 peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])  # rusage has the parent's
