@@ -174,7 +174,10 @@ def _convert_stages(state, name):
 
 
 def _convert_tgm(state):
-    """TGM's three mixture layers with the released code's Cauchy curve; its `delta` has no effect and is left out."""
+    """TGM's three mixture layers with the released code's Cauchy curve; its `delta` has no effect and is left out.
+
+    Its Hierarchy has super-events too. Their curves have two names there, `sup` and `super_event`.
+    """
     hidden, width = (_size(state, "h.weight", axis) for axis in (0, 1))
     classes, mixture = _size(state, "classify.weight", 0), _size(state, "sub_event1.center", 0)
     reader, params, channels = _Reader(state), {}, 8
@@ -190,16 +193,27 @@ def _convert_tgm(state):
             part["kernel"] = np.stack(kernels, axis=1)
             part["bias"] = np.concatenate([reader.take(f"{key}.convs.{o}.bias", 1) for o in range(channels)])
         params[f"layer_{i}"] = part
+    name = "tgm_super_events" if "sup_mat" in state else "tgm"
+    if name == "tgm_super_events":
+        part = {
+            curve: np.stack([reader.take(f"{key}.{curve}", 3) for key in ("sup", "sup2")])
+            for curve in ("center", "gamma")
+        }
+        part["kernel"] = reader.take("sup_mat", 1, classes, (width - classes) // 2)[0].T
+        part["share"] = reader.take("cls_wts", classes)
+        params["super_events"] = part
     params["hidden"] = reader.pointwise("h", width, hidden)
     head = reader.pointwise("classify", hidden, classes)
-    reader.finish(ignored=r"sub_event\d\.delta")
-    return Detector("tgm", classes, hidden=hidden, num_layers=3), {"temporal_filter": params, "head": head}
+    reader.finish(ignored=r"(sub_event\d|sup2?)\.delta|super_event2?\.(center|gamma|delta)")
+    return Detector(name, classes, hidden=hidden, num_layers=3), {"temporal_filter": params, "head": head}
 
 
 def input_size(model: Detector, params: Mapping) -> int:
     """D, the features that a converted detector reads."""
     part = params["temporal_filter"]
-    return part["hidden"]["kernel"].shape[0] // 2 if model.filter == "tgm" else part["input"]["kernel"].shape[0]
+    if "input" in part:
+        return part["input"]["kernel"].shape[0]
+    return part["super_events"]["kernel"].shape[0] if "super_events" in part else part["hidden"]["kernel"].shape[0] // 2
 
 
 def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str, source: str) -> None:

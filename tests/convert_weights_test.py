@@ -37,7 +37,10 @@ def info(classes=7, size=48, head="dense"):
     )
 
 
-@pytest.mark.parametrize("name", ["pdan_small", "pdan_small_3stages", "tgm_stack_small", "mstcn4_small", "sstcn_small"])
+@pytest.mark.parametrize(
+    "name",
+    ["pdan_small", "pdan_small_3stages", "tgm_stack_small", "tgm_hier_small", "mstcn4_small", "sstcn_small"],
+)
 def test_a_converted_run_predicts_what_the_public_code_does(tmp_path, name):
     golden, state = state_of(name)
     model, params = convert(state)

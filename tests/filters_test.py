@@ -26,8 +26,10 @@ def recipe(key, shape, seed, gain):
     """The weight recipe of the golden files (golden/README.md)."""
     rng = np.random.default_rng((zlib.crc32(key.encode()) + 1000003 * seed) % 2**32)
     z, leaf = rng.standard_normal(shape).astype(np.float32), key.rsplit(".", 1)[-1]
-    if leaf in ("rel_t", "soft_attn"):
+    if leaf in ("rel_t", "soft_attn", "cls_wts"):
         return z
+    if leaf == "sup_mat":
+        return z * np.float32(1 / np.sqrt(shape[-1]))
     if leaf in ("center", "delta", "gamma"):
         return np.float32(0.5) * z
     return np.float32(0.1) * z if len(shape) == 1 else z * np.float32(np.sqrt(gain / np.prod(shape[1:])))
@@ -36,14 +38,18 @@ def recipe(key, shape, seed, gain):
 def shapes_of(filter, width, hidden, classes, layers=5, stages=1):
     """Keys and shapes of the public code's state dict."""
     shapes = {}
-    if filter == "tgm":
+    if filter.startswith("tgm"):
         for i in range(3):
             key, inputs = f"sub_event{i + 1}", 8 if i else 1
             shapes |= {f"{key}.{name}": (16,) for name in ("center", "gamma", "delta")}
             shapes[f"{key}.soft_attn"] = (8 * inputs, 16)
             for o in range(8 if i else 0):
                 shapes |= {f"{key}.convs.{o}.weight": (1, 8, 1, 1), f"{key}.convs.{o}.bias": (1,)}
-        shapes |= {"h.weight": (hidden, 2 * width, 1), "h.bias": (hidden,)}
+        more = classes if filter == "tgm_super_events" else 0
+        if more:
+            both = [f"{key}.{name}" for key in ("sup", "sup2") for name in ("center", "gamma", "delta")]
+            shapes |= {"sup_mat": (1, classes, width), "cls_wts": (classes,), **dict.fromkeys(both, (3,))}
+        shapes |= {"h.weight": (hidden, 2 * width + more, 1), "h.bias": (hidden,)}
         return shapes | {"classify.weight": (classes, hidden, 1), "classify.bias": (classes,)}
     for stage in range(stages):
         key = f"stages.{stage - 1}" if stage else "stage1"
@@ -64,12 +70,13 @@ def shapes_of(filter, width, hidden, classes, layers=5, stages=1):
     return shapes
 
 
-SMALL = ["sstcn_small", "mstcn4_small", "pdan_small", "pdan_small_3stages", "tgm_stack_small"]
+SMALL = ["sstcn_small", "mstcn4_small", "pdan_small", "pdan_small_3stages", "tgm_stack_small", "tgm_hier_small"]
 FULL = {
     "sstcn_full_t200": ("ss_tcn", 1024, 512, 51),
     "mstcn4_full_t200": ("ms_tcn", 2048, 64, 48, 10, 4),
     "pdan_full_t40": ("pdan", 1024, 512, 157),
     "tgm_stack_full_t40": ("tgm", 1024, 512, 65),
+    "tgm_hier_full_t40": ("tgm_super_events", 1024, 512, 157),
 }
 
 
@@ -85,7 +92,8 @@ def state_of(name):
     state = {key: recipe(key, shape, seed, gain) for key, shape in shapes_of(*FULL[name]).items()}
     for key in golden.files:
         if key.startswith("recipe_check/"):
-            np.testing.assert_array_equal(state[key.removeprefix("recipe_check/")].reshape(-1)[:4], golden[key])
+            own = key.removeprefix("recipe_check/").replace("super_event", "sup")  # one array of two names there
+            np.testing.assert_array_equal(state[own].reshape(-1)[:4], golden[key])
     return golden, state
 
 
@@ -122,6 +130,19 @@ def test_a_mixture_layer_is_the_public_codes(part):
     layer = tgm.MixtureLayer(channels=8, taps=5, mixture=16, curve="cauchy", combine=combine)
     found = layer.apply({"params": params}, x.transpose(1, 0, 3, 2))
     np.testing.assert_allclose(found.transpose(1, 0, 3, 2), golden[f"{part}/y"], atol=1e-5, rtol=1e-4)
+
+
+def test_super_events_are_pooled_as_in_the_public_code():
+    """Of a video alone, where the curves end with it there too; by the names of what is pooled, before the weights."""
+    golden, state = state_of("tgm_hier_small")
+    params = convert(state)[1]["temporal_filter"]["super_events"]
+    video, length = int(golden["lengths"].argmax()), int(golden["lengths"].max())
+    x = golden["x"][video : video + 1, :, :length].transpose(0, 2, 1)
+    for both, key in ((0, "mid/super_event"), (1, "mid/super_event2")):
+        for channel in (0, 23):  # one super-event that is this channel of one of the two
+            only = {"kernel": np.eye(24, dtype=np.float32)[:, [channel]], "share": np.float32([-100 if both else 100])}
+            found = tgm.SuperEvents(1).apply({"params": params | only}, x, np.ones((1, length), bool))
+            np.testing.assert_allclose(found[0, 0], golden[key][video, channel, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_features_are_those_before_the_classifier():

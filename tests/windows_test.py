@@ -15,7 +15,7 @@ D, C = 4, 3
 
 
 HALO = {"ss_tcn": 7, "pdan": 7, "tgm": 6, "ms_tcn": 28, "bottleneck": 0}  # of three layers
-SEES_ALL = {"bilstm"}
+SEES_ALL = {"bilstm", "tgm_super_events"}
 
 
 @pytest.fixture(scope="module", params=["ss_tcn", "bottleneck"])

@@ -15,7 +15,7 @@ from kd_jax.models.layers import pointwise
 from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.pdan import PDAN
 from kd_jax.models.ss_tcn import MSTCN, SSTCN
-from kd_jax.models.tgm import TGM, TGMGaussian
+from kd_jax.models.tgm import TGM, TGMGaussian, TGMSuperEvents
 from kd_jax.types import Outputs
 
 # A filter is a module `(x [B, T, D], mask [B, T], train=) -> [B, T, hidden]` with the attributes hidden, num_layers and
@@ -26,6 +26,7 @@ FILTERS = {
     "pdan": PDAN,
     "tgm": TGM,
     "tgm_gaussian": TGMGaussian,
+    "tgm_super_events": TGMSuperEvents,
     "ms_tcn": MSTCN,
     "bilstm": BiLSTM,
     "bottleneck": Bottleneck,
@@ -75,8 +76,10 @@ class Detector(nn.Module):
         return f"head_{self._stages}" if self._stages > 1 else "head"
 
     def _filter(self, **options) -> nn.Module:
-        layers = {} if self.num_layers is None else {"num_layers": self.num_layers}
-        return FILTERS[self.filter](hidden=self.hidden, dropout=self.dropout, dtype=self.dtype, **layers, **options)
+        kind = FILTERS[self.filter]
+        options |= {} if self.num_layers is None else {"num_layers": self.num_layers}
+        options |= {"num_outputs": self.num_outputs} if hasattr(kind, "num_outputs") else {}
+        return kind(hidden=self.hidden, dropout=self.dropout, dtype=self.dtype, **options)
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> Outputs:

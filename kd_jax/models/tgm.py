@@ -31,8 +31,7 @@ class TGM(nn.Module):
     References:
       Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. Nothing is masked
       there, so that biases leak from the padding; here every layer is. The released code's `delta`, which has no
-      effect, and its uninitialised attention (N(0, 1) here) are left out, and so is its other model, Hierarchy, which
-      adds super-events.
+      effect, and its uninitialised attention (N(0, 1) here) are left out.
     """
 
     hidden: int = 256
@@ -59,16 +58,71 @@ class TGM(nn.Module):
                 images
             )
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
-        both = jnp.concatenate(
-            [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest(images))], axis=-1
-        )
-        return mask_out(nn.relu(pointwise(nn.relu(both), self.hidden, dtype=self.dtype, name="hidden")), mask)
+        parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest(images))]
+        parts = nn.relu(jnp.concatenate([*parts, *self._beside(x, mask)], axis=-1))
+        return mask_out(nn.relu(pointwise(parts, self.hidden, dtype=self.dtype, name="hidden")), mask)
+
+    def _beside(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+        """What else the last convolution reads, `[B, T, …]`."""
+        return ()
 
 
 class TGMGaussian(TGM):
     """TGM with the Gaussian curves of its paper."""
 
     curve: str = "gaussian"
+
+
+class TGMSuperEvents(TGM):
+    """TGM with super-events, `Hierarchy` in the released code: what the whole video holds, beside every snippet.
+
+    Attributes:
+      num_outputs: super-events, one a logit of the detector, which sets it.
+
+    References:
+      Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. There the curves reach into the padding;
+      here they end with the video, as there without padding. They are not dropped out: our reading.
+    """
+
+    num_outputs: int = 1
+
+    @property
+    def receptive_field(self) -> None:
+        """An output sees all of the video."""
+        return None
+
+    def _beside(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+        found = SuperEvents(self.num_outputs, name="super_events")(x, mask)
+        return (jnp.broadcast_to(found[:, None].astype(x.dtype), (*mask.shape, self.num_outputs)),)
+
+
+class SuperEvents(nn.Module):
+    """`[B, T, D] -> [B, K]`, float32: K weightings of two sums of the video.
+
+    Each of the two is, channel by channel, the largest of three sums over the video under a Cauchy curve, as in
+    `MixtureLayer` with the valid snippets as taps: `[B, D]`. Super-event k is
+    `Σ_d m_kd (σ(w_k) p_d + (1 − σ(w_k)) q_d)`.
+
+    Attributes:
+      number: K.
+      curves: of each of the two.
+    """
+
+    number: int
+    curves: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        half = nn.initializers.normal(0.5)
+        center, width = (self.param(name, half, (2, self.curves), jnp.float32) for name in ("center", "gamma"))
+        share = nn.sigmoid(self.param("share", nn.initializers.zeros_init(), (self.number,), jnp.float32))
+        matrix = self.param("kernel", kernel_init, (x.shape[-1], self.number), jnp.float32)
+        length, every = jnp.sum(mask, axis=1, dtype=jnp.float32)[:, None, None], (len(x), 2, self.curves)
+        center, width = jnp.broadcast_to(center, every), jnp.broadcast_to(width, every)
+        curves = _curves(center, width, mask.shape[1], "cauchy", length, mask[:, None, None])  # [B, 2, curves, T]
+        sums = jnp.einsum("bsct,btd->bscd", curves, x.astype(jnp.float32))
+        first, second = jnp.moveaxis(jnp.max(sums, axis=2) @ matrix, 1, 0)  # [B, K]
+        return share[None] * first + (1 - share)[None] * second
 
 
 class MixtureLayer(nn.Module):
@@ -196,10 +250,12 @@ def _largest_backward(saved, gradient):
 largest.defvjp(_largest_forward, _largest_backward)
 
 
-def _curves(center, width, taps, curve):
-    """`[N, L]`, every row of sum 1."""
-    middle = (taps - 1) * (jnp.tanh(center) + 1) / 2
-    g = jnp.exp(1.5 - 2 * jnp.abs(jnp.tanh(width)))[:, None]
-    distance = (jnp.arange(taps, dtype=jnp.float32)[None] - middle[:, None]) / g
+def _curves(center, width, taps, curve, length=None, valid=True):
+    """`[…, N] -> […, N, taps]`, every row of sum 1: curves over `length` valid taps, all of them if it is None."""
+    place = jnp.arange(taps, dtype=jnp.float32).reshape((1,) * center.ndim + (taps,))
+    middle = ((taps if length is None else length) - 1) * (jnp.tanh(center) + 1) / 2
+    g = jnp.exp(1.5 - 2 * jnp.abs(jnp.tanh(width)))[..., None]
+    distance = (place - middle[..., None]) / g
     values = 1 / (jnp.pi * g * (1 + distance**2)) if curve == "cauchy" else jnp.exp(-(distance**2) / 2)
-    return values / (jnp.sum(values, axis=1, keepdims=True) + 1e-6)  # the released code's guard
+    values = jnp.where(valid, values, 0)
+    return values / (jnp.sum(values, axis=-1, keepdims=True) + 1e-6)  # the released code's guard
