@@ -4,27 +4,32 @@ Data, teachers, filter and budget are those of another file, named after the col
 
 Command:   python -m kd_jax.main --config=configs/compare_kd.py:sphere
 Data:      that of the other file
-Tuning:    every method with each of GRID; the table shows the one with the best validation score, mean over the seeds.
-           A weight is what `balance='gradient'` makes it: how strongly the method pulls at the student's features, as a
-           multiple of what the task does. Methods of several terms share it in equal parts.
+Tuning:    every method with its published weights (METHODS), and with each of GRID: a weight that `balance='gradient'`
+           makes of it, how strongly the method pulls at the student's features, as a multiple of what the task does;
+           methods of several terms share it in equal parts. The table shows the one with the best validation score,
+           mean over the seeds.
 CRD:       in two steps as in the paper, distil (`crd_distil`, no task loss), then classify, each with the whole budget;
            it has no weight to tune, and draws NUM_NEGATIVES of the snippets
+Left out:  methods that compare logits, where a teacher is a folder of features, which has none
 Smoke:     the first weight of the grid, and the methods of SMOKE
 """
 
 from configs import default
+from kd_jax.distill import READS_LOGITS
+from kd_jax.teachers import given_folders, given_run
 
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
-METHODS = {
-    "rkd": ("rkd_distance", "rkd_angle"),
-    "similarity_preserving": ("similarity_preserving",),
-    "skd": ("pairwise_similarity", "soft_cross_entropy", "holistic"),
-    "chen": ("soft_cross_entropy", "hint"),
-    "logit_distillation": ("logit_distillation",),
-    "mars": ("hint",),
-    "graph_distillation": ("graph_distillation",),
-    "ours": ("atomic", "global_context", "boundary"),
+METHODS = {  # {term: published weight}; logit distillation has none, graph distillation its own inside
+    "rkd": {"rkd_distance": 25.0, "rkd_angle": 50.0},
+    "similarity_preserving": {"similarity_preserving": 3000.0},
+    "skd": {"pairwise_similarity": 0.5, "soft_cross_entropy": 10.0, "holistic": 0.1},
+    "chen": {"soft_cross_entropy": 0.5, "hint": 0.5},
+    "logit_distillation": {"logit_distillation": 1.0},
+    "mars": {"hint": 50.0},
+    "graph_distillation": {"graph_distillation": 1.0},
+    "ours": default.PUBLISHED_WEIGHTS,
 }
+PUBLISHED_TASK_WEIGHT = {"chen": 0.5}
 SMOKE = ("rkd", "ours")
 NUM_NEGATIVES = 1024
 OPTIONS = {"skd": {"soft_cross_entropy": {"background_weight": 1.0}}}
@@ -43,16 +48,21 @@ PUBLISHED_BASELINE = "22.3 / 79.6 (from its gains)"
 def get_config(variant=""):
     config, teachers, plain, variant = default.from_other(variant)
     grid, methods = (GRID[:1], SMOKE) if variant == "smoke" else (GRID, METHODS)
+    logits = all(map(has_logits, (config.teachers[name] for name in teachers if name in config.teachers)))
     for method in methods:
+        weights, options = METHODS[method], OPTIONS.get(method, {})
+        if not logits and weights.keys() & set(READS_LOGITS):
+            continue
+        like = {"teachers": teachers, "options": options}
         for weight in grid:
-            config.runs[run_name(method, weight)] = default.make_like(
-                plain,
-                teachers=teachers,
-                weights=dict.fromkeys(METHODS[method], weight / len(METHODS[method])),
-                options=OPTIONS.get(method, {}),
-                balance="gradient",
-            )
+            shares = dict.fromkeys(weights, weight / len(weights))
+            config.runs[run_name(method, weight)] = default.make_like(plain, weights=shares, balance="gradient", **like)
         config.choices[method] = tuple(run_name(method, weight) for weight in grid)
+        if variant != "smoke":
+            task_weight = PUBLISHED_TASK_WEIGHT.get(method, 1.0)
+            published = default.make_like(plain, weights=weights, task_weight=task_weight, **like)
+            config.runs[f"{method}_published"] = published
+            config.choices[method] += (f"{method}_published",)
     config.runs.crd_distil = default.make_like(
         plain,
         teachers=teachers,
@@ -64,6 +74,10 @@ def get_config(variant=""):
     default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
     return default.with_variant(config, variant)
+
+
+def has_logits(entry):
+    return all(given_run(folder) for folder in given_folders(entry))
 
 
 def run_name(method, weight):

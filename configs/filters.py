@@ -14,18 +14,27 @@ from kd_jax.models import FILTERS
 
 def get_config(variant=""):
     config, teachers, plain, variant = default.from_other(variant)
-    fixed = {name: run for name, run in config.runs.items() if name not in (*teachers, config.baseline)}
-    runs = {}
+    others, fusions = dict(config.runs), dict(config.fusions)
+    config.runs = default.make_runs()
+    for fusion in fusions:
+        del config.fusions[fusion]
     for name in list(FILTERS)[: 2 if variant == "smoke" else None]:
-        baseline = f"{name}_vanilla"
-        changes = {"filter": name, "num_layers": None, "baseline": baseline}
-        own = {teacher: f"{name}_{teacher}" for teacher in teachers if teacher in config.runs}
-        for teacher, run in own.items():
-            runs[run] = default.make_like(config.runs[teacher], **changes)
-        runs[baseline] = default.make_like(plain, **changes)
-        taught = [own.get(teacher, teacher) for teacher in teachers]  # folders and fusions stay what they are
-        runs[f"{name}_augmented"] = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
-    config.runs = default.make_runs(**fixed, **runs)
+        own = {other: f"{name}_{other}" for other in (*others, *fusions)} | {config.baseline: f"{name}_vanilla"}
+        changes = {"filter": name, "num_layers": None, "baseline": own[config.baseline]}
+        for other, run in others.items():
+            config.runs[own[other]] = renamed(run, own, changes)
+        for fusion, streams in fusions.items():
+            config.fusions[own[fusion]] = tuple(own[stream] for stream in streams)
+        taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder stays what it is
+        config.runs[f"{name}_augmented"] = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
     config.baseline = ""
     config.seeds = 5
     return default.with_variant(config, variant)
+
+
+def renamed(run, names, changes):
+    """The same run with other names for those it begins with or learns from."""
+    run = run.copy_and_resolve_references()
+    teachers = tuple(names.get(teacher, teacher) for teacher in run.teachers)
+    run.update({"teachers": teachers, "starts_from": names.get(run.starts_from), **changes})
+    return run

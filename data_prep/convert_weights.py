@@ -58,8 +58,9 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         and not (value.is_complex() or value.is_quantized or value.layout != torch.strided)
         for key, value in state.items()
     ):
+        keys = f" (its keys: {', '.join(map(str, [*state][:4]))})" if isinstance(state, dict) else ""
         raise ValueError(
-            f"{path} holds no state dict of plain tensors; save one with the public code: "
+            f"{path} holds no state dict of plain tensors{keys}; save that alone, with the public code: "
             "torch.save(model.state_dict(), path)"
         )
     arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
@@ -70,7 +71,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # whose own message is a page on torch.load
-        return "it holds Python objects, a whole model perhaps, which are not read"
+        return "it is broken, or holds Python objects, a whole model perhaps, which are not read"
     return f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0][:120]}"
 
 

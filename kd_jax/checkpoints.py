@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from kd_jax.files import read_json
-from kd_jax.models import Detector
+from kd_jax.models import FILTERS, Detector
 from kd_jax.train_state import TrainState
 
 
@@ -91,6 +91,7 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
 
     Raises:
       FileNotFoundError: if the folder holds no run, or one that has not finished.
+      ValueError: if its filter is none of FILTERS, or its checkpoint cannot be read.
     """
     directory = epath.Path(directory)
     config = read_json(directory / "config.json")
@@ -100,6 +101,11 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
         )
     if not (directory / "results.json").exists():
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
+    if config["filter"] not in FILTERS:
+        raise ValueError(
+            f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)}); add its "
+            "class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
+        )
     model = build_model(config)
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config["input_size"])), jnp.ones((1, 1), bool))
@@ -107,8 +113,17 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
     manager = ocp.CheckpointManager(_folder(directory), item_names=("state", "best"))
-    best = manager.restore(manager.latest_step(), args=ocp.args.Composite(best=ocp.args.StandardRestore(template))).best
-    manager.close()
+    try:
+        args = ocp.args.Composite(best=ocp.args.StandardRestore(template))
+        best = manager.restore(manager.latest_step(), args=args).best
+    except Exception as error:  # pages of whatever library reads the files
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ValueError(
+            f"the checkpoint of the run {directory} cannot be read ({reason}); copy all of the run again, or train it "
+            "anew"
+        ) from error
+    finally:
+        manager.close()
     return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kd_jax import experiment, session
+from kd_jax import distill, experiment, session
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
@@ -54,13 +54,28 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
         meant = re.search(r'Did you mean "(\w+)"', text)
         text = f"there is no field {unknown[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
         text += " (configs/default.py lists them all)"
-    if name := re.fullmatch(r"""["']+(\w+)["']+""", text):
-        text = f"there is no entry {name[1]!r} to change; give the whole, e.g. --config.teachers=\"{{'mine': 'DIR'}}\""
+    elif name := re.fullmatch(r"""["']+(\w+)["']+""", text):
+        text = _missing_entry(name[1], "" if lines else " ".join(argv))
     if lines:
         text = f"{files[-1]}, line {lines[-1]}: {text}"
     elif fields := [f for f in (a.partition("=")[0] for a in argv) if f.startswith("--config.") and f not in text]:
         text += f", among {', '.join(fields)}"
     return " ".join(text.split())
+
+
+def _missing_entry(name: str, flags_given: str) -> str:
+    """Why nobody can change what the config does not have."""
+    section = re.search(rf"--config\.(?:\w+\.)*?(\w+)\.{name}\b", flags_given)
+    section = section and section[1]
+    if section in ("weights", "options"):
+        return f"there is no distillation term {name!r}; known terms: {', '.join((*distill.TERMS, *distill.MODULES))}"
+    if section == "runs":
+        return f"there is no run {name!r} to change; the config file names the runs"
+    wholes = {"teachers": "'DIR'", "published": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
+    if section in wholes:
+        whole = f"{{{name!r}: {wholes[section]}}}"
+        return f'there is no entry {name!r} to change; give the whole, e.g. --config.{section}="{whole}"'
+    return f"there is no field {name!r} (configs/default.py lists them all)"
 
 
 def _name_of(file: str) -> str:

@@ -107,7 +107,7 @@ def masked_pair(
     if same_width and student.shape != teacher.shape:
         raise ValueError(
             f"{name}: student and teacher must have equally many features; got student {student.shape}, "
-            f"teacher {teacher.shape}, mask {mask.shape}. Project one of them, or choose equal `hidden`."
+            f"teacher {teacher.shape}, mask {mask.shape}. Choose equal `hidden`, or project one of them."
         )
     student = mask_out(student.astype(jnp.float32), mask)
     teacher = mask_out(jax.lax.stop_gradient(teacher).astype(jnp.float32), mask)

@@ -141,13 +141,15 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
             f"the run {folder} reads {modality!r} of {size} features; the records have "
             f"{', '.join(f'{name!r} of {width}' for name, width in info.modalities.items())}"
         )
+    fingerprint(folder)  # reads the parameters: what is wrong with them is told here
     return config["model"]["hidden"], config["model"]["num_outputs"]
 
 
 def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     """The width of the features in a folder that has them for every video."""
     on_disk = "://" not in str(folder)
-    files = FeatureFolder(("features",), Path(folder)).files() if on_disk and folder.is_dir() else {}
+    own = FeatureFolder(("features",), Path(folder))
+    files = own.files() if on_disk and folder.is_dir() else {}
     if not files:
         remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
         raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
@@ -155,6 +157,8 @@ def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     for video in videos:
         if video.id not in files:
             findings.problem("missing feature file", f"{folder / video.id}.npy")
+        elif len(found := own.find(video.id)) > 1:
+            findings.problem("two feature files", " and ".join(map(str, found)))
         elif shape := check_file("teacher", files[video.id], findings, check=check_finite):
             widths.setdefault(shape[1], files[video.id])
             if shape[0] != video.num_snippets:

@@ -122,17 +122,35 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     config = get_config(name, str(tmp_path / "mine.py"))
     experiment.check_config(config)
     assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
-    assert set(config.fusions) == {"ensemble"}
+    own = (lambda run: f"pdan_{run}") if name == "filters" else lambda run: run  # what each filter has of its own
+    assert own("ensemble") in config.fusions and own("two_stream") not in config.fusions
+    assert config.fusions[own("ensemble")] == (own("first"), own("early_rgb"))
     students = [run for run in config.runs.values() if run.teachers and run.modality == "rgb"]
     for run in students:
         assert (run.hidden, run.learning_rate) == (32, 1e-3)
         assert name == "filters" or (run.filter, run.num_layers) == ("pdan", 4)
-    second = "ss_tcn_second" if name == "filters" else "second"
-    assert students[0].teachers == ("ensemble", second, "elsewhere")
-    assert {"first", "early_rgb"} < set(config.runs) and not {"student", "other"} & set(config.runs)
+    assert (own("ensemble"), own("second"), "elsewhere") in {run.teachers for run in students}
+    assert {own("first"), own("early_rgb")} < set(config.runs)
+    assert not {own(run) for run in ("student", "other")} & set(config.runs)
+    second = config.runs[own("second")]
+    assert second.teachers == (own("first"),) and second.weights.atomic == default.WEIGHTS["atomic"]
+    assert second.filter == ("pdan" if name == "filters" else "ss_tcn")
     assert "best" not in config.choices and "best" not in config.published
     assert ("plain" in config.published) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
     assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
+
+
+def test_methods_that_compare_logits_are_left_out_where_a_teacher_has_none(tmp_path):
+    (tmp_path / "features").mkdir()
+    teachers = 'teachers=("ensemble", "second", "elsewhere")'
+    given = MINE.replace(teachers, 'teachers=("elsewhere",)').replace("workdir/elsewhere", str(tmp_path / "features"))
+    (tmp_path / "given.py").write_text(given)
+    chosen = get_config("compare_kd", str(tmp_path / "given.py")).choices
+    assert set(chosen) == {"rkd", "similarity_preserving", "mars", "ours"}
+    assert chosen.mars == ("mars_0p03", "mars_0p1", "mars_0p3", "mars_1", "mars_3", "mars_published")
+    (tmp_path / "taught.py").write_text(MINE.replace(teachers, 'teachers=("first",)'))
+    chosen = get_config("compare_kd", str(tmp_path / "taught.py")).choices
+    assert {"skd", "chen", "logit_distillation", "graph_distillation"} < set(chosen)
 
 
 @pytest.mark.parametrize("name", COMPARED)

@@ -41,7 +41,19 @@ WRONG_TURNS = {
     ),
     "form": (["--config=configs/demo.py", "--config.runs.augmented_rgb.options.atomic.form=x"], "form must be one of"),
     "seed": (["--config=configs/demo.py", "--config.seed=-1"], "seed=-1"),
-    "entry": (["--config=configs/demo.py", "--config.teachers.pub=DIR"], "there is no entry 'pub' to change; give the"),
+    "entry": (
+        ["--config=configs/demo.py", "--config.teachers.pub=DIR"],
+        """there is no entry 'pub' to change; give the whole, e.g. --config.teachers="{'pub': 'DIR'}\"""",
+    ),
+    "method": (
+        ["--config=configs/demo.py", "--config.runs.augmented_rgb.weights.mars=50"],
+        "there is no distillation term 'mars'; known terms: atomic, ",
+    ),
+    "run": (["--config=configs/demo.py", "--config.runs.nobody.filter=pdan"], "there is no run 'nobody' to change"),
+    "section": (
+        ["--config=configs/demo.py", "--config.foo.bar=1"],
+        "there is no field 'foo' (configs/default.py lists",
+    ),
     "stray argument": (["--config=configs/demo.py", "training.epochs=3"], "unexpected argument"),
 }
 

@@ -175,9 +175,15 @@ def another_width(folder, source):
     np.save(path, np.load(path)[:, 1:])
 
 
+def two_of_one(folder, source):
+    path = next(folder.iterdir())
+    np.savez(path.with_suffix(".npz"), np.load(path))
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
+        (two_of_one, "two feature files .*npy and .*npz"),
         (no_video, "missing feature file"),
         (too_short, "the records have"),
         (another_width, "feature dimension .* all files must have one"),
@@ -197,6 +203,7 @@ def test_a_folder_of_features_is_checked_before_training(workdir, tmp_path, spoi
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"filter": "mine"}, "config.json: the filter 'mine' is unknown .*; add its class to FILTERS"),
         ({"classes": ["one"]}, "knows 1 classes"),
         ({"input_size": 7}, "reads 'flow' of 7 features; the records have"),
     ],
@@ -206,10 +213,16 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     write_json(folder / "config.json", {**read_json(folder / "config.json"), **changes})
     config = make_config(new=student("elsewhere"))
     config.teachers.elsewhere = str(folder)
-    with pytest.raises(ValueError, match=rf"teachers\.elsewhere: the run .*{message}"):
+    with pytest.raises(ValueError, match=rf"teachers\.elsewhere: .*elsewhere.*{message}"):
+        experiment.prepare(config, workdir)
+    write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
+    for file in (path for path in (folder / "checkpoints").rglob("*") if path.is_file()):
+        file.write_bytes(file.read_bytes()[:50])  # a copy that was cut short
+    with pytest.raises(
+        ValueError, match=r"teachers\.elsewhere: the checkpoint of the run .* cannot be read .*copy all"
+    ):
         experiment.prepare(config, workdir)
     shutil.rmtree(folder / "checkpoints")
-    write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
     with pytest.raises(ValueError, match="has lost its folder checkpoints"):
         experiment.prepare(config, workdir)
     (folder / "results.json").unlink()
