@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax import distill, losses
+from kd_jax.datasets import synthetic
 from kd_jax.models import FILTERS, Detector
+from kd_jax.segments import labels_from_segments
 from kd_jax.train_state import OWNED, create_train_state, current_learning_rate, make_optimizer
 from kd_jax.types import Batch, Outputs
 
@@ -33,12 +35,22 @@ def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
 
 
 def make_step(
-    head="dense", filter="ss_tcn", dropout=0.0, options=None, patience=2, balance="loss", modules=(), teacher=None
+    head="dense",
+    filter="ss_tcn",
+    dropout=0.0,
+    options=None,
+    patience=2,
+    balance="loss",
+    modules=(),
+    teacher=None,
+    size=D,
+    classes=C,
+    snippets=19,
 ):
-    model = Detector(filter, num_outputs=distill.TASKS[head][1](C), hidden=H, num_layers=2, dropout=dropout)
+    model = Detector(filter, num_outputs=distill.TASKS[head][1](classes), hidden=H, num_layers=2, dropout=dropout)
     optimizer = make_optimizer(1e-2, plateau_patience=patience, steps_per_epoch=1)
-    modules = distill.make_modules({term: {} for term in modules}, 19)
-    state = create_train_state(model, optimizer, jax.random.key(0), D, None, modules, [teacher], num_classes=C)
+    modules = distill.make_modules({term: {} for term in modules}, snippets)
+    state = create_train_state(model, optimizer, jax.random.key(0), size, None, modules, [teacher], num_classes=classes)
     step = distill.make_train_step(model, optimizer, head=head, options=options, balance=balance, modules=modules)
     return step, state, model
 
@@ -152,10 +164,9 @@ def test_a_balanced_term_without_a_gradient_counts_nothing():
 
 @pytest.mark.parametrize("filter, head", [*((filter, "dense") for filter in FILTERS), ("ss_tcn", "sparse")])
 def test_every_filter_takes_two_steps_with_every_term(filter, head):
-    """Each term alone and all of them, in one program, with NaN in the padding."""
-    batch, teacher = make_batch(rows=3, length=16)
-    batch, teacher = batch.replace(first=jnp.array([0, 12, 0])), teacher.replace(logits=wider(teacher.logits, head))
-    step, fresh, _ = make_step(head, filter, dropout=0.5, modules=distill.MODULES, teacher=teacher)
+    """Each term alone and all of them, in one program, on the synthetic set, with NaN in the padding."""
+    batch, teacher, sizes = synthetic_batch(head)
+    step, fresh, _ = make_step(head, filter, dropout=0.5, modules=distill.MODULES, teacher=teacher, **sizes)
     step, terms = jax.jit(step), (*distill.TERMS, *distill.MODULES)
     for term in [*terms, None]:
         state, weights = fresh, {other: float(term in (None, other)) for other in terms}
@@ -173,10 +184,30 @@ def test_every_filter_takes_two_steps_with_every_term(filter, head):
     assert step._cache_size() == 1
 
 
-def wider(logits, head):
-    """A teacher's logits with one for the background, where the head has it."""
-    more = distill.TASKS[head][1](C) - C
-    return jnp.concatenate([logits, logits[..., :more]], axis=-1)
+def synthetic_batch(head):
+    """Two RGB videos of the synthetic set and a padded one; flow channels stand for what a teacher says of them."""
+    info, splits = synthetic.tiny()
+    videos, classes = splits["train"][:2], len(info.classes)
+    lengths, outputs = [video.num_snippets for video in videos], distill.TASKS[head][1](classes)
+    labels = [labels_from_segments(v.segments, v.duration, v.num_snippets, classes) for v in videos]
+
+    def pad(tables, fill):
+        shape = (3, max(lengths) + 3, tables[0].shape[1])
+        padded = np.full(shape, fill, tables[0].dtype)
+        for row, table in enumerate(tables):
+            padded[row, : len(table)] = table
+        return jnp.asarray(padded)
+
+    flow = [video.features["flow"] for video in videos]
+    teacher = Outputs(*(pad([table[:, :width] for table in flow], np.nan) for width in (H, outputs)))
+    batch = Batch(
+        features=pad([video.features["rgb"] for video in videos], np.nan),
+        labels=pad(labels, 0),
+        mask=pad([np.ones((n, 1), bool) for n in lengths], False)[:, :, 0],
+        first=jnp.array([0, lengths[0], 0]),
+    )
+    sizes = {"size": batch.features.shape[-1], "classes": classes, "snippets": sum(lengths)}
+    return batch, teacher, sizes
 
 
 @pytest.mark.parametrize("rows, length", [(2, 20), (4, 16)])
