@@ -71,7 +71,8 @@ def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
     """The usual experiment: a teacher, a plain student, a distilled student, and the fusion of the first two.
 
     The teacher reads the modality `teacher`, the students `student`; for 'flow' and 'rgb' the runs are flow_teacher,
-    vanilla_rgb and augmented_rgb.
+    vanilla_rgb and augmented_rgb. With `--config.runs.augmented_rgb.teachers="('two_stream',)"` the student learns from
+    the fusion, which gained more (docs/weights.md).
     """
     first, plain = f"{teacher}_teacher", f"vanilla_{student}"
     config.runs = make_runs(
