@@ -342,7 +342,7 @@ def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Sequ
             if not logits and (reads := [term for term in weighed if term in distill.READS_LOGITS]):
                 raise ValueError(
                     f"runs.{name} weighs {reads[0]!r}, which compares logits; the teacher {teacher!r} is a folder of "
-                    "features and has none"
+                    "features and has none; give a finished run, or weigh terms of features alone"
                 )
         options = {term: run.options[term].to_dict() for term in weighed}
         model = {"num_outputs": num_outputs, **config.model.to_dict()}
