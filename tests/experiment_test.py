@@ -326,7 +326,7 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     config = tiny_config()
     config.fusions = {}
     config.runs.small = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
-    config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 30.0})
+    config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 3000.0})
     config.runs.large.balance, config.runs.vanilla_rgb.starts_from = "gradient", "small"
     config.runs.augmented_rgb.baseline = "flow_teacher"
     config.choices.mars = ("small", "large")
@@ -346,13 +346,13 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
     rows = {row["run"]: row for row in table["rows"]}
     assert list(rows) == ["augmented_rgb", "vanilla_rgb", "flow_teacher", "mars"]
     assert rows["mars"]["chosen"] == "large" and rows["mars"]["tried"] == {"small": 41, "large": 42}
-    assert rows["mars"]["gain"] == [5, 4] and rows["mars"]["weights"] == {"hint": 30.0}
+    assert rows["mars"]["gain"] == [5, 4] and rows["mars"]["weights"] == {"hint": 3000.0}
     assert rows["augmented_rgb"]["gain"] == [-10, -8]
     assert rows["vanilla_rgb"]["gain"] is None and rows["flow_teacher"]["gain"] == [20, 18]
     text = experiment.markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| mars"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        *("mars", "rgb", "flow_teacher", "shares: hint 30", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
+        *("mars", "rgb", "flow_teacher", "shares: hint 3000", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
     ]
     assert "| starts from small " in text and "gain over its baseline" in text and "published (PKU-MMD)" in text
 
