@@ -28,7 +28,7 @@ def get_config(variant=""):
     for terms in subsets if variant != "smoke" else (subsets[0], subsets[-1]):
         name = "all" if len(terms) == 3 else "_and_".join(terms)
         weights = {term: default.WEIGHTS[term] for term in terms}
-        config.runs[name] = default.make_like(plain, teachers=teachers, weights=weights)
+        default.add_run(config, name, default.make_like(plain, teachers=teachers, weights=weights))
     default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
     return default.with_variant(config, variant)

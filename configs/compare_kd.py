@@ -56,21 +56,23 @@ def get_config(variant=""):
         like = {"teachers": teachers, "options": options}
         for weight in grid:
             shares = dict.fromkeys(weights, weight / len(weights))
-            config.runs[run_name(method, weight)] = default.make_like(plain, weights=shares, balance="gradient", **like)
+            run = default.make_like(plain, weights=shares, balance="gradient", **like)
+            default.add_run(config, run_name(method, weight), run)
         config.choices[method] = tuple(run_name(method, weight) for weight in grid)
         if variant != "smoke":
             task_weight = PUBLISHED_TASK_WEIGHT.get(method, 1.0)
             published = default.make_like(plain, weights=weights, task_weight=task_weight, **like)
-            config.runs[f"{method}_published"] = published
+            default.add_run(config, f"{method}_published", published)
             config.choices[method] += (f"{method}_published",)
-    config.runs.crd_distil = default.make_like(
+    distil = default.make_like(
         plain,
         teachers=teachers,
         weights={"crd": 0.8},
         options={"crd": {"num_negatives": NUM_NEGATIVES}},
         task_weight=0.0,
     )
-    config.runs.crd = default.make_like(plain, starts_from="crd_distil")
+    default.add_run(config, "crd_distil", distil)
+    default.add_run(config, "crd", default.make_like(plain, starts_from="crd_distil"))
     default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
     return default.with_variant(config, variant)

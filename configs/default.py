@@ -67,6 +67,13 @@ def make_runs(**runs: ConfigDict) -> ConfigDict:
     return ConfigDict(runs, sort_keys=False)
 
 
+def add_run(config: ConfigDict, name: str, run: ConfigDict) -> None:
+    """Another run of an experiment whose first runs are from another file; ValueError if that has one of this name."""
+    if name in config.runs or name in config.fusions or name in config.teachers:
+        raise ValueError(f"two runs, fusions or teachers would be named {name!r}; rename that of the other file")
+    config.runs[name] = run
+
+
 def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
     """The usual experiment: a teacher, a plain student, a distilled student, and the fusion of the first two.
 

@@ -22,11 +22,12 @@ def get_config(variant=""):
         own = {other: f"{name}_{other}" for other in (*others, *fusions)} | {config.baseline: f"{name}_vanilla"}
         changes = {"filter": name, "num_layers": None, "baseline": own[config.baseline]}
         for other, run in others.items():
-            config.runs[own[other]] = renamed(run, own, changes)
+            default.add_run(config, own[other], renamed(run, own, changes))
         for fusion, streams in fusions.items():
             config.fusions[own[fusion]] = tuple(own[stream] for stream in streams)
         taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder stays what it is
-        config.runs[f"{name}_augmented"] = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
+        augmented = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
+        default.add_run(config, f"{name}_augmented", augmented)
     config.baseline = ""
     config.seeds = 5
     return default.with_variant(config, variant)

@@ -35,7 +35,7 @@ def get_config(variant=""):
     factors, shares, balanced = (FACTORS[:1], SHARES[:1], ["all"]) if smoke else (FACTORS, SHARES, LEVELS)
 
     def add(name, weights, **changes):
-        config.runs[name] = default.make_like(plain, teachers=teachers, weights=weights, **changes)
+        default.add_run(config, name, default.make_like(plain, teachers=teachers, weights=weights, **changes))
 
     published = {form: {level: default.PUBLISHED_WEIGHTS[level]} for form, (level, _) in FORMS.items() if form in forms}
     for form, weights in {**published, "all": default.PUBLISHED_WEIGHTS}.items():

@@ -194,13 +194,13 @@ def _convert_tgm(state):
             part["kernel"] = np.stack(kernels, axis=1)
             part["bias"] = np.concatenate([reader.take(f"{key}.convs.{o}.bias", 1) for o in range(channels)])
         params[f"layer_{i}"] = part
-    name = "tgm_super_events" if "sup_mat" in state else "tgm"
+    name = "tgm_super_events" if state.keys() & {"sup_mat", "cls_wts", "sup.center"} else "tgm"
     if name == "tgm_super_events":
         part = {
             curve: np.stack([reader.take(f"{key}.{curve}", 3) for key in ("sup", "sup2")])
             for curve in ("center", "gamma")
         }
-        part["kernel"] = reader.take("sup_mat", 1, classes, (width - classes) // 2)[0].T
+        part["kernel"] = reader.take("sup_mat", 1, classes, max(width - classes, 0) // 2)[0].T
         part["share"] = reader.take("cls_wts", classes)
         params["super_events"] = part
     params["hidden"] = reader.pointwise("h", width, hidden)

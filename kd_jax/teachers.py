@@ -84,7 +84,7 @@ def given_run(folder: epath.Path) -> dict | None:
     try:
         config = read_json(folder / "config.json") if folder.is_dir() else None
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON ({error})") from None
+        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON ({error}); copy all of it again") from None
     own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
     return config if isinstance(config, dict) and own <= config.keys() else None
 
@@ -126,7 +126,13 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     config = given_run(folder)
     if config is None:
         return _check_features(folder, videos), 0
-    if not (folder / "results.json").exists():
+    try:
+        results = read_json(folder / "results.json")
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'results.json'} cannot be read as JSON ({error}); copy all of the run again"
+        ) from None
+    if results is None:
         raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
     if not checkpoints.saved_epochs(folder):
         raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")

@@ -140,6 +140,22 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
 
 
+@pytest.mark.parametrize(
+    "name, taken",
+    [
+        ("ablation", "all"),
+        ("compare_kd", "crd"),
+        ("filters", "vanilla"),
+        ("filters", "augmented"),
+        ("weights", "all_pulls_1"),
+    ],
+)
+def test_a_run_of_another_file_is_not_overwritten(name, taken, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.replace("second=", f"{taken}=").replace('"second"', f'"{taken}"'))
+    with pytest.raises(ValueError, match=f"would be named '.*{taken}'; rename that of the other file"):
+        get_config(name, str(tmp_path / "mine.py"))
+
+
 def test_methods_that_compare_logits_are_left_out_where_a_teacher_has_none(tmp_path):
     (tmp_path / "features").mkdir()
     teachers = 'teachers=("ensemble", "second", "elsewhere")'

@@ -69,6 +69,11 @@ def test_every_missing_extra_and_misshapen_key_is_listed():
         "stage1.extra is not known",
     ):
         assert part in str(error.value)
+    _, state = state_of("tgm_hier_small")
+    del state["sup_mat"]
+    state["h.weight"] = state["h.weight"][:, :5]
+    with pytest.raises(ValueError, match=r"^the state dict does not fit its model: sup_mat is missing"):
+        convert(state)
     with pytest.raises(ValueError, match=r"of none of PDAN, SS-TCN, MS-TCN and TGM"):
         convert({"conv.weight": np.zeros(3, np.float32)})
 

@@ -225,6 +225,9 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ValueError, match="has lost its folder checkpoints"):
         experiment.prepare(config, workdir)
+    (folder / "results.json").write_text('{"best_epoch": 1, "te')
+    with pytest.raises(ValueError, match=r"teachers\.elsewhere: .*results\.json cannot be read as JSON .*copy all"):
+        experiment.prepare(config, workdir)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):
         experiment.prepare(config, workdir)

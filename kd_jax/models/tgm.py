@@ -81,7 +81,7 @@ class TGMSuperEvents(TGM):
 
     References:
       Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. There the curves reach into the padding;
-      here they end with the video, as there without padding. They are not dropped out: our reading.
+      here they end with the video, as there without padding. In training they are not dropped out here, there they are.
     """
 
     num_outputs: int = 1
