@@ -54,16 +54,17 @@ def get_config(variant=""):
         if not logits and weights.keys() & set(READS_LOGITS):
             continue
         like = {"teachers": teachers, "options": options}
+        tried = {}
         for weight in grid:
             shares = dict.fromkeys(weights, weight / len(weights))
-            run = default.make_like(plain, weights=shares, balance="gradient", **like)
-            default.add_run(config, run_name(method, weight), run)
-        config.choices[method] = tuple(run_name(method, weight) for weight in grid)
+            name = f"{method}_{weight:g}".replace(".", "p")
+            tried[name] = default.make_like(plain, weights=shares, balance="gradient", **like)
         if variant != "smoke":
             task_weight = PUBLISHED_TASK_WEIGHT.get(method, 1.0)
-            published = default.make_like(plain, weights=weights, task_weight=task_weight, **like)
-            default.add_run(config, f"{method}_published", published)
-            config.choices[method] += (f"{method}_published",)
+            tried[f"{method}_published"] = default.make_like(plain, weights=weights, task_weight=task_weight, **like)
+        for name, run in tried.items():
+            default.add_run(config, name, run)
+        config.choices[method] = tuple(tried)
     distil = default.make_like(
         plain,
         teachers=teachers,
@@ -80,7 +81,3 @@ def get_config(variant=""):
 
 def has_logits(entry):
     return all(given_run(folder) for folder in given_folders(entry))
-
-
-def run_name(method, weight):
-    return f"{method}_{weight:g}".replace(".", "p")

@@ -536,7 +536,7 @@ def _start(row: Mapping) -> list[str]:
 
 def _weights(row: Mapping) -> str:
     """Factors of the terms, or what they are kept at where they are balanced."""
-    text = ", ".join(f"{term} {weight:{'.3g' if weight < 100 else 'g'}}" for term, weight in row["weights"].items())
+    text = ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, weight in row["weights"].items())
     return f"shares: {text}" if text and row["balance"] == "gradient" else text or "–"
 
 

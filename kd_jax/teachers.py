@@ -81,12 +81,16 @@ def given_run(folder: epath.Path) -> dict | None:
     Raises:
       ValueError: if there is a config.json that cannot be read.
     """
-    try:
-        config = read_json(folder / "config.json") if folder.is_dir() else None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON ({error}); copy all of it again") from None
+    config = _read(folder / "config.json") if folder.is_dir() else None
     own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
     return config if isinstance(config, dict) and own <= config.keys() else None
+
+
+def _read(path: epath.Path) -> dict | None:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); copy all of {path.parent} again") from None
 
 
 def fingerprint(folder: epath.Path) -> str:
@@ -126,13 +130,7 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     config = given_run(folder)
     if config is None:
         return _check_features(folder, videos), 0
-    try:
-        results = read_json(folder / "results.json")
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / 'results.json'} cannot be read as JSON ({error}); copy all of the run again"
-        ) from None
-    if results is None:
+    if _read(folder / "results.json") is None:
         raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
     if not checkpoints.saved_epochs(folder):
         raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")

@@ -12,6 +12,7 @@ import pytest
 
 from configs import default
 from kd_jax import checkpoints, experiment, files
+from kd_jax.models import FILTERS
 from kd_jax.population import compiled_train_step
 from kd_jax.train import run_config
 from kd_jax.train_state import create_train_state, make_optimizer
@@ -122,19 +123,20 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     config = get_config(name, str(tmp_path / "mine.py"))
     experiment.check_config(config)
     assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
-    own = (lambda run: f"pdan_{run}") if name == "filters" else lambda run: run  # what each filter has of its own
-    assert own("ensemble") in config.fusions and own("two_stream") not in config.fusions
-    assert config.fusions[own("ensemble")] == (own("first"), own("early_rgb"))
+    prefixes = [f"{filter}_" for filter in FILTERS] if name == "filters" else [""]  # each filter has all of its own
+    own = (prefixes[0] + "{}").format
+    assert config.fusions.to_dict() == {f"{p}ensemble": (f"{p}first", f"{p}early_rgb") for p in prefixes}
     students = [run for run in config.runs.values() if run.teachers and run.modality == "rgb"]
     for run in students:
         assert (run.hidden, run.learning_rate) == (32, 1e-3)
         assert name == "filters" or (run.filter, run.num_layers) == ("pdan", 4)
-    assert (own("ensemble"), own("second"), "elsewhere") in {run.teachers for run in students}
-    assert {own("first"), own("early_rgb")} < set(config.runs)
-    assert not {own(run) for run in ("student", "other")} & set(config.runs)
-    second = config.runs[own("second")]
-    assert second.teachers == (own("first"),) and second.weights.atomic == default.WEIGHTS["atomic"]
-    assert second.filter == ("pdan" if name == "filters" else "ss_tcn")
+    assert students[0].teachers == (own("ensemble"), own("second"), "elsewhere")
+    for p in prefixes:
+        assert {f"{p}first", f"{p}early_rgb"} < set(config.runs)
+        assert not {"student", "other", f"{p}student", f"{p}other"} & set(config.runs)
+        second = config.runs[f"{p}second"]
+        assert second.teachers == (f"{p}first",) and second.weights.atomic == default.WEIGHTS["atomic"]
+        assert second.filter == (p.removesuffix("_") or "ss_tcn")
     assert "best" not in config.choices and "best" not in config.published
     assert ("plain" in config.published) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
     assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2

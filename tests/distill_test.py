@@ -10,8 +10,8 @@ import pytest
 
 from kd_jax import distill, losses
 from kd_jax.datasets import synthetic
+from kd_jax.input_pipeline import make_examples
 from kd_jax.models import FILTERS, Detector
-from kd_jax.segments import labels_from_segments
 from kd_jax.train_state import OWNED, create_train_state, current_learning_rate, make_optimizer
 from kd_jax.types import Batch, Outputs
 
@@ -189,7 +189,7 @@ def synthetic_batch(head):
     info, splits = synthetic.tiny()
     videos, classes = splits["train"][:2], len(info.classes)
     lengths, outputs = [video.num_snippets for video in videos], distill.TASKS[head][1](classes)
-    labels = [labels_from_segments(v.segments, v.duration, v.num_snippets, classes) for v in videos]
+    examples = make_examples(videos, "rgb", classes)
 
     def pad(tables, fill):
         shape = (3, max(lengths) + 3, tables[0].shape[1])
@@ -201,8 +201,8 @@ def synthetic_batch(head):
     flow = [video.features["flow"] for video in videos]
     teacher = Outputs(*(pad([table[:, :width] for table in flow], np.nan) for width in (H, outputs)))
     batch = Batch(
-        features=pad([video.features["rgb"] for video in videos], np.nan),
-        labels=pad(labels, 0),
+        features=pad([example.features for example in examples], np.nan),
+        labels=pad([example.labels for example in examples], 0),
         mask=pad([np.ones((n, 1), bool) for n in lengths], False)[:, :, 0],
         first=jnp.array([0, lengths[0], 0]),
     )

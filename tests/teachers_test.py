@@ -203,9 +203,9 @@ def test_a_folder_of_features_is_checked_before_training(workdir, tmp_path, spoi
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"filter": "mine"}, "config.json: the filter 'mine' is unknown .*; add its class to FILTERS"),
-        ({"classes": ["one"]}, "knows 1 classes"),
-        ({"input_size": 7}, "reads 'flow' of 7 features; the records have"),
+        ({"filter": "mine"}, r".*elsewhere.config\.json: the filter 'mine' is unknown .*; add its class to FILTERS"),
+        ({"classes": ["one"]}, "the run .*knows 1 classes"),
+        ({"input_size": 7}, "the run .*reads 'flow' of 7 features; the records have"),
     ],
 )
 def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
@@ -213,7 +213,7 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     write_json(folder / "config.json", {**read_json(folder / "config.json"), **changes})
     config = make_config(new=student("elsewhere"))
     config.teachers.elsewhere = str(folder)
-    with pytest.raises(ValueError, match=rf"teachers\.elsewhere: .*elsewhere.*{message}"):
+    with pytest.raises(ValueError, match=rf"teachers\.elsewhere: {message}"):
         experiment.prepare(config, workdir)
     write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
     for file in (path for path in (folder / "checkpoints").rglob("*") if path.is_file()):
