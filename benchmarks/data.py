@@ -17,8 +17,10 @@ from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
-from kd_jax import input_pipeline, resident
-from kd_jax.datasets import base, records
+from kd_jax import sharding
+from kd_jax.data import base, records
+from kd_jax.data.batches import bucket_lengths, epoch, make_examples, plan_epoch
+from kd_jax.training import on_device
 
 
 def write(folder: Path, videos: list[dict]) -> list[Path]:
@@ -70,29 +72,29 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     """One row for each side."""
     files = write(folder, videos)
     loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.with_peers() else {}
-    mesh, lengths = input_pipeline.data_mesh(), [len(video["labels"]) for video in videos]
-    buckets = input_pipeline.bucket_lengths(lengths, 4, batch_size)
+    mesh, lengths = sharding.data_mesh(), [len(video["labels"]) for video in videos]
+    buckets = bucket_lengths(lengths, 4, batch_size)
     stored = records.read(folder / "records", "train", ["rgb"])
-    examples = input_pipeline.make_examples(stored, "rgb", CLASSES)
-    data = resident.put([examples], max(buckets), mesh)
+    examples = make_examples(stored, "rgb", CLASSES)
+    data = on_device.put([examples], max(buckets), mesh)
     epochs = itertools.count()
 
     def streamed():
-        for _, batch, _ in input_pipeline.epoch(examples, buckets, batch_size, mesh, seed=0, epoch=next(epochs)):
+        for _, batch, _ in epoch(examples, buckets, batch_size, mesh, seed=0, epoch=next(epochs)):
             batch.features.block_until_ready()
 
     def cut():
-        batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=0, epoch=next(epochs))
-        plan = resident.index_plan(batches, buckets, len(lengths), batch_size)
+        batches = plan_epoch(lengths, buckets, batch_size, seed=0, epoch=next(epochs))
+        plan = on_device.index_plan(batches, buckets, len(lengths), batch_size)
         for bucket, rows in zip(*plan, strict=True):
             take(data, rows, buckets[bucket]).features.block_until_ready()
 
-    take = jax.jit(lambda data, rows, length: resident.take(data, 0, rows, length)[0], static_argnums=2)
+    take = jax.jit(lambda data, rows, length: on_device.take(data, 0, rows, length)[0], static_argnums=2)
     calls = {
         "read: records": lambda: records.read(folder / "records", "train", ["rgb"]),
         "read: np.load": lambda: [np.load(file) for file in files],
-        "labels from segments": lambda: input_pipeline.make_examples(stored, "rgb", CLASSES),
-        "put: resident, once a run": lambda: resident.put([examples], max(buckets), mesh),
+        "labels from segments": lambda: make_examples(stored, "rgb", CLASSES),
+        "put: resident, once a run": lambda: on_device.put([examples], max(buckets), mesh),
         "batches: streamed to the device": streamed,
         "batches: cut from resident videos": cut,
         **loaders,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.peers import DEVICE
-from kd_jax.encoders import agcn, i3d
+from kd_jax.video.encoders import agcn, i3d
 
 
 def _tensor(x) -> torch.Tensor:

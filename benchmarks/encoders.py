@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measuring
-from kd_jax import session, videos
-from kd_jax.encode import encode_video
-from kd_jax.encoders import AGCN, I3D
-from kd_jax.encoders.weights import Weights, random_variables
+from kd_jax import runtime
+from kd_jax.video import videos
+from kd_jax.video.encode import encode_video
+from kd_jax.video.encoders import AGCN, I3D
+from kd_jax.video.encoders.weights import Weights, random_variables
 
 FRAMES = 16
 
@@ -38,7 +39,7 @@ def make(name: str, clips: int, size: int, dtype: str, width: float):
 
 
 def ours(model, variables, x) -> Callable:
-    run = jax.jit(model.apply, compiler_options=session.compiler_options())
+    run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
     variables, x = jax.device_put((variables, x))
     return lambda: run(variables, x)
 

@@ -21,7 +21,7 @@ from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
-from kd_jax.datasets import base, records
+from kd_jax.data import base, records
 
 SECONDS = 0.64  # of a snippet of TSU: 16 frames at 25 a second
 
@@ -58,12 +58,12 @@ def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, rows = time.perf_counter() - started, []
-        for journal in sorted(Path(work).glob("**/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
-            epochs = [json.loads(line) for line in journal.read_text().splitlines()]
+        for logs in sorted(Path(work).glob("**/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
+            epochs = [json.loads(line) for line in logs.read_text().splitlines()]
             times = [entry["seconds"] for entry in epochs]
             rows.append(
                 {
-                    "run": str(journal.parent.relative_to(work)),
+                    "run": str(logs.parent.relative_to(work)),
                     "first epoch s": times[0],
                     "epoch s": float(np.median(times[1:] or times)),
                     "all epochs s": sum(times),

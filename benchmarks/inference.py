@@ -17,9 +17,9 @@ from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
-from kd_jax.input_pipeline import Example
-from kd_jax.predict import predict
-from kd_jax.windows import detect_in_windows
+from kd_jax.data.batches import Example
+from kd_jax.inference.predict import predict
+from kd_jax.inference.windows import detect_in_windows
 
 
 def variables_of(model, width: int) -> dict:

@@ -9,9 +9,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measuring
-from kd_jax.metrics.detection_map import detection_map
-from kd_jax.metrics.event_map import event_map, event_map_strict
-from kd_jax.metrics.frame_map import frame_map
+from kd_jax.evaluation.metrics.detection_map import detection_map
+from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
+from kd_jax.evaluation.metrics.frame_map import frame_map
 
 CLASSES, ROWS_A_VIDEO = 157, 3000
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.workloads import CLASSES, WEIGHTS
-from kd_jax import input_pipeline
+from kd_jax.data.batches import bucket_lengths, plan_epoch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -178,7 +178,7 @@ class Strong(Peer):
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does; nothing on CPU
         self.data = [{key: value.to(DEVICE) for key, value in video.items()} for video in self.data]
         self.lengths = [len(video["labels"]) for video in videos]
-        self.buckets = input_pipeline.bucket_lengths(self.lengths, 4, batch_size)
+        self.buckets = bucket_lengths(self.lengths, 4, batch_size)
         self.count = 0
         if DEVICE.type == "cuda":
             self.models = {kind: torch.compile(model) for kind, model in self.models.items()}
@@ -192,7 +192,7 @@ class Strong(Peer):
     def batches(self, kind: str):
         self.count += 1
         unread = {"teacher": {"rgb", "teacher"}, "student": {"flow"}}[kind]
-        plan = input_pipeline.plan_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
+        plan = plan_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
         for bucket, indices in plan:
             videos = [{key: value for key, value in self.data[i].items() if key not in unread} for i in indices]
             yield collate(videos, bucket if DEVICE.type == "cuda" else 0)

@@ -5,7 +5,7 @@
     python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
 24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
-one of its RGB student with three terms ('student'). Our side is what `kd_jax.train` runs: resident videos, an epoch one
+one of its RGB student with three terms ('student'). Our side is what `kd_jax.training.run` runs: resident videos, an epoch one
 compiled scan, the teacher's outputs computed once. The peers are described in benchmarks/peers.py (`pip install -e
 .[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
 
@@ -29,16 +29,16 @@ from absl import flags
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, WEIGHTS
-from kd_jax import input_pipeline
-from kd_jax.population import Population
-from kd_jax.predict import predict
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.data.batches import attach_teacher
+from kd_jax.inference.predict import predict
+from kd_jax.training.population import Population
+from kd_jax.training.state import create_train_state, make_optimizer
 
 BUCKETS, LAYERS = 4, 5
 
 
 class OurSide:
-    """What `kd_jax.train` does, without validation and checkpoints: `runs` seeds side by side."""
+    """What `kd_jax.training.run` does, without validation and checkpoints: `runs` seeds side by side."""
 
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
@@ -54,7 +54,7 @@ class OurSide:
         started = time.perf_counter()
         outputs = predict(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
         self.teacher_once = time.perf_counter() - started
-        students = [input_pipeline.attach_teacher(rgb, outputs)] * runs  # as if each had a teacher of its own
+        students = [attach_teacher(rgb, outputs)] * runs  # as if each had a teacher of its own
         self.sets, self.kind, self.population = {"teacher": [flow], "student": students}, None, None
 
     def epoch(self, kind: str) -> None:

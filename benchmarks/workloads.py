@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import input_pipeline
-from kd_jax.distill import MODULES, make_modules
-from kd_jax.input_pipeline import Example
+from kd_jax import sharding
+from kd_jax.data.batches import Example
 from kd_jax.models import Detector
-from kd_jax.population import compiled_train_step
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.training.population import compiled_train_step
+from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.terms import MODULES, make_modules
 from kd_jax.types import Batch, Outputs
 
 CLASSES = 51
@@ -67,7 +67,7 @@ def make_batch(videos: int, length: int, width: int, hidden: int) -> tuple[Batch
 def training_step(
     model: Detector, batch: Batch, teachers: tuple[Outputs, ...] = (), weights: Mapping[str, float] | None = None
 ) -> tuple[Callable, int]:
-    """A call that trains one step more on `batch`, as `kd_jax.train` does on a dense head, and how many parameters."""
+    """A call that trains one step more on `batch`, as `kd_jax.training.run` does on a dense head, and how many parameters."""
     weights = weights or {}
     options = {term: {} for term in weights if term in MODULES}
     snippets, plateau = batch.mask.size, {"plateau_patience": 8, "steps_per_epoch": 10}
@@ -81,7 +81,7 @@ def training_step(
         teachers=teachers,
         num_classes=CLASSES,
     )
-    state = [input_pipeline.replicate(fresh, input_pipeline.data_mesh())]  # else the second step compiles again
+    state = [sharding.replicate(fresh, sharding.data_mesh())]  # else the second step compiles again
     arguments = teachers, batch, {term: jnp.float32(weight) for term, weight in weights.items()}, jax.random.key(1)
 
     def run():

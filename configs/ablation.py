@@ -4,13 +4,13 @@ Data, teachers, filter and budget are those of another file, named after the col
 
 Command:   python -m kd_jax.main --config=configs/ablation.py:sphere
 Data:      that of the other file
-Weights:   default.WEIGHTS
+Weights:   schema.WEIGHTS
 Smoke:     without the pairs and two of the single levels
 """
 
 import itertools
 
-from configs import default
+from kd_jax import config as schema
 
 PUBLISHED_FOR = "PKU-MMD, event mAP at 0.1"
 PUBLISHED = {
@@ -23,12 +23,12 @@ PUBLISHED_BASELINE = "79.6 (from its gains)"
 
 
 def get_config(variant=""):
-    config, teachers, plain, variant = default.from_other(variant)
-    subsets = [terms for count in (1, 2, 3) for terms in itertools.combinations(default.WEIGHTS, count)]
+    config, teachers, plain, variant = schema.from_other(variant)
+    subsets = [terms for count in (1, 2, 3) for terms in itertools.combinations(schema.WEIGHTS, count)]
     for terms in subsets if variant != "smoke" else (subsets[0], subsets[-1]):
         name = "all" if len(terms) == 3 else "_and_".join(terms)
-        weights = {term: default.WEIGHTS[term] for term in terms}
-        default.add_run(config, name, default.make_like(plain, teachers=teachers, weights=weights))
-    default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
+        weights = {term: schema.WEIGHTS[term] for term in terms}
+        schema.add_run(config, name, schema.make_like(plain, teachers=teachers, weights=weights))
+    schema.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)

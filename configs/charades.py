@@ -11,16 +11,16 @@ Protocols: Charades v1 localize (25 instants a video), frame mAP
 Published: 24.6 with Augmented-RGB, 22.3 without (localize mAP, the paper's own I3D features)
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "charades"
     config.dataset.data_dir = "data/charades"
     config.training.epochs = 100
     config.training.batch_size = 32
     config.training.learning_rate = 1e-4
     config.evaluation.batch_size = 32
-    default.set_runs(config, teacher="flow", student="rgb")
-    return default.with_variant(config, variant, {"published": default.published})
+    schema.set_runs(config, teacher="flow", student="rgb")
+    return schema.with_variant(config, variant, {"published": schema.published})

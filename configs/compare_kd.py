@@ -14,9 +14,9 @@ Left out:  methods that compare logits, where a teacher is a folder of features,
 Smoke:     the first weight of the grid, and the methods of SMOKE
 """
 
-from configs import default
-from kd_jax.distill import READS_LOGITS
-from kd_jax.teachers import given_folders, given_run
+from kd_jax import config as schema
+from kd_jax.training.teachers import given_folders, given_run
+from kd_jax.training.terms import READS_LOGITS
 
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 METHODS = {  # {term: published weight}; logit distillation has none, graph distillation its own inside
@@ -27,7 +27,7 @@ METHODS = {  # {term: published weight}; logit distillation has none, graph dist
     "logit_distillation": {"logit_distillation": 1.0},
     "mars": {"hint": 50.0},
     "graph_distillation": {"graph_distillation": 1.0},
-    "ours": default.PUBLISHED_WEIGHTS,
+    "ours": schema.PUBLISHED_WEIGHTS,
 }
 PUBLISHED_TASK_WEIGHT = {"chen": 0.5}
 SMOKE = ("rkd", "ours")
@@ -46,7 +46,7 @@ PUBLISHED_BASELINE = "22.3 / 79.6 (from its gains)"
 
 
 def get_config(variant=""):
-    config, teachers, plain, variant = default.from_other(variant)
+    config, teachers, plain, variant = schema.from_other(variant)
     grid, methods = (GRID[:1], SMOKE) if variant == "smoke" else (GRID, METHODS)
     logits = all(map(has_logits, (config.teachers[name] for name in teachers if name in config.teachers)))
     for method in methods:
@@ -58,25 +58,25 @@ def get_config(variant=""):
         for weight in grid:
             shares = dict.fromkeys(weights, weight / len(weights))
             name = f"{method}_{weight:g}".replace(".", "p")
-            tried[name] = default.make_like(plain, weights=shares, balance="gradient", **like)
+            tried[name] = schema.make_like(plain, weights=shares, balance="gradient", **like)
         if variant != "smoke":
             task_weight = PUBLISHED_TASK_WEIGHT.get(method, 1.0)
-            tried[f"{method}_published"] = default.make_like(plain, weights=weights, task_weight=task_weight, **like)
+            tried[f"{method}_published"] = schema.make_like(plain, weights=weights, task_weight=task_weight, **like)
         for name, run in tried.items():
-            default.add_run(config, name, run)
+            schema.add_run(config, name, run)
         config.choices[method] = tuple(tried)
-    distil = default.make_like(
+    distil = schema.make_like(
         plain,
         teachers=teachers,
         weights={"crd": 0.8},
         options={"crd": {"num_negatives": NUM_NEGATIVES}},
         task_weight=0.0,
     )
-    default.add_run(config, "crd_distil", distil)
-    default.add_run(config, "crd", default.make_like(plain, starts_from="crd_distil"))
-    default.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
+    schema.add_run(config, "crd_distil", distil)
+    schema.add_run(config, "crd", schema.make_like(plain, starts_from="crd_distil"))
+    schema.publish(config, PUBLISHED, PUBLISHED_BASELINE, PUBLISHED_FOR)
     config.seeds = 5
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)
 
 
 def has_logits(entry):

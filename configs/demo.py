@@ -1,14 +1,14 @@
 """Flow teacher → RGB student on the embedded synthetic data set: the whole method in about a minute.
 
 Command:   ./run.sh            (or: python -m kd_jax.main --config=configs/demo.py)
-Data:      made in memory from a seed (kd_jax/datasets/synthetic.py); nothing to download
+Data:      made in memory from a seed (kd_jax/data/synthetic.py); nothing to download
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "synthetic"
     config.model.hidden = 64
     config.model.standardize = True
@@ -17,5 +17,5 @@ def get_config(variant=""):
     config.training.learning_rate = 2e-3
     config.training.length_buckets = 2
     config.training.checkpoint_every = 8
-    default.set_runs(config, teacher="flow", student="rgb")
-    return default.with_variant(config, variant)
+    schema.set_runs(config, teacher="flow", student="rgb")
+    return schema.with_variant(config, variant)

@@ -4,33 +4,33 @@ Data, modalities and budget are those of another file, named after the colon; wi
 
 Command:   python -m kd_jax.main --config=configs/filters.py:sphere
 Data:      that of the other file
-Weights:   default.WEIGHTS
+Weights:   schema.WEIGHTS
 Smoke:     the first two filters
 """
 
-from configs import default
+from kd_jax import config as schema
 from kd_jax.models import FILTERS
 
 
 def get_config(variant=""):
-    config, teachers, plain, variant = default.from_other(variant)
+    config, teachers, plain, variant = schema.from_other(variant)
     others, fusions = dict(config.runs), dict(config.fusions)
-    config.runs = default.make_runs()
+    config.runs = schema.make_runs()
     for fusion in fusions:
         del config.fusions[fusion]
     for name in list(FILTERS)[: 2 if variant == "smoke" else None]:
         own = {other: f"{name}_{other}" for other in (*others, *fusions)} | {config.baseline: f"{name}_vanilla"}
         changes = {"filter": name, "num_layers": None, "baseline": own[config.baseline]}
         for other, run in others.items():
-            default.add_run(config, own[other], renamed(run, own, changes))
+            schema.add_run(config, own[other], renamed(run, own, changes))
         for fusion, streams in fusions.items():
             config.fusions[own[fusion]] = tuple(own[stream] for stream in streams)
         taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder stays what it is
-        augmented = default.make_like(plain, teachers=taught, weights=default.WEIGHTS, **changes)
-        default.add_run(config, f"{name}_augmented", augmented)
+        augmented = schema.make_like(plain, teachers=taught, weights=schema.WEIGHTS, **changes)
+        schema.add_run(config, f"{name}_augmented", augmented)
     config.baseline = ""
     config.seeds = 5
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)
 
 
 def renamed(run, names, changes):

@@ -10,13 +10,13 @@ Command:   python -m kd_jax.main --config=configs/hapt.py
 Protocols: event mAP at 0.1, 0.3, 0.5, frame mAP
 """
 
-from configs import default
+from kd_jax import config as schema
 
 TEACHER, STUDENT = "accelerometer_teacher", "vanilla_gyroscope"
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.data_dir = "data/hapt"
     config.model.hidden = 64
     config.model.standardize = True
@@ -29,11 +29,9 @@ def get_config(variant=""):
     config.evaluation.proposals = "classes"  # activities follow each other without background between them
     config.seeds = 5
     config.baseline = STUDENT
-    config.runs = default.make_runs(
-        **{TEACHER: default.make_run("accelerometer"), STUDENT: default.make_run("gyroscope")}
-    )
-    for term, weight in default.WEIGHTS.items():
-        config.runs[term] = default.make_run("gyroscope", teachers=(TEACHER,), weights={term: weight})
-    config.runs.all = default.make_run("gyroscope", teachers=(TEACHER,), weights=default.WEIGHTS)
+    config.runs = schema.make_runs(**{TEACHER: schema.make_run("accelerometer"), STUDENT: schema.make_run("gyroscope")})
+    for term, weight in schema.WEIGHTS.items():
+        config.runs[term] = schema.make_run("gyroscope", teachers=(TEACHER,), weights={term: weight})
+    config.runs.all = schema.make_run("gyroscope", teachers=(TEACHER,), weights=schema.WEIGHTS)
     config.fusions.two_stream = (TEACHER, STUDENT)
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)

@@ -10,14 +10,14 @@ Protocols: frame mAP
 Published: 44.6 with Augmented-RGB, 37.8 without (frame mAP, the paper's own I3D features)
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "multithumos"
     config.dataset.data_dir = "data/multithumos"
     config.training.batch_size = 8
     config.training.learning_rate = 5e-4
-    default.set_runs(config, teacher="flow", student="rgb")
-    return default.with_variant(config, variant, {"published": default.published})
+    schema.set_runs(config, teacher="flow", student="rgb")
+    return schema.with_variant(config, variant, {"published": schema.published})

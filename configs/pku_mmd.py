@@ -12,15 +12,15 @@ Protocols: event mAP at 0.1, 0.3, 0.5 (the official script, quirks included); fr
 Published: event mAP@0.1 85.5 with Augmented-RGB, 79.6 without (the paper's own features)
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "pku_mmd"
     config.dataset.data_dir = "data/pku_mmd"
     config.training.batch_size = 8
     config.training.epochs = 100
-    default.set_runs(config, teacher="flow", student="rgb")
-    variants = {"pose": lambda c: default.set_runs(c, teacher="pose", student="rgb"), "published": default.published}
-    return default.with_variant(config, variant, variants)
+    schema.set_runs(config, teacher="flow", student="rgb")
+    variants = {"pose": lambda c: schema.set_runs(c, teacher="pose", student="rgb"), "published": schema.published}
+    return schema.with_variant(config, variant, variants)

@@ -8,7 +8,7 @@ Command:   python -m kd_jax.main --config=configs/sphere.py         each term an
            python -m kd_jax.main --config=configs/sphere.py:tune    the grid that TUNED was chosen from
 """
 
-from configs import default
+from kd_jax import config as schema
 
 TEACHER, STUDENT = "accelerometer_teacher", "vanilla_video"
 # The best of each term's grid (`:tune`) by validation frame mAP, mean of two seeds; the test videos had no say.
@@ -21,11 +21,11 @@ GRID = {
 
 
 def student(weights):
-    return default.make_run("video", teachers=(TEACHER,), weights=weights)
+    return schema.make_run("video", teachers=(TEACHER,), weights=weights)
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.data_dir = "data/sphere"
     config.dataset.validation_fraction = 0.3
     config.model.hidden = 64
@@ -37,19 +37,19 @@ def get_config(variant=""):
     config.training.checkpoint_every = 20
     config.seeds = 5
     config.baseline = STUDENT
-    config.runs = default.make_runs(**{TEACHER: default.make_run("accelerometer"), STUDENT: default.make_run("video")})
+    config.runs = schema.make_runs(**{TEACHER: schema.make_run("accelerometer"), STUDENT: schema.make_run("video")})
     config.fusions.two_stream = (TEACHER, STUDENT)
-    for kind, weights in {"tuned": TUNED, "published": default.PUBLISHED_WEIGHTS}.items():
+    for kind, weights in {"tuned": TUNED, "published": schema.PUBLISHED_WEIGHTS}.items():
         for term, weight in weights.items():
             config.runs[f"{term}_{kind}"] = student({term: weight})
         config.runs[f"all_{kind}"] = student(weights)
-    return default.with_variant(config, variant, {"tune": tune})
+    return schema.with_variant(config, variant, {"tune": tune})
 
 
 def tune(config):
     """One run for each term and weight of GRID; choose by the validation column."""
     config.seeds = 2
-    config.runs = default.make_runs(**{name: config.runs[name] for name in (TEACHER, STUDENT)})
+    config.runs = schema.make_runs(**{name: config.runs[name] for name in (TEACHER, STUDENT)})
     for term, weights in GRID.items():
         for weight in weights:
             config.runs[f"{term}_{weight:g}".replace(".", "p")] = student({term: weight})

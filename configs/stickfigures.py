@@ -5,11 +5,11 @@ Command:   ./run.sh demo-video      draws the videos, extracts the features, tra
 Data:      data/stickfigures/records, from `python -m data_prep.stickfigures`, `.extract` and `.build` (as in run.sh)
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.data_dir = "data/stickfigures/records"
     config.dataset.validation_fraction = 0.25
     config.model.hidden = 64
@@ -19,8 +19,8 @@ def get_config(variant=""):
     config.training.learning_rate = 1e-3
     config.training.length_buckets = 1
     config.training.checkpoint_every = 50
-    default.set_runs(config, teacher="flow", student="rgb")
-    config.runs.pose_teacher = default.make_run("pose")
+    schema.set_runs(config, teacher="flow", student="rgb")
+    config.runs.pose_teacher = schema.make_run("pose")
     config.runs.augmented_rgb.teachers = ("flow_teacher", "pose_teacher")
     config.seeds = 3
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)

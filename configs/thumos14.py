@@ -10,15 +10,15 @@ Protocols: detection mAP at tIoU 0.3:0.1:0.7 and, as the challenge's kit, at 0.1
 Published: none of this method was found
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "thumos14"
     config.dataset.data_dir = "data/thumos14"
     config.training.batch_size = 4
     config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric asks for boundaries
     config.evaluation.convention = "start"  # the builder centres snippet i at i strides
-    default.set_runs(config, teacher="flow", student="rgb")
-    return default.with_variant(config, variant, {"published": default.published})
+    schema.set_runs(config, teacher="flow", student="rgb")
+    return schema.with_variant(config, variant, {"published": schema.published})

@@ -10,12 +10,12 @@ Protocols: frame mAP up-sampled to frames (the published one), frame mAP at snip
 Published: 32.8 with Augmented-RGB (cross-subject, the paper's own I3D features)
 """
 
-from configs import default
+from kd_jax import config as schema
 
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "tsu"
     config.dataset.data_dir = "data/tsu"
-    default.set_runs(config, teacher="flow", student="rgb")
-    return default.with_variant(config, variant, {"published": default.published})
+    schema.set_runs(config, teacher="flow", student="rgb")
+    return schema.with_variant(config, variant, {"published": schema.published})

@@ -11,7 +11,7 @@ Rows:      FORM_published: the weight of the paper. FORM_tuned: the published we
 Smoke:     the first factor and share, the last form of each level, and balanced only all three
 """
 
-from configs import default
+from kd_jax import config as schema
 
 FORMS = {
     "atomic_nce": ("atomic", {}),
@@ -25,20 +25,20 @@ FORMS = {
 }
 FACTORS = (1 / 3000, 1 / 300, 1 / 30)
 SHARES = (0.1, 0.3, 1.0)
-LEVELS = {**{level: (level,) for level in default.WEIGHTS}, "all": tuple(default.WEIGHTS)}
+LEVELS = {**{level: (level,) for level in schema.WEIGHTS}, "all": tuple(schema.WEIGHTS)}
 
 
 def get_config(variant=""):
-    config, teachers, plain, variant = default.from_other(variant)
+    config, teachers, plain, variant = schema.from_other(variant)
     smoke = variant == "smoke"
     forms = {level: form for form, (level, _) in FORMS.items()}.values() if smoke else FORMS
     factors, shares, balanced = (FACTORS[:1], SHARES[:1], ["all"]) if smoke else (FACTORS, SHARES, LEVELS)
 
     def add(name, weights, **changes):
-        default.add_run(config, name, default.make_like(plain, teachers=teachers, weights=weights, **changes))
+        schema.add_run(config, name, schema.make_like(plain, teachers=teachers, weights=weights, **changes))
 
-    published = {form: {level: default.PUBLISHED_WEIGHTS[level]} for form, (level, _) in FORMS.items() if form in forms}
-    for form, weights in {**published, "all": default.PUBLISHED_WEIGHTS}.items():
+    published = {form: {level: schema.PUBLISHED_WEIGHTS[level]} for form, (level, _) in FORMS.items() if form in forms}
+    for form, weights in {**published, "all": schema.PUBLISHED_WEIGHTS}.items():
         options = dict([FORMS[form]]) if form in FORMS else {}
         add(f"{form}_published", weights, options=options)
         tried = {f"{form}_published_over_{round(1 / factor)}": factor for factor in factors}
@@ -50,4 +50,4 @@ def get_config(variant=""):
             weights = dict.fromkeys(LEVELS[name], share / len(LEVELS[name]))
             add(f"{name}_pulls_{share:g}".replace(".", "p"), weights, balance="gradient")
     config.seeds = 5
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)

@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from data_prep import execution
 from data_prep.report import Row, describe_report, make_report
-from kd_jax.datasets import DATASETS, base, describe, feature_files, records, synthetic
-from kd_jax.datasets.cleaning import Annotated, check_splits
-from kd_jax.datasets.common_layout import read_classes
-from kd_jax.datasets.feature_files import FeatureFolder, Matched
-from kd_jax.datasets.findings import Findings
-from kd_jax.datasets.staging import check_free, scratch, staged
+from kd_jax.data import base, feature_files, records, synthetic
+from kd_jax.data.annotations import DATASETS, describe
+from kd_jax.data.annotations.cleaning import Annotated, check_splits
+from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.checks import Findings
+from kd_jax.data.feature_files import FeatureFolder, Matched
+from kd_jax.data.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
 SMALL = 512 * 2**20  # bytes of features below which more than one process is not worth its start

@@ -22,13 +22,13 @@ import numpy as np
 from absl import app, flags, logging
 
 from data_prep import encoder_weights, tensorflow_checkpoint
-from kd_jax.checkpoints import Checkpoints, new_best
-from kd_jax.datasets import records
-from kd_jax.distill import TASKS
-from kd_jax.encoders.weights import write_weights
+from kd_jax.data import records
 from kd_jax.files import sha256, write_json
 from kd_jax.models import Detector
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.training.checkpoints import Checkpoints, new_best
+from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.terms import TASKS
+from kd_jax.video.encoders.weights import write_weights
 
 _LAYER = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import flax
 import numpy as np
 
-from kd_jax.encoders import AGCN, I3D
-from kd_jax.encoders.weights import shapes_of
+from kd_jax.video.encoders import AGCN, I3D
+from kd_jax.video.encoders.weights import shapes_of
 
 _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Branches of an Inception block in kinetics-i3d; Mixed_5b's third says 0a where the others say 0b.

@@ -27,12 +27,13 @@ from absl import app, flags
 from tqdm import tqdm
 
 from data_prep import ahead, execution
-from kd_jax import session, skeletons, videos
-from kd_jax.datasets import feature_files
-from kd_jax.encode import batched, encode
-from kd_jax.encoders.weights import Weights, read_weights
+from kd_jax import runtime
+from kd_jax.data import feature_files
 from kd_jax.files import make_folder, read_json, sha256, write_atomically, write_json
-from kd_jax.videos import Sampling
+from kd_jax.video import skeletons, videos
+from kd_jax.video.encode import batched, encode
+from kd_jax.video.encoders.weights import Weights, read_weights
+from kd_jax.video.videos import Sampling
 
 SKELETON_FPS = 30.0  # of Kinect, and so of NTU RGB+D and PKU-MMD
 
@@ -123,7 +124,7 @@ def _first(paths: Sequence[Path]) -> str:
 
 
 def read(path: Path, settings: Settings, batch_size: int) -> Iterator:
-    """First what the file is, as JSON, then its snippets, `[N, …]` at a time as `kd_jax.encode.batched` does.
+    """First what the file is, as JSON, then its snippets, `[N, …]` at a time as `kd_jax.video.encode.batched` does.
 
     Raises:
       VideoError: for a file that cannot be used.
@@ -379,7 +380,7 @@ def main(argv):
     if len(argv) > 1:
         sys.exit(f"data_prep.extract: unexpected argument {argv[1]!r}; write --flag=value")
     given = flags.FLAGS
-    session.start()
+    runtime.start()
     try:
         settings, source = _settings(given)
         files, failed, notes = files_of(source, given.modality)

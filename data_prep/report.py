@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.datasets import base
+from kd_jax.data import base
 from kd_jax.segments import labels_from_segments
 
 # Beyond these, a mix-up of seconds and frames is likelier than such data.

@@ -21,9 +21,9 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from data_prep import execution
-from kd_jax.encoders import AGCN, I3D
-from kd_jax.encoders.weights import random_variables, write_weights
 from kd_jax.files import write_atomically, write_json
+from kd_jax.video.encoders import AGCN, I3D
+from kd_jax.video.encoders.weights import random_variables, write_weights
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame

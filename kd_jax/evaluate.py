@@ -2,7 +2,7 @@
 
     python -m kd_jax.evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
 
-Predictions are read in every format of kd_jax/submissions: snippet scores (.npz), detections (.json of this project or
+Predictions are read in every format of kd_jax/evaluation/formats: snippet scores (.npz), detections (.json of this project or
 ActivityNet's, a folder of PKU-MMD text files), or the text file of Charades localize.
 """
 
@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from kd_jax import proposals, submissions
-from kd_jax.datasets import DATASETS, base, describe
-from kd_jax.datasets.cleaning import Annotated
-from kd_jax.datasets.common_layout import read_classes
-from kd_jax.datasets.findings import Findings
+from kd_jax.data import base
+from kd_jax.data.annotations import DATASETS, describe
+from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.checks import Findings
+from kd_jax.evaluation import formats, proposals
+from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
+from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
 from kd_jax.files import write_json
-from kd_jax.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
-from kd_jax.scoring import Scoring, as_results, make_predictions, make_truth
 
 
 def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads predictions in any format of kd_jax/submissions: what they are, and {video: array}.
+    """Reads predictions in any format of kd_jax/evaluation/formats: what they are, and {video: array}.
 
     Args:
       path: `.npz` of snippet scores, `.txt` of Charades localize, `.json` of this project or ActivityNet's, or a folder
@@ -40,15 +41,15 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
       FileNotFoundError, ValueError: naming file, line, value and remedy.
     """
     if path.is_dir():
-        found = submissions.read_pku_mmd(path, len(info.classes), first_label=first_label, frames_per_second=info.fps)
+        found = formats.read_pku_mmd(path, len(info.classes), first_label=first_label, frames_per_second=info.fps)
         return "detections", found
     if path.suffix == ".npz":
-        return "scores", submissions.read_scores(path)
+        return "scores", formats.read_scores(path)
     if path.suffix == ".txt":
-        return "instants", submissions.read_charades(path, num_classes=len(info.classes))
+        return "instants", formats.read_charades(path, num_classes=len(info.classes))
     if path.suffix == ".json":
         own = path.is_file() and path.read_bytes().lstrip()[:1] == b"["
-        read = submissions.read_native if own else submissions.read_activitynet
+        read = formats.read_native if own else formats.read_activitynet
         return "detections", read(path, info.classes)
     raise FileNotFoundError(
         f"{path} is no .npz of scores, .json of detections, .txt of Charades localize, or folder of PKU-MMD files"
@@ -199,7 +200,7 @@ def _of_missing(results: Mapping) -> str:
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, [name for name in DATASETS if name != "synthetic"], "Which.", required=True)
     flags.DEFINE_multi_string("annotations", None, "Public annotation file; repeat it for several.", required=True)
-    flags.DEFINE_string("predictions", None, ".npz, .json, .txt, or a folder: see kd_jax/submissions.", required=True)
+    flags.DEFINE_string("predictions", None, ".npz, .json, .txt, or a folder: see kd_jax/evaluation/formats.", required=True)
     flags.DEFINE_string("classes", None, "Class names, one a line; line number = class id.")
     flags.DEFINE_enum("split", "test", list(base.SPLITS), "Which videos.")
     flags.DEFINE_multi_enum("protocols", [], list(PROTOCOLS), "Instead of those the data set is published with.")
@@ -207,7 +208,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("proposals", None, list(proposals.PROPOSALS), "Scores → detections; default: the head's own.")
     flags.DEFINE_float("threshold", None, "Of the proposals; default: the rule's own.", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum(
-        "convention", None, list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py; default: centre."
+        "convention", None, list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py; default: centre."
     )
     flags.DEFINE_integer(
         "first_label", None, "PKU-MMD files: the number of the first class; default 1 (TSU: 0).", lower_bound=0

@@ -14,7 +14,11 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from kd_jax import distill, experiment, session
+from kd_jax import runtime
+from kd_jax.training import experiment
+from kd_jax.training.plan import prepare
+from kd_jax.training.table import markdown
+from kd_jax.training.terms import MODULES, TERMS
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
@@ -32,7 +36,7 @@ _RESUME = flags.DEFINE_bool("resume", True, "Continue what is half done; --nores
 
 def parse_flags(argv):
     """absl's parser, with mistakes in a config told in one sentence instead of a traceback."""
-    sys.path.append(str(Path(__file__).parents[1]))  # a config file of one's own, in any folder, finds configs.default
+
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # a config file is a program: it may raise anything
@@ -53,7 +57,7 @@ def config_mistake(error: Exception, argv: list[str]) -> str:
     ):
         meant = re.search(r'Did you mean "(\w+)"', text)
         text = f"there is no field {unknown[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
-        text += " (configs/default.py lists them all)"
+        text += " (kd_jax/config.py lists them all)"
     elif name := re.fullmatch(r"""["']+(\w+)["']+""", text):
         text = _missing_entry(name[1], "" if lines else " ".join(argv))
     if lines:
@@ -68,14 +72,14 @@ def _missing_entry(name: str, flags_given: str) -> str:
     section = re.search(rf"--config\.(?:\w+\.)*?(\w+)\.{name}\b", flags_given)
     section = section and section[1]
     if section in ("weights", "options"):
-        return f"there is no distillation term {name!r}; known terms: {', '.join((*distill.TERMS, *distill.MODULES))}"
+        return f"there is no distillation term {name!r}; known terms: {', '.join((*TERMS, *MODULES))}"
     if section == "runs":
         return f"there is no run {name!r} to change; the config file names the runs"
     wholes = {"teachers": "'DIR'", "published": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
     if section in wholes:
         whole = f"{{{name!r}: {wholes[section]}}}"
         return f'there is no entry {name!r} to change; give the whole, e.g. --config.{section}="{whole}"'
-    return f"there is no field {name!r} (configs/default.py lists them all)"
+    return f"there is no field {name!r} (kd_jax/config.py lists them all)"
 
 
 def _name_of(file: str) -> str:
@@ -103,13 +107,13 @@ def main(argv):
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored, as for `&`
         signal.signal(signal.SIGINT, _stop)
     try:
-        session.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        runtime.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
     devices = time.perf_counter() - started
     workdir = _WORKDIR.value or f"workdir/{_name_of(file)}"
     try:
-        source = experiment.prepare(_CONFIG.value, workdir, _RESUME.value)
+        source = prepare(_CONFIG.value, workdir, _RESUME.value)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.main: {error}")
     data = time.perf_counter() - started - devices
@@ -130,8 +134,8 @@ def main(argv):
             flush=True,
         )
         os._exit(1)  # JAX would wait for the other processes, and abort
-    if session.is_first():
-        print(f"\n{experiment.markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+    if runtime.is_first():
+        print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
 
 
 if __name__ == "__main__":

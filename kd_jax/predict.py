@@ -4,7 +4,7 @@
 
 reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes OUT/scores.npz,
 {video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
-is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.submissions`.
+is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
 
     python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
@@ -15,115 +15,30 @@ options may say it otherwise. Where snippets would last a tenth longer or shorte
 with, the video is sampled so that they last as long.
 """
 
-import contextlib
 import dataclasses
-import functools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from etils import epath
-from tqdm import tqdm
 
-from kd_jax import input_pipeline, session, submissions, timeline, videos
-from kd_jax.checkpoints import TrainedRun, load_teacher
-from kd_jax.datasets import base, feature_files, records
-from kd_jax.datasets.findings import Findings
-from kd_jax.distill import eval_step
-from kd_jax.encode import encode_video
-from kd_jax.encoders.weights import Weights, read_weights
+from kd_jax import runtime
+from kd_jax.data import base, feature_files, records
+from kd_jax.data.batches import Example
+from kd_jax.data.checks import Findings
+from kd_jax.evaluation import formats
+from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
+from kd_jax.evaluation.scoring import probabilities
 from kd_jax.files import make_folder, sha256
-from kd_jax.input_pipeline import Example
-from kd_jax.proposals import CONVENTIONS, PROPOSALS, choose
-from kd_jax.scoring import probabilities
-from kd_jax.types import Outputs
-
-
-def forward(
-    model,
-    variables: dict,
-    features: jax.Array,
-    mask: jax.Array,
-    *,
-    side_by_side: bool = False,
-    with_features: bool = True,
-) -> Outputs:
-    """`eval_step`, compiled once per model and padded length; `side_by_side` and `with_features` as in `predict`."""
-    return _compiled_forward()(model, side_by_side, with_features, variables, features, mask)
-
-
-@functools.cache
-def _compiled_forward():
-    def run(model, side_by_side, with_features, variables, features, mask):
-        def one(variables):
-            outputs = eval_step(model, variables, features, mask)
-            return outputs if with_features else outputs.replace(features=None)
-
-        if not side_by_side:
-            return one(variables)
-        # The activations of one fit a CPU's cache, those of all do not: 35 detectors 0.8 s in one pass, 0.34 in turn.
-        return jax.lax.map(one, variables) if jax.default_backend() == "cpu" else jax.vmap(one)(variables)
-
-    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=session.compiler_options())
-
-
-def predict(
-    model,
-    variables: dict,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    num_buckets: int,
-    progress: str | None = None,
-    side_by_side: bool = False,
-    with_features: bool = True,
-) -> list[Outputs]:
-    """Runs a detector over whole videos.
-
-    Args:
-      model, variables: as `load_teacher` returns them.
-      examples: the videos; labels are not read.
-      batch_size: videos a forward pass.
-      num_buckets: padded lengths, each compiled once.
-      progress: label of a progress bar; None for none.
-      side_by_side: the variables are P sets, `[P, …]`; the outputs then have P as their first axis too.
-      with_features: False leaves the features out.
-
-    Returns:
-      For each video, numpy Outputs of its own length: `[T, H]` features and `[T, C]` logits, float32.
-    """
-    mesh = input_pipeline.data_mesh()
-    variables = input_pipeline.replicate(variables, mesh)
-    lengths = [len(example.features) for example in examples]
-    batch_size = min(batch_size, max(len(examples), 1))
-    outputs: list[Outputs | None] = [None] * len(examples)
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
-    quiet = None if progress and session.is_first() else True
-    with (
-        tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,
-        contextlib.closing(input_pipeline.epoch(examples, buckets, batch_size, mesh)) as batches,
-    ):
-        for indices, batch, _ in batches:
-            options = {"side_by_side": side_by_side, "with_features": with_features}
-            result = forward(model, variables, batch.features, batch.mask, **options)
-            result = input_pipeline.fetch(result, mesh)
-            for row, index in enumerate(indices):
-                own = (..., row, slice(lengths[index]), slice(None))
-                outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
-            bar.update(len(indices))
-    return outputs
-
-
-def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Two-stream: the average of the streams' logits, {video: `[T, C]`}."""
-    if any(stream.keys() != streams[0].keys() for stream in streams):
-        raise ValueError("the streams to fuse hold different videos")
-    return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
+from kd_jax.inference.predict import predict
+from kd_jax.training.checkpoints import TrainedRun, load_teacher
+from kd_jax.video import timeline, videos
+from kd_jax.video.encode import encode_video
+from kd_jax.video.encoders.weights import Weights, read_weights
 
 
 def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
@@ -232,7 +147,7 @@ def _check_options(given) -> None:
 def main(argv):
     if len(argv) > 1:
         sys.exit(f"kd_jax.predict: unexpected argument {argv[1]!r}; options start with --")
-    session.start()
+    runtime.start()
     arguments = flags.FLAGS
     try:
         _check_options(arguments)
@@ -246,7 +161,7 @@ def main(argv):
                 Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
             )
         rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
-        submissions.check_formats(arguments.format, list(opened or features), len(classes))
+        formats.check_formats(arguments.format, list(opened or features), len(classes))
         output = epath.Path(arguments.output)
         make_folder(output, "output")
         if arguments.video:
@@ -279,7 +194,7 @@ def main(argv):
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
     try:
         found = {v: rule(table, seconds[v], duration=durations.get(v)) for v, table in scores.items()}
-        paths = submissions.write(output, arguments.format, scores=scores, detections=found, classes=classes)
+        paths = formats.write(output, arguments.format, scores=scores, detections=found, classes=classes)
         for name, frames in shown.items():
             paths.append(output / f"{name}.png")
             timeline.draw(paths[-1], frames, duration=durations[name], detections=found[name], classes=classes)
@@ -304,7 +219,7 @@ if __name__ == "__main__":
     flags.adopt_module_key_flags(videos)  # --help shows them
     flags.DEFINE_enum("split", None, list(base.SPLITS), "Of records: which videos (test).")
     flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.")
-    flags.DEFINE_multi_enum("format", ["native"], list(submissions.FORMATS), "What to write; repeat it for several.")
+    flags.DEFINE_multi_enum("format", ["native"], list(formats.FORMATS), "What to write; repeat it for several.")
     flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")
     flags.DEFINE_float(
         "threshold",
@@ -313,7 +228,7 @@ if __name__ == "__main__":
         lower_bound=0.0,
         upper_bound=1.0,
     )
-    flags.DEFINE_enum("convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/proposals.py.")
+    flags.DEFINE_enum("convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py.")
     flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
     flags.register_validator(
         "seconds_per_snippet",

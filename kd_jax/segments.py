@@ -4,7 +4,7 @@
 
 As ground truth, snippet i of n is the *instant* `i·duration/n`, and it is positive if that instant lies strictly inside
 a segment; hence no segment that starts at 0 or later labels snippet 0. What a model predicts becomes segments in
-`kd_jax.proposals`, which names both readings of where a snippet is.
+`kd_jax.evaluation.proposals`, which names both readings of where a snippet is.
 """
 
 import numpy as np

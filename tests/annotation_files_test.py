@@ -11,9 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kd_jax.datasets import base, describe
-from kd_jax.datasets.common_layout import read_classes
-from kd_jax.datasets.findings import (
+from kd_jax.data import base
+from kd_jax.data.annotations import describe
+from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.checks import (
     AMBIGUOUS,
     CLIPPED,
     DUPLICATE,

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import demo
-from kd_jax import experiment
-from kd_jax.checkpoints import build_model, load_teacher
-from kd_jax.scoring import Scoring, evaluate
-from kd_jax.train import Predictor, Run, train_runs
+from kd_jax import config as schema
+from kd_jax.evaluation.scoring import Scoring, evaluate
+from kd_jax.training.checkpoints import build_model, load_teacher
+from kd_jax.training.plan import prepare
+from kd_jax.training.run import Predictor, Run, train_runs
 
 MAP = "frame_map/present_classes"
 
@@ -18,10 +18,10 @@ MAP = "frame_map/present_classes"
 def test_bfloat16_trains_and_scores_like_float32(tmp_path):
     curves, runs = {}, {}
     for dtype in ("float32", "bfloat16"):
-        config = demo.get_config()
+        config = schema.load("demo")
         config.training.update({"epochs": 6, "checkpoint_every": 6})
         config.model.dtype = dtype
-        source = experiment.prepare(config, tmp_path)
+        source = prepare(config, tmp_path)
         train_runs(config, [Run("flow_teacher", 0, tmp_path / dtype)], source)
         lines = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()
         curves[dtype] = [json.loads(line)["loss"] for line in lines]

@@ -18,11 +18,11 @@ from gcp_storage_emulator.handlers import objects
 from gcsfs.core import GCSFileSystem
 
 from kd_jax.files import read_arrays
-from kd_jax.teachers import fingerprint
+from kd_jax.training.teachers import fingerprint
 
 ROOT = Path(__file__).parents[1]
 STUDENT_OF_A_BUCKET = """
-from configs import default
+from kd_jax import config as schema
 from tests import teacher_and_student
 
 
@@ -31,7 +31,7 @@ def get_config(variant=""):
     with config.unlocked():
         config.teachers.given = "gs://kdjax/work/flow_teacher"
         config.runs.augmented_rgb.teachers = ("given",)
-        config.runs = default.make_runs(augmented_rgb=config.runs.augmented_rgb)
+        config.runs = schema.make_runs(augmented_rgb=config.runs.augmented_rgb)
     return config
 """
 

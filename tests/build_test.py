@@ -10,8 +10,9 @@ import pytest
 
 from data_prep.build import build, parse_features
 from data_prep.report import describe_report
-from kd_jax.datasets import DATASETS, base, describe, records, synthetic
-from kd_jax.datasets.findings import (
+from kd_jax.data import base, records, synthetic
+from kd_jax.data.annotations import DATASETS, describe
+from kd_jax.data.checks import (
     CLIPPED,
     CONVERTED,
     CROPPED,
@@ -457,7 +458,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished_and_the_next_one_tidi
 import os, sys
 sys.path[:0] = [{str(ROOT)!r}]
 from data_prep.build import build
-from kd_jax.datasets import records
+from kd_jax.data import records
 records.finish = lambda *_: os._exit(9)
 build("custom", {str(tree.root / "out")!r}, **{tree.files()!r})
 """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.metrics.charades import charades_localize, time_point_labels, time_points
+from kd_jax.evaluation.metrics.charades import charades_localize, time_point_labels, time_points
 
 DATA = pathlib.Path(__file__).parent / "data"  # invented videos, outputs of Charades_v1_localize.m
 

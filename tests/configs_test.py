@@ -1,6 +1,5 @@
 """Every file of configs/ trains, in its smoke variant, on whatever data there is."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,28 +9,24 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
-from kd_jax import checkpoints, experiment, files
+from kd_jax import config as schema
+from kd_jax import files
 from kd_jax.models import FILTERS
-from kd_jax.population import compiled_train_step
-from kd_jax.train import run_config
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.training import checkpoints, experiment
+from kd_jax.training.plan import check_config, prepare
+from kd_jax.training.population import compiled_train_step
+from kd_jax.training.run import run_config
+from kd_jax.training.state import create_train_state, make_optimizer
 from kd_jax.types import Batch, Outputs
 
-FILES = sorted(
-    p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem not in ("__init__", "default")
-)
-
-
-def get_config(name, variant=""):
-    return importlib.import_module(f"configs.{name}").get_config(variant)
+FILES = sorted(path.stem for path in schema.FOLDER.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no data/ here: the synthetic set stands in
-    config = get_config(name, "smoke")
-    results = experiment.perform(config, tmp_path / "work", experiment.prepare(config, tmp_path / "work"))
+    config = schema.load(name, "smoke")
+    results = experiment.perform(config, tmp_path / "work", prepare(config, tmp_path / "work"))
     chosen_for = {run: name for name, runs in config.choices.items() for run in runs}
     rows = dict.fromkeys(chosen_for.get(name, name) for name in (*config.runs, *config.fusions))
     assert [row["run"] for row in results["rows"]] == list(rows)
@@ -41,8 +36,8 @@ def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["tsu", "pku_mmd"])  # a dense head and a sparse one
 def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = get_config(name, "smoke")
-    source = experiment.prepare(config, tmp_path / "work")
+    config = schema.load(name, "smoke")
+    source = prepare(config, tmp_path / "work")
     distilled = next(run for run in config.runs if config.runs[run].teachers)
     manifest = run_config(config, distilled, 0, source)
     model, rng = checkpoints.build_model(manifest), np.random.default_rng(0)
@@ -73,38 +68,38 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
 
 @pytest.mark.parametrize("name", FILES)
 def test_configs_hold_together_and_are_locked(name):
-    config = get_config(name)
-    experiment.check_config(config)
+    config = schema.load(name)
+    check_config(config)
     with pytest.raises(AttributeError, match="epoch"):
         config.training.epoch = 3
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_header_says_how_to_run(name):
-    assert f"configs/{name}.py" in importlib.import_module(f"configs.{name}").__doc__
+    assert f"configs/{name}.py" in schema.find_file(name).read_text()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_unknown_variant_lists_the_known_ones(name):
     with pytest.raises(ValueError, match="unknown config variant 'smoky': this file knows .*smoke"):
-        get_config(name, "smoky")
+        schema.load(name, "smoky")
 
 
 MINE = """
-from configs import default
+from kd_jax import config as schema
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "synthetic"
     config.training.epochs = 7
-    learn = dict(weights=default.WEIGHTS)
-    config.runs = default.make_runs(
-        first=default.make_run("flow"),
-        second=default.make_run("flow", teachers=("first",), **learn),
-        plain=default.make_run("rgb", filter="pdan", hidden=32, num_layers=4, learning_rate=1e-3),
-        early_rgb=default.make_run("rgb"),
-        student=default.make_run("rgb", teachers=("ensemble", "second", "elsewhere"), **learn),
-        other=default.make_run("rgb", teachers=("first",), **learn),
+    learn = dict(weights=schema.WEIGHTS)
+    config.runs = schema.make_runs(
+        first=schema.make_run("flow"),
+        second=schema.make_run("flow", teachers=("first",), **learn),
+        plain=schema.make_run("rgb", filter="pdan", hidden=32, num_layers=4, learning_rate=1e-3),
+        early_rgb=schema.make_run("rgb"),
+        student=schema.make_run("rgb", teachers=("ensemble", "second", "elsewhere"), **learn),
+        other=schema.make_run("rgb", teachers=("first",), **learn),
     )
     config.fusions.ensemble = ("first", "early_rgb")
     config.fusions.two_stream = ("first", "plain")
@@ -112,7 +107,7 @@ def get_config(variant=""):
     config.choices.best = ("student", "other")
     config.published.best = "32.8"
     config.baseline = "plain"
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)
 """
 COMPARED = ("ablation", "compare_kd", "filters", "weights")
 
@@ -120,8 +115,8 @@ COMPARED = ("ablation", "compare_kd", "filters", "weights")
 @pytest.mark.parametrize("name", COMPARED)
 def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    config = get_config(name, str(tmp_path / "mine.py"))
-    experiment.check_config(config)
+    config = schema.load(name, str(tmp_path / "mine.py"))
+    check_config(config)
     assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
     prefixes = [f"{filter}_" for filter in FILTERS] if name == "filters" else [""]  # each filter has all of its own
     own = (prefixes[0] + "{}").format
@@ -135,11 +130,11 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
         assert {f"{p}first", f"{p}early_rgb"} < set(config.runs)
         assert not {"student", "other", f"{p}student", f"{p}other"} & set(config.runs)
         second = config.runs[f"{p}second"]
-        assert second.teachers == (f"{p}first",) and second.weights.atomic == default.WEIGHTS["atomic"]
+        assert second.teachers == (f"{p}first",) and second.weights.atomic == schema.WEIGHTS["atomic"]
         assert second.filter == (p.removesuffix("_") or "ss_tcn")
     assert "best" not in config.choices and "best" not in config.published
     assert ("plain" in config.published) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
-    assert get_config(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
+    assert schema.load(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
 def test_a_run_of_another_file_is_not_overwritten(name, taken, tmp_path):
     (tmp_path / "mine.py").write_text(MINE.replace("second=", f"{taken}=").replace('"second"', f'"{taken}"'))
     with pytest.raises(ValueError, match=f"would be named '.*{taken}'; rename that of the other file"):
-        get_config(name, str(tmp_path / "mine.py"))
+        schema.load(name, str(tmp_path / "mine.py"))
 
 
 def test_methods_that_compare_logits_are_left_out_where_a_teacher_has_none(tmp_path):
@@ -163,11 +158,11 @@ def test_methods_that_compare_logits_are_left_out_where_a_teacher_has_none(tmp_p
     teachers = 'teachers=("ensemble", "second", "elsewhere")'
     given = MINE.replace(teachers, 'teachers=("elsewhere",)').replace("workdir/elsewhere", str(tmp_path / "features"))
     (tmp_path / "given.py").write_text(given)
-    chosen = get_config("compare_kd", str(tmp_path / "given.py")).choices
+    chosen = schema.load("compare_kd", str(tmp_path / "given.py")).choices
     assert set(chosen) == {"rkd", "similarity_preserving", "mars", "ours"}
     assert chosen.mars == ("mars_0p03", "mars_0p1", "mars_0p3", "mars_1", "mars_3", "mars_published")
     (tmp_path / "taught.py").write_text(MINE.replace(teachers, 'teachers=("first",)'))
-    chosen = get_config("compare_kd", str(tmp_path / "taught.py")).choices
+    chosen = schema.load("compare_kd", str(tmp_path / "taught.py")).choices
     assert {"skd", "chen", "logit_distillation", "graph_distillation"} < set(chosen)
 
 
@@ -176,17 +171,17 @@ def test_an_experiment_on_the_data_of_another_file_says_what_it_cannot_use(name,
     with pytest.raises(
         ValueError, match="unknown config variant 'spere': .* smoke, and the data of .* sphere, .*PATH.py"
     ):
-        get_config(name, "spere")
+        schema.load(name, "spere")
     (tmp_path / "plain.py").write_text(MINE.replace('config.baseline = "plain"', 'config.baseline = ""'))
     with pytest.raises(ValueError, match="plain.py has no baseline"):
-        get_config(name, str(tmp_path / "plain.py"))
+        schema.load(name, str(tmp_path / "plain.py"))
     (tmp_path / "taught.py").write_text(MINE.replace('"rgb", teachers', '"flow", teachers'))
     with pytest.raises(ValueError, match="taught.py has no run that reads rgb and has teachers"):
-        get_config(name, str(tmp_path / "taught.py"))
+        schema.load(name, str(tmp_path / "taught.py"))
 
 
 def test_every_field_of_the_defaults_is_commented():
-    lines = Path(default.__file__).read_text().splitlines()
+    lines = Path(schema.__file__).read_text().splitlines()
     fields = [
         line
         for line in lines
@@ -200,15 +195,15 @@ def test_every_field_of_the_defaults_is_commented():
 def test_overrides_on_the_command_line_reach_every_term_and_option(tmp_path):
     file = tmp_path / "mine.py"  # in any folder
     file.write_text("""
-from configs import default
+from kd_jax import config as schema
 
 def get_config(variant=""):
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "synthetic"
-    run = default.make_run("rgb", teachers=("teacher",), weights={"atomic": 1})
-    config.runs = default.make_runs(teacher=default.make_run("flow"), student=run)
+    run = schema.make_run("rgb", teachers=("teacher",), weights={"atomic": 1})
+    config.runs = schema.make_runs(teacher=schema.make_run("flow"), student=run)
     config.baseline = ""
-    return default.with_variant(config, variant)
+    return schema.with_variant(config, variant)
 """)
     run = "--config.runs.student"
     overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.margin=0.25"]
@@ -232,5 +227,5 @@ def get_config(variant=""):
 )
 def test_a_misspelt_choice_of_a_run_is_refused(changes, known):
     with pytest.raises(KeyError) as error:
-        default.make_run("rgb", **changes)
+        schema.make_run("rgb", **changes)
     assert known in error.value.args[0]

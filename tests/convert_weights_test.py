@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from data_prep.convert_weights import convert, input_size, write_run
-from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets.base import Info
-from kd_jax.encoders.weights import read_weights
-from kd_jax.predict import forward
+from kd_jax.data.base import Info
+from kd_jax.inference.predict import forward
+from kd_jax.training.checkpoints import load_teacher
+from kd_jax.video.encoders.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"

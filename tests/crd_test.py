@@ -10,12 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from configs import default
-from kd_jax import distill, experiment, train
-from kd_jax.checkpoints import load_teacher
+from kd_jax import config as schema
 from kd_jax.losses import Memory, ProjectionHead, crd, new_memory
 from kd_jax.models import Detector
-from kd_jax.train_state import create_train_state, model_params
+from kd_jax.training import experiment
+from kd_jax.training import run as run_module
+from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.plan import check_config, prepare, training_order
+from kd_jax.training.state import create_train_state, model_params
+from kd_jax.training.step import make_train_step
+from kd_jax.training.terms import make_modules
 from kd_jax.types import Batch, Outputs
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "kd_crd.npz", allow_pickle=False)
@@ -142,7 +146,7 @@ def test_wrong_shapes_and_options_are_refused():
 def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     """A step of a training: weights move, the rows of the batch's videos change, those of other videos do not."""
     options = {"crd": {"width": 4, "num_negatives": 8}}
-    modules = distill.make_modules(options, num_snippets=30)
+    modules = make_modules(options, num_snippets=30)
     model, optimizer = Detector("ss_tcn", 3, hidden=8, num_layers=2, dropout=0.0), optax.adam(1e-2)
     optimizer = optax.with_extra_args_support(optimizer)
     rng, mask = np.random.default_rng(0), np.arange(12)[None] < np.array([[12], [7], [0]])
@@ -154,7 +158,7 @@ def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     state = create_train_state(model, optimizer, jax.random.key(0), 5, None, modules, [teacher], num_classes=3)
     assert set(state.params["terms"]["crd"]) == {"student", "teacher_0"}
     assert set(model_params(state.params)) == {"temporal_filter", "head"}
-    step = jax.jit(distill.make_train_step(model, optimizer, head="dense", options=options, modules=modules))
+    step = jax.jit(make_train_step(model, optimizer, head="dense", options=options, modules=modules))
     after, metrics = step(state, (teacher,), batch, {"crd": 0.8}, jax.random.key(1))
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["crd"] > 0 and metrics["gradient/crd"] > 0
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
@@ -169,21 +173,21 @@ def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
 
 def test_a_run_with_it_trains_stops_and_goes_on(tmp_path):
     """Two epochs in one go are two with a stop between them; what is kept as the best is the model alone."""
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name, config.dataset.max_videos = "synthetic", 4
     config.model.hidden, config.model.num_layers = 8, 2
     config.training.update({"epochs": 2, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2})
-    student = default.make_run(
+    student = schema.make_run(
         "rgb", teachers=("flow",), weights={"crd": 0.8, "hint": 1.0}, options={"crd": {"num_negatives": 16}}
     )
-    config.runs = default.make_runs(flow=default.make_run("flow"), student=student)
+    config.runs = schema.make_runs(flow=schema.make_run("flow"), student=student)
     config.baseline = ""
     ends = []
     for workdir in (tmp_path / "whole", tmp_path / "stopped"):
-        source = experiment.prepare(config, workdir)
+        source = prepare(config, workdir)
         if workdir.name == "stopped":
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(train, "_keep_better", stop_in_epoch(2, train._keep_better))
+                patch.setattr(run_module, "_keep_better", stop_in_epoch(2, run_module._keep_better))
                 experiment.perform(config, workdir, source)
         ends.append(experiment.perform(config, workdir, source))
         assert set(load_teacher(workdir / "student").variables["params"]) == {"temporal_filter", "head"}
@@ -207,19 +211,19 @@ def stop_in_epoch(number, function):
 
 def test_two_steps_distil_then_classify(tmp_path):
     """The second run begins with the parameters that the first ended with, and only it learns from the labels."""
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name, config.dataset.max_videos = "synthetic", 4
     config.model.hidden, config.model.num_layers = 8, 2
     config.training.update({"epochs": 2, "length_buckets": 1, "learning_rate": 1e-2})
-    config.runs = default.make_runs(
-        classify=default.make_run("rgb", starts_from="distil", learning_rate=1e-9),
-        distil=default.make_run("rgb", teachers=("flow",), weights={"hint": 1.0}, task_weight=0.0),
-        flow=default.make_run("flow"),
+    config.runs = schema.make_runs(
+        classify=schema.make_run("rgb", starts_from="distil", learning_rate=1e-9),
+        distil=schema.make_run("rgb", teachers=("flow",), weights={"hint": 1.0}, task_weight=0.0),
+        flow=schema.make_run("flow"),
     )
     config.baseline = ""
     config.seeds = 2
-    assert experiment.training_order(config) == ["flow", "distil", "classify"]
-    experiment.perform(config, tmp_path, experiment.prepare(config, tmp_path))
+    assert training_order(config) == ["flow", "distil", "classify"]
+    experiment.perform(config, tmp_path, prepare(config, tmp_path))
     for seed in ("", "seed_1"):
         distil, classify = (load_teacher(tmp_path / name / seed) for name in ("distil", "classify"))
         ends = [run.variables["params"] for run in (distil, classify)]
@@ -243,11 +247,11 @@ def test_two_steps_distil_then_classify(tmp_path):
     ],
 )
 def test_beginnings_and_task_weights_that_make_no_sense_are_refused(changes, message):
-    config = default.get_config()
-    config.runs = default.make_runs(
-        flow=default.make_run("flow"),
-        rgb=default.make_run("rgb", teachers=("flow",), weights={"crd": 1.0}, **changes),
+    config = schema.get_config()
+    config.runs = schema.make_runs(
+        flow=schema.make_run("flow"),
+        rgb=schema.make_run("rgb", teachers=("flow",), weights={"crd": 1.0}, **changes),
     )
     config.baseline = ""
     with pytest.raises(ValueError, match=message):
-        experiment.check_config(config)
+        check_config(config)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax.datasets import DATASETS, base, describe, records, synthetic
+from kd_jax.data import base, records, synthetic
+from kd_jax.data.annotations import DATASETS, describe
 
 ROOT = Path(__file__).parents[1]
 INFO = base.Info("mine", ("a", "b", "ü"), "dense", {"rgb": 4, "flow": 3}, "seconds", 25.0, 0.5)
@@ -139,7 +140,7 @@ def test_several_shards(tmp_path, monkeypatch):
 def test_no_tensorflow(tmp_path):
     code = f"""
 import sys
-from kd_jax.datasets import records, synthetic
+from kd_jax.data import records, synthetic
 info, splits = synthetic.tiny()
 records.write({str(tmp_path / "r")!r}, info, splits)
 assert len(records.read({str(tmp_path / "r")!r}, 'train')) == 4

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.metrics import detection_map as module
-from kd_jax.metrics.detection_map import detection_map, detection_map_by_length
-from kd_jax.metrics.ground_truth_cleaning import CLEANINGS
+from kd_jax.evaluation.metrics import detection_map as module
+from kd_jax.evaluation.metrics.detection_map import detection_map, detection_map_by_length
+from kd_jax.evaluation.metrics.ground_truth_cleaning import CLEANINGS
 
 DATA = pathlib.Path(__file__).parent / "data"  # invented segments, outputs of OpenTAD, ActionFormer, ActivityNet
 

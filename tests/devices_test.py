@@ -49,7 +49,7 @@ import re, sys
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from kd_jax.input_pipeline import data_mesh
+from kd_jax.sharding import data_mesh
 from kd_jax.models import FILTERS
 
 model = FILTERS[sys.argv[1]](hidden=4, num_layers=2, dropout=0.0)

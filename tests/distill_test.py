@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import distill, losses
-from kd_jax.datasets import synthetic
-from kd_jax.input_pipeline import make_examples
+from kd_jax import losses
+from kd_jax.data import synthetic
+from kd_jax.data.batches import make_examples
 from kd_jax.models import FILTERS, Detector
-from kd_jax.train_state import OWNED, create_train_state, current_learning_rate, make_optimizer
+from kd_jax.training.state import OWNED, create_train_state, current_learning_rate, make_optimizer
+from kd_jax.training.step import BALANCES, losses_of, make_train_step
+from kd_jax.training.terms import MODULES, TASKS, TERMS, make_modules, term_options
 from kd_jax.types import Batch, Outputs
 
 B, T, D, H, C = 2, 12, 5, 8, 3
@@ -47,11 +49,11 @@ def make_step(
     classes=C,
     snippets=19,
 ):
-    model = Detector(filter, num_outputs=distill.TASKS[head][1](classes), hidden=H, num_layers=2, dropout=dropout)
+    model = Detector(filter, num_outputs=TASKS[head][1](classes), hidden=H, num_layers=2, dropout=dropout)
     optimizer = make_optimizer(1e-2, plateau_patience=patience, steps_per_epoch=1)
-    modules = distill.make_modules({term: {} for term in modules}, snippets)
+    modules = make_modules({term: {} for term in modules}, snippets)
     state = create_train_state(model, optimizer, jax.random.key(0), size, None, modules, [teacher], num_classes=classes)
-    step = distill.make_train_step(model, optimizer, head=head, options=options, balance=balance, modules=modules)
+    step = make_train_step(model, optimizer, head=head, options=options, balance=balance, modules=modules)
     return step, state, model
 
 
@@ -63,7 +65,7 @@ def test_every_part_is_summed_over_teachers_and_stages():
     other = Outputs(teacher.features * 2 + 1, teacher.logits)
     stage = jnp.zeros((B, T, C))
     student = Outputs(jnp.sin(jnp.nan_to_num(teacher.features)) + 0.3, stage, earlier_logits=(stage,))
-    compute = jax.jit(functools.partial(distill.losses_of, terms=tuple(WEIGHTS), head="dense"))
+    compute = jax.jit(functools.partial(losses_of, terms=tuple(WEIGHTS), head="dense"))
     parts, gradients, *_ = compute(student, [teacher, other], batch, KEY)
     boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
     context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
@@ -82,7 +84,7 @@ def test_options_reach_the_loss():
     student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
     for form in ("curve", "vector"):
         options = {"boundary": {"form": form}}
-        parts, *_ = distill.losses_of(student, [teacher], batch, KEY, ["boundary"], head="dense", options=options)
+        parts, *_ = losses_of(student, [teacher], batch, KEY, ["boundary"], head="dense", options=options)
         expected = losses.boundary(student.features, teacher.features, batch.mask, form=form)
         np.testing.assert_allclose(parts["boundary"], expected)
 
@@ -97,9 +99,9 @@ def test_options_reach_the_loss():
 def test_wrong_terms_are_refused(terms, teachers, message):
     batch, teacher = make_batch()
     with pytest.raises(ValueError, match=message):
-        distill.losses_of(teacher, [teacher] * teachers, batch, KEY, terms, head="dense")
+        losses_of(teacher, [teacher] * teachers, batch, KEY, terms, head="dense")
     with pytest.raises(ValueError, match="balance must be one of loss, gradient; got 'norm'"):
-        distill.make_train_step(None, None, head="dense", balance="norm")
+        make_train_step(None, None, head="dense", balance="norm")
 
 
 def test_the_norms_at_the_features_by_hand():
@@ -108,7 +110,7 @@ def test_the_norms_at_the_features_by_hand():
     batch = Batch(student.features, jnp.array([[[1.0], [0.0]]]), jnp.ones((1, 2), bool))
     kernel = jnp.array([[2.0], [4.0]])
     terms = ("hint", "logit_distillation")
-    *_, norms, _ = distill.losses_of(student, [teacher], batch, KEY, terms, head="dense", kernel=kernel)
+    *_, norms, _ = losses_of(student, [teacher], batch, KEY, terms, head="dense", kernel=kernel)
     # (σ(0) − label) / 2 snippets is −1/4 and 1/4 at the logits, times (2, 4) at the features
     assert float(norms["task"]) == pytest.approx(np.sqrt(2 * (2**2 + 4**2)) / 4)
     gradient = jax.grad(lambda f: losses.hint(f, teacher.features, batch.mask))(student.features)
@@ -122,14 +124,14 @@ def test_the_norm_of_a_term_that_reads_features_and_logits_is_that_of_their_sum(
     student = Outputs(teacher.features[::-1], teacher.logits[::-1])
     kernel = jax.random.normal(KEY, (H, C))
     terms, head = ("graph_distillation",), {"head": "dense"}
-    _, gradients, norms, _ = distill.losses_of(student, [teacher], batch, KEY, terms, kernel=kernel, **head)
+    _, gradients, norms, _ = losses_of(student, [teacher], batch, KEY, terms, kernel=kernel, **head)
     gradient = gradients["graph_distillation"]
     assert float(jnp.abs(gradient.features).max()) > 0 and float(jnp.abs(gradient.logits).max()) > 0
     pull = gradient.features + gradient.logits @ kernel.T
     np.testing.assert_allclose(norms["graph_distillation"], jnp.linalg.norm(pull), rtol=1e-5)
 
 
-@pytest.mark.parametrize("balance", distill.BALANCES)
+@pytest.mark.parametrize("balance", BALANCES)
 def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     """With the weights that the balance makes of the given ones, it is plain gradient descent on a weighted sum."""
     step, state, model = make_step(balance=balance, patience=0)
@@ -143,7 +145,7 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     def loss(params):
         student = model.apply({"params": params}, batch.features, batch.mask)
         key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
-        parts, *_ = distill.losses_of(student, [teacher], batch, key, WEIGHTS, head="dense")
+        parts, *_ = losses_of(student, [teacher], batch, key, WEIGHTS, head="dense")
         return parts["task"] + sum(w * parts[t] for t, w in effective.items())
 
     gradient = jax.jit(jax.grad(loss))(state.params)
@@ -166,8 +168,8 @@ def test_a_balanced_term_without_a_gradient_counts_nothing():
 def test_every_filter_takes_two_steps_with_every_term(filter, head):
     """Each term alone and all of them, in one program, on the synthetic set, with NaN in the padding."""
     batch, teacher, sizes = synthetic_batch(head)
-    step, fresh, _ = make_step(head, filter, dropout=0.5, modules=distill.MODULES, teacher=teacher, **sizes)
-    step, terms = jax.jit(step), (*distill.TERMS, *distill.MODULES)
+    step, fresh, _ = make_step(head, filter, dropout=0.5, modules=MODULES, teacher=teacher, **sizes)
+    step, terms = jax.jit(step), (*TERMS, *MODULES)
     for term in [*terms, None]:
         state, weights = fresh, {other: float(term in (None, other)) for other in terms}
         for _ in range(2):
@@ -188,7 +190,7 @@ def synthetic_batch(head):
     """Two RGB videos of the synthetic set and a padded one; flow channels stand for what a teacher says of them."""
     info, splits = synthetic.tiny()
     videos, classes = splits["train"][:2], len(info.classes)
-    lengths, outputs = [video.num_snippets for video in videos], distill.TASKS[head][1](classes)
+    lengths, outputs = [video.num_snippets for video in videos], TASKS[head][1](classes)
     examples = make_examples(videos, "rgb", classes)
 
     def pad(tables, fill):
@@ -281,6 +283,6 @@ def test_the_learning_rate_can_stay():
 
 
 def test_term_options_lists_what_a_config_may_set():
-    assert {"form", "temperature", "num_negatives"} <= set(distill.term_options("atomic"))
-    assert "key" not in distill.term_options("atomic")
-    assert distill.term_options("boundary") == {"form": "curve"}
+    assert {"form", "temperature", "num_negatives"} <= set(term_options("atomic"))
+    assert "key" not in term_options("atomic")
+    assert term_options("boundary") == {"form": "curve"}

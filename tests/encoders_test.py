@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_prep import encoder_weights, tensorflow_checkpoint
-from kd_jax.encoders import AGCN, I3D, agcn, i3d
-from kd_jax.encoders.weights import random_variables, read_weights, shapes_of, write_weights
+from kd_jax.video.encoders import AGCN, I3D, agcn, i3d
+from kd_jax.video.encoders.weights import random_variables, read_weights, shapes_of, write_weights
 
 DATA = Path(__file__).parent / "data"
 

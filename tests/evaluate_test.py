@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax import submissions
-from kd_jax.metrics.event_map import event_map
-from kd_jax.metrics.frame_map import frame_map
+from kd_jax.evaluation import formats
+from kd_jax.evaluation.metrics.event_map import event_map
+from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.segments import labels_from_segments
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def value(text, key):
 def test_scores(files):
     rng = np.random.default_rng(0)
     scores = {video: rng.random((20, 2)).astype(np.float32) for video in FOUND}
-    submissions.write_scores(files / "scores.npz", scores)
+    formats.write_scores(files / "scores.npz", scores)
     text = custom(files, files / "scores.npz", "--protocols=frame_map", f"--output={files / 'out.json'}")
     labels = [labels_from_segments(np.array(ACTIONS[v], float), 10.0, 20, 2) for v in scores]
     expected = frame_map(list(scores.values()), labels)["mean_over_present_classes"]
@@ -62,9 +62,9 @@ def test_scores(files):
 
 
 def test_every_format_of_detections_gives_the_same(files):
-    submissions.write_native(files / "native.json", FOUND, CLASSES)
-    submissions.write_activitynet(files / "activitynet.json", FOUND, CLASSES)
-    submissions.write_pku_mmd(files / "pku", FOUND, 2, frames_per_second=25.0)
+    formats.write_native(files / "native.json", FOUND, CLASSES)
+    formats.write_activitynet(files / "activitynet.json", FOUND, CLASSES)
+    formats.write_pku_mmd(files / "pku", FOUND, 2, frames_per_second=25.0)
     truth = {video: np.array(ACTIONS[video], float) for video in FOUND}
     expected = event_map(FOUND, truth, num_classes=2)["mAP_action"]
     for name in ("native.json", "activitynet.json", "pku"):
@@ -74,8 +74,8 @@ def test_every_format_of_detections_gives_the_same(files):
 
 
 def test_the_number_of_the_first_class_may_be_zero(files):
-    submissions.write_pku_mmd(files / "pku", FOUND, 2, first_label=0, frames_per_second=25.0)
-    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    formats.write_pku_mmd(files / "pku", FOUND, 2, first_label=0, frames_per_second=25.0)
+    formats.write_native(files / "native.json", FOUND, CLASSES)
     ours = custom(files, files / "pku", "--protocols=event_map", "--first_label=0")
     theirs = custom(files, files / "native.json", "--protocols=event_map")
     for threshold in (0.1, 0.3, 0.5):
@@ -86,7 +86,7 @@ def test_the_number_of_the_first_class_may_be_zero(files):
 def test_duplicates_count_as_they_stand_in_the_file(files):
     """The official script sees the two equal ground truths of w, of which one can be matched."""
     perfect = {v: np.array([[*row, 0.5] for row in ACTIONS[v]], float) for v in FOUND}
-    submissions.write_native(files / "native.json", perfect, CLASSES)
+    formats.write_native(files / "native.json", perfect, CLASSES)
     text = custom(files, files / "native.json", "--protocols=event_map")
     assert value(text, "event_map/mAP_action@0.5") < 100
 
@@ -97,7 +97,7 @@ def test_charades(files):
     (files / "Charades_v1_test.csv").write_text(head + "A,S,Kitchen,25.0,c000 2.0 9.0;c156 8.0 30.0\nB,S,Hall,10.0,\n")
     instants = {video: np.zeros((25, 157)) for video in "AB"}
     instants["A"][2:10, 0] = instants["A"][8:, 156] = 1.0  # the instants are whole seconds, ends included
-    submissions.write_charades(files / "localize.txt", instants)
+    formats.write_charades(files / "localize.txt", instants)
     annotations = [f"--annotations={files / f'Charades_v1_{split}.csv'}" for split in ("train", "test")]
     text = run("--dataset=charades", *annotations, f"--predictions={files / 'localize.txt'}")
     assert value(text, "charades_localize/mean_over_present_classes") == 100
@@ -110,7 +110,7 @@ def test_pku_mmd_without_durations(files):
         (files / "labels" / f"{video}.txt").write_text(lines)
     (files / "cross-subject.txt").write_text("Training videos:\n0002-L, \nValidataion videos:\n0001-L, \n")
     found = {"0001-L": np.array([[0, 1.0, 3.0, 0.9], [50, 4.0, 10.0, 0.8]])}
-    submissions.write_pku_mmd(files / "pku", found, 51)
+    formats.write_pku_mmd(files / "pku", found, 51)
     annotations = [f"--annotations={files / name}" for name in ("labels", "cross-subject.txt")]
     text = run("--dataset=pku_mmd", *annotations, f"--predictions={files / 'pku'}")
     assert value(text, "event_map/mAP_action@0.5") == pytest.approx(200 / 51, abs=0.005)
@@ -118,14 +118,14 @@ def test_pku_mmd_without_durations(files):
     tables = {"0001-L": np.zeros((20, 52), np.float32)}  # 20 snippets of 16 frames
     tables["0001-L"][:, 51] = 1
     tables["0001-L"][2:6, [0, 51]] = [1, 0]
-    submissions.write_scores(files / "scores.npz", tables)
+    formats.write_scores(files / "scores.npz", tables)
     text = run("--dataset=pku_mmd", *annotations, f"--predictions={files / 'scores.npz'}")
     assert value(text, "event_map/mAP_action@0.5") == pytest.approx(100 / 51, abs=0.005)  # 32 to 96 against 30 to 90
     assert value(text, "frame_map/all_classes") > 0
 
 
 def test_what_is_missing_or_foreign_is_noted(files):
-    submissions.write_native(files / "some.json", {"v": FOUND["v"], "x": FOUND["w"]}, CLASSES)
+    formats.write_native(files / "some.json", {"v": FOUND["v"], "x": FOUND["w"]}, CLASSES)
     text = custom(files, files / "some.json", "--protocols=event_map")
     assert (
         "1 videos without predictions, e.g. w; event_map, like the official script, leaves their actions out" in text
@@ -135,15 +135,15 @@ def test_what_is_missing_or_foreign_is_noted(files):
 
 @pytest.mark.parametrize("protocol", ["event_map", "event_map_strict", "detection_map_thumos14"])
 def test_videos_of_another_split_change_nothing(files, protocol):
-    submissions.write_native(files / "test.json", FOUND, CLASSES)
-    submissions.write_native(files / "all.json", {**FOUND, "t": FOUND["v"], "x": FOUND["w"]}, CLASSES)
+    formats.write_native(files / "test.json", FOUND, CLASSES)
+    formats.write_native(files / "all.json", {**FOUND, "t": FOUND["v"], "x": FOUND["w"]}, CLASSES)
     outputs = [custom(files, files / name, f"--protocols={protocol}") for name in ("test.json", "all.json")]
     values = [[line for line in text.splitlines() if line.strip().startswith(protocol)] for text in outputs]
     assert values[0] == values[1] and len(values[0]) > 3
 
 
 def test_an_absent_value_is_explained(files):
-    submissions.write_scores(files / "scores.npz", {v: np.ones((4, 2), np.float32) for v in FOUND})
+    formats.write_scores(files / "scores.npz", {v: np.ones((4, 2), np.float32) for v in FOUND})
     annotations = json.loads((files / "annotations.json").read_text())
     for entry in annotations.values():
         entry["actions"] = [action for action in entry["actions"] if action[0] == 0]
@@ -177,14 +177,14 @@ def test_an_absent_value_is_explained(files):
     ],
 )
 def test_wrong_turns_end_in_one_sentence(files, predictions, more, message):
-    submissions.write_native(files / "native.json", FOUND, CLASSES)
-    submissions.write_scores(files / "one.npz", {"v": np.zeros((4, 2), np.float32)})
-    submissions.write_scores(files / "logits.npz", {v: np.full((4, 2), -3, np.float32) for v in FOUND})
+    formats.write_native(files / "native.json", FOUND, CLASSES)
+    formats.write_scores(files / "one.npz", {"v": np.zeros((4, 2), np.float32)})
+    formats.write_scores(files / "logits.npz", {v: np.full((4, 2), -3, np.float32) for v in FOUND})
     assert message in custom(files, files / predictions, *more, code=1)
 
 
 def test_broken_annotations_are_told_with_video_and_field(files):
-    submissions.write_native(files / "native.json", FOUND, CLASSES)
+    formats.write_native(files / "native.json", FOUND, CLASSES)
     (files / "annotations.json").write_text('{"v": {"subset": "testing", "duration": -1, "actions": []}}')
     assert "v: -1, expected" in custom(files, files / "native.json", code=1)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.metrics.detection_map import detection_map
-from kd_jax.metrics.event_map import event_map, event_map_strict
+from kd_jax.evaluation.metrics.detection_map import detection_map
+from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE / "data"  # invented segments, outputs of the TSU evaluation script

@@ -14,21 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import default
-from kd_jax import distill, experiment, population, resident
-from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import base, records, synthetic
+from kd_jax import config as schema
+from kd_jax.data import base, records, synthetic
+from kd_jax.data.batches import make_examples
+from kd_jax.data.source import open_source
 from kd_jax.files import read_arrays, read_json, write_json
-from kd_jax.input_pipeline import make_examples, open_source
-from kd_jax.teachers import Teacher, attach_teachers
-from kd_jax.train import Run, run_config, train_runs
+from kd_jax.training import experiment, on_device, population
+from kd_jax.training import run as run_module
+from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.plan import check_config, prepare, training_order
+from kd_jax.training.run import Run, run_config, train_runs
+from kd_jax.training.table import markdown, tabulate
+from kd_jax.training.teachers import Teacher, attach_teachers
+from kd_jax.training.terms import TERMS
 
 ROOT = Path(__file__).parents[1]
 
 
 def tiny_config(**training):
     """Teacher, vanilla and augmented student on a few synthetic videos, seconds each."""
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "synthetic"
     config.dataset.max_videos = 6
     config.dataset.validation_fraction = 0.3
@@ -37,17 +42,17 @@ def tiny_config(**training):
     config.model.standardize = True
     config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, **training})
     weights = {"atomic": 0.1, "global_context": 1.0, "boundary": 0.01}
-    config.runs = default.make_runs(  # students first: the order of training is the experiment's business
-        augmented_rgb=default.make_run("rgb", teachers=("flow_teacher",), weights=weights),
-        vanilla_rgb=default.make_run("rgb"),
-        flow_teacher=default.make_run("flow"),
+    config.runs = schema.make_runs(  # students first: the order of training is the experiment's business
+        augmented_rgb=schema.make_run("rgb", teachers=("flow_teacher",), weights=weights),
+        vanilla_rgb=schema.make_run("rgb"),
+        flow_teacher=schema.make_run("flow"),
     )
     config.fusions.two_stream = ("flow_teacher", "vanilla_rgb")
     return config
 
 
 def perform(config, workdir):
-    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+    return experiment.perform(config, workdir, prepare(config, workdir))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def finished(tmp_path_factory):
 
 
 def test_teachers_train_first():
-    assert experiment.training_order(tiny_config()) == ["vanilla_rgb", "flow_teacher", "augmented_rgb"]
+    assert training_order(tiny_config()) == ["vanilla_rgb", "flow_teacher", "augmented_rgb"]
 
 
 WRONG_TURNS = {
@@ -113,7 +118,7 @@ WRONG_TURNS = {
     "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
     "teacher without weights": (
-        lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(distill.TERMS, 0.0)),
+        lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(TERMS, 0.0)),
         "no term with a weight",
     ),
     "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
@@ -131,7 +136,7 @@ WRONG_TURNS = {
     "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; choose"),
     "learning rate": (lambda c: c.training.update(learning_rate=0.0), "training.learning_rate=0.0"),
     "validation": (lambda c: c.dataset.update(validation_fraction=1.0), "validation_fraction=1.0"),
-    "run name": (lambda c: c.runs.update({"a/b": default.make_run("rgb")}), "run name 'a/b' cannot be a folder name"),
+    "run name": (lambda c: c.runs.update({"a/b": schema.make_run("rgb")}), "run name 'a/b' cannot be a folder name"),
 }
 
 
@@ -141,19 +146,19 @@ def test_wrong_turns_end_before_training(turn, tmp_path):
     config = tiny_config()
     change(config)
     with pytest.raises((ValueError, OSError), match=message):
-        experiment.prepare(config, tmp_path / "work")
+        prepare(config, tmp_path / "work")
 
 
 def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written .*choose another with --workdir"):
-        experiment.prepare(tiny_config(), tmp_path / "file" / "work")
+        prepare(tiny_config(), tmp_path / "file" / "work")
 
 
 def test_a_run_killed_before_its_config_was_written_is_no_obstacle(tmp_path):
     (tmp_path / "vanilla_rgb" / "seed_0").mkdir(parents=True)
     (tmp_path / "vanilla_rgb" / "seed_0" / ".config.json.123").touch()
-    experiment.prepare(tiny_config(), tmp_path)
+    prepare(tiny_config(), tmp_path)
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -161,7 +166,7 @@ def test_a_folder_that_is_no_run_is_left_alone(resume, tmp_path):
     (tmp_path / "vanilla_rgb").mkdir()
     (tmp_path / "vanilla_rgb" / "mine.npy").write_text("features")
     with pytest.raises(ValueError, match="vanilla_rgb is not a run of kd_jax, so it is left alone"):
-        experiment.prepare(tiny_config(), tmp_path, resume)
+        prepare(tiny_config(), tmp_path, resume)
     assert (tmp_path / "vanilla_rgb" / "mine.npy").read_text() == "features"
 
 
@@ -172,7 +177,7 @@ def test_folders_hold_what_the_readme_says(finished):
         assert {"config.json", "metrics.jsonl", "checkpoints", "results.json", "predictions_test.npz"} <= files
         assert any(f.startswith("events.out.tfevents") for f in files)
     assert json.loads((workdir / "results.json").read_text()) == results
-    assert (workdir / "results.md").read_text() == experiment.markdown(results)
+    assert (workdir / "results.md").read_text() == markdown(results)
     lines = [json.loads(line) for line in (workdir / "augmented_rgb" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     wanted = {"loss", "task", "atomic", "global_context", "boundary", "learning_rate", "gradient_norm"}
@@ -186,10 +191,10 @@ def test_table_rows_gains_and_fusion(finished):
     score = {name: row["scores"]["frame mAP"][0] for name, row in rows.items()}
     assert rows["vanilla_rgb"]["gain"] is None
     assert rows["two_stream"]["gain"] == [score["two_stream"] - score["vanilla_rgb"]]
-    source = experiment.prepare(config, workdir)
+    source = prepare(config, workdir)
     streams = [read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
     fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
-    from kd_jax.scoring import Scoring, evaluate
+    from kd_jax.evaluation.scoring import Scoring, evaluate
 
     again = evaluate(fused, source.videos("test", []), source.info, Scoring(("frame_map",)))
     assert again["frame_map/present_classes"] == score["two_stream"]
@@ -204,7 +209,7 @@ def test_finished_runs_are_skipped_and_other_settings_refused(finished):
     with pytest.raises(
         ValueError, match=r"other settings \(training.epochs: 3 there, 4 now\): choose another --workdir"
     ):
-        experiment.prepare(changed, workdir)
+        prepare(changed, workdir)
 
 
 def test_a_student_whose_teacher_was_trained_otherwise_is_refused(finished, tmp_path):
@@ -214,7 +219,7 @@ def test_a_student_whose_teacher_was_trained_otherwise_is_refused(finished, tmp_
     changed = tiny_config()
     changed.runs.flow_teacher.modality = "pose"
     with pytest.raises(ValueError, match=r'augmented_rgb .*teachers.flow_teacher.modality: "flow" there, "pose" now'):
-        experiment.prepare(changed, tmp_path / "work")
+        prepare(changed, tmp_path / "work")
 
 
 def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_saved(tmp_path):
@@ -228,30 +233,30 @@ def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_save
 
     perform(config(), tmp_path / "work")
     shutil.move(tmp_path / "records", tmp_path / "moved")
-    experiment.prepare(config("moved", checkpoint_every=7), tmp_path / "work")
+    prepare(config("moved", checkpoint_every=7), tmp_path / "work")
     made = {"rgb": {"sampling": {"stride": 8}}}
     records.write(tmp_path / "moved", dataclasses.replace(info, extraction=made), splits, overwrite=True)
-    source = experiment.prepare(config("moved"), tmp_path / "work")  # to know how features were made changes nothing
+    source = prepare(config("moved"), tmp_path / "work")  # to know how features were made changes nothing
     assert run_config(config("moved"), "vanilla_rgb", 0, source)["extraction"] == made["rgb"]
     assert run_config(config("moved"), "flow_teacher", 0, source)["extraction"] is None
     written = tmp_path / "work" / "vanilla_rgb" / "config.json"
     old = {name: value for name, value in read_json(written).items() if name != "extraction"}
     write_json(written, old)  # as a run has it that was trained before there was such a field
-    experiment.prepare(config("moved"), tmp_path / "work")
+    prepare(config("moved"), tmp_path / "work")
     records.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
     with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
-        experiment.prepare(config("moved"), tmp_path / "work")
+        prepare(config("moved"), tmp_path / "work")
 
 
 def test_an_experiment_streamed_from_records_is_the_one_from_memory_bit_for_bit(tmp_path, monkeypatch):
     info, splits = synthetic.tiny()
     records.write(tmp_path / "records", info, splits)
-    monkeypatch.setattr(resident, "SHARE", 0)  # 'auto' sends batches from the host's memory
+    monkeypatch.setattr(on_device, "SHARE", 0)  # 'auto' sends batches from the host's memory
     for data in ("auto", "streamed"):
         config = tiny_config(data=data, length_buckets=2)
         population._compiled.cache_clear()
         config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
-        source = experiment.prepare(config, tmp_path / data)
+        source = prepare(config, tmp_path / data)
         assert isinstance(source.videos("train", ["rgb"])[0].features["rgb"], base.OnDisk) == (data == "streamed")
         experiment.perform(config, tmp_path / data, source)
         assert population._compiled.cache_info().misses == 2 * 3  # once for each length and run
@@ -272,7 +277,7 @@ def test_a_split_without_any_action_is_refused(split, remedy, tmp_path):
     config = tiny_config()
     config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
     with pytest.raises(ValueError, match=f"none of the . {split} videos has an action, .*{remedy}"):
-        experiment.prepare(config, tmp_path / "work")
+        prepare(config, tmp_path / "work")
 
 
 def test_validation_videos_whose_actions_no_snippet_sees_are_refused(tmp_path):
@@ -286,12 +291,12 @@ def test_validation_videos_whose_actions_no_snippet_sees_are_refused(tmp_path):
     config = tiny_config()
     config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
     with pytest.raises(ValueError, match="validation videos has a snippet inside, .*dataset.validation_seed"):
-        experiment.prepare(config, tmp_path / "work")
+        prepare(config, tmp_path / "work")
 
 
 def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
     config, workdir, _ = finished
-    source = experiment.prepare(config, workdir)
+    source = prepare(config, workdir)
     teacher = load_teacher(workdir / "flow_teacher")
     examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
     taught = attach_teachers(
@@ -325,15 +330,15 @@ def scores_of(validation, test):
 def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_published():
     config = tiny_config()
     config.fusions = {}
-    config.runs.small = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
-    config.runs.large = default.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 3000.0})
+    config.runs.small = schema.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
+    config.runs.large = schema.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 3000.0})
     config.runs.large.balance, config.runs.vanilla_rgb.starts_from = "gradient", "small"
     config.runs.augmented_rgb.baseline = "flow_teacher"
     config.choices.mars = ("small", "large")
     config.published.mars, config.published_for = "82.5", "PKU-MMD"
     config.evaluation.protocols = ("frame_map",)
     config.seeds = 2
-    experiment.check_config(config)
+    check_config(config)
     source = open_source(modalities=["rgb"], **config.dataset.to_dict())
     scores = {
         "augmented_rgb": scores_of([40, 42], [30, 32]),
@@ -342,14 +347,14 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
         "small": scores_of([41, 41], [50, 50]),
         "large": scores_of([43, 41], [25, 26]),  # better in validation, though worse in the test
     }
-    table = experiment.tabulate(config, source, scores)
+    table = tabulate(config, source, scores)
     rows = {row["run"]: row for row in table["rows"]}
     assert list(rows) == ["augmented_rgb", "vanilla_rgb", "flow_teacher", "mars"]
     assert rows["mars"]["chosen"] == "large" and rows["mars"]["tried"] == {"small": 41, "large": 42}
     assert rows["mars"]["gain"] == [5, 4] and rows["mars"]["weights"] == {"hint": 3000.0}
     assert rows["augmented_rgb"]["gain"] == [-10, -8]
     assert rows["vanilla_rgb"]["gain"] is None and rows["flow_teacher"]["gain"] == [20, 18]
-    text = experiment.markdown(table)
+    text = markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| mars"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         *("mars", "rgb", "flow_teacher", "shares: hint 3000", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
@@ -375,7 +380,7 @@ def test_mistakes_in_choices_balances_and_widths_are_refused(change, message):
     config = tiny_config()
     change(config)
     with pytest.raises(ValueError, match=message):
-        experiment.check_config(config)
+        check_config(config)
 
 
 def test_a_choice_needs_validation_videos():
@@ -383,7 +388,7 @@ def test_a_choice_needs_validation_videos():
     config.dataset.validation_fraction = 0.0
     config.choices.best = ("vanilla_rgb",)
     with pytest.raises(ValueError, match="chooses by the validation videos; dataset.validation_fraction"):
-        experiment.check_config(config)
+        check_config(config)
 
 
 class Stop(Exception):
@@ -393,18 +398,17 @@ class Stop(Exception):
 def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
     config, workdir, _ = finished
     config = tiny_config(checkpoint_every=2)
-    from kd_jax import train
 
     run = Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")
-    real_write = train.Journal.write
+    real_write = run_module.Journal.write
 
     def write(self, epoch, *rest):
         real_write(self, epoch, *rest)
         if epoch == 3:
             raise Stop
 
-    source = experiment.prepare(config, tmp_path)
-    monkeypatch.setattr(train.Journal, "write", write)
+    source = prepare(config, tmp_path)
+    monkeypatch.setattr(run_module.Journal, "write", write)
     with pytest.raises(Stop):
         train_runs(config, [run], source)
     monkeypatch.undo()
@@ -450,20 +454,20 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert perform(config, tmp_path)["rows"][0]["scores"]["frame mAP"] == scores[:1]
     assert (tmp_path / "vanilla_rgb" / "results.json").stat().st_mtime_ns == stamp
     expected = f"{np.mean(scores):.2f} ± {abs(scores[0] - scores[1]) / 2**0.5:.2f}"
-    assert expected in experiment.markdown(results)
+    assert expected in markdown(results)
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
     config = tiny_config(epochs=2)
     config.dataset.validation_fraction = 0.0
-    source = experiment.prepare(config, tmp_path)
+    source = prepare(config, tmp_path)
     (results,) = train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
     assert results["best_epoch"] == 2 and "validation" not in results
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = tiny_config(learning_rate=1e30)
-    source = experiment.prepare(config, tmp_path)
+    source = prepare(config, tmp_path)
     with pytest.raises(
         FloatingPointError, match="vanilla_rgb, seed 0: training diverged in epoch .*lower training.learning_rate"
     ):
@@ -476,7 +480,7 @@ def test_markdown_by_hand():
         start = {"starts_from": None, "baseline": "a"}
         return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, **start}
 
-    table = experiment.markdown(
+    table = markdown(
         {
             "dataset": "demo",
             "test_videos": 7,
@@ -496,7 +500,7 @@ def test_markdown_by_hand():
 
 def test_standardisation_is_fitted_on_training_videos(finished):
     config, workdir, _ = finished
-    source = experiment.prepare(config, workdir)
+    source = prepare(config, workdir)
     stacked = np.concatenate([e.features for e in make_examples(source.videos("train", ["rgb"]), "rgb", 12)]).astype(
         float
     )

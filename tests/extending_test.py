@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import distill, models
+from kd_jax import models
 from kd_jax.files import read_json
+from kd_jax.training.terms import TERMS
 
 ROOT = Path(__file__).parents[1]
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
@@ -27,7 +28,7 @@ def mine(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    del distill.TERMS["change_points"], models.FILTERS["neighbours"]
+    del TERMS["change_points"], models.FILTERS["neighbours"]
 
 
 def test_the_example_trains(tmp_path):

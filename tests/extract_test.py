@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from data_prep import ahead, extract, stickfigures
-from kd_jax import encode as encode_module
-from kd_jax.encode import batched, encode, encode_video
-from kd_jax.encoders import AGCN
-from kd_jax.encoders.weights import random_variables, read_weights, write_weights
 from kd_jax.files import read_arrays, read_json
-from kd_jax.videos import Sampling, VideoError, probe, snippets
+from kd_jax.video import encode as encode_module
+from kd_jax.video.encode import batched, encode, encode_video
+from kd_jax.video.encoders import AGCN
+from kd_jax.video.encoders.weights import random_variables, read_weights, write_weights
+from kd_jax.video.videos import Sampling, VideoError, probe, snippets
 
 ROOT = Path(__file__).parents[1]
 ROUNDING = 1e-4  # of features of size 1, behind 57 layers
@@ -383,9 +383,9 @@ def test_eight_devices_encode_as_one(figures, tmp_path):
     program = f"""
 import jax, numpy as np
 from pathlib import Path
-from kd_jax.encode import batched, encode, encode_video
-from kd_jax.encoders import AGCN
-from kd_jax.encoders.weights import random_variables, read_weights, write_weights
+from kd_jax.video.encode import batched, encode, encode_video
+from kd_jax.video.encoders import AGCN
+from kd_jax.video.encoders.weights import random_variables, read_weights, write_weights
 clips = np.random.default_rng(0).normal(0, [[[0.3]], [[0.0]]], (11, 16, 2, 25, 3)).astype(np.float32)  # one body
 weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
 assert jax.device_count() == DEVICES

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from kd_jax.datasets import feature_files
-from kd_jax.datasets.cleaning import Annotated, Labels, annotate, check_action
-from kd_jax.datasets.feature_files import FeatureFolder, check_file, load_file
-from kd_jax.datasets.findings import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, UNTOLD, Findings
+from kd_jax.data import feature_files
+from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
+from kd_jax.data.checks import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, UNTOLD, Findings
+from kd_jax.data.feature_files import FeatureFolder, check_file, load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 EXPECTED = TABLE.astype(np.float16)

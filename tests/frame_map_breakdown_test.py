@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.metrics.frame_map import average_precision, frame_map
-from kd_jax.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
-from kd_jax.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
+from kd_jax.evaluation.metrics.frame_map import average_precision, frame_map
+from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
+from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
 from kd_jax.segments import labels_from_segments
 
 BINS = {"short": (0, 3), "long": (3, np.inf)}

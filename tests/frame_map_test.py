@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from kd_jax.metrics import frame_map as metric
+from kd_jax.evaluation.metrics import frame_map as metric
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "data" / "frame_map.npz")  # random scores, outputs of apmeter.py
 

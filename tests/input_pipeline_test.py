@@ -18,9 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax import input_pipeline
-from kd_jax.datasets import base, records
-from kd_jax.input_pipeline import Example
+from kd_jax import runtime, sharding
+from kd_jax.data import base, records
+from kd_jax.data import source as source_module
+from kd_jax.data.batches import AHEAD, Example, attach_teacher, bucket_lengths, collate, epoch, make_examples, plan
+from kd_jax.data.source import open_source, split_validation
 from kd_jax.types import Outputs
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=30)
@@ -38,25 +40,23 @@ def examples_of(lengths, width=3, classes=2, seed=0):
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 5))
 def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
     def padded_total(buckets):
-        return sum(length for length, _ in input_pipeline.plan(lengths, buckets, batch_size, range(len(lengths))))
+        return sum(length for length, _ in plan(lengths, buckets, batch_size, range(len(lengths))))
 
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
+    buckets = bucket_lengths(lengths, num_buckets, batch_size)
     sizes = sorted({-(-n // 16) * 16 for n in lengths})
     others = itertools.combinations(sizes[:-1], min(num_buckets, len(sizes)) - 1)
     best = min(padded_total((*other, sizes[-1])) for other in others)
     assert len(buckets) <= num_buckets
     assert padded_total(buckets) == best
-    assert {length for length, _ in input_pipeline.plan(lengths, buckets, batch_size, range(len(lengths)))} == set(
-        buckets
-    )
+    assert {length for length, _ in plan(lengths, buckets, batch_size, range(len(lengths)))} == set(buckets)
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
 def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
+    buckets = bucket_lengths(lengths, num_buckets, batch_size)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    batches = input_pipeline.plan(lengths, buckets, batch_size, order)
+    batches = plan(lengths, buckets, batch_size, order)
     assert sorted(i for _, indices in batches for i in indices) == list(range(len(lengths)))
     assert len(batches) == -(-len(lengths) // batch_size)
     assert all(length in buckets and length >= max(lengths[i] for i in indices) for length, indices in batches)
@@ -64,7 +64,7 @@ def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths,
 
 def test_a_video_longer_than_every_bucket_is_refused():
     with pytest.raises(ValueError, match="40 snippets does not fit the longest bucket of 32"):
-        input_pipeline.plan([40], [16, 32], 1, [0])
+        plan([40], [16, 32], 1, [0])
 
 
 def test_collate_by_hand():
@@ -72,7 +72,7 @@ def test_collate_by_hand():
     example = Example(
         "a", np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([[0, 1], [1, 0]], np.uint8), (teacher,)
     )
-    batch, teachers = input_pipeline.collate([example], length=3, rows=2)
+    batch, teachers = collate([example], length=3, rows=2)
     np.testing.assert_array_equal(batch.features, [[[1, 2], [3, 4], [0, 0]], np.zeros((3, 2))])
     np.testing.assert_array_equal(batch.labels, [[[0, 1], [1, 0], [0, 0]], np.zeros((3, 2))])
     np.testing.assert_array_equal(batch.mask, [[True, True, False], [False] * 3])
@@ -81,10 +81,10 @@ def test_collate_by_hand():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    mesh, examples = input_pipeline.data_mesh(), examples_of([5, 40, 17, 33, 20, 8])
+    mesh, examples = sharding.data_mesh(), examples_of([5, 40, 17, 33, 20, 8])
 
     def order(seed, epoch):
-        return [tuple(i) for i, _, _ in input_pipeline.epoch(examples, (32, 48), 2, mesh, seed=seed, epoch=epoch)]
+        return [tuple(i) for i, _, _ in epoch(examples, (32, 48), 2, mesh, seed=seed, epoch=epoch)]
 
     assert order(0, 3) == order(0, 3)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2, 3)}) > 3
@@ -93,7 +93,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 def test_batches_keep_dtype_and_values():
     examples = examples_of([5, 9])
     examples = [Example(e.id, e.features.astype(np.float16), e.labels) for e in examples]
-    ((indices, batch, teachers),) = input_pipeline.epoch(examples, (16,), 2, input_pipeline.data_mesh())
+    ((indices, batch, teachers),) = epoch(examples, (16,), 2, sharding.data_mesh())
     assert batch.features.dtype == np.float16 and batch.mask.dtype == bool and teachers == ()
     for row, index in enumerate(indices):
         np.testing.assert_array_equal(batch.features[row, : len(examples[index].features)], examples[index].features)
@@ -103,20 +103,20 @@ def test_batches_keep_dtype_and_values():
 @pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.01, 1), (0.2, 2), (0.5, 5)])
 def test_validation_split(fraction, held_out):
     ids = [f"v{i}" for i in range(10)]
-    train, validation = input_pipeline.split_validation(ids[::-1], fraction, seed=3)
+    train, validation = split_validation(ids[::-1], fraction, seed=3)
     assert (len(validation), sorted(train + validation)) == (held_out, ids)
-    assert input_pipeline.split_validation(ids, fraction, seed=3) == (train, validation)
+    assert split_validation(ids, fraction, seed=3) == (train, validation)
 
 
 def test_validation_must_leave_training_videos():
     with pytest.raises(ValueError, match=r"validation_fraction=0.9 of 2 training videos leaves none"):
-        input_pipeline.split_validation(["a", "b"], 0.9, 0)
+        split_validation(["a", "b"], 0.9, 0)
 
 
 def test_a_teacher_of_other_length_is_refused():
     outputs = [Outputs(np.zeros((4, 1)), np.zeros((4, 2)))]
     with pytest.raises(ValueError, match="video '0': the teacher has 4 snippets and the student 5"):
-        input_pipeline.attach_teacher(examples_of([5]), outputs)
+        attach_teacher(examples_of([5]), outputs)
 
 
 INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
@@ -140,12 +140,12 @@ def stored(tmp_path):
 
 
 def examples_from(directory, **options):
-    return input_pipeline.make_examples(records.read(directory, "train", ["rgb"], **options), "rgb", 2)
+    return make_examples(records.read(directory, "train", ["rgb"], **options), "rgb", 2)
 
 
 def one_epoch(examples, batch_size=2, **order):
-    buckets = input_pipeline.bucket_lengths([len(e.features) for e in examples], 3, batch_size)
-    return input_pipeline.epoch(examples, buckets, batch_size, input_pipeline.data_mesh(), **order)
+    buckets = bucket_lengths([len(e.features) for e in examples], 3, batch_size)
+    return epoch(examples, buckets, batch_size, sharding.data_mesh(), **order)
 
 
 @pytest.mark.parametrize("order", [{"seed": 1, "epoch": 2}, {}], ids=["training", "prediction"])
@@ -155,7 +155,7 @@ def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
     examples = examples_from(stored)
     outputs = [Outputs(*(rng.standard_normal((len(e.features), n), np.float32) for n in (4, 2))) for e in examples]
     for of_source in (examples, examples_from(stored, on_disk=True)):
-        of_source = input_pipeline.attach_teacher(of_source, outputs)
+        of_source = attach_teacher(of_source, outputs)
         epochs.append([(np.array(i), *jax.device_get(arrays)) for i, *arrays in one_epoch(of_source, 5, **order)])
     assert isinstance(of_source[0].features, base.OnDisk)
     chex.assert_trees_all_equal(*epochs)
@@ -188,10 +188,10 @@ def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
         taken += len(indices)
         time.sleep(0.05)  # the threads get as far ahead as they may
         most = max(most, len(alive))
-        assert len(read) <= taken + 2 * input_pipeline.AHEAD
+        assert len(read) <= taken + 2 * AHEAD
     assert sorted(read) == list(range(12))
     gc.collect()
-    assert most <= input_pipeline.AHEAD and not alive
+    assert most <= AHEAD and not alive
 
 
 def threads():
@@ -220,29 +220,29 @@ def test_damage_arrives_as_one_clear_error(stored):
 
 def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch):
     def features(**options):
-        source = input_pipeline.open_source(
+        source = open_source(
             "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
         )
         return [v.features["rgb"] for split in ("train", "validation", "test") for v in source.videos(split, ["rgb"])]
 
     assert all(isinstance(f, np.ndarray) for f in features())
     assert all(isinstance(f, base.OnDisk) for f in features(streamed=True))
-    monkeypatch.setattr(input_pipeline, "host_memory", lambda: 100)
+    monkeypatch.setattr(source_module, "host_memory", lambda: 100)
     assert all(isinstance(f, base.OnDisk) for f in features())
 
 
 def test_the_memory_of_a_batch_job_is_its_own_share(tmp_path):
-    whole, root, groups = input_pipeline.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
+    whole, root, groups = runtime.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
     v2, v1 = root / "slurm" / "job_1" / "memory.max", root / "memory" / "docker" / "memory.limit_in_bytes"
     for path in (v2, v1):
         path.parent.mkdir(parents=True)
     groups.write_text("3:cpu,cpuacct:/docker\n2:memory:/docker\n0::/slurm/job_1/step_0\n")
     v2.write_text("max\n"), v1.write_text(f"{2**63 - 4096}\n")
-    assert input_pipeline.host_memory(groups, root) == whole > 2**28
+    assert runtime.host_memory(groups, root) == whole > 2**28
     v1.write_text(f"{2**28}\n")
-    assert input_pipeline.host_memory(groups, root) == 2**28
+    assert runtime.host_memory(groups, root) == 2**28
     v2.write_text(f"{2**27}\n")  # of a parent
-    assert input_pipeline.host_memory(groups, root) == 2**27
+    assert runtime.host_memory(groups, root) == 2**27
 
 
 TWO_PROCESSES = """
@@ -252,19 +252,19 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from kd_jax import input_pipeline
-from kd_jax.datasets import base
-from kd_jax.input_pipeline import Example
+from kd_jax.data import batches
+from kd_jax.data import base
+from kd_jax.data.batches import Example
 
 def load(i):
     read.append(i)
     return np.full((i + 1, 3), i, np.float16)
 
-read, mesh = [], input_pipeline.data_mesh()
+read, mesh = [], sharding.data_mesh()
 examples = [
     Example(str(i), base.OnDisk((i + 1, 3), lambda i=i: load(i)), np.zeros((i + 1, 2), np.uint8)) for i in range(6)
 ]
-for indices, batch, _ in input_pipeline.epoch(examples, (16,), 4, mesh, seed=0, epoch=1):
+for indices, batch, _ in epoch(examples, (16,), 4, mesh, seed=0, epoch=1):
     assert batch.features.shape == (4, 16, 3) and batch.mask.shape == (4, 16)
     for piece in batch.features.addressable_shards:
         (row,) = range(*piece.index[0].indices(4))
@@ -272,7 +272,7 @@ for indices, batch, _ in input_pipeline.epoch(examples, (16,), 4, mesh, seed=0, 
         if row < len(indices):
             expected[: indices[row] + 1] = indices[row]
         np.testing.assert_array_equal(piece.data[0], expected)
-    lengths = jax.jit(lambda mask: mask.sum(1), out_shardings=input_pipeline.replicate(0, mesh).sharding)(batch.mask)
+    lengths = jax.jit(lambda mask: mask.sum(1), out_shardings=sharding.replicate(0, mesh).sharding)(batch.mask)
     assert list(map(int, lengths)) == [i + 1 for i in indices] + [0] * (4 - len(indices))
 print(sorted(read))
 """

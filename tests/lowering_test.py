@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from jax import export
 
-from kd_jax import input_pipeline, resident
-from kd_jax.distill import MODULES, TASKS, TERMS, eval_step, make_modules, make_train_step
-from kd_jax.input_pipeline import Example
+from kd_jax import sharding
+from kd_jax.data.batches import Example
 from kd_jax.models import FILTERS, Detector
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.training import on_device
+from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.step import make_train_step
+from kd_jax.training.terms import MODULES, TASKS, TERMS, make_modules
 from kd_jax.types import Batch, Outputs
 
 D, H, CLASSES, T = 6, 8, 3, 16
@@ -49,7 +51,7 @@ def test_steps(filter_name, head, dtype):
     text = lowered(step, state, teachers, batch, weights, jax.random.key(1))
     assert ("bf16" in text) == (dtype == jnp.bfloat16)
     variables = {"params": state.params, **state.constants}
-    lowered(lambda v, x, m: eval_step(model, v, x, m), variables, batch.features, mask)
+    lowered(model.apply, variables, batch.features, mask)
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -57,12 +59,12 @@ def test_an_epoch_of_resident_videos(runs):
     _, step, state, weights, num_outputs = parts("ss_tcn", "dense", jnp.float32)
     teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
     example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
-    mesh, buckets = input_pipeline.data_mesh(), (T, 2 * T)
-    data = resident.put([[example, example]], max(buckets), mesh)
-    rows = np.zeros((3, runs, input_pipeline.device_rows(1, mesh)), np.int32)
+    mesh, buckets = sharding.data_mesh(), (T, 2 * T)
+    data = on_device.put([[example, example]], max(buckets), mesh)
+    rows = np.zeros((3, runs, sharding.device_rows(1, mesh)), np.int32)
     states, weights, keys = jax.tree.map(lambda x: jnp.stack([x] * runs), (state, weights, jax.random.key(1)))
     text = lowered(
-        resident.make_train_epoch(step, buckets, mesh),
+        on_device.make_train_epoch(step, buckets, mesh),
         states,
         data,
         np.zeros(runs, np.int32),

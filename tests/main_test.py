@@ -52,7 +52,7 @@ WRONG_TURNS = {
     "run": (["--config=configs/demo.py", "--config.runs.nobody.filter=pdan"], "there is no run 'nobody' to change"),
     "section": (
         ["--config=configs/demo.py", "--config.foo.bar=1"],
-        "there is no field 'foo' (configs/default.py lists",
+        "there is no field 'foo' (kd_jax/config.py lists",
     ),
     "stray argument": (["--config=configs/demo.py", "training.epochs=3"], "unexpected argument"),
 }
@@ -80,7 +80,7 @@ def test_one_sentence_that_says_what_to_do(turn):
     ],
 )
 def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
-    head = "from configs import default\n\ndef get_config():\n    config = default.get_config()\n"
+    head = "from kd_jax import config as schema\n\ndef get_config():\n    config = schema.get_config()\n"
     (tmp_path / "mine.py").write_text(f"{head}    {line}\n    return config\n")
     result = subprocess.run(
         [sys.executable, "-m", "kd_jax.main", f"--config={tmp_path / 'mine.py'}"],
@@ -138,8 +138,8 @@ def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
     endless += ["--config.training.checkpoint_every=1"]  # most of the time goes into saving
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # in the background it is ignored
     with subprocess.Popen(endless, **options, **heard) as process:
-        journal, deadline = tmp_path / "b" / "flow_teacher" / "metrics.jsonl", time.monotonic() + 120
-        while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size):
+        logs, deadline = tmp_path / "b" / "flow_teacher" / "metrics.jsonl", time.monotonic() + 120
+        while time.monotonic() < deadline and not (logs.exists() and logs.stat().st_size):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         killer = threading.Timer(60, process.kill)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import distill, losses
+from kd_jax import losses
+from kd_jax.training.terms import MODULES, make_modules
 from kd_jax.types import Batch, Outputs
 
 B, T, H, C = 2, 7, 5, 4
@@ -30,7 +31,7 @@ def example(videos=B, length=T, value=0.0, teachers=2):
 
 
 def module_of(term):
-    module = distill.make_modules({term: OPTIONS[term]}, num_snippets=11)[term]
+    module = make_modules({term: OPTIONS[term]}, num_snippets=11)[term]
     variables = module.init({"params": KEY, "sample": KEY}, *example())
     return module, dict(variables)
 
@@ -47,7 +48,7 @@ def value_and_gradients(term, arguments):
 
 
 def test_every_module_is_tested():
-    assert OPTIONS.keys() == distill.MODULES.keys()
+    assert OPTIONS.keys() == MODULES.keys()
 
 
 @pytest.mark.parametrize("term", OPTIONS)

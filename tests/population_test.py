@@ -6,34 +6,37 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import default
-from kd_jax import experiment, population, resident, train
+from kd_jax import config as schema
 from kd_jax.files import read_arrays
+from kd_jax.training import experiment, on_device, population
+from kd_jax.training import run as run_module
+from kd_jax.training.plan import prepare
+from kd_jax.training.table import markdown
 
 
 def ablation(**training):
     """A teacher and three students of other weights and rates, two seeds each, on a few synthetic videos."""
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.update({"name": "synthetic", "max_videos": 6, "validation_fraction": 0.3})
     config.model.update({"hidden": 8, "num_layers": 2})
     config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, **training})
-    config.runs = default.make_runs(
-        flow_teacher=default.make_run("flow"),
-        atomic=default.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.5}),
-        both=default.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.1, "global_context": 5.0}),
-        slower=default.make_run("rgb", ("flow_teacher",), {"boundary": 0.1}, learning_rate=1e-3),
+    config.runs = schema.make_runs(
+        flow_teacher=schema.make_run("flow"),
+        atomic=schema.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.5}),
+        both=schema.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.1, "global_context": 5.0}),
+        slower=schema.make_run("rgb", ("flow_teacher",), {"boundary": 0.1}, learning_rate=1e-3),
     )
     config.update({"baseline": "", "seeds": 2})
     return config
 
 
 def perform(config, workdir):
-    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+    return experiment.perform(config, workdir, prepare(config, workdir))
 
 
 def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
     """Notes which runs go through one Population."""
-    groups, real = [], train._train
+    groups, real = [], run_module._train
 
     def note(config, runs, *rest):
         done = real(config, runs, *rest)
@@ -41,7 +44,7 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
             groups.append([(run.name, run.seed) for run in runs])
         return done
 
-    monkeypatch.setattr(train, "_train", note)
+    monkeypatch.setattr(run_module, "_train", note)
     return groups
 
 
@@ -80,7 +83,7 @@ def test_runs_of_equal_shape_train_side_by_side(together):
         [("flow_teacher", 0), ("flow_teacher", 1)],
         [(name, seed) for name in ("atomic", "both", "slower") for seed in (0, 1)],
     ]
-    assert "learns from" in experiment.markdown(results) and "±" in experiment.markdown(results)
+    assert "learns from" in markdown(results) and "±" in markdown(results)
 
 
 def test_each_run_ends_as_it_does_with_a_program_of_its_own_and_alone(tmp_path, monkeypatch, together):
@@ -128,8 +131,8 @@ def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypat
         patch.setattr(population, "_compile", note)
         perform(ablation(epochs=1), tmp_path / "measured")
     groups = groups_trained(monkeypatch)
-    monkeypatch.setattr(resident, "memory_limit", lambda: max(needed) - 1)
-    monkeypatch.setattr(resident, "fits", lambda sets: True)
+    monkeypatch.setattr(on_device, "memory_limit", lambda: max(needed) - 1)
+    monkeypatch.setattr(on_device, "fits", lambda sets: True)
     perform(ablation(), tmp_path / "chunked")
     assert [len(group) for group in groups] == [2, 3, 3]
     assert_same_runs(together[0], tmp_path / "chunked")
@@ -144,7 +147,7 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
     """The runs have been saved after different epochs; they go on side by side from the last one in common."""
     monkeypatch.setattr(population, "one_program_for_all", lambda mesh: True)
     shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
-    saves, real = [], train.checkpoints.Checkpoints.save
+    saves, real = [], run_module.checkpoints.Checkpoints.save
 
     def save(self, at, *rest):
         real(self, at, *rest)
@@ -153,7 +156,7 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.checkpoints.Checkpoints, "save", save)
+        patch.setattr(run_module.checkpoints.Checkpoints, "save", save)
         with pytest.raises(Stop):
             perform(ablation(), tmp_path)
     groups = groups_trained(monkeypatch)

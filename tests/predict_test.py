@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import predict, submissions
-from kd_jax.datasets import records, synthetic
+from kd_jax import predict
+from kd_jax.data import records, synthetic
+from kd_jax.data.batches import Example
+from kd_jax.evaluation import formats
+from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays
-from kd_jax.input_pipeline import Example
 from kd_jax.models import Detector
-from kd_jax.proposals import choose
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,16 +91,16 @@ def test_command_line_in_official_formats(run, tmp_path):
     options = ["--format=native", "--format=activitynet", "--format=pku_mmd", "--convention=start"]
     result = command(run, tmp_path / "one.npy", tmp_path / "out", "--proposals=multi_threshold", *options)
     assert result.returncode == 0, result.stderr
-    scores = submissions.read_scores(tmp_path / "out" / "scores.npz")
+    scores = formats.read_scores(tmp_path / "out" / "scores.npz")
     rule = choose("multi_threshold", config["head"], convention="start")
     found = rule(scores["one"], config["seconds_per_snippet"])
     assert len(found)
     classes = config["classes"]
-    native = submissions.read_native(tmp_path / "out" / "detections.json", classes)
+    native = formats.read_native(tmp_path / "out" / "detections.json", classes)
     np.testing.assert_array_equal(native["one"], found)
-    activitynet = submissions.read_activitynet(tmp_path / "out" / "activitynet.json", classes)
+    activitynet = formats.read_activitynet(tmp_path / "out" / "activitynet.json", classes)
     np.testing.assert_array_equal(activitynet["one"], found)
-    pku_mmd = submissions.read_pku_mmd(tmp_path / "out" / "pku_mmd", len(classes))
+    pku_mmd = formats.read_pku_mmd(tmp_path / "out" / "pku_mmd", len(classes))
     np.testing.assert_allclose(pku_mmd["one"], found)
 
 
@@ -112,8 +113,8 @@ def test_command_line_on_records_knows_durations(run, tmp_path):
     result = command(run, tmp_path / "records", tmp_path / "out", "--proposals=multi_threshold")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("4 videos, ") and "0.64 to 1.28 s a snippet" in result.stdout
-    scores = submissions.read_scores(tmp_path / "out" / "scores.npz")
-    found = submissions.read_native(tmp_path / "out" / "detections.json", info.classes)
+    scores = formats.read_scores(tmp_path / "out" / "scores.npz")
+    found = formats.read_native(tmp_path / "out" / "detections.json", info.classes)
     rule = choose("multi_threshold", info.head)
     for i, video in enumerate(splits["test"]):
         expected = rule(scores[video.id], 0.64 * (1 + i % 2), duration=video.duration)

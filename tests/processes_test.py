@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.datasets import records, synthetic
+from kd_jax.data import records, synthetic
 from kd_jax.files import read_arrays
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kd_jax.proposals import (
+from kd_jax.evaluation.proposals import (
     CONVENTIONS,
     DEFAULTS,
     PROPOSALS,

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax import input_pipeline, resident
-from kd_jax.distill import make_train_step
-from kd_jax.input_pipeline import Example
+from kd_jax import sharding
+from kd_jax.data.batches import Example, bucket_lengths, collate, plan_epoch
 from kd_jax.models import Detector
-from kd_jax.train_state import create_train_state, make_optimizer
+from kd_jax.training import on_device
+from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.step import make_train_step
 from kd_jax.types import Outputs
 
 WIDTH, CLASSES, HIDDEN = 5, 3, 8
@@ -39,17 +40,17 @@ def examples_of(lengths, teachers=1):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
 def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_buckets, teachers):
-    examples, mesh = examples_of(lengths, teachers), input_pipeline.data_mesh()
-    buckets = input_pipeline.bucket_lengths(lengths, num_buckets, batch_size)
-    data = resident.put([examples], max(buckets), mesh)
-    batches = input_pipeline.plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
-    rows = input_pipeline.device_rows(batch_size, mesh)
-    for bucket, of_videos in zip(*resident.index_plan(batches, buckets, len(examples), rows), strict=True):
+    examples, mesh = examples_of(lengths, teachers), sharding.data_mesh()
+    buckets = bucket_lengths(lengths, num_buckets, batch_size)
+    data = on_device.put([examples], max(buckets), mesh)
+    batches = plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
+    rows = sharding.device_rows(batch_size, mesh)
+    for bucket, of_videos in zip(*on_device.index_plan(batches, buckets, len(examples), rows), strict=True):
         length = buckets[bucket]
         starts = np.cumsum([0, *lengths])[of_videos]
         own = [examples[i] for i in of_videos if i < len(examples)]
-        sent = input_pipeline.collate(own, length, rows, starts=starts)
-        taken = resident.take(data, 0, of_videos, length)
+        sent = collate(own, length, rows, starts=starts)
+        taken = on_device.take(data, 0, of_videos, length)
         chex.assert_trees_all_equal(taken, sent)
         chex.assert_trees_all_equal_dtypes(taken, sent)
 
@@ -60,14 +61,14 @@ def test_each_run_reads_its_own_set_of_teachers():
         dataclasses.replace(e, teachers=tuple(Outputs(o.features + 1, o.logits - 1) for o in e.teachers))
         for e in sets[1]
     ]
-    data = resident.put(sets, 16, input_pipeline.data_mesh())
+    data = on_device.put(sets, 16, sharding.data_mesh())
     for which, examples in enumerate(sets):
         chex.assert_trees_all_equal(
-            resident.take(data, which, np.array([1, 0]), 16),
-            input_pipeline.collate(examples[::-1], 16, 2, starts=[5, 0]),
+            on_device.take(data, which, np.array([1, 0]), 16),
+            collate(examples[::-1], 16, 2, starts=[5, 0]),
         )
-    once = resident.num_bytes([sets[0]])
-    assert resident.num_bytes(sets) == once + sum(a.nbytes for e in sets[1] for a in jax.tree.leaves(e.teachers))
+    once = on_device.num_bytes([sets[0]])
+    assert on_device.num_bytes(sets) == once + sum(a.nbytes for e in sets[1] for a in jax.tree.leaves(e.teachers))
 
 
 def training(examples, buckets):
@@ -81,24 +82,24 @@ def training(examples, buckets):
 
 def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_once():
     lengths = [5, 40, 17, 33, 20]
-    examples, buckets, mesh = examples_of(lengths), (32, 48), input_pipeline.data_mesh()
+    examples, buckets, mesh = examples_of(lengths), (32, 48), sharding.data_mesh()
     step, streamed, weights, key = training(examples, buckets)
-    streamed = input_pipeline.replicate(streamed, mesh)
-    states = input_pipeline.replicate(jax.tree.map(lambda x: x[None], streamed), mesh)
+    streamed = sharding.replicate(streamed, mesh)
+    states = sharding.replicate(jax.tree.map(lambda x: x[None], streamed), mesh)
     each = jax.tree.map(lambda x: x[None], (weights, key))
-    data = resident.put([examples], max(buckets), mesh)
+    data = on_device.put([examples], max(buckets), mesh)
     chex.clear_trace_counter()
     # One program with a branch for each bucket; a second trace would be a second compilation.
-    train_epoch = jax.jit(chex.assert_max_traces(resident.make_train_epoch(step, buckets, mesh), n=1))
+    train_epoch = jax.jit(chex.assert_max_traces(on_device.make_train_epoch(step, buckets, mesh), n=1))
     sent_step = jax.jit(step)
-    rows = input_pipeline.device_rows(2, mesh)
+    rows = sharding.device_rows(2, mesh)
     for epoch in (1, 2, 3):
-        buckets_of, videos = resident.index_plan(
-            input_pipeline.plan_epoch(lengths, buckets, 2, seed=7, epoch=epoch), buckets, len(examples), rows
+        buckets_of, videos = on_device.index_plan(
+            plan_epoch(lengths, buckets, 2, seed=7, epoch=epoch), buckets, len(examples), rows
         )
         states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], *each)
         losses = []
-        for _, batch, teachers in input_pipeline.epoch(examples, buckets, 2, mesh, seed=7, epoch=epoch):
+        for _, batch, teachers in epoch(examples, buckets, 2, mesh, seed=7, epoch=epoch):
             streamed, measured = sent_step(streamed, teachers, batch, weights, key)
             losses.append(measured["loss"])
         np.testing.assert_allclose(stacked["loss"][:, 0], losses, rtol=1e-5)
@@ -110,22 +111,21 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
 def test_what_does_not_fit_is_streamed(monkeypatch):
     examples = examples_of([5, 40])
     per_snippet = 2 * WIDTH + CLASSES + 4 * (HIDDEN + CLASSES)
-    assert resident.num_bytes([examples]) == 45 * per_snippet
-    assert resident.fits([examples])
-    monkeypatch.setattr(resident, "SHARE", 1e-15)
-    assert not resident.fits([examples])
+    assert on_device.num_bytes([examples]) == 45 * per_snippet
+    assert on_device.fits([examples])
+    monkeypatch.setattr(on_device, "SHARE", 1e-15)
+    assert not on_device.fits([examples])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_sequence_of_lengths_does_not_depend_on_the_seed(seed):
     lengths = list(np.random.default_rng(0).integers(1, 200, 30))
-    buckets = input_pipeline.bucket_lengths(lengths, 4, 4)
+    buckets = bucket_lengths(lengths, 4, 4)
     sequences = {
-        tuple(length for length, _ in input_pipeline.plan_epoch(lengths, buckets, 4, seed=s, epoch=5))
-        for s in (seed, seed + 10)
+        tuple(length for length, _ in plan_epoch(lengths, buckets, 4, seed=s, epoch=5)) for s in (seed, seed + 10)
     }
     videos = {
-        tuple(map(tuple, (indices for _, indices in input_pipeline.plan_epoch(lengths, buckets, 4, seed=s, epoch=5))))
+        tuple(map(tuple, (indices for _, indices in plan_epoch(lengths, buckets, 4, seed=s, epoch=5))))
         for s in (seed, seed + 10)
     }
     assert len(sequences) == 1 and len(videos) == 2

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from kd_jax.datasets import DATASETS, base
-from kd_jax.metrics.event_map import event_map
-from kd_jax.metrics.frame_map import frame_map
-from kd_jax.protocols import PROTOCOLS, Predictions, score
-from kd_jax.scoring import Scoring, evaluate, make_truth, probabilities, ranking_scores
+from kd_jax.data import base
+from kd_jax.data.annotations import DATASETS
+from kd_jax.evaluation.metrics.event_map import event_map
+from kd_jax.evaluation.metrics.frame_map import frame_map
+from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, score
+from kd_jax.evaluation.scoring import Scoring, evaluate, make_truth, probabilities, ranking_scores
 from kd_jax.segments import labels_from_segments
 
 T, SECONDS = 40, 0.5

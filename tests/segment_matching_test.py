@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax.metrics import segment_matching as matching
-from kd_jax.metrics.ranked_precision import average_precision_of_ranks, average_precisions, mean_over_present
-from kd_jax.metrics.segment_rows import Rows
+from kd_jax.evaluation.metrics import segment_matching as matching
+from kd_jax.evaluation.metrics.ranked_precision import average_precision_of_ranks, average_precisions, mean_over_present
+from kd_jax.evaluation.metrics.segment_rows import Rows
 
 
 def test_temporal_iou_by_hand():

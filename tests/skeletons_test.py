@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kd_jax import skeletons
-from kd_jax.videos import Sampling, VideoError
+from kd_jax.video import skeletons
+from kd_jax.video.videos import Sampling, VideoError
 
 
 def ntu(frames) -> str:

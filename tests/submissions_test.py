@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kd_jax import submissions
-from kd_jax.datasets.base import is_file_name
+from kd_jax.data.base import is_file_name
+from kd_jax.evaluation import formats
 
 CLASSES = ("run", "sit down", "Diving, 10 m")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,8 +58,8 @@ def test_activitynet_by_hand(tmp_path):
     }"""
     (tmp_path / "x.json").write_text(text)
     expected = {"5n7NCViB5TU": np.array([[1, 24.25, 38.08, 1], [0, -0.5, 2, 0.3]]), "uNoA": np.zeros((0, 4))}
-    assert_equal(submissions.read_activitynet(tmp_path / "x.json", CLASSES), expected)
-    submissions.write_activitynet(tmp_path / "y.json", expected, CLASSES)
+    assert_equal(formats.read_activitynet(tmp_path / "x.json", CLASSES), expected)
+    formats.write_activitynet(tmp_path / "y.json", expected, CLASSES)
     content = json.loads((tmp_path / "y.json").read_text())
     assert content == {
         "version": "VERSION 1.3",
@@ -77,7 +77,7 @@ def test_activitynet_by_hand(tmp_path):
 def test_activitynet_with_results_alone_and_class_ids_for_labels(tmp_path):
     results = '{"v": [{"label": 2, "score": 0.5, "segment": [1, 2]}, {"label": "run", "score": 1, "segment": [0, 1]}]}'
     (tmp_path / "x.json").write_text(f'{{"results": {results}}}')
-    found = submissions.read_activitynet(str(tmp_path / "x.json"), CLASSES)
+    found = formats.read_activitynet(str(tmp_path / "x.json"), CLASSES)
     assert_equal(found, {"v": np.array([[2, 1, 2, 0.5], [0, 0, 1, 1]])})
 
 
@@ -94,8 +94,8 @@ def test_pku_mmd_by_hand(tmp_path):
         "0004-R": np.zeros((0, 4)),
         "0007-M": np.array([[50, 2, 90.5 / 30, 0.2]]),
     }
-    assert_equal(submissions.read_pku_mmd(folder, 51), expected, rtol=1e-15)
-    submissions.write_pku_mmd(tmp_path / "mine", {"a": np.array([[12, 5.9, 8.1, 0.66]]), "b": []}, 51)
+    assert_equal(formats.read_pku_mmd(folder, 51), expected, rtol=1e-15)
+    formats.write_pku_mmd(tmp_path / "mine", {"a": np.array([[12, 5.9, 8.1, 0.66]]), "b": []}, 51)
     assert {p.name: p.read_text() for p in (tmp_path / "mine").iterdir()} == {"a.txt": "13,177,243,0.66\n", "b.txt": ""}
 
 
@@ -104,54 +104,54 @@ def test_pku_mmd_as_tsu_counts(tmp_path):
     folder = tmp_path / "test"
     folder.mkdir()
     (folder / "P02T02C03.txt").write_text("0,7,12,0.6621531\n1,11,15,0.86118686\n")
-    found = submissions.read_pku_mmd(folder, 51, first_label=0, frames_per_second=1)
+    found = formats.read_pku_mmd(folder, 51, first_label=0, frames_per_second=1)
     assert_equal(found, {"P02T02C03": np.array([[0, 7, 12, 0.6621531], [1, 11, 15, 0.86118686]])})
     with pytest.raises(ValueError, match="P02T02C03.txt line 1 label: 0.*1 … 51.*count from 0"):
-        submissions.read_pku_mmd(folder, 51)
+        formats.read_pku_mmd(folder, 51)
 
 
 def test_charades_by_hand(tmp_path):
     # As the README of Charades describes it: id, frame number from 1, 157 scores, separated by whitespace.
     first, last = [f"{i / 100:.2f}" for i in range(157)], ["-1e-3"] * 157
     (tmp_path / "x.txt").write_text(f"YSKX3 1 {' '.join(first)}\nYSKX3\t25  {' '.join(last)} \n\n")
-    found = submissions.read_charades(tmp_path / "x.txt")
+    found = formats.read_charades(tmp_path / "x.txt")
     expected = np.full((25, 157), -np.inf)
     expected[0], expected[24] = np.arange(157) / 100, -1e-3
     assert_equal(found, {"YSKX3": expected})
-    submissions.write_charades(tmp_path / "y.txt", found)
+    formats.write_charades(tmp_path / "y.txt", found)
     lines = (tmp_path / "y.txt").read_text().splitlines()
     assert [line.split()[:3] for line in lines] == [["YSKX3", "1", "0"], ["YSKX3", "25", "-0.001"]]
 
 
 def test_charades_frames_from_0_are_shifted_as_the_official_script_does(tmp_path):
     (tmp_path / "x.txt").write_text("a 0 0.5\na 24 0.25\nb 3 1\n")
-    found = submissions.read_charades(tmp_path / "x.txt", num_classes=1)
+    found = formats.read_charades(tmp_path / "x.txt", num_classes=1)
     assert found["a"][0, 0] == 0.5 and found["a"][24, 0] == 0.25 and found["b"][3, 0] == 1
     assert np.isneginf(found["a"]).sum() == 23
 
 
 def test_charades_frames_by_hand():
     # Ten snippets: time j/25 of the length lies in snippet floor(j · 10/25).
-    frames = submissions.charades_frames(np.arange(10.0)[:, None])
+    frames = formats.charades_frames(np.arange(10.0)[:, None])
     np.testing.assert_array_equal(frames[:6, 0], [0, 0, 0, 1, 1, 2])
     assert frames.shape == (25, 1) and frames[24, 0] == 9
-    np.testing.assert_array_equal(submissions.charades_frames(np.eye(25)), np.eye(25))
+    np.testing.assert_array_equal(formats.charades_frames(np.eye(25)), np.eye(25))
 
 
 def test_native_by_hand(tmp_path):
     detections = {"v": np.array([[1, 0, 1.5, 0.75], [0, 0, 0.1, 1]]), "w": np.zeros((0, 4))}
-    submissions.write_native(tmp_path / "x.json", detections, CLASSES)
+    formats.write_native(tmp_path / "x.json", detections, CLASSES)
     assert json.loads((tmp_path / "x.json").read_text()) == [
         {"video": "v", "class": "sit down", "start": 0.0, "end": 1.5, "score": 0.75},
         {"video": "v", "class": "run", "start": 0.0, "end": 0.1, "score": 1.0},
     ]
-    assert_equal(submissions.read_native(tmp_path / "x.json", CLASSES), {"v": detections["v"]})
+    assert_equal(formats.read_native(tmp_path / "x.json", CLASSES), {"v": detections["v"]})
 
 
 def test_scores_of_numpy(tmp_path):
     scores = {"b": np.ones((2, 3), np.float16), "a": np.zeros((1, 3))}
     np.savez_compressed(tmp_path / "x.npz", **scores)
-    found = submissions.read_scores(tmp_path / "x.npz")
+    found = formats.read_scores(tmp_path / "x.npz")
     assert_equal(found, scores)
     assert found["b"].dtype == np.float16
 
@@ -163,11 +163,11 @@ def test_scores_of_numpy(tmp_path):
 @given(DETECTIONS)
 def test_round_trip_of_detections(tmp_path, detections):
     path = tmp_path / "x.json"
-    submissions.write_activitynet(path, detections, CLASSES)
-    assert_equal(submissions.read_activitynet(path, CLASSES), detections)
-    submissions.write_native(path, detections, CLASSES)
+    formats.write_activitynet(path, detections, CLASSES)
+    assert_equal(formats.read_activitynet(path, CLASSES), detections)
+    formats.write_native(path, detections, CLASSES)
     seen = {video: table for video, table in detections.items() if len(table)}
-    assert_equal(submissions.read_native(path, CLASSES), seen)
+    assert_equal(formats.read_native(path, CLASSES), seen)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -176,8 +176,8 @@ def test_round_trip_of_detections(tmp_path, detections):
 def test_round_trip_of_pku_mmd(tmp_path, detections, first_label, rate):
     detections = dict(sorted(detections.items()))
     options = {"first_label": first_label, "frames_per_second": rate}
-    submissions.write_pku_mmd(tmp_path / "pred", detections, 3, overwrite=True, **options)
-    found = submissions.read_pku_mmd(tmp_path / "pred", 3, **options)
+    formats.write_pku_mmd(tmp_path / "pred", detections, 3, overwrite=True, **options)
+    found = formats.read_pku_mmd(tmp_path / "pred", 3, **options)
     assert found.keys() == detections.keys()
     for video, table in detections.items():
         np.testing.assert_allclose(found[video], table, rtol=0 if rate == 1 else 1e-15, atol=0)
@@ -193,14 +193,14 @@ def test_round_trip_of_pku_mmd(tmp_path, detections, first_label, rate):
 def test_round_trip_of_scores_and_frames(tmp_path, seeds, dtype):
     rngs = {video: np.random.default_rng(seed) for video, seed in seeds.items()}
     scores = {video: rng.standard_normal((30, 4)).astype(dtype) for video, rng in rngs.items()}
-    submissions.write_scores(tmp_path / "x.npz", scores)
-    assert_equal(submissions.read_scores(tmp_path / "x.npz"), scores)
-    frames = {video: submissions.charades_frames(table) for video, table in scores.items()}
+    formats.write_scores(tmp_path / "x.npz", scores)
+    assert_equal(formats.read_scores(tmp_path / "x.npz"), scores)
+    frames = {video: formats.charades_frames(table) for video, table in scores.items()}
     for table in frames.values():
         table[[3, 24]] = -np.inf  # missing
         table[5, 1] = -np.inf
-    submissions.write_charades(tmp_path / "x.txt", frames, num_classes=4)
-    found = submissions.read_charades(tmp_path / "x.txt", num_classes=4)
+    formats.write_charades(tmp_path / "x.txt", frames, num_classes=4)
+    found = formats.read_charades(tmp_path / "x.txt", num_classes=4)
     assert_equal({video: table.astype(dtype) for video, table in found.items()}, frames)
 
 
@@ -208,8 +208,8 @@ def test_charades_is_fast(tmp_path):
     rng = np.random.default_rng(0)
     frames = {f"V{i:04d}": rng.random((25, 157), np.float32) for i in range(300)}  # of 1,863
     started = time.monotonic()
-    submissions.write_charades(tmp_path / "x.txt", frames)
-    found = submissions.read_charades(tmp_path / "x.txt")
+    formats.write_charades(tmp_path / "x.txt", frames)
+    found = formats.read_charades(tmp_path / "x.txt")
     assert time.monotonic() - started < 10  # about 0.8 s
     assert_equal({video: table.astype(np.float32) for video, table in found.items()}, frames)
 
@@ -253,12 +253,12 @@ def entry(**changes):
 )
 def test_activitynet_refuses(tmp_path, content, message):
     (tmp_path / "x.json").write_text(json.dumps(content))
-    refuses(lambda path: submissions.read_activitynet(path, CLASSES), tmp_path / "x.json", message)
+    refuses(lambda path: formats.read_activitynet(path, CLASSES), tmp_path / "x.json", message)
 
 
 def test_json_refuses_text_and_repeated_keys(tmp_path):
     def read(path):
-        return submissions.read_activitynet(path, CLASSES)
+        return formats.read_activitynet(path, CLASSES)
 
     for content in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000):
         (tmp_path / "x.json").write_bytes(content)
@@ -280,7 +280,7 @@ def test_json_refuses_text_and_repeated_keys(tmp_path):
 )
 def test_native_refuses(tmp_path, content, message):
     (tmp_path / "x.json").write_text(json.dumps(content))
-    refuses(lambda path: submissions.read_native(path, CLASSES), tmp_path / "x.json", message)
+    refuses(lambda path: formats.read_native(path, CLASSES), tmp_path / "x.json", message)
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,20 @@ def test_native_refuses(tmp_path, content, message):
 )
 def test_pku_mmd_refuses(tmp_path, line, message):
     (tmp_path / "a.txt").write_bytes(b"1,2,3,0.5\n" + line + b"\n")
-    refuses(lambda path: submissions.read_pku_mmd(path, 3), tmp_path, message)
+    refuses(lambda path: formats.read_pku_mmd(path, 3), tmp_path, message)
 
 
 def test_pku_mmd_refuses_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        submissions.read_pku_mmd(tmp_path / "nowhere", 3)
+        formats.read_pku_mmd(tmp_path / "nowhere", 3)
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "a.txt").write_text("")
     with pytest.raises(FileNotFoundError, match="no <video>.txt file; did you mean .*test?"):
-        submissions.read_pku_mmd(tmp_path, 3)
+        formats.read_pku_mmd(tmp_path, 3)
     (tmp_path / "test" / "notes.md").write_text("")
-    refuses(lambda path: submissions.read_pku_mmd(path, 3), tmp_path / "test", "notes.md: not a .txt file")
+    refuses(lambda path: formats.read_pku_mmd(path, 3), tmp_path / "test", "notes.md: not a .txt file")
     with pytest.raises(ValueError, match="frames_per_second=0 must be"):
-        submissions.read_pku_mmd(tmp_path, 3, frames_per_second=0)
+        formats.read_pku_mmd(tmp_path, 3, frames_per_second=0)
 
 
 @pytest.mark.parametrize(
@@ -337,16 +337,16 @@ def test_pku_mmd_refuses_folders(tmp_path):
 )
 def test_charades_refuses(tmp_path, lines, message):
     (tmp_path / "x.txt").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
-    refuses(lambda path: submissions.read_charades(path, num_classes=2), tmp_path / "x.txt", re.escape(message))
+    refuses(lambda path: formats.read_charades(path, num_classes=2), tmp_path / "x.txt", re.escape(message))
 
 
 def test_scores_refuse(tmp_path):
     path = tmp_path / "x.npz"
     for content in (b"", b"PK", b"text", b"\x93NUMPY"):
         path.write_bytes(content)
-        refuses(submissions.read_scores, path, "not a readable .npz file")
+        refuses(formats.read_scores, path, "not a readable .npz file")
     np.save(tmp_path / "x.npy", np.ones(3))
-    refuses(submissions.read_scores, tmp_path / "x.npy", "it holds one array")
+    refuses(formats.read_scores, tmp_path / "x.npy", "it holds one array")
     arrays = {
         "flat": np.ones(3),
         "empty": np.ones((0, 2)),
@@ -358,26 +358,26 @@ def test_scores_refuse(tmp_path):
         "fine": np.ones((2, 2)),
     }
     np.savez(path, **arrays)
-    text = refuses(submissions.read_scores, path, "6 problems")
+    text = refuses(formats.read_scores, path, "6 problems")
     assert "'flat': shape [3], expected [T, C]" in text and "'empty': shape [0, 2]" in text
     assert "'text': <U1, expected real numbers" in text and "'object': not readable" in text
     assert "'nan': nan at snippet 0, class 1" in text and "'wide': 3 classes, most videos have 2" in text
     with pytest.raises(ValueError, match="scores to write: 'nan'"):
-        submissions.write_scores(path, {"nan": arrays["nan"]})
+        formats.write_scores(path, {"nan": arrays["nan"]})
 
 
 def test_missing_files(tmp_path):
-    for read in (submissions.read_scores, submissions.read_charades):
+    for read in (formats.read_scores, formats.read_charades):
         with pytest.raises(FileNotFoundError, match="x does not exist; name the file"):
             read(tmp_path / "x")
-    for read in (submissions.read_native, submissions.read_activitynet):
+    for read in (formats.read_native, formats.read_activitynet):
         with pytest.raises(FileNotFoundError, match="is a folder"):
             read(tmp_path, CLASSES)
 
 
 def test_all_problems_are_told_at_once_up_to_a_limit(tmp_path):
     (tmp_path / "x.txt").write_text("".join(f"a {i} x\n" for i in range(1, 26)))
-    text = refuses(lambda path: submissions.read_charades(path, num_classes=1), tmp_path / "x.txt", "25 problems")
+    text = refuses(lambda path: formats.read_charades(path, num_classes=1), tmp_path / "x.txt", "25 problems")
     assert text.count("\n") == 21 and text.endswith("… and 5 more")
 
 
@@ -387,7 +387,7 @@ def test_any_json_is_read_or_refused(tmp_path, inner, outer):
     path = tmp_path / "x.json"
     for content in (outer, {"results": outer}, {"results": {"v": inner}}, {"results": {"v": [entry(segment=inner)]}}):
         path.write_text(json.dumps(content))
-        for read in (submissions.read_activitynet, submissions.read_native):
+        for read in (formats.read_activitynet, formats.read_native):
             try:
                 read(path, CLASSES)
             except ValueError as error:
@@ -405,9 +405,9 @@ def test_any_text_is_read_or_refused(tmp_path, noise, position, how):
     (folder / "a.txt").write_bytes(broken.encode(errors="replace"))
     (tmp_path / "x.npz").write_bytes(broken.encode(errors="replace"))
     for read, path in (
-        (lambda path: submissions.read_charades(path, num_classes=2), folder / "a.txt"),
-        (lambda path: submissions.read_pku_mmd(path, 3), folder),
-        (submissions.read_scores, tmp_path / "x.npz"),
+        (lambda path: formats.read_charades(path, num_classes=2), folder / "a.txt"),
+        (lambda path: formats.read_pku_mmd(path, 3), folder),
+        (formats.read_scores, tmp_path / "x.npz"),
     ):
         try:
             read(path)
@@ -419,13 +419,13 @@ def test_any_text_is_read_or_refused(tmp_path, noise, position, how):
 @given(st.data())
 def test_any_damaged_archive_is_read_or_refused(tmp_path, data):
     path = tmp_path / "x.npz"
-    submissions.write_scores(path, {"a": np.ones((2, 2)), "b": np.zeros((3, 2))})
+    formats.write_scores(path, {"a": np.ones((2, 2)), "b": np.zeros((3, 2))})
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
     try:
-        submissions.read_scores(path)
+        formats.read_scores(path)
     except ValueError as error:
         assert str(path) in str(error)
 
@@ -446,18 +446,18 @@ def test_any_damaged_archive_is_read_or_refused(tmp_path, data):
     ],
 )
 def test_writers_refuse_what_no_reader_would_take(tmp_path, detections, message):
-    for write in (submissions.write_native, submissions.write_activitynet):
+    for write in (formats.write_native, formats.write_activitynet):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "x", detections, CLASSES)
     with pytest.raises(ValueError, match=message):
-        submissions.write_pku_mmd(tmp_path / "x", detections, 3)
+        formats.write_pku_mmd(tmp_path / "x", detections, 3)
     assert not list(tmp_path.iterdir())
 
 
 def test_classes_need_a_name_each(tmp_path):
     for classes in ((), ("a", "a")):
         with pytest.raises(ValueError, match="no name twice"):
-            submissions.write_native(tmp_path / "x", {}, classes)
+            formats.write_native(tmp_path / "x", {}, classes)
 
 
 @pytest.mark.parametrize(
@@ -471,26 +471,26 @@ def test_classes_need_a_name_each(tmp_path):
 )
 def test_charades_writer_refuses(tmp_path, frames, message):
     with pytest.raises(ValueError, match=message):
-        submissions.write_charades(tmp_path / "x", frames, num_classes=2)
+        formats.write_charades(tmp_path / "x", frames, num_classes=2)
 
 
 def test_pku_mmd_replaces_only_what_it_could_have_written(tmp_path):
     folder = tmp_path / "pred"
-    submissions.write_pku_mmd(folder, {"a": [], "b": []}, 3)
+    formats.write_pku_mmd(folder, {"a": [], "b": []}, 3)
     with pytest.raises(FileExistsError, match="not empty"):
-        submissions.write_pku_mmd(folder, {"c": []}, 3)
-    submissions.write_pku_mmd(folder, {"c": []}, 3, overwrite=True)
+        formats.write_pku_mmd(folder, {"c": []}, 3)
+    formats.write_pku_mmd(folder, {"c": []}, 3, overwrite=True)
     assert [p.name for p in folder.iterdir()] == ["c.txt"]
     (folder / "thesis.tex").write_text("")
     with pytest.raises(FileExistsError, match="more than .txt files"):
-        submissions.write_pku_mmd(folder, {"d": []}, 3, overwrite=True)
+        formats.write_pku_mmd(folder, {"d": []}, 3, overwrite=True)
     with pytest.raises(FileExistsError, match="is a file"):
-        submissions.write_pku_mmd(folder / "c.txt", {"d": []}, 3, overwrite=True)
+        formats.write_pku_mmd(folder / "c.txt", {"d": []}, 3, overwrite=True)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["c.txt", "pred", "thesis.tex"]
 
 
 def test_a_failed_write_of_a_folder_leaves_the_old_one(tmp_path, monkeypatch):
-    submissions.write_pku_mmd(tmp_path / "pred", {"a": []}, 3)
+    formats.write_pku_mmd(tmp_path / "pred", {"a": []}, 3)
     write_text = Path.write_text
 
     def fail(self, *arguments, **options):
@@ -500,7 +500,7 @@ def test_a_failed_write_of_a_folder_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match="disk full"):
-        submissions.write_pku_mmd(tmp_path / "pred", {"a": [], "b": []}, 3, overwrite=True)
+        formats.write_pku_mmd(tmp_path / "pred", {"a": [], "b": []}, 3, overwrite=True)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "pred"]
 
 
@@ -509,21 +509,21 @@ def test_every_format_of_a_folder(tmp_path):
     scores = {"v": np.random.default_rng(0).random((30, 157), np.float32), "w": np.zeros((3, 157), np.float32)}
     detections = {"v": np.array([[156, 0, 2.5, 0.5]]), "w": np.zeros((0, 4))}
     for _ in range(2):  # the second time replaces the first
-        paths = submissions.write(tmp_path, submissions.FORMATS, scores=scores, detections=detections, classes=classes)
+        paths = formats.write(tmp_path, formats.FORMATS, scores=scores, detections=detections, classes=classes)
     assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 5
-    assert_equal(submissions.read_scores(tmp_path / "scores.npz"), scores)
-    assert_equal(submissions.read_native(tmp_path / "detections.json", classes), {"v": detections["v"]})
-    assert_equal(submissions.read_activitynet(tmp_path / "activitynet.json", classes), detections)
-    assert_equal(submissions.read_pku_mmd(tmp_path / "pku_mmd", 157), detections)
-    frames = submissions.read_charades(tmp_path / "charades_localize.txt")
+    assert_equal(formats.read_scores(tmp_path / "scores.npz"), scores)
+    assert_equal(formats.read_native(tmp_path / "detections.json", classes), {"v": detections["v"]})
+    assert_equal(formats.read_activitynet(tmp_path / "activitynet.json", classes), detections)
+    assert_equal(formats.read_pku_mmd(tmp_path / "pku_mmd", 157), detections)
+    frames = formats.read_charades(tmp_path / "charades_localize.txt")
     np.testing.assert_array_equal(frames["v"].astype(np.float32), scores["v"][np.arange(25) * 30 // 25])
 
 
 def test_formats_are_checked_before_there_are_predictions():
-    submissions.check_formats(["native", "pku_mmd"], ["a b"], 3)
+    formats.check_formats(["native", "pku_mmd"], ["a b"], 3)
     with pytest.raises(ValueError, match="'csv' is unknown; known formats: native, activitynet, pku_mmd, charades"):
-        submissions.check_formats(["csv"], [], 3)
+        formats.check_formats(["csv"], [], 3)
     with pytest.raises(ValueError, match="3 classes, the format charades has 157"):
-        submissions.check_formats(["charades"], [], 3)
+        formats.check_formats(["charades"], [], 3)
     with pytest.raises(ValueError, match="'a b' has blanks"):
-        submissions.check_formats(["charades"], ["a b"], 157)
+        formats.check_formats(["charades"], ["a b"], 157)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kd_jax.datasets import base, synthetic
-from kd_jax.metrics.frame_map import frame_map
+from kd_jax.data import base, synthetic
+from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.segments import labels_from_segments
 
 

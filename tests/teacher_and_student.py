@@ -1,10 +1,10 @@
 """The smallest experiment that distils, for tests that run it several times: --config=tests/teacher_and_student.py."""
 
-from configs import demo
+from kd_jax import config as schema
 
 
 def get_config(variant="smoke"):
-    config = demo.get_config(variant)
+    config = schema.load("demo", variant)
     with config.unlocked():
         del config.runs.vanilla_rgb, config.fusions.two_stream
         config.baseline = ""

@@ -9,34 +9,36 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import default
-from kd_jax import experiment
-from kd_jax.checkpoints import load_teacher
-from kd_jax.datasets import records, synthetic
+from kd_jax import config as schema
+from kd_jax.data import records, synthetic
+from kd_jax.data.batches import make_examples
+from kd_jax.data.source import open_source
 from kd_jax.files import read_json, write_json
-from kd_jax.input_pipeline import make_examples, open_source
-from kd_jax.teachers import Teacher, attach_teachers, fingerprint
+from kd_jax.training import experiment
+from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.plan import prepare
+from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 
 WEIGHTS = {"similarity_preserving": 1.0, "hint": 0.1}
 
 
 def make_config(**runs):
     """A flow and an rgb run on a few synthetic videos, and what is given."""
-    config = default.get_config()
+    config = schema.get_config()
     config.dataset.name = "synthetic"
     config.dataset.max_videos = 4
     config.model.hidden, config.model.num_layers = 8, 2
     config.training.update({"epochs": 1, "length_buckets": 1, "learning_rate": 1e-2})
-    config.runs = default.make_runs(flow=default.make_run("flow"), vanilla_rgb=default.make_run("rgb"), **runs)
+    config.runs = schema.make_runs(flow=schema.make_run("flow"), vanilla_rgb=schema.make_run("rgb"), **runs)
     return config
 
 
 def student(*teachers, weights=WEIGHTS, **changes):
-    return default.make_run("rgb", teachers=teachers, weights=weights, **changes)
+    return schema.make_run("rgb", teachers=teachers, weights=weights, **changes)
 
 
 def perform(config, workdir):
-    return experiment.perform(config, workdir, experiment.prepare(config, workdir))
+    return experiment.perform(config, workdir, prepare(config, workdir))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def workdir(finished, tmp_path):
 
 
 def source_of(workdir):
-    return experiment.prepare(make_config(), workdir)
+    return prepare(make_config(), workdir)
 
 
 def write_features(folder, source, width=8):
@@ -127,10 +129,10 @@ def test_features_for_records_on_a_disk(tmp_path):
         np.save(tmp_path / "features" / f"{video.id}.npy", np.full((video.num_snippets, 5), 1e5, np.float32))
     perform(config, tmp_path / "work")
     config.training.data = "streamed"
-    experiment.prepare(config, tmp_path / "work")
+    prepare(config, tmp_path / "work")
     np.save(tmp_path / "features" / f"{video.id}.npy", np.ones((video.num_snippets, 5), np.float32))
     with pytest.raises(ValueError, match=r"new was trained with other settings \(teachers\.features\.fingerprint"):
-        experiment.prepare(config, tmp_path / "work")
+        prepare(config, tmp_path / "work")
 
 
 def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_path):
@@ -141,13 +143,13 @@ def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_pat
     given = make_config()
     given.evaluation.protocols = ("frame_map", "event_map")
     perform(given, elsewhere)
-    experiment.prepare(config, workdir)
-    experiment.perform(given, elsewhere, experiment.prepare(given, elsewhere, False), False)
-    experiment.prepare(config, workdir)
+    prepare(config, workdir)
+    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), False)
+    prepare(config, workdir)
     given.training.learning_rate = 2e-2
-    experiment.perform(given, elsewhere, experiment.prepare(given, elsewhere, False), False)
+    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), False)
     with pytest.raises(ValueError, match=r"new was trained with other settings \(teachers\.given\.fingerprint"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
 
 
 def test_a_config_of_another_model_beside_its_features_makes_it_no_run(workdir, tmp_path):
@@ -155,10 +157,10 @@ def test_a_config_of_another_model_beside_its_features_makes_it_no_run(workdir, 
     folder = write_features(tmp_path / "features", source_of(workdir))
     config.teachers.features = str(folder)
     write_json(folder / "config.json", {"model_type": "another"})
-    experiment.prepare(config, workdir)
+    prepare(config, workdir)
     (folder / "config.json").write_text('{"model_type":')
     with pytest.raises(ValueError, match=r"teachers\.features: .*config\.json cannot be read as JSON"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
 
 
 def no_video(folder, source):
@@ -197,7 +199,7 @@ def test_a_folder_of_features_is_checked_before_training(workdir, tmp_path, spoi
     config.teachers.features = str(folder)
     spoil(folder, source)
     with pytest.raises(ValueError, match=rf"(?s)teachers\.features: .*{message}"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -214,52 +216,52 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     config = make_config(new=student("elsewhere"))
     config.teachers.elsewhere = str(folder)
     with pytest.raises(ValueError, match=rf"teachers\.elsewhere: {message}"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
     for file in (path for path in (folder / "checkpoints").rglob("*") if path.is_file()):
         file.write_bytes(file.read_bytes()[:50])  # a copy that was cut short
     with pytest.raises(
         ValueError, match=r"teachers\.elsewhere: the checkpoint of the run .* cannot be read .*copy all"
     ):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ValueError, match="has lost its folder checkpoints"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     (folder / "results.json").write_text('{"best_epoch": 1, "te')
     with pytest.raises(ValueError, match=r"teachers\.elsewhere: .*results\.json cannot be read as JSON .*copy all"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
 
 
 def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, tmp_path):
     config = make_config(new=student("features", weights={"logit_distillation": 1.0}))
     config.teachers.features = str(write_features(tmp_path / "features", source_of(workdir), width=5))
     with pytest.raises(ValueError, match="'logit_distillation', which compares logits; the teacher 'features'"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     config.runs.new = student("features")
     with pytest.raises(
         ValueError, match=r"runs\.new: hint: .* equally many features; got student \(1, 4, 8\), teacher"
     ):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     config.runs.new = student("nobody")
     with pytest.raises(
         ValueError, match="names 'nobody', but no run, fusion or entry of config.teachers has that name"
     ):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     config.runs.new = student("both")
     config.teachers.both = (workdir / "flow", config.teachers.features)
     with pytest.raises(
         ValueError, match=r"teachers\.both: features and logits of several folders must be equally many"
     ):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     config.teachers.both = (workdir / "flow", 1)
     with pytest.raises(ValueError, match=r"teachers\.both=.*it must be a folder, or several in a tuple"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)
     del config.teachers.both
     config.runs.new = student("ensemble")
-    config.runs.wide = default.make_run("rgb", hidden=16)
+    config.runs.wide = schema.make_run("rgb", hidden=16)
     config.fusions.ensemble = ("flow", "wide")
     with pytest.raises(ValueError, match="differ in `hidden`"):
-        experiment.prepare(config, workdir)
+        prepare(config, workdir)

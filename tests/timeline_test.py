@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from kd_jax import timeline
+from kd_jax.video import timeline
 
 RED = np.full((40, 40, 3), [255, 0, 0], np.uint8)
 

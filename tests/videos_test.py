@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.videos import Sampling, VideoError, frames, name_of, probe, snippets
+from kd_jax.video.videos import Sampling, VideoError, frames, name_of, probe, snippets
 
 
 def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None):
@@ -44,7 +44,7 @@ def test_as_many_snippets_as_counted_of_the_frames_they_say(num_frames, length, 
     sampling = Sampling(length, stride, last)
     from unittest import mock
 
-    from kd_jax import videos
+    from kd_jax.video import videos
 
     video = videos.Video(None, 4, 4, num_frames, 25.0, 0, False, num_frames)
     numbered = (np.full((4, 4, 3), i, np.uint8) for i in range(num_frames))

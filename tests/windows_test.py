@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_jax.inference.predict import _compiled_forward
+from kd_jax.inference.windows import StreamingDetector, detect_in_windows, halo_of
 from kd_jax.models import FILTERS, Detector
-from kd_jax.predict import _compiled_forward
-from kd_jax.windows import StreamingDetector, detect_in_windows, halo_of
 
 D, C = 4, 3
 

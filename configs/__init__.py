@@ -1,1 +1,0 @@
-"""One Python file per experiment; configs/default.py documents every field."""

@@ -1,0 +1,1 @@
+"""Videos on disk and in memory: annotations, features, records, batches."""

@@ -1,0 +1,175 @@
+"""Videos made from a seed, with the asymmetry that cross-modal distillation is about: nothing to download.
+
+    info, splits = make(seed=0)          # {'train': [Video], 'test': [Video]}, three modalities: rgb, flow, pose
+
+Classes come in pairs that look alike and move differently ("take pills" / "drink"). RGB shows the pair clearly and the
+motion faintly, under much nuisance; flow shows the motion clearly and the pair less so; pose stands in between. So an
+RGB detector confuses the two of a pair, although what tells them apart is there to be learnt. Several actions may
+happen at once, boundaries ramp, noise is correlated in time, and the test shows people whom training never saw.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kd_jax.data import base
+
+SECONDS_PER_SNIPPET = 0.64  # 16 frames at 25 frames per second
+FPS = 25.0
+
+PAIRS = ("cup", "phone", "door", "chair", "book", "pan")
+MOTIONS = ("pick_up", "put_down")
+CLASSES = tuple(f"{motion}_{pair}" for pair in PAIRS for motion in MOTIONS)  # class = 2 · pair + motion
+
+# What is on screen.
+CLASSES_PER_VIDEO = (5, 9)  # a video shows so many of the classes
+EVENTS_PER_SNIPPET = 0.1  # actions per snippet of video; several may overlap
+MEDIAN_SECONDS, SPREAD = 6.0, 0.6  # length of an action: log-normal
+GAIN_SPREAD = 0.35  # how strongly one instance of an action shows: log-normal around 1
+ANNOTATION_JITTER = 0.4  # seconds, standard deviation: annotators do not agree on boundaries
+SHARED_MOTION = 0.6  # how much of a motion is the same whatever the object, so flow confuses objects
+TRAIN_SUBJECTS, TEST_SUBJECTS = 10, 6  # different people
+
+
+@dataclass(frozen=True)
+class Modality:
+    """How much of what a modality shows, in standard deviations of its noise (per snippet, along one direction)."""
+
+    size: int  # D
+    appearance: float  # of the pair: the same for both of its classes
+    motion: float  # of the class within its pair
+    bias: float  # per video: constant in time, along the appearance of its subject and room
+    style: float  # per subject: how far the directions above are turned, relative to their length
+    ramp: float  # seconds that an action takes to appear and to vanish
+    correlation: float  # of the noise from snippet to snippet
+
+
+MODALITIES = {
+    "rgb": Modality(size=64, appearance=2.4, motion=0.8, bias=3.0, style=0.5, ramp=2.0, correlation=0.7),
+    "flow": Modality(size=48, appearance=0.8, motion=2.2, bias=1.0, style=0.5, ramp=0.7, correlation=0.6),
+    "pose": Modality(size=32, appearance=1.0, motion=1.6, bias=1.5, style=0.5, ramp=1.0, correlation=0.6),
+}
+DESCRIPTION = base.Description(
+    title="videos made from a seed: 12 dense actions, three modalities",
+    needs="""\
+nothing
+
+python -m data_prep.build --dataset=synthetic --output=data/synthetic""",
+    head="dense",
+    unit="seconds",
+    fps=FPS,
+    names=CLASSES,
+    protocols=("frame_map", "frame_map_upsampled"),
+    read=None,
+)
+SUBJECT_RANK = 4  # the bias of a video lies in so many directions
+
+
+def make(
+    seed: int = 0, *, num_train: int = 40, num_test: int = 24, length: tuple[int, int] = (100, 400)
+) -> tuple[base.Info, dict[str, list[base.Video]]]:
+    """Makes the data set.
+
+    Args:
+      seed: of everything. A larger data set of the same seed and length begins with the videos of a smaller one.
+      num_train, num_test: videos.
+      length: fewest and most snippets of a video.
+
+    Returns:
+      Info, and {'train': videos, 'test': videos} with float16 features.
+    """
+    world = _World(seed)
+    info = base.Info(
+        name="synthetic",
+        classes=CLASSES,
+        head="dense",
+        modalities={name: modality.size for name, modality in MODALITIES.items()},
+        unit="seconds",
+        fps=FPS,
+        seconds_per_snippet=SECONDS_PER_SNIPPET,
+    )
+    counts = {"train": num_train, "test": num_test}
+    return info, {s: [_make_video(world, s, i, length) for i in range(n)] for s, n in counts.items()}
+
+
+def tiny(seed: int = 0) -> tuple[base.Info, dict[str, list[base.Video]]]:
+    """The same in small, for tests: 4 training and 2 test videos of 20 to 40 snippets."""
+    return make(seed, num_train=4, num_test=2, length=(20, 40))
+
+
+class _World:
+    """What all videos of a seed share: how classes look and move, and who performs them."""
+
+    def __init__(self, seed: int):
+        rng = np.random.default_rng([seed, 0])
+        self.seed = seed
+        self.directions, self.rooms = {}, {}
+        subjects = TRAIN_SUBJECTS + TEST_SUBJECTS
+        for name, m in MODALITIES.items():
+            appearance = np.repeat(_unit_rows(rng, (len(PAIRS), m.size)), len(MOTIONS), axis=0)
+            motion = SHARED_MOTION * np.tile(_unit_rows(rng, (len(MOTIONS), m.size)), (len(PAIRS), 1))
+            motion = motion + np.sqrt(1 - SHARED_MOTION**2) * _unit_rows(rng, (len(CLASSES), m.size))
+            common = m.appearance * appearance + m.motion * motion
+            turned = _unit_rows(rng, (subjects, len(CLASSES), m.size)) * np.linalg.norm(common, axis=-1)[:, None]
+            self.directions[name] = common + m.style * turned  # [subjects, C, D]
+            self.rooms[name] = _unit_rows(rng, (SUBJECT_RANK, m.size))
+
+
+def _unit_rows(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    rows = rng.standard_normal(shape)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def _make_video(world: _World, split: str, index: int, length: tuple[int, int]) -> base.Video:
+    rng = np.random.default_rng([world.seed, 1 + base.SPLITS.index(split), index])
+    is_train = split == "train"
+    subject = index % TRAIN_SUBJECTS if is_train else TRAIN_SUBJECTS + index % TEST_SUBJECTS
+    num_snippets = int(rng.integers(length[0], length[1] + 1))
+    duration = num_snippets * SECONDS_PER_SNIPPET
+    events, gains = _draw_events(rng, num_snippets, duration)
+    jitter = rng.normal(0, ANNOTATION_JITTER, (len(events), 2))
+    annotated = events.copy()
+    annotated[:, 1:] = np.clip(events[:, 1:] + jitter, 0, duration)
+    annotated = annotated[annotated[:, 2] - annotated[:, 1] > SECONDS_PER_SNIPPET]
+    features = {
+        name: _observe(rng, m, world.directions[name][subject], world.rooms[name], events, gains, num_snippets)
+        for name, m in MODALITIES.items()
+    }
+    return base.Video(f"{split}_{index:03d}", features, annotated, duration)
+
+
+def _draw_events(rng: np.random.Generator, num_snippets: int, duration: float) -> tuple[np.ndarray, np.ndarray]:
+    """`[N, 3]` segments that do not overlap within a class, by start, and how strongly each shows, `[N]`."""
+    shown = rng.permutation(len(CLASSES))[: rng.integers(CLASSES_PER_VIDEO[0], CLASSES_PER_VIDEO[1] + 1)]
+    events: list[tuple[int, float, float]] = []
+    for _ in range(max(3, rng.poisson(EVENTS_PER_SNIPPET * num_snippets))):
+        class_id = int(rng.choice(shown))
+        seconds = min(MEDIAN_SECONDS * np.exp(SPREAD * rng.standard_normal()), duration / 2)
+        start = rng.uniform(0, duration - seconds)
+        gap = 2 * SECONDS_PER_SNIPPET
+        if all(c != class_id or start > e + gap or start + seconds < s - gap for c, s, e in events):
+            events.append((class_id, start, start + seconds))
+    table = np.array(sorted(events, key=lambda event: event[1]), np.float64).reshape(-1, 3)
+    return table, np.exp(GAIN_SPREAD * rng.standard_normal(len(table)))
+
+
+def _observe(rng, modality: Modality, directions, rooms, events, gains, num_snippets: int) -> np.ndarray:
+    """`[T, D]` float16: what one modality shows of the events."""
+    instants = np.arange(num_snippets)[:, None] * SECONDS_PER_SNIPPET
+    rise = np.clip((instants - events[:, 1]) / modality.ramp + 0.5, 0, 1)
+    fall = np.clip((events[:, 2] - instants) / modality.ramp + 0.5, 0, 1)
+    intensity = gains * np.minimum(rise, fall)  # [T, N]
+    signal = intensity @ directions[events[:, 0].astype(int)]
+    bias = modality.bias * rng.standard_normal(len(rooms)) @ rooms
+    return (signal + bias + _correlated_noise(rng, (num_snippets, modality.size), modality.correlation)).astype(
+        np.float16
+    )
+
+
+def _correlated_noise(rng: np.random.Generator, shape: tuple[int, int], correlation: float) -> np.ndarray:
+    """Unit-variance noise, an autoregressive process of order 1 along the first axis."""
+    noise = rng.standard_normal(shape)
+    noise[1:] *= np.sqrt(1 - correlation**2)
+    for t in range(1, len(noise)):
+        noise[t] += correlation * noise[t - 1]
+    return noise

@@ -1,6 +1,0 @@
-"""Frozen encoders: frames or skeletons of one snippet → its features."""
-
-from kd_jax.encoders.agcn import AGCN
-from kd_jax.encoders.i3d import I3D
-
-__all__ = ["AGCN", "I3D"]

@@ -1,0 +1,1 @@
+"""Scores to detections, protocols, metrics and the official file formats."""

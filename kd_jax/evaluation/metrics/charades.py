@@ -1,0 +1,130 @@
+"""Charades v1 localize: frame mAP at 25 instants of every video, as the official script computes it.
+
+scores = {"AO8RW": probabilities_at(time_points(33.67))}                 # [25, 157]
+charades_localize(scores, segments, durations)["official_mean"]          # percent
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kd_jax.evaluation.metrics.frame_map import average_precision
+from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, check_mapping, numbers, read_rows
+
+NUM_TIME_POINTS = 25
+NUM_CLASSES = 157
+
+
+def time_points(duration: float) -> np.ndarray:
+    """The 25 instants `j/25 · duration`, j = 0 … 24, `[25]` in the unit of `duration`; the end is not among them."""
+    return np.arange(NUM_TIME_POINTS) / NUM_TIME_POINTS * duration  # this order: the last bit decides a label
+
+
+def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int = NUM_CLASSES) -> np.ndarray:
+    """Marks the instants inside each segment, both ends included (other than `labels_from_segments`, which excludes).
+
+    Args:
+      segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap.
+      duration: of the video, above 0.
+      num_classes: C.
+
+    Returns:
+      `[25, C]` uint8.
+
+    Raises:
+      ValueError: for another shape, a class outside 0 … C-1, a NaN, an end before its start, a duration not above 0.
+    """
+    return _labels("time_point_labels", {"": segments}, {"": duration}, num_classes)[""]
+
+
+def charades_localize(
+    scores: Mapping[str, np.ndarray],
+    segments: Mapping[str, np.ndarray],
+    durations: Mapping[str, float],
+    *,
+    num_classes: int = NUM_CLASSES,
+) -> dict:
+    """Mean average precision of the Charades localisation challenge.
+
+    Per class the instants of all videos are ranked together by descending score; equal scores keep the order of
+    videos in `segments` and of time. AP is the mean over positives of the precision at their rank, not interpolated.
+    An instant without prediction has the score -inf, as in the official script: give a row of -inf; a video without
+    predictions may also be missing in `scores`. Instants without any action are ranked like all others.
+
+    Args:
+      scores: {video: `[25, C]` at `time_points(duration)`}.
+      segments: {video: `[N, 3]` rows (class, start, end) in seconds}, `[0, 3]` for a video without actions; these are
+        the videos that are scored.
+      durations: {video: seconds}, the column `length` of the official file.
+      num_classes: C.
+
+    Returns:
+      `official_mean`: percent, over all classes; NaN, as in the official script, if one never occurs.
+      `official_weighted_mean`: percent, weighted by the positives of each class ("wap"); NaN likewise.
+      `mean_over_present_classes`: percent, over the classes that occur; NaN if none does.
+      `weighted_mean_over_present_classes`: the same, weighted.
+      `per_class`: `[C]` percent, NaN for a class that never occurs.
+
+    Raises:
+      ValueError: naming argument, video and value: for another shape, a NaN, a class outside 0 … C-1, an end before
+        its start, a duration that is missing or not above 0, scores of a video that is not in `segments`.
+
+    References:
+      Sigurdsson et al., Hollywood in Homes, ECCV 2016; Charades_v1_localize.m.
+    """
+    name = "charades_localize"
+    for argument, value in (("scores", scores), ("segments", segments), ("durations", durations)):
+        check_mapping(name, argument, value)
+    unknown = [video for video in scores if video not in segments]
+    if unknown or not segments:
+        raise ValueError(
+            f"{name}: scores must be of videos in segments; {len(unknown)} of {len(scores)} are not, "
+            f"first {unknown[0]!r}."
+            if unknown
+            else f"{name}: segments must hold at least one video."
+        )
+    labels = np.concatenate(list(_labels(name, segments, durations, num_classes).values()))
+    pooled = np.full((len(segments), NUM_TIME_POINTS, num_classes), -np.inf)
+    for row, video in enumerate(segments):
+        if video in scores:
+            pooled[row] = _scores(f"{name}: scores[{video!r}]", scores[video], num_classes)
+    num_positives = labels.sum(axis=0, dtype=np.int64)
+    present = num_positives > 0
+    per_class = np.where(present, 100 * average_precision(pooled.reshape(-1, num_classes), labels), np.nan)
+    mean = float(per_class[present].mean()) if present.any() else float("nan")
+    weighted = float(np.average(per_class[present], weights=num_positives[present])) if present.any() else float("nan")
+    return {
+        "official_mean": mean if present.all() else float("nan"),
+        "official_weighted_mean": weighted if present.all() else float("nan"),
+        "mean_over_present_classes": mean,
+        "weighted_mean_over_present_classes": weighted,
+        "per_class": per_class,
+    }
+
+
+def _labels(
+    function: str, segments: Mapping[str, np.ndarray], durations: Mapping[str, float], num_classes: int
+) -> dict[str, np.ndarray]:
+    """{video: `[25, C]` uint8}."""
+    labels = {}
+    for video, rows in segments.items():
+        duration = numbers(f"{function}: durations[{video!r}]", durations.get(video, np.nan))
+        if duration.ndim or not 0 < duration < np.inf:
+            raise ValueError(f"{function}: durations[{video!r}] must be one number above 0; got {duration}.")
+        read = read_rows(f"{function}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
+        instants = time_points(float(duration))
+        inside = (read.start[:, None] <= instants) & (instants <= read.end[:, None])
+        labels[video] = np.zeros((NUM_TIME_POINTS, num_classes), np.uint8)
+        row, instant = np.nonzero(inside)
+        labels[video][instant, read.class_id[row]] = 1
+    return labels
+
+
+def _scores(where: str, scores: np.ndarray, num_classes: int) -> np.ndarray:
+    values = numbers(where, scores)
+    if values.shape != (NUM_TIME_POINTS, num_classes):
+        raise ValueError(f"{where} must be [{NUM_TIME_POINTS}, {num_classes}]; got shape {values.shape}.")
+    if np.isnan(values).any():
+        instant, class_id = np.argwhere(np.isnan(values))[0]
+        raise ValueError(f"{where} must not be NaN; got NaN at instant {instant}, class {class_id}.")
+    return values

@@ -1,0 +1,131 @@
+"""Frame mAP taken apart: by the length of actions, and by how many actions go on at once.
+
+frame_map_by_length(scores, segments, durations)["XS"]["mean_over_present_classes"]
+frame_map_by_concurrency(scores, labels)["2"]["mean_over_present_classes"]
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kd_jax.evaluation.metrics.frame_map import frame_map
+from kd_jax.evaluation.metrics.length_bins import THUMOS14_LENGTH_BINS, check_length_bins, in_length_bin
+from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, read_rows
+from kd_jax.segments import labels_from_segments
+
+CONCURRENCY_BINS = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4 or more": (4, np.inf)}  # {name: (at least, at most)}
+
+
+def frame_map_by_length(
+    scores: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray],
+    durations: Sequence[float],
+    *,
+    bins: Mapping[str, tuple[float, float]] = THUMOS14_LENGTH_BINS,
+) -> dict[str, dict]:
+    """Frame mAP for the actions of each bin of lengths.
+
+    In a bin the positives of a class are the snippets inside one of its actions of such a length. Snippets that are
+    inside actions of that class of other lengths only are not ranked for that class; all others are its negatives, the
+    same in every bin. So AP rises with the share of positives: compare methods within a bin, not bins with each other.
+
+    Args:
+      scores: per video `[T, C]`, higher means more confident.
+      segments: per video `[N, 3]` rows (class, start, end), in seconds; `labels_from_segments` labels the snippets.
+      durations: per video, seconds.
+      bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
+
+    Returns:
+      {name: what `frame_map` returns, and `num_positives`, the snippets that are positive, summed over classes}.
+
+    Raises:
+      ValueError: for lists of unequal length, bins that are empty or reversed, or as `frame_map` and
+        `labels_from_segments`.
+    """
+    name = "frame_map_by_length"
+    check_length_bins(name, bins)
+    if not len(scores) == len(segments) == len(durations) or not len(scores):
+        raise ValueError(
+            f"{name}: scores, segments and durations must hold the same videos, at least one; got {len(scores)}, "
+            f"{len(segments)} and {len(durations)}."
+        )
+    scores = [np.asarray(s) for s in scores]
+    for video, s in enumerate(scores):
+        if s.ndim != 2:
+            raise ValueError(f"{name}: scores[{video}] must be [T, C]; got shape {s.shape}.")
+    return {key: _one_length_bin(name, scores, segments, durations, limits) for key, limits in bins.items()}
+
+
+def _one_length_bin(
+    function: str,
+    scores: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray],
+    durations: Sequence[float],
+    limits: tuple[float, float],
+) -> dict:
+    labels, left_out = [], []
+    for video, (s, rows, duration) in enumerate(zip(scores, segments, durations, strict=True)):
+        num_snippets, num_classes = s.shape
+        if num_snippets == 0:
+            labels.append(np.zeros(s.shape, np.uint8))
+            left_out.append(np.zeros(s.shape, bool))
+            continue
+        read = read_rows(f"{function}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
+        table = np.stack([read.class_id, read.start, read.end], axis=1)
+        inside = in_length_bin(read.start, read.end, limits)
+        labels.append(labels_from_segments(table[inside], duration, num_snippets, num_classes))
+        others = labels_from_segments(table[~inside], duration, num_snippets, num_classes)
+        left_out.append((others == 1) & (labels[-1] == 0))
+    result = frame_map(scores, labels, left_out=left_out)
+    return result | {"num_positives": sum(int(t.sum()) for t in labels)}
+
+
+def frame_map_by_concurrency(
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    *,
+    bins: Mapping[str, tuple[float, float]] = CONCURRENCY_BINS,
+    with_background: bool = False,
+) -> dict[str, dict]:
+    """Frame mAP on the snippets where a certain number of classes is active at once.
+
+    In a bin only these snippets exist, as if the others had been cut out: a class is ranked among snippets in which
+    it or others are active, in the same number. The share of positives rises with that number, and chance level with
+    it: compare methods within a bin, not bins with each other. There is no one published definition; this is the
+    plain restriction. Snippets without any action are in no bin, unless `with_background` adds them to each as
+    negatives, which asks for detection as well as for recognition.
+
+    Args:
+      scores: per video `[T, C]`, higher means more confident.
+      labels: per video `[T, C]`, 0 or 1; instances of one class that overlap are one active class.
+      bins: {name: (at least, at most)} active classes.
+      with_background: snippets without any action are ranked in every bin.
+
+    Returns:
+      {name: what `frame_map` returns, and `num_snippets` in the bin, without the background}.
+
+    Raises:
+      ValueError: for bins that are empty or reversed, or as `frame_map`.
+    """
+    name = "frame_map_by_concurrency"
+    if not bins:
+        raise ValueError(f"{name}: bins must name at least one bin of numbers of classes.")
+    for key, limits in bins.items():
+        if len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+            raise ValueError(f"{name}: bins[{key!r}] must be (at least, at most), from 1 on; got {limits}.")
+    scores, labels = [np.asarray(s) for s in scores], [np.asarray(t) for t in labels]
+    for video, t in enumerate(labels):
+        if len(scores) != len(labels) or t.ndim != 2 or scores[video].shape != t.shape:
+            raise ValueError(
+                f"{name}: scores and labels must be lists of one [T, C] array per video; got {len(scores)} and "
+                f"{len(labels)} videos, labels {t.shape} for video {video}."
+            )
+    counts = [(t != 0).sum(axis=1) for t in labels]
+    result = {}
+    for key, (at_least, at_most) in bins.items():
+        inside = [(n >= at_least) & (n <= at_most) for n in counts]
+        ranked = [i | (n == 0) for i, n in zip(inside, counts, strict=True)] if with_background else inside
+        result[key] = frame_map(
+            [s[r] for s, r in zip(scores, ranked, strict=True)], [t[r] for t, r in zip(labels, ranked, strict=True)]
+        ) | {"num_snippets": sum(int(i.sum()) for i in inside)}
+    return result

@@ -1,0 +1,146 @@
+"""Logits of whole videos → {protocol/measure: value}, in percent.
+
+    results = evaluate(logits, videos, info, Scoring(("frame_map", "event_map")))
+
+The protocols are those of kd_jax/evaluation/protocols.py; this file makes what they read: ranking scores, detections, instants.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kd_jax.data import base
+from kd_jax.evaluation import proposals
+from kd_jax.evaluation.formats import charades_frames
+from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How predictions are scored.
+
+    Attributes:
+      protocols: keys of PROTOCOLS.
+      proposals: how scores become detections, a key of `proposals.PROPOSALS`; '' = the rule of the head.
+      threshold: of that rule; None = its own.
+      convention: where a snippet is, 'start' or 'centre', see kd_jax/evaluation/proposals.py.
+    """
+
+    protocols: tuple[str, ...]
+    proposals: str = ""
+    threshold: float | None = None
+    convention: str = "centre"
+
+    def rule(self, head: str):
+        """The function from probabilities to detections; ValueError for choices that do not exist or fit the head."""
+        return proposals.choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
+
+    def as_json(self) -> dict:
+        """The fields, as JSON gives them back."""
+        return {**dataclasses.asdict(self), "protocols": list(self.protocols)}
+
+    def check(self, head: str) -> None:
+        """Raises ValueError for protocols or proposals that do not exist or do not fit the head."""
+        check_protocols(self.protocols)
+        self.rule(head)
+
+
+def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
+    """Sigmoid (dense) or softmax with the background last (sparse) of `[T, C]` logits."""
+    if head == "dense":
+        return np.exp(-np.logaddexp(0, -logits))
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def ranking_scores(logits: np.ndarray, head: str) -> np.ndarray:
+    """`[T, C]` scores that rank snippets: logits (dense), log-probabilities without the background (sparse)."""
+    if head == "dense":
+        return logits
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))[:, :-1]
+
+
+def make_predictions(
+    tables: Mapping[str, np.ndarray], truth: Truth, head: str, scoring: Scoring, *, logits: bool
+) -> Predictions:
+    """What the protocols of `scoring` read.
+
+    Args:
+      tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
+      truth: its durations place the snippets in time.
+      head: 'dense' or 'sparse'.
+      scoring: which protocols, and how scores become detections.
+      logits: whether the tables hold logits or probabilities.
+
+    Raises:
+      ValueError: for a video without a table, or a protocol that does not exist.
+    """
+    check_protocols(scoring.protocols)
+    missing = [video for video in truth.segments if video not in tables]
+    if missing:
+        raise ValueError(f"no prediction for {len(missing)} of {len(truth.segments)} videos, first {missing[0]!r}")
+    needs = {PROTOCOLS[name].needs for name in scoring.protocols}
+    columns = slice(None) if head == "dense" else slice(-1)
+    rank = functools.partial(ranking_scores, head=head) if logits else lambda table: table[:, columns]
+    scores = {video: rank(tables[video]) for video in truth.segments}
+    found, instants = None, None
+    if "detections" in needs:
+        rule = scoring.rule(head)
+        found = {}
+        for video, duration in truth.durations.items():
+            table = probabilities(tables[video], head) if logits else tables[video]
+            found[video] = rule(table, duration / len(table), duration=duration)
+    if "instants" in needs:
+        instants = {video: charades_frames(table) for video, table in scores.items()}
+    return Predictions(scores, found, instants)
+
+
+def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
+    """The ground truth of these videos, in seconds; a duration may be infinite, where no protocol asks for it."""
+    scale = np.array([1.0, info.seconds(1.0), info.seconds(1.0)])
+    return Truth(
+        segments={video.id: video.segments * scale for video in videos},
+        written={video.id: video.written * scale for video in videos},
+        durations={video.id: info.seconds(video.duration) for video in videos},
+        num_frames={video.id: info.num_frames(video) for video in videos if video.duration < math.inf},
+        num_classes=len(info.classes),
+        ambiguous={video.id: video.ambiguous * scale[1:] for video in videos},
+        units_per_second=info.fps if info.unit == "frames" else 1.0,
+    )
+
+
+def evaluate(logits: Mapping[str, np.ndarray], videos: Sequence[base.Video], info: base.Info, scoring: Scoring) -> dict:
+    """Scores one split.
+
+    Args:
+      logits: {video id: `[T, C]`, with the background logit last if the head is sparse}.
+      videos: the ground truth; every one must have logits.
+      info: classes, head and frame rate.
+      scoring: which protocols, and how scores become detections.
+
+    Returns:
+      {'protocol/measure': percent, None where it does not exist; 'per_class': {protocol: {class: AP in percent}}}.
+
+    Raises:
+      ValueError: for a video without logits, or a protocol that does not exist.
+    """
+    truth = make_truth(videos, info)
+    predictions = make_predictions(logits, truth, info.head, scoring, logits=True)
+    return as_results(*score(predictions, truth, scoring.protocols), info.classes)
+
+
+def as_results(values: Mapping[str, float], per_class: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict:
+    """What `protocols.score` returns as plain JSON: None for NaN, classes by name."""
+
+    def plain(value) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    named = {
+        key: {name: plain(value) for name, value in zip(classes, row, strict=True)} for key, row in per_class.items()
+    }
+    return {**{key: plain(value) for key, value in values.items()}, "per_class": named}

@@ -1,0 +1,1 @@
+"""Trained detectors on whole videos, on windows and on streams."""

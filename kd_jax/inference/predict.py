@@ -1,0 +1,95 @@
+"""Whole videos → outputs of a trained detector."""
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from kd_jax import runtime, sharding
+from kd_jax.data.batches import Example, bucket_lengths, epoch
+from kd_jax.types import Outputs
+
+
+def forward(
+    model,
+    variables: dict,
+    features: jax.Array,
+    mask: jax.Array,
+    *,
+    side_by_side: bool = False,
+    with_features: bool = True,
+) -> Outputs:
+    """The detector without dropout, compiled once per model and padded length; options as in `predict`."""
+    return _compiled_forward()(model, side_by_side, with_features, variables, features, mask)
+
+
+@functools.cache
+def _compiled_forward():
+    def run(model, side_by_side, with_features, variables, features, mask):
+        def one(variables):
+            outputs = model.apply(variables, features, mask)
+            return outputs if with_features else outputs.replace(features=None)
+
+        if not side_by_side:
+            return one(variables)
+        # The activations of one fit a CPU's cache, those of all do not: 35 detectors 0.8 s in one pass, 0.34 in turn.
+        return jax.lax.map(one, variables) if jax.default_backend() == "cpu" else jax.vmap(one)(variables)
+
+    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=runtime.compiler_options())
+
+
+def predict(
+    model,
+    variables: dict,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    num_buckets: int,
+    progress: str | None = None,
+    side_by_side: bool = False,
+    with_features: bool = True,
+) -> list[Outputs]:
+    """Runs a detector over whole videos.
+
+    Args:
+      model, variables: as `load_teacher` returns them.
+      examples: the videos; labels are not read.
+      batch_size: videos a forward pass.
+      num_buckets: padded lengths, each compiled once.
+      progress: label of a progress bar; None for none.
+      side_by_side: the variables are P sets, `[P, …]`; the outputs then have P as their first axis too.
+      with_features: False leaves the features out.
+
+    Returns:
+      For each video, numpy Outputs of its own length: `[T, H]` features and `[T, C]` logits, float32.
+    """
+    mesh = sharding.data_mesh()
+    variables = sharding.replicate(variables, mesh)
+    lengths = [len(example.features) for example in examples]
+    batch_size = min(batch_size, max(len(examples), 1))
+    outputs: list[Outputs | None] = [None] * len(examples)
+    buckets = bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
+    quiet = None if progress and runtime.is_first() else True
+    with (
+        tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,
+        contextlib.closing(epoch(examples, buckets, batch_size, mesh)) as batches,
+    ):
+        for indices, batch, _ in batches:
+            options = {"side_by_side": side_by_side, "with_features": with_features}
+            result = forward(model, variables, batch.features, batch.mask, **options)
+            result = sharding.fetch(result, mesh)
+            for row, index in enumerate(indices):
+                own = (..., row, slice(lengths[index]), slice(None))
+                outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
+            bar.update(len(indices))
+    return outputs
+
+
+def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Two-stream: the average of the streams' logits, {video: `[T, C]`}."""
+    if any(stream.keys() != streams[0].keys() for stream in streams):
+        raise ValueError("the streams to fuse hold different videos")
+    return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}

@@ -1,0 +1,1 @@
+"""Training: terms, step, runs, experiments."""

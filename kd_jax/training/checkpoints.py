@@ -1,0 +1,140 @@
+"""What a run leaves on disk, and how it comes back.
+
+    checkpoints = Checkpoints(directory)             # while training: the latest epoch, atomically
+    run = load_teacher('workdir/demo/flow_teacher')  # afterwards: the model with the parameters of its best epoch
+
+A run's folder rebuilds its own model: `config.json` says which, the checkpoint holds the parameters and the input
+standardisation. Arrays are read by orbax; nothing is unpickled.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from kd_jax.files import read_json
+from kd_jax.models import FILTERS, Detector
+from kd_jax.training.state import TrainState
+
+
+def _folder(directory: epath.PathLike) -> epath.Path:
+    """Of the checkpoints of a run; absolute, as orbax wants it."""
+    directory = epath.Path(directory)
+    return (directory if "://" in str(directory) else directory.resolve()) / "checkpoints"
+
+
+class Checkpoints:
+    """Keeps the last two saved epochs of a run: the training state, and the parameters of the best epoch so far.
+
+    Two, because runs that train side by side are saved one after the other: killed in between, they still have an
+    epoch in common.
+    """
+
+    def __init__(self, directory: epath.PathLike):
+        # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
+        self._manager = ocp.CheckpointManager(
+            _folder(directory),
+            item_names=("state", "best"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def save(self, epoch: int, state: TrainState, best: dict) -> None:
+        """Writes both trees; a save that is interrupted leaves the one before."""
+        self._manager.save(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best))
+        )
+
+    def restore(self, epoch: int, state: TrainState, best: dict) -> tuple[TrainState, dict]:
+        """Reads a saved epoch into the structure, dtypes and shardings of the given trees; later ones are deleted."""
+        for later in [saved for saved in self._manager.all_steps() if saved > epoch]:
+            self._manager.delete(later)
+        restored = self._manager.restore(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(state), best=ocp.args.StandardRestore(best))
+        )
+        return restored.state, restored.best
+
+
+def saved_epochs(directory: epath.PathLike) -> list[int]:
+    """The epochs after which a run can go on; none for a fresh one."""
+    folder = _folder(directory)
+    found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
+    return sorted(step.step for step in found)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A finished training: `model.apply(variables, x, mask)` gives its Outputs."""
+
+    model: Detector
+    variables: dict
+    config: dict  # what its config.json says: run, modality, classes, head, seconds_per_snippet, …
+
+
+def build_model(config: dict) -> Detector:
+    """The detector that a run's config.json describes."""
+    return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
+
+
+def load_teacher(directory: epath.PathLike) -> TrainedRun:
+    """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run, or one that has not finished.
+      ValueError: if its filter is none of FILTERS, or its checkpoint cannot be read.
+    """
+    directory = epath.Path(directory)
+    config = read_json(directory / "config.json")
+    if config is None:
+        raise FileNotFoundError(
+            f"{directory} is no run (no config.json there); give a run of a workdir, e.g. workdir/demo/augmented_rgb"
+        )
+    if not (directory / "results.json").exists():
+        raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
+    if config["filter"] not in FILTERS:
+        raise ValueError(
+            f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)}); add its "
+            "class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
+        )
+    model = build_model(config)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config["input_size"])), jnp.ones((1, 1), bool))
+    )
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
+    manager = ocp.CheckpointManager(_folder(directory), item_names=("state", "best"))
+    try:
+        args = ocp.args.Composite(best=ocp.args.StandardRestore(template))
+        best = manager.restore(manager.latest_step(), args=args).best
+    except Exception as error:  # pages of whatever library reads the files
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ValueError(
+            f"the checkpoint of the run {directory} cannot be read ({reason}); copy all of the run again, or train it "
+            "anew"
+        ) from error
+    finally:
+        manager.close()
+    return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
+
+
+def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
+    """The parameters of the best epoch with its validation score, as they are checkpointed, before the first epoch.
+
+    They are copied, because a step donates its own. `runs` is `(P,)` where the leaves are `[P, …]`.
+    """
+    return {
+        "params": jax.tree.map(jnp.copy, params),
+        "constants": jax.tree.map(jnp.copy, constants),
+        "score": jnp.full(runs, -jnp.inf, jnp.float32),
+        "epoch": jnp.zeros(runs, jnp.int32),
+    }

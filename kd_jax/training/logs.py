@@ -1,0 +1,107 @@
+"""What a training says of itself: metrics.jsonl and TensorBoard events on disk, a progress bar on the terminal."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from kd_jax import runtime
+from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.files import write_atomically
+
+SELECTION = "frame_map/present_classes"  # the validation score that chooses the best epoch
+
+
+def summary(results: Mapping) -> str:
+    """One line: best epoch, and the first score of each split."""
+    parts = [f"best epoch {results['best_epoch']}"]
+    for split in ("validation", "test"):
+        if split in results:
+            key, value = next(iter(results[split].items()))
+            protocol, measure = key.split("/")
+            title = PROTOCOLS[protocol].columns.get(measure, key)
+            parts.append(f"{split} {title} {'–' if value is None else f'{value:.2f}'}")
+    return ", ".join(parts)
+
+
+def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
+    """Means of the steps' metrics, `[S]` each, and the throughput."""
+    record = {key: float(np.mean(values)) for key, values in metrics.items() if key != "snippets"}
+    record["snippets_per_second"] = float(np.sum(metrics["snippets"]) / seconds)
+    record["seconds"] = seconds
+    return record
+
+
+class Journal:
+    """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
+
+    def __init__(self, directory: epath.Path, after_epoch: int):
+        from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
+
+        self._path = directory / "metrics.jsonl"
+        entries = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+        self._entries = [entry for entry in entries if entry["epoch"] <= after_epoch]
+        step = self._entries[-1]["step"] if self._entries else 0
+        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._events.close()
+
+    def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
+        self._entries.append({"epoch": epoch, "step": step, **record})
+        # The whole file, for an object of a bucket cannot be appended to.
+        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+        for key, value in record.items():
+            self._events.add_scalar(key, value, step)
+        self._events.flush()
+
+
+class Progress:
+    """A bar over the steps of a run: loss terms, validation score, time left. Never waits for the device."""
+
+    _interval = 0.5  # seconds between two looks at the loss
+
+    def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
+        self.name, self._validation, self._last = name, {}, 0.0
+        self._bar = tqdm(
+            total=epochs * steps_per_epoch,
+            initial=done * steps_per_epoch,
+            desc=name,
+            unit="step",
+            disable=None if runtime.is_first() else True,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def step(self, metrics: Sequence[Mapping[str, jax.Array]], count: int = 1) -> None:
+        self._bar.update(count)
+        if self._bar.disable or time.perf_counter() - self._last < self._interval:
+            return
+        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
+        if ready is not None:
+            self._last = time.perf_counter()
+            self._show({key: float(value) for key, value in ready.items()})
+
+    def finish_epoch(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Shows the means over the runs."""
+        means = {key: float(np.mean([r[key] for r in records if key in r])) for r in records for key in r}
+        score = means.get(f"validation/{SELECTION}")
+        self._validation = {} if score is None else {"val mAP": f"{score:.1f}"}
+        self._show(means)
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        hidden = ("snippets", "seconds", "snippets_per_second", "learning_rate", "gradient_norm")
+        shown = {k: f"{v:.3g}" for k, v in values.items() if k not in hidden and not k.startswith("validation/")}
+        self._bar.set_postfix({**shown, **self._validation}, refresh=True)

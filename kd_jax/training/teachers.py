@@ -1,0 +1,175 @@
+"""What frozen teachers say of the training videos: a run, an ensemble of runs, or features of another model.
+
+    teacher = Teacher("flow_teacher", (epath.Path("workdir/tsu/flow_teacher"),))
+    examples = attach_teachers(examples, [teacher], source, batch_size=8, num_buckets=4)
+
+Teachers see whole videos without dropout, so what they say never changes: once a run is enough.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from kd_jax.data.base import Info, Video, check_finite
+from kd_jax.data.batches import Example, attach_teacher, make_examples
+from kd_jax.data.checks import Findings
+from kd_jax.data.feature_files import FeatureFolder, check_file, load_table
+from kd_jax.data.source import Source
+from kd_jax.files import read_json, sha256
+from kd_jax.inference.predict import predict
+from kd_jax.training import checkpoints
+from kd_jax.training.logs import summary
+from kd_jax.types import Outputs
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Folders of finished runs or of features, whose outputs are averaged where there are several."""
+
+    name: str
+    folders: tuple[epath.Path, ...]
+
+
+def attach_teachers(
+    examples: Sequence[Example], teachers: Sequence[Teacher], source: Source, **forward
+) -> Sequence[Example]:
+    """The training videos, with what each teacher says of them; `forward` are options of `predict`."""
+    for teacher in teachers:
+        members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
+        outputs = members[0] if len(members) == 1 else [_mean(each) for each in zip(*members, strict=True)]
+        examples = attach_teacher(examples, outputs)
+    return examples
+
+
+def _mean(outputs: Sequence[Outputs]) -> Outputs:
+    return jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *outputs)
+
+
+def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
+    """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
+    if given_run(folder) is None:
+        files = FeatureFolder(("features",), Path(folder)).files()
+        tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
+        return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
+    teacher = checkpoints.load_teacher(folder)
+    logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json")))
+    modality = teacher.config["modality"]
+    videos = source.videos("train", [modality])
+    own = make_examples(videos, modality, len(source.info.classes))
+    return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
+
+
+def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
+    """The folders of an entry of config.teachers: one, or several whose outputs are averaged; ValueError if neither."""
+    folders = entry if isinstance(entry, (tuple, list)) else (entry,)
+    if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
+        raise ValueError("it must be a folder, or several in a tuple")
+    return tuple(map(epath.Path, folders))
+
+
+def given_run(folder: epath.Path) -> dict | None:
+    """What the config.json of a run says; None for a folder of features, and for one that is not there.
+
+    Raises:
+      ValueError: if there is a config.json that cannot be read.
+    """
+    config = _read(folder / "config.json") if folder.is_dir() else None
+    own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
+    return config if isinstance(config, dict) and own <= config.keys() else None
+
+
+def _read(path: epath.Path) -> dict | None:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); copy all of {path.parent} again") from None
+
+
+def fingerprint(folder: epath.Path) -> str:
+    """Of what decides what a given teacher says: a run's model and parameters, or all feature files."""
+    if given_run(folder) is not None:
+        return _of_run(folder, (folder / "results.json").stat().mtime)
+    files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
+    stats = ((video, path, path.stat()) for video, path in files)
+    return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
+
+
+@functools.lru_cache(maxsize=16)  # every run and seed that learns from it asks
+def _of_run(folder: epath.Path, _: float) -> str:
+    run = checkpoints.load_teacher(folder)
+    digest = hashlib.sha256(json.dumps([run.config["filter"], run.config["model"]], sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(run.variables):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
+    return hashlib.sha256(json.dumps([(video, sha256(path)) for video, path, *_ in files]).encode()).hexdigest()
+
+
+def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
+    """The widths of the features and of the logits (0 without any) of a teacher that no run of the experiment is.
+
+    Args:
+      folder: of a finished run, or of `<video>.npy`, `[T, D]`, for every training video.
+      videos: those of training.
+      info: of the records.
+
+    Raises:
+      FileNotFoundError, ValueError: if it does not fit the records, naming what to do.
+    """
+    config = given_run(folder)
+    if config is None:
+        return _check_features(folder, videos), 0
+    if _read(folder / "results.json") is None:
+        raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
+    if not checkpoints.saved_epochs(folder):
+        raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")
+    if list(config["classes"]) != list(info.classes) or config["head"] != info.head:
+        raise ValueError(
+            f"the run {folder} knows {len(config['classes'])} classes ({config['head']}), which are not the "
+            f"{len(info.classes)} of these records ({info.head}); name a run that was trained for them"
+        )
+    modality, size = config["modality"], config["input_size"]
+    if info.modalities.get(modality) != size:
+        raise ValueError(
+            f"the run {folder} reads {modality!r} of {size} features; the records have "
+            f"{', '.join(f'{name!r} of {width}' for name, width in info.modalities.items())}"
+        )
+    fingerprint(folder)  # reads the parameters: what is wrong with them is told here
+    return config["model"]["hidden"], config["model"]["num_outputs"]
+
+
+def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
+    """The width of the features in a folder that has them for every video."""
+    on_disk = "://" not in str(folder)
+    own = FeatureFolder(("features",), Path(folder))
+    files = own.files() if on_disk and folder.is_dir() else {}
+    if not files:
+        remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
+        raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
+    findings, widths = Findings(), {}
+    for video in videos:
+        if video.id not in files:
+            findings.problem("missing feature file", f"{folder / video.id}.npy")
+        elif len(found := own.find(video.id)) > 1:
+            findings.problem("two feature files", " and ".join(map(str, found)))
+        elif shape := check_file("teacher", files[video.id], findings, check=check_finite):
+            widths.setdefault(shape[1], files[video.id])
+            if shape[0] != video.num_snippets:
+                findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")
+    if len(widths) > 1:
+        shown = ", ".join(f"{width} in {path}" for width, path in [*widths.items()][:3])
+        findings.problem("feature dimension", f"all files must have one; {shown}")
+    findings.raise_problems("nothing was trained")
+    return next(iter(widths))

@@ -1,0 +1,1 @@
+"""Video and skeleton files to snippets and features."""

@@ -1,0 +1,6 @@
+"""Frozen encoders: frames or skeletons of one snippet → its features."""
+
+from kd_jax.video.encoders.agcn import AGCN
+from kd_jax.video.encoders.i3d import I3D
+
+__all__ = ["AGCN", "I3D"]

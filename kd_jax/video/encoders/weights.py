@@ -1,0 +1,147 @@
+"""Weights of an encoder as one file: an .npz of arrays, and a manifest that says what they are and where they are from.
+
+    write_weights(Path('i3d_rgb.npz'), I3D(400), variables, source={'file': 'rgb_imagenet.pt', 'sha256': '…'})
+    weights = read_weights(Path('i3d_rgb.npz'))
+    weights.model.apply(weights.variables, clips)
+
+`python -m data_prep.convert_weights` writes such files from published ones.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.files import read_arrays, write_arrays
+from kd_jax.video.encoders.agcn import AGCN
+from kd_jax.video.encoders.i3d import I3D
+from kd_jax.video.skeletons import JOINTS
+
+ENCODERS = {"i3d": I3D, "agcn": AGCN}
+_MANIFEST = "manifest"  # the array that holds it, as JSON
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An encoder with its weights.
+
+    Attributes:
+      model: an `I3D` or `AGCN`.
+      variables: {'params': …, 'batch_stats': …}, float32.
+      manifest: encoder, modality (rgb, flow or pose), num_classes, width, of an I3D its final_endpoint, size and
+        shorter_side of frames in pixels, of an AGCN the persons of skeletons, source, shapes.
+    """
+
+    model: nn.Module
+    variables: dict
+    manifest: dict
+
+    @property
+    def modality(self) -> str:
+        """What the encoder reads: rgb, flow or pose."""
+        return self.manifest["modality"]
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.variables["params"]["fc" if self.modality == "pose" else "logits"]["kernel"].shape[0]
+
+
+def shapes_of(model: nn.Module, modality: str, persons: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
+    """{'params/Conv3d_1a_7x7/kernel': shape and dtype, …}, of all that a model reads."""
+    shape = (1, 16, persons, JOINTS, 3) if modality == "pose" else (1, 16, 32, 32, 3 if modality == "rgb" else 2)
+    tree = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def random_variables(model: nn.Module, modality: str, seed: int, persons: int = 2) -> dict:
+    """Variables drawn at random, to try things out; `model.init` would compile the whole network for them.
+
+    Normal kernels, as He et al. scale them for an I3D, smaller for an AGCN, whose blocks add up; no bias.
+    """
+    rng, gain = np.random.default_rng(seed), 2.0 if isinstance(model, I3D) else 0.35
+    drawn = {}
+    for key, x in shapes_of(model, modality, persons).items():
+        if key.endswith("/kernel"):
+            drawn[key] = rng.normal(0, np.sqrt(gain / np.prod(x.shape[:-1])), x.shape).astype(np.float32)
+        else:
+            drawn[key] = np.full(x.shape, float(key.endswith(("/scale", "/var"))), np.float32)
+    return flax.traverse_util.unflatten_dict(drawn, sep="/")
+
+
+def write_weights(
+    path: Path,
+    model: nn.Module,
+    variables: Mapping,
+    *,
+    modality: str,
+    source: Mapping,
+    persons: int = 2,
+    size: int = 224,
+    shorter_side: int = 256,
+) -> None:
+    """Writes the file, whole or not at all.
+
+    Args:
+      path: ends in .npz.
+      model: the encoder that the weights are of.
+      variables: of the model.
+      modality: what it reads: 'rgb', 'flow' or 'pose'.
+      source: where they are from, plain JSON: file, sha256, ….
+      persons: of the skeletons that an AGCN reads.
+      size, shorter_side: of the frames that an I3D reads, pixels: the central square, and what it is cut out of.
+    """
+    arrays = {key: np.asarray(x) for key, x in flax.traverse_util.flatten_dict(dict(variables), sep="/").items()}
+    manifest = {
+        "encoder": next(name for name, kind in ENCODERS.items() if isinstance(model, kind)),
+        "modality": modality,
+        "num_classes": model.num_classes,
+        "width": model.width,
+        **({"final_endpoint": model.final_endpoint} if isinstance(model, I3D) else {}),
+        **({"persons": persons} if modality == "pose" else {"size": size, "shorter_side": shorter_side}),
+        "source": dict(source),
+        "shapes": {key: list(x.shape) for key, x in arrays.items()},
+    }
+    write_arrays(path, arrays | {_MANIFEST: np.array(json.dumps(manifest))})
+
+
+def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
+    """Reads what `write_weights` wrote; `dtype` is that of the computation.
+
+    Raises:
+      FileNotFoundError: where there is no such file.
+      ValueError: for another file, or arrays that are missing, of other shapes or not finite, all of them listed.
+    """
+    remedy = "make one with python -m data_prep.convert_weights --state=FILE --output=FILE.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of encoder weights; {remedy}")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz file, or cut short")
+        arrays = read_arrays(path)
+        manifest = json.loads(str(arrays.pop(_MANIFEST)))
+        kind, modality = ENCODERS[manifest["encoder"]], manifest["modality"]
+        options = {name: manifest[name] for name in ("width", "final_endpoint") if name in manifest}
+        model = kind(manifest["num_classes"], dtype=dtype, **options)
+        expected = shapes_of(model, modality, manifest.get("persons", 2))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error) if type(error) is ValueError else repr(error)
+        raise ValueError(f"{path} is no file of encoder weights ({reason:.120}); {remedy}") from None
+    problems = [f"{key} is missing" for key in expected if key not in arrays]
+    problems += [f"{key} is not known" for key in arrays if key not in expected]
+    for key in expected.keys() & arrays.keys():
+        if arrays[key].shape != expected[key].shape or arrays[key].dtype != np.float32:
+            found, wanted = list(arrays[key].shape), list(expected[key].shape)
+            problems.append(f"{key} is {arrays[key].dtype} {found}, not float32 {wanted}")
+        elif not np.isfinite(arrays[key]).all():
+            problems.append(f"{key} is not finite")
+    if problems:
+        raise ValueError(f"{path} does not fit its encoder: {'; '.join(sorted(problems))}; {remedy}")
+    return Weights(model, flax.traverse_util.unflatten_dict(arrays, sep="/"), manifest)
