@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 from kd_jax.training.terms import MODULES, TERMS, term_options
 
 # The configs that kd_jax ships: in the package once installed, next to it in a clone.
-FOLDER = next(folder for folder in (Path(__file__).parent, Path(__file__).parents[1]) if (folder / "configs").is_dir()) / "configs"
+FOLDER = next(
     path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir()
 )
 # The weights of the paper (supplementary material): {alpha1, alpha2, alpha3}, for its I3D features and its own reading.

@@ -200,7 +200,9 @@ def _of_missing(results: Mapping) -> str:
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, [name for name in DATASETS if name != "synthetic"], "Which.", required=True)
     flags.DEFINE_multi_string("annotations", None, "Public annotation file; repeat it for several.", required=True)
-    flags.DEFINE_string("predictions", None, ".npz, .json, .txt, or a folder: see kd_jax/evaluation/formats.", required=True)
+    flags.DEFINE_string(
+        "predictions", None, ".npz, .json, .txt, or a folder: see kd_jax/evaluation/formats.", required=True
+    )
     flags.DEFINE_string("classes", None, "Class names, one a line; line number = class id.")
     flags.DEFINE_enum("split", "test", list(base.SPLITS), "Which videos.")
     flags.DEFINE_multi_enum("protocols", [], list(PROTOCOLS), "Instead of those the data set is published with.")
@@ -208,7 +210,10 @@ if __name__ == "__main__":
     flags.DEFINE_enum("proposals", None, list(proposals.PROPOSALS), "Scores → detections; default: the head's own.")
     flags.DEFINE_float("threshold", None, "Of the proposals; default: the rule's own.", lower_bound=0, upper_bound=1)
     flags.DEFINE_enum(
-        "convention", None, list(proposals.CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py; default: centre."
+        "convention",
+        None,
+        list(proposals.CONVENTIONS),
+        "Where a snippet is, see kd_jax/evaluation/proposals.py; default: centre.",
     )
     flags.DEFINE_integer(
         "first_label", None, "PKU-MMD files: the number of the first class; default 1 (TSU: 0).", lower_bound=0

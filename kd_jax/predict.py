@@ -228,7 +228,9 @@ if __name__ == "__main__":
         lower_bound=0.0,
         upper_bound=1.0,
     )
-    flags.DEFINE_enum("convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py.")
+    flags.DEFINE_enum(
+        "convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py."
+    )
     flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
     flags.register_validator(
         "seconds_per_snippet",
