@@ -19,10 +19,10 @@ from flax import linen as nn
 from benchmarks import measuring, workloads
 from kd_jax.models.dilated_convolution import DilatedConv
 from kd_jax.models.layers import Dropout
-from kd_jax.training.terms import TASKS, TERMS
+from kd_jax.training.terms import TASKS, TERMS, choose_term
 
 LAYERS, DILATION = 5, 4
-TERMS = {term: (term, {}) for term in TERMS} | {
+ROWS = {name: (name, {}) for name, term in TERMS.items() if not term.owns} | {
     "global_context, snippet": ("global_context", {"relation": "snippet"}),
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
@@ -62,13 +62,13 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     torch_calls = torch_kernels(batch, student, teacher) if measuring.with_peers() else {}
     key, x, tensor = jax.random.key(0), student.features, student.features.nbytes
 
-    task = jax.jit(jax.value_and_grad(TASKS["dense"][0]))
+    task = jax.jit(jax.value_and_grad(TASKS["dense"].loss))
     calls = {"task": lambda: task(student.logits, batch.labels, batch.mask)}
     num_bytes = {"task": 2 * student.logits.nbytes + batch.labels.nbytes}
-    for name, (term, options) in TERMS.items():
+    for name, (term, options) in ROWS.items():
 
         def loss(features, student, teacher, batch, key, term=term, options=options):
-            return TERMS[term][0](student.replace(features=features), teacher, batch, key, **options)
+            return choose_term(term, options).value(student.replace(features=features), (teacher,), batch, key, {})[0]
 
         gradient = jax.jit(jax.value_and_grad(loss))
         calls[name] = lambda gradient=gradient: gradient(x, student, teacher, batch, key)

@@ -5,8 +5,8 @@
     python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
 24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
-one of its RGB student with three terms ('student'). Our side is what `kd_jax.training.run` runs: resident videos, an epoch one
-compiled scan, the teacher's outputs computed once. The peers are described in benchmarks/peers.py (`pip install -e
+one of its RGB student with three terms ('student'). Our side is what `kd_jax.training.run`
+runs: resident videos, an epoch one compiled scan, the teacher's outputs computed once. The peers are described in benchmarks/peers.py (`pip install -e
 .[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
 
 The floor of an epoch is the matrix products of its real snippets (no padding, no frozen teacher) at the speed of a
@@ -32,7 +32,9 @@ from benchmarks.workloads import CLASSES, WEIGHTS
 from kd_jax.data.batches import attach_teacher
 from kd_jax.inference.predict import predict
 from kd_jax.training.population import Population
-from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.state import Optimization, create_train_state
+from kd_jax.training.step import Program, Settings
+from kd_jax.training.terms import choose_term
 
 BUCKETS, LAYERS = 4, 5
 
@@ -43,10 +45,11 @@ class OurSide:
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
         self.training = Training(batch_size)
-        plateau = {"plateau_patience": 8, "steps_per_epoch": -(-len(videos) // batch_size)}
-        self.program = {"model": self.model, "head": "dense", "options": "{}", **plateau}
+        optimization = Optimization(plateau_patience=8, steps_per_epoch=-(-len(videos) // batch_size))
+        terms = {"teacher": (), "student": tuple(map(choose_term, WEIGHTS))}
+        self.programs = {kind: Program(self.model, "dense", chosen, optimization) for kind, chosen in terms.items()}
         self.keys = jax.vmap(jax.random.key)(jnp.arange(runs))
-        optimizer, width = make_optimizer(2e-4, **plateau), videos[0]["rgb"].shape[1]
+        optimizer, width = optimization.make(), videos[0]["rgb"].shape[1]
         create = jax.jit(jax.vmap(lambda key: create_train_state(self.model, optimizer, key, width)))
         self.states = {kind: create(self.keys) for kind in ("teacher", "student")}
         flow, rgb = (workloads.examples_of(videos, modality) for modality in ("flow", "rgb"))
@@ -61,10 +64,12 @@ class OurSide:
         """One epoch of the 'teacher' or the 'student', finished when it returns; the first of a kind uploads."""
         if self.kind != kind:  # a run holds only its own modality on the device
             self.kind, self.population, sets = kind, None, self.sets[kind]
-            weights = {t: np.full(self.runs, w, np.float32) for t, w in WEIGHTS.items() if kind == "student"}
+            weights = {"task": 1.0, **(WEIGHTS if kind == "student" else {})}
+            weights = {name: np.full(self.runs, weight, np.float32) for name, weight in weights.items()}
+            settings = Settings(weights, np.full(self.runs, 2e-4, np.float32), self.keys)
             seeds, which = list(range(self.runs)), [seed % len(sets) for seed in range(self.runs)]
             self.population = Population(
-                self.program, self.training, sets, which, seeds, self.states[kind], weights, self.keys
+                self.programs[kind], self.training, sets, which, seeds, self.states[kind], settings
             )
         self.count += 1
         self.population.run_epoch(self.count)

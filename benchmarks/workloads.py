@@ -1,6 +1,5 @@
 """What the benchmarks run on: noise at the lengths of TSU's videos, because speed does not depend on what is shown."""
 
-import json
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,12 +9,14 @@ import numpy as np
 from kd_jax import sharding
 from kd_jax.data.batches import Example
 from kd_jax.models import Detector
-from kd_jax.training.population import compiled_train_step
-from kd_jax.training.state import create_train_state, make_optimizer
-from kd_jax.training.terms import MODULES, make_modules
+from kd_jax.training.population import jitted_step
+from kd_jax.training.state import Optimization, create_train_state
+from kd_jax.training.step import Program, Settings
+from kd_jax.training.terms import choose_term
 from kd_jax.types import Batch, Outputs
 
 CLASSES = 51
+OPTIMIZATION = Optimization(plateau_patience=8, steps_per_epoch=10)
 WEIGHTS = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}  # of the distillation epoch
 
 
@@ -67,22 +68,23 @@ def make_batch(videos: int, length: int, width: int, hidden: int) -> tuple[Batch
 def training_step(
     model: Detector, batch: Batch, teachers: tuple[Outputs, ...] = (), weights: Mapping[str, float] | None = None
 ) -> tuple[Callable, int]:
-    """A call that trains one step more on `batch`, as `kd_jax.training.run` does on a dense head, and how many parameters."""
-    weights = weights or {}
-    options = {term: {} for term in weights if term in MODULES}
-    snippets, plateau = batch.mask.size, {"plateau_patience": 8, "steps_per_epoch": 10}
-    step = compiled_train_step(model, "dense", json.dumps(options), **plateau, num_snippets=snippets)
+    """A call that trains one more step on `batch`, with a dense head, and the number of parameters."""
+    weights = {"task": 1.0, **(weights or {})}
+    terms = tuple(choose_term(name, num_snippets=batch.mask.size) for name in weights if name != "task")
+    program = Program(model, "dense", terms, OPTIMIZATION)
+    step = jitted_step(program)
     fresh = create_train_state(
         model,
-        make_optimizer(2e-4, **plateau),
+        OPTIMIZATION.make(),
         jax.random.key(0),
         batch.features.shape[-1],
-        terms=make_modules(options, snippets),
+        terms=terms,
         teachers=teachers,
         num_classes=CLASSES,
     )
     state = [sharding.replicate(fresh, sharding.data_mesh())]  # else the second step compiles again
-    arguments = teachers, batch, {term: jnp.float32(weight) for term, weight in weights.items()}, jax.random.key(1)
+    weights = {name: jnp.float32(weight) for name, weight in weights.items()}
+    arguments = teachers, batch, Settings(weights, jnp.float32(2e-4), jax.random.key(1))
 
     def run():
         state[0], metrics = step(state[0], *arguments)

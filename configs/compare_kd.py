@@ -16,7 +16,7 @@ Smoke:     the first weight of the grid, and the methods of SMOKE
 
 from kd_jax import config as schema
 from kd_jax.training.teachers import given_folders, given_run
-from kd_jax.training.terms import READS_LOGITS
+from kd_jax.training.terms import TERMS
 
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
 METHODS = {  # {term: published weight}; logit distillation has none, graph distillation its own inside
@@ -51,7 +51,7 @@ def get_config(variant=""):
     logits = all(map(has_logits, (config.teachers[name] for name in teachers if name in config.teachers)))
     for method in methods:
         weights, options = METHODS[method], OPTIONS.get(method, {})
-        if not logits and weights.keys() & set(READS_LOGITS):
+        if not logits and any(TERMS[term].needs_logits for term in weights):
             continue
         like = {"teachers": teachers, "options": options}
         tried = {}

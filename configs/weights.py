@@ -50,4 +50,5 @@ def get_config(variant=""):
             weights = dict.fromkeys(LEVELS[name], share / len(LEVELS[name]))
             add(f"{name}_pulls_{share:g}".replace(".", "p"), weights, balance="gradient")
     config.seeds = 5
+    config.training.gradient_norms = True
     return schema.with_variant(config, variant)

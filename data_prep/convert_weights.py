@@ -26,7 +26,7 @@ from kd_jax.data import records
 from kd_jax.files import sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
-from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.terms import TASKS
 from kd_jax.video.encoders.weights import write_weights
 
@@ -229,14 +229,13 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
     model, params = convert(state)
     if modality not in info.modalities:
         raise ValueError(f"--modality={modality}, but the records have {', '.join(info.modalities)}")
-    size, outputs = input_size(model, params), TASKS[info.head][1](len(info.classes))
+    size, outputs = input_size(model, params), TASKS[info.head].num_outputs(len(info.classes))
     if (size, model.num_outputs) != (info.modalities[modality], outputs):
         raise ValueError(
             f"the weights read {size} features and give {model.num_outputs} logits; the records have "
             f"{info.modalities[modality]} features of {modality!r} and {len(info.classes)} classes ({outputs} logits)"
         )
-    optimizer = make_optimizer(0.0, plateau_patience=0, steps_per_epoch=1)
-    fresh = create_train_state(model, optimizer, jax.random.key(0), size)
+    fresh = create_train_state(model, Optimization().make(), jax.random.key(0), size)
     state = fresh.replace(params=jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params))
     attributes = ("num_outputs", "hidden", "num_layers", "num_stages", "dropout", "standardize")
     config = {

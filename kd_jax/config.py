@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kd_jax.training.terms import MODULES, TERMS, term_options
+from kd_jax.training.terms import TERMS
 
 # The configs that kd_jax ships: in the package once installed, next to it in a clone.
 FOLDER = next(
@@ -25,8 +25,9 @@ WEIGHTS = {term: weight / 300 for term, weight in PUBLISHED_WEIGHTS.items()}
 
 
 def _options(term: str) -> dict:
-    """An option without a default is a number that may stay unset."""
-    return {name: placeholder(float) if value is None else value for name, value in term_options(term).items()}
+    """The options of a term's loss, all unset: an unset option has the loss's own default."""
+    defaults = TERMS[term].options()
+    return {name: placeholder(float if default is None else type(default)) for name, default in defaults.items()}
 
 
 def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict | None = None, **changes) -> ConfigDict:
@@ -45,13 +46,13 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
             "teachers": teachers,  # names of other runs, of fusions (an ensemble: the mean of their outputs) or
             #                        of config.teachers; losses are summed over them; none = the task loss alone
             "baseline": placeholder(str),  # the run that its gain is measured against; unset = config.baseline
-            "weights": dict.fromkeys((*TERMS, *MODULES), 0.0),  # a weight of 0 skips the term
+            "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
             "task_weight": 1.0,  # of the task loss; 0 = distil alone, which keeps the last epoch, for a run that starts
             #                      from this one to learn the classes
             "starts_from": placeholder(str),  # a run of the same filter, whose trained parameters this one begins with
             "balance": "loss",  # what a weight counts: 'loss', it multiplies the term; 'gradient', the norm of the
             #                     term's gradient at the student's features, as a multiple of the task's
-            "options": {term: _options(term) for term in (*TERMS, *MODULES)},  # the keyword options of each term's loss
+            "options": {term: _options(term) for term in TERMS},  # the keyword options of each term's loss
         },
         sort_keys=False,
     ).lock()
@@ -117,14 +118,15 @@ def find_file(name: str) -> Path:
     """The config file that `name` means: a path, or the name of one that kd_jax ships (`tsu`, `configs/tsu.py`).
 
     Raises:
-      ValueError: if there is no such file.
+      FileNotFoundError: if there is no such file.
     """
     if (path := Path(name)).is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
     if path.parent in (Path("."), Path("configs")) and path.stem in shipped:
         return shipped[path.stem]
-    raise ValueError(f"there is no config file {name!r}; give the path of one, or one of {', '.join(sorted(shipped))}")
+    known = ", ".join(sorted(shipped))
+    raise FileNotFoundError(f"there is no config file {name}; give a PATH.py, or the name of a shipped one: {known}")
 
 
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
@@ -140,7 +142,13 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     name, _, rest = variant.partition(",")
     if name in ("", "smoke"):
         name, rest = "demo", variant
-    config = load(name).unlock()
+    try:
+        config = load(name).unlock()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"unknown config variant {variant!r}: this file knows smoke, and the data of other files, each also with "
+            f"',smoke'; {error}"
+        ) from None
     if (plain := config.runs.get(config.baseline)) is None:
         raise ValueError(f"{name} has no baseline, which this file needs")
     distilled = (run for run, made in config.runs.items() if made.teachers and made.modality == plain.modality)
@@ -193,8 +201,14 @@ def get_config() -> ConfigDict:
             "training": {
                 "epochs": 140,
                 "batch_size": 2,  # whole videos a step, over all devices
-                "learning_rate": 2e-4,  # Adam; a run may have its own
+                "learning_rate": 2e-4,  # a run may have its own
+                "optimizer": "adam",  # of optax: adam, adamw, nadamw, lamb, lion, rmsprop, sgd
+                "weight_decay": 0.0,  # of adamw, nadamw, lamb and lion
+                "clip_norm": 0.0,  # gradients of a larger global norm are scaled down to it; 0 = never
+                "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0
+                "warmup_epochs": 0,  # epochs in which the learning rate rises linearly first
                 "plateau_patience": 8,  # epochs without a lower loss until the learning rate is halved; 0 = never
+                "gradient_norms": False,  # log the norm of each term's gradient at the student's features
                 "length_buckets": 4,  # videos are padded to one of so many lengths, each compiled once
                 "data": "auto",  # 'resident': the training videos lie on the device, an epoch is one program;
                 #                  'streamed': the host reads every batch from the records when it comes near;
@@ -204,8 +218,8 @@ def get_config() -> ConfigDict:
             },
             "evaluation": {
                 "batch_size": 8,  # whole videos a forward pass
-                "protocols": (),  # keys of kd_jax.evaluation.protocols.PROTOCOLS; () = those the data set is published with
-                "proposals": "",  # scores → detections: a key of kd_jax.evaluation.proposals.PROPOSALS; "" = the head's own
+                "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = those the data set is published with
+                "proposals": "",  # scores → detections: a key of evaluation.proposals.PROPOSALS; "" = the head's own
                 "threshold": placeholder(float),  # of the proposals; unset = the rule's own (dense 0.5, sparse 0.4)
                 "convention": "centre",  # where a snippet is: 'centre' or 'start', see kd_jax/evaluation/proposals.py
             },
@@ -220,7 +234,7 @@ def get_config() -> ConfigDict:
             "published_for": "",  # the data and metric of those, for the title of their column
             "baseline": "vanilla_rgb",  # the run that gains are measured against
             "seed": 0,  # of initialisation, shuffling, dropout and negatives
-            "seeds": 1,  # so many, from `seed` on, trained side by side; the table shows mean ± standard deviation
+            "seeds": 1,  # number of seeds: seed, seed + 1, …; the table shows mean ± standard deviation
         },
         sort_keys=False,
     ).lock()

@@ -18,7 +18,7 @@ from kd_jax import runtime
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 from kd_jax.training.table import markdown
-from kd_jax.training.terms import MODULES, TERMS
+from kd_jax.training.terms import TERMS
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/demo.py or configs/tsu.py:smoke."
@@ -72,7 +72,7 @@ def _missing_entry(name: str, flags_given: str) -> str:
     section = re.search(rf"--config\.(?:\w+\.)*?(\w+)\.{name}\b", flags_given)
     section = section and section[1]
     if section in ("weights", "options"):
-        return f"there is no distillation term {name!r}; known terms: {', '.join((*TERMS, *MODULES))}"
+        return f"there is no distillation term {name!r}; known terms: {', '.join(TERMS)}"
     if section == "runs":
         return f"there is no run {name!r} to change; the config file names the runs"
     wholes = {"teachers": "'DIR'", "published": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
@@ -119,7 +119,7 @@ def main(argv):
     data = time.perf_counter() - started - devices
     logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
     try:
-        results = experiment.perform(_CONFIG.value, workdir, source, _RESUME.value)
+        results = experiment.perform(_CONFIG.value, workdir, source, resume=_RESUME.value)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
     except Exception as error:

@@ -30,7 +30,8 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | Non
       axis: axes to reduce, by default all of them.
 
     Returns:
-      The mean: a scalar, or an array of the axes that remain.
+      The mean, of the dtype of `x` (float32 for integers), summed in float32: a scalar, or an array of the axes that
+      remain.
 
     Raises:
       ValueError: if the mask is not aligned with the leading axes of `x`.
@@ -39,8 +40,11 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | Non
     if mask.ndim > x.ndim or not aligned:
         raise ValueError(f"masked_mean: mask {mask.shape} must match the leading axes of x {x.shape}.")
     full = jnp.broadcast_to(expand(mask, x.ndim), x.shape)
-    count = jnp.sum(full, axis=axis, dtype=x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
-    return jnp.sum(jnp.where(full, x, jnp.zeros((), x.dtype)), axis=axis) / jnp.maximum(count, 1)
+    kept = jnp.where(full, x, jnp.zeros((), x.dtype))
+    # Sum and count of half-width numbers would overflow or round, so both are at least float32.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    mean = jnp.sum(kept, axis=axis, dtype=wide) / jnp.maximum(jnp.sum(full, axis=axis, dtype=wide), 1)
+    return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean
 
 
 def pair_mask(mask: jax.Array) -> jax.Array:

@@ -8,9 +8,11 @@ import numpy as np
 
 from kd_jax import config as schema
 from kd_jax.evaluation.scoring import Scoring, evaluate
+from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training.checkpoints import build_model, load_teacher
+from kd_jax.training.experiment import make_run
 from kd_jax.training.plan import prepare
-from kd_jax.training.run import Predictor, Run, train_runs
+from kd_jax.training.run import train_runs
 
 MAP = "frame_map/present_classes"
 
@@ -22,10 +24,10 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
         config.training.update({"epochs": 6, "checkpoint_every": 6})
         config.model.dtype = dtype
         source = prepare(config, tmp_path)
-        train_runs(config, [Run("flow_teacher", 0, tmp_path / dtype)], source)
-        lines = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()
+        train_runs(config, [make_run(config, tmp_path / dtype, "flow_teacher", 0, source)], source)
+        lines = (tmp_path / dtype / "flow_teacher" / "metrics.jsonl").read_text().splitlines()
         curves[dtype] = [json.loads(line)["loss"] for line in lines]
-        runs[dtype] = load_teacher(tmp_path / dtype)
+        runs[dtype] = load_teacher(tmp_path / dtype / "flow_teacher")
         leaves = jax.tree.leaves(runs[dtype].variables["params"])
         assert all(leaf.dtype == jnp.float32 for leaf in leaves)
     np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=0.02)
@@ -36,7 +38,7 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
         scores = []
         for dtype in ("float32", "bfloat16"):
             model = build_model({**trained.config, "model": {**trained.config["model"], "dtype": dtype}})
-            predictor = Predictor(model, source, "test", "flow", {"batch_size": 8, "num_buckets": 2})
+            predictor = SplitPredictor(model, source, "test", "flow", batch_size=8, num_buckets=2)
             (logits,) = predictor(jax.tree.map(lambda x: x[None], trained.variables))
             assert all(table.dtype == np.float32 for table in logits.values())
             scores.append(evaluate(logits, predictor.videos, source.info, Scoring(("frame_map",)))[MAP])

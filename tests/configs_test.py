@@ -13,10 +13,10 @@ from kd_jax import config as schema
 from kd_jax import files
 from kd_jax.models import FILTERS
 from kd_jax.training import checkpoints, experiment
-from kd_jax.training.plan import check_config, prepare
-from kd_jax.training.population import compiled_train_step
-from kd_jax.training.run import run_config
-from kd_jax.training.state import create_train_state, make_optimizer
+from kd_jax.training.plan import check_config, make_manifest, make_program, prepare
+from kd_jax.training.population import jitted_step
+from kd_jax.training.state import create_train_state
+from kd_jax.training.step import Settings
 from kd_jax.types import Batch, Outputs
 
 FILES = sorted(path.stem for path in schema.FOLDER.glob("*.py"))
@@ -39,29 +39,29 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
     config = schema.load(name, "smoke")
     source = prepare(config, tmp_path / "work")
     distilled = next(run for run in config.runs if config.runs[run].teachers)
-    manifest = run_config(config, distilled, 0, source)
-    model, rng = checkpoints.build_model(manifest), np.random.default_rng(0)
+    manifest, rng = make_manifest(config, distilled, 0, source), np.random.default_rng(0)
+    program = make_program(config.training, [manifest], num_videos=2, num_snippets=32)
     shape, size = (2, 16), manifest["input_size"]
     labels = (rng.random((*shape, len(source.info.classes))) < 0.3).astype(np.uint8)
     batch = Batch(rng.standard_normal((*shape, size), np.float32), labels, np.ones(shape, bool))
     hidden = rng.standard_normal((*shape, config.model.hidden), np.float32)
     teachers = (Outputs(hidden, np.zeros(labels.shape, np.float32)),)
-    weights = {term: np.float32(weight) for term, weight in manifest["weights"].items()}
-    optimizer = make_optimizer(config.training.learning_rate, plateau_patience=2, steps_per_epoch=1)
-    step = compiled_train_step(model, source.info.head, "{}", 2, 1)
+    weights = {term: np.float32(weight) for term, weight in {"task": 1.0, **manifest["weights"]}.items()}
+    settings = Settings(weights, np.float32(config.training.learning_rate), jax.random.key(1))
+    step, optimizer = jitted_step(program), program.optimization.make()
 
     def fresh():
-        return create_train_state(model, optimizer, jax.random.key(0), size)
+        return create_train_state(program.model, optimizer, jax.random.key(0), size)
 
     def advance(state, steps):
         for _ in range(steps):
-            state, _ = step(state, teachers, batch, weights, jax.random.key(1))
+            state, _ = step(state, teachers, batch, settings)
         return state
 
     saved = advance(fresh(), 2)
     with checkpoints.Checkpoints(tmp_path / "run") as keeper:
         keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
-        other = create_train_state(model, optimizer, jax.random.key(9), size)  # nothing of it may survive the restoring
+        other = create_train_state(program.model, optimizer, jax.random.key(9), size)
         restored, _ = keeper.restore(1, other, checkpoints.new_best(other.params, other.constants))
     chex.assert_trees_all_equal(advance(restored, 1), advance(fresh(), 3))
 
@@ -169,7 +169,7 @@ def test_methods_that_compare_logits_are_left_out_where_a_teacher_has_none(tmp_p
 @pytest.mark.parametrize("name", COMPARED)
 def test_an_experiment_on_the_data_of_another_file_says_what_it_cannot_use(name, tmp_path):
     with pytest.raises(
-        ValueError, match="unknown config variant 'spere': .* smoke, and the data of .* sphere, .*PATH.py"
+        ValueError, match="unknown config variant 'spere': .* smoke, and the data of .*PATH.py, .* sphere"
     ):
         schema.load(name, "spere")
     (tmp_path / "plain.py").write_text(MINE.replace('config.baseline = "plain"', 'config.baseline = ""'))
@@ -206,7 +206,7 @@ def get_config(variant=""):
     return schema.with_variant(config, variant)
 """)
     run = "--config.runs.student"
-    overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.margin=0.25"]
+    overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.temperature=0.25"]
     overrides += [f"{run}.options.boundary.form=vector", "--config.training.epochs=1", "--config.dataset.max_videos=3"]
     overrides += ["--config.model.hidden=8", "--config.evaluation.protocols=('frame_map',)"]
     command = [sys.executable, "-m", "kd_jax.main", f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides]
@@ -214,7 +214,7 @@ def get_config(variant=""):
     assert result.returncode == 0, result.stderr
     trained = files.read_json(tmp_path / "work" / "student" / "config.json")
     assert trained["weights"] == {"atomic": 0.5, "boundary": 2.0}
-    assert trained["options"]["boundary"] == {"form": "vector"} and trained["options"]["atomic"]["margin"] == 0.25
+    assert trained["options"] == {"boundary": {"form": "vector"}, "atomic": {"temperature": 0.25}}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def get_config(variant=""):
     [
         ({"filtr": "ss_tcn"}, 'Did you mean "filter"'),
         ({"weights": {"atom": 1.0}}, 'Did you mean "atomic"'),
-        ({"options": {"boundary": {"from": 1}}}, "'form': 'curve'"),
+        ({"options": {"boundary": {"from": 1}}}, "form"),
     ],
 )
 def test_a_misspelt_choice_of_a_run_is_refused(changes, known):

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from kd_jax import config as schema
@@ -18,8 +17,8 @@ from kd_jax.training import run as run_module
 from kd_jax.training.checkpoints import load_teacher
 from kd_jax.training.plan import check_config, prepare, training_order
 from kd_jax.training.state import create_train_state, model_params
-from kd_jax.training.step import make_train_step
-from kd_jax.training.terms import make_modules
+from kd_jax.training.step import Program, Settings, make_train_step
+from kd_jax.training.terms import choose_term
 from kd_jax.types import Batch, Outputs
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "kd_crd.npz", allow_pickle=False)
@@ -145,21 +144,28 @@ def test_wrong_shapes_and_options_are_refused():
 
 def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     """A step of a training: weights move, the rows of the batch's videos change, those of other videos do not."""
-    options = {"crd": {"width": 4, "num_negatives": 8}}
-    modules = make_modules(options, num_snippets=30)
-    model, optimizer = Detector("ss_tcn", 3, hidden=8, num_layers=2, dropout=0.0), optax.adam(1e-2)
-    optimizer = optax.with_extra_args_support(optimizer)
+    terms = (choose_term("crd", {"width": 4, "num_negatives": 8}, num_snippets=30),)
+    program = Program(Detector("ss_tcn", 3, hidden=8, num_layers=2, dropout=0.0), "dense", terms, gradient_norms=True)
     rng, mask = np.random.default_rng(0), np.arange(12)[None] < np.array([[12], [7], [0]])
     teacher = Outputs(np.full((3, 12, 6), np.nan, np.float32), np.zeros((3, 12, 3), np.float32))
     teacher.features[mask] = rng.standard_normal((19, 6))
     features = np.where(mask[..., None], rng.standard_normal((3, 12, 5)), np.nan).astype(np.float32)
     labels = (rng.random((3, 12, 3)) < 0.4).astype(np.uint8)
     batch = Batch(features, labels, jnp.asarray(mask), np.array([10, 0, 30], np.int32))
-    state = create_train_state(model, optimizer, jax.random.key(0), 5, None, modules, [teacher], num_classes=3)
+    state = create_train_state(
+        program.model,
+        program.optimization.make(),
+        jax.random.key(0),
+        5,
+        terms=terms,
+        teachers=[teacher],
+        num_classes=3,
+    )
     assert set(state.params["terms"]["crd"]) == {"student", "teacher_0"}
     assert set(model_params(state.params)) == {"temporal_filter", "head"}
-    step = jax.jit(make_train_step(model, optimizer, head="dense", options=options, modules=modules))
-    after, metrics = step(state, (teacher,), batch, {"crd": 0.8}, jax.random.key(1))
+    step = jax.jit(make_train_step(program))
+    settings = Settings({"task": 1.0, "crd": 0.8}, 1e-2, jax.random.key(1))
+    after, metrics = step(state, (teacher,), batch, settings)
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["crd"] > 0 and metrics["gradient/crd"] > 0
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
     assert all(jax.tree.leaves(changed))
@@ -167,7 +173,7 @@ def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     rows = np.flatnonzero((old.teacher != new.teacher).any(axis=1))
     np.testing.assert_array_equal(rows, [*range(7), *range(10, 22)])
     assert (new.normalizers > 0).all()
-    again, _ = step(after, (teacher,), batch, {"crd": 0.8}, jax.random.key(1))
+    again, _ = step(after, (teacher,), batch, settings)
     np.testing.assert_array_equal(again.memory["crd"]["memory"]["memory_0"].normalizers, new.normalizers)
 
 
@@ -182,12 +188,13 @@ def test_a_run_with_it_trains_stops_and_goes_on(tmp_path):
     )
     config.runs = schema.make_runs(flow=schema.make_run("flow"), student=student)
     config.baseline = ""
+    config.training.gradient_norms = True
     ends = []
     for workdir in (tmp_path / "whole", tmp_path / "stopped"):
         source = prepare(config, workdir)
         if workdir.name == "stopped":
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(run_module, "_keep_better", stop_in_epoch(2, run_module._keep_better))
+                patch.setattr(run_module, "keep_better", stop_in_epoch(2, run_module.keep_better))
                 experiment.perform(config, workdir, source)
         ends.append(experiment.perform(config, workdir, source))
         assert set(load_teacher(workdir / "student").variables["params"]) == {"temporal_filter", "head"}

@@ -22,8 +22,9 @@ from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.training import experiment, on_device, population
 from kd_jax.training import run as run_module
 from kd_jax.training.checkpoints import load_teacher
-from kd_jax.training.plan import check_config, prepare, training_order
-from kd_jax.training.run import Run, run_config, train_runs
+from kd_jax.training.experiment import make_run
+from kd_jax.training.plan import check_config, make_manifest, prepare, training_order
+from kd_jax.training.run import train_runs
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import Teacher, attach_teachers
 from kd_jax.training.terms import TERMS
@@ -237,8 +238,8 @@ def test_rebuilt_records_are_noticed_but_not_where_they_lie_or_how_often_is_save
     made = {"rgb": {"sampling": {"stride": 8}}}
     records.write(tmp_path / "moved", dataclasses.replace(info, extraction=made), splits, overwrite=True)
     source = prepare(config("moved"), tmp_path / "work")  # to know how features were made changes nothing
-    assert run_config(config("moved"), "vanilla_rgb", 0, source)["extraction"] == made["rgb"]
-    assert run_config(config("moved"), "flow_teacher", 0, source)["extraction"] is None
+    assert make_manifest(config("moved"), "vanilla_rgb", 0, source)["extraction"] == made["rgb"]
+    assert make_manifest(config("moved"), "flow_teacher", 0, source)["extraction"] is None
     written = tmp_path / "work" / "vanilla_rgb" / "config.json"
     old = {name: value for name, value in read_json(written).items() if name != "extraction"}
     write_json(written, old)  # as a run has it that was trained before there was such a field
@@ -399,8 +400,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
     config, workdir, _ = finished
     config = tiny_config(checkpoint_every=2)
 
-    run = Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")
-    real_write = run_module.Journal.write
+    real_write = run_module.Log.write
 
     def write(self, epoch, *rest):
         real_write(self, epoch, *rest)
@@ -408,7 +408,8 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
             raise Stop
 
     source = prepare(config, tmp_path)
-    monkeypatch.setattr(run_module.Journal, "write", write)
+    run = make_run(config, tmp_path, "vanilla_rgb", 0, source)
+    monkeypatch.setattr(run_module.Log, "write", write)
     with pytest.raises(Stop):
         train_runs(config, [run], source)
     monkeypatch.undo()
@@ -461,7 +462,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     config = tiny_config(epochs=2)
     config.dataset.validation_fraction = 0.0
     source = prepare(config, tmp_path)
-    (results,) = train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
+    (results,) = train_runs(config, [make_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
     assert results["best_epoch"] == 2 and "validation" not in results
 
 
@@ -471,7 +472,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(
         FloatingPointError, match="vanilla_rgb, seed 0: training diverged in epoch .*lower training.learning_rate"
     ):
-        train_runs(config, [Run("vanilla_rgb", 0, tmp_path / "vanilla_rgb")], source)
+        train_runs(config, [make_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
 
 
 def test_markdown_by_hand():

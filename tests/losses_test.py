@@ -76,10 +76,10 @@ def test_atomic_by_hand(case):
 
 @pytest.mark.parametrize("form", ["nce", "infonce", "margin"])
 def test_atomic_sums_over_negatives_and_skips_those_that_do_not_exist(form):
+    options = {} if form == "margin" else {"temperature": 1.0}
+
     def loss(negatives, mask=MASK):
-        return float(
-            losses.atomic(STUDENT, TEACHER, mask, negatives=jnp.array([negatives]), form=form, temperature=1.0)
-        )
+        return float(losses.atomic(STUDENT, TEACHER, mask, negatives=jnp.array([negatives]), form=form, **options))
 
     none, one = loss([[-1], [-1], [-1]]), loss([[2], [2], [0]])
     assert loss([[2, -1], [2, -1], [0, -1]]) == pytest.approx(one)
@@ -305,3 +305,10 @@ def test_import_is_light():
     code = "import sys, kd_jax.losses; print(*(set(sys.modules) & {'tensorflow', 'torch', 'clu', 'orbax'}))"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == ""
+
+
+def test_an_option_of_another_form_is_refused():
+    with pytest.raises(TypeError, match="atomic_margin.* unexpected keyword argument 'temperature'"):
+        losses.atomic(STUDENT, TEACHER, MASK, form="margin", temperature=7.0, negatives=NEGATIVES)
+    with pytest.raises(TypeError, match="atomic_infonce.* unexpected keyword argument 'noise_ratio'"):
+        losses.atomic(STUDENT, TEACHER, MASK, form="infonce", noise_ratio=7.0, negatives=NEGATIVES)

@@ -10,9 +10,9 @@ from kd_jax import sharding
 from kd_jax.data.batches import Example
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import on_device
-from kd_jax.training.state import create_train_state, make_optimizer
-from kd_jax.training.step import make_train_step
-from kd_jax.training.terms import MODULES, TASKS, TERMS, make_modules
+from kd_jax.training.state import Optimization, create_train_state
+from kd_jax.training.step import Program, Settings, make_train_step
+from kd_jax.training.terms import TASKS, TERMS, choose_term
 from kd_jax.types import Batch, Outputs
 
 D, H, CLASSES, T = 6, 8, 3, 16
@@ -25,15 +25,29 @@ def lowered(function, *arguments) -> str:
     return exported.mlir_module()
 
 
-def parts(filter_name, head, dtype, terms=(*TERMS, *MODULES)):
-    num_outputs = TASKS[head][1](CLASSES)
+def parts(filter_name, head, dtype, terms=tuple(TERMS)):
+    num_outputs = TASKS[head].num_outputs(CLASSES)
     model = Detector(filter_name, num_outputs=num_outputs, hidden=H, num_layers=2, dtype=dtype, standardize=True)
-    optimizer = make_optimizer(1e-3, plateau_patience=2, steps_per_epoch=1)
-    modules = make_modules({term: {} for term in terms}, num_snippets=2 * T)
+    program = Program(
+        model,
+        head,
+        tuple(choose_term(term, num_snippets=2 * T) for term in terms),
+        Optimization(plateau_patience=2, clip_norm=1.0, schedule="cosine", warmup_epochs=1, epochs=3),
+        gradient_norms=True,
+    )
     taught = [Outputs(np.zeros((T, H)), np.zeros((T, num_outputs)))]
-    state = create_train_state(model, optimizer, jax.random.key(0), D, None, modules, taught, num_classes=CLASSES)
-    weights = {term: jnp.float32(1) for term in terms}
-    return model, make_train_step(model, optimizer, head=head, modules=modules), state, weights, num_outputs
+    state = create_train_state(
+        model,
+        program.optimization.make(),
+        jax.random.key(0),
+        D,
+        terms=program.terms,
+        teachers=taught,
+        num_classes=CLASSES,
+    )
+    weights = {term: jnp.float32(1) for term in ("task", *terms)}
+    settings = Settings(weights, jnp.float32(1e-3), jax.random.key(1))
+    return model, make_train_step(program), state, settings, num_outputs
 
 
 @pytest.mark.parametrize(
@@ -43,12 +57,12 @@ def parts(filter_name, head, dtype, terms=(*TERMS, *MODULES)):
 def test_steps(filter_name, head, dtype):
     """SS-TCN's with every term; of another filter a term that reads features and one that reads logits say as much."""
     terms = {} if filter_name == "ss_tcn" else {"terms": ("boundary", "logit_distillation")}
-    model, step, state, weights, num_outputs = parts(filter_name, head, dtype, **terms)
+    model, step, state, settings, num_outputs = parts(filter_name, head, dtype, **terms)
     mask = jnp.ones((2, T), bool)
     features, labels = jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8)
     batch = Batch(features, labels, mask, jnp.array([0, T]))
     teachers = (Outputs(jnp.zeros((2, T, H)), jnp.zeros((2, T, num_outputs))),)
-    text = lowered(step, state, teachers, batch, weights, jax.random.key(1))
+    text = lowered(step, state, teachers, batch, settings)
     assert ("bf16" in text) == (dtype == jnp.bfloat16)
     variables = {"params": state.params, **state.constants}
     lowered(model.apply, variables, batch.features, mask)
@@ -56,13 +70,13 @@ def test_steps(filter_name, head, dtype):
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_epoch_of_resident_videos(runs):
-    _, step, state, weights, num_outputs = parts("ss_tcn", "dense", jnp.float32)
+    _, step, state, settings, num_outputs = parts("ss_tcn", "dense", jnp.float32)
     teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
     example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
     mesh, buckets = sharding.data_mesh(), (T, 2 * T)
     data = on_device.put([[example, example]], max(buckets), mesh)
     rows = np.zeros((3, runs, sharding.device_rows(1, mesh)), np.int32)
-    states, weights, keys = jax.tree.map(lambda x: jnp.stack([x] * runs), (state, weights, jax.random.key(1)))
+    states, settings = jax.tree.map(lambda x: jnp.stack([x] * runs), (state, settings))
     text = lowered(
         on_device.make_train_epoch(step, buckets, mesh),
         states,
@@ -70,7 +84,6 @@ def test_an_epoch_of_resident_videos(runs):
         np.zeros(runs, np.int32),
         np.zeros(3, np.int32),
         rows,
-        weights,
-        keys,
+        settings,
     )
     assert "stablehlo.while" in text and "stablehlo.case" in text

@@ -70,3 +70,11 @@ def test_masked_pair_names_arguments_and_shapes():
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 4)), jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"loss: student must be an array, not a list; jnp.asarray makes one"):
         masking.masked_pair("loss", [[[1.0]]], jnp.zeros((1, 1, 1)), jnp.ones((1, 1), bool))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_mean_of_half_width_numbers_neither_overflows_nor_stops_counting(dtype):
+    x, mask = jnp.full((2, 40_000), 60.0, dtype), jnp.ones((2, 40_000), bool)
+    mean = masking.masked_mean(x, mask)
+    assert mean.dtype == dtype and float(mean) == 60.0  # the sum, 4.8 million, and the count exceed float16
+    np.testing.assert_array_equal(masking.masked_mean(x, mask, axis=1), jnp.full(2, 60.0, dtype))

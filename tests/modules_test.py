@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax import losses
-from kd_jax.training.terms import MODULES, make_modules
+from kd_jax.training.terms import TERMS, choose_term
 from kd_jax.types import Batch, Outputs
 
 B, T, H, C = 2, 7, 5, 4
@@ -31,7 +31,7 @@ def example(videos=B, length=T, value=0.0, teachers=2):
 
 
 def module_of(term):
-    module = make_modules({term: OPTIONS[term]}, num_snippets=11)[term]
+    module = choose_term(term, OPTIONS[term], num_snippets=11).module()
     variables = module.init({"params": KEY, "sample": KEY}, *example())
     return module, dict(variables)
 
@@ -48,7 +48,7 @@ def value_and_gradients(term, arguments):
 
 
 def test_every_module_is_tested():
-    assert OPTIONS.keys() == MODULES.keys()
+    assert OPTIONS.keys() == {name for name, term in TERMS.items() if term.owns}
 
 
 @pytest.mark.parametrize("term", OPTIONS)

@@ -8,7 +8,7 @@ import pytest
 
 from kd_jax import config as schema
 from kd_jax.files import read_arrays
-from kd_jax.training import experiment, on_device, population
+from kd_jax.training import checkpoints, experiment, on_device, population
 from kd_jax.training import run as run_module
 from kd_jax.training.plan import prepare
 from kd_jax.training.table import markdown
@@ -38,8 +38,8 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
     """Notes which runs go through one Population."""
     groups, real = [], run_module._train
 
-    def note(config, runs, *rest):
-        done = real(config, runs, *rest)
+    def note(job, runs, *rest):
+        done = real(job, runs, *rest)
         if done:
             groups.append([(run.name, run.seed) for run in runs])
         return done
@@ -53,7 +53,7 @@ def together(tmp_path_factory):
     """All runs as one program, as on an accelerator."""
     workdir = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(population, "one_program_for_all", lambda mesh: True)
+        patch.setattr(run_module, "runs_at_once", lambda: None)
         groups = groups_trained(patch)
         return workdir, perform(ablation(), workdir), groups
 
@@ -86,19 +86,16 @@ def test_runs_of_equal_shape_train_side_by_side(together):
     assert "learns from" in markdown(results) and "±" in markdown(results)
 
 
-def test_each_run_ends_as_it_does_with_a_program_of_its_own_and_alone(tmp_path, monkeypatch, together):
-    groups, programs, real = groups_trained(monkeypatch), [], population.Population._at_once
-
-    def note(self, of):
-        programs.append(len(of))
-        return real(self, of)
-
-    monkeypatch.setattr(population.Population, "_at_once", note)
-    perform(ablation(), tmp_path / "own")
-    assert [len(group) for group in groups] == [2, 6] and programs == 3 * [2] + 3 * [6]
-    assert_same_runs(together[0], tmp_path / "own")
+def test_each_run_ends_as_it_does_one_after_another_and_alone(tmp_path, monkeypatch, together):
+    groups = groups_trained(monkeypatch)
+    population._compiled.cache_clear()
+    perform(ablation(), tmp_path / "one_by_one")  # as on a CPU
+    assert [len(group) for group in groups] == [1] * 8
+    assert population._compiled.cache_info().misses == 2  # one program for the teachers, one for all students
+    assert_same_runs(together[0], tmp_path / "one_by_one")
 
     groups.clear()
+    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     monkeypatch.setattr(population.Population, "fits", lambda self: False)
     config, alone = ablation(), tmp_path / "alone"
     del config.runs.atomic, config.runs.both
@@ -118,7 +115,7 @@ def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, 
 
 def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypatch, together):
     needed = []
-    real = population._compile
+    real = population.compile_for
 
     def note(function, *arguments):
         compiled = real(function, *arguments)
@@ -126,9 +123,9 @@ def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypat
         needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
         return compiled
 
-    monkeypatch.setattr(population, "one_program_for_all", lambda mesh: True)
+    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     with monkeypatch.context() as patch:
-        patch.setattr(population, "_compile", note)
+        patch.setattr(population, "compile_for", note)
         perform(ablation(epochs=1), tmp_path / "measured")
     groups = groups_trained(monkeypatch)
     monkeypatch.setattr(on_device, "memory_limit", lambda: max(needed) - 1)
@@ -145,9 +142,9 @@ class Stop(Exception):
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
     """The runs have been saved after different epochs; they go on side by side from the last one in common."""
-    monkeypatch.setattr(population, "one_program_for_all", lambda mesh: True)
+    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
-    saves, real = [], run_module.checkpoints.Checkpoints.save
+    saves, real = [], checkpoints.Checkpoints.save
 
     def save(self, at, *rest):
         real(self, at, *rest)
@@ -156,7 +153,7 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.checkpoints.Checkpoints, "save", save)
+        patch.setattr(checkpoints.Checkpoints, "save", save)
         with pytest.raises(Stop):
             perform(ablation(), tmp_path)
     groups = groups_trained(monkeypatch)
@@ -177,10 +174,8 @@ def test_added_seeds_leave_finished_ones_alone(tmp_path, monkeypatch):
     groups = groups_trained(monkeypatch)
     config.seeds = 3
     perform(config, tmp_path)
-    assert groups == [
-        [("flow_teacher", 1), ("flow_teacher", 2)],
-        [(name, seed) for name in ("atomic", "both", "slower") for seed in (1, 2)],
-    ]
+    students = [(name, seed) for name in ("atomic", "both", "slower") for seed in (1, 2)]
+    assert [run for group in groups for run in group] == [("flow_teacher", 1), ("flow_teacher", 2), *students]
 
 
 def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path):

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax import sharding
-from kd_jax.data.batches import Example, bucket_lengths, collate, plan_epoch
+from kd_jax.data.batches import Example, bucket_lengths, collate, epoch, plan_epoch
 from kd_jax.models import Detector
 from kd_jax.training import on_device
-from kd_jax.training.state import create_train_state, make_optimizer
-from kd_jax.training.step import make_train_step
+from kd_jax.training.state import Optimization, create_train_state
+from kd_jax.training.step import Program, Settings, make_train_step
+from kd_jax.training.terms import choose_term
 from kd_jax.types import Outputs
 
 WIDTH, CLASSES, HIDDEN = 5, 3, 8
@@ -73,34 +74,35 @@ def test_each_run_reads_its_own_set_of_teachers():
 
 def training(examples, buckets):
     model = Detector("ss_tcn", num_outputs=CLASSES, hidden=HIDDEN, num_layers=2)
-    optimizer = make_optimizer(1e-2, plateau_patience=2, steps_per_epoch=3)
-    step = make_train_step(model, optimizer, head="dense")
-    state = create_train_state(model, optimizer, jax.random.key(0), WIDTH)
     weights = {"atomic": jnp.float32(1), "global_context": jnp.float32(2), "boundary": jnp.float32(0.1)}
-    return step, state, weights, jax.random.key(3)
+    optimization = Optimization(plateau_patience=2, steps_per_epoch=3)
+    program = Program(model, "dense", tuple(map(choose_term, weights)), optimization)
+    state = create_train_state(model, optimization.make(), jax.random.key(0), WIDTH)
+    settings = Settings({"task": jnp.float32(1), **weights}, jnp.float32(1e-2), jax.random.key(3))
+    return make_train_step(program), state, settings
 
 
 def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_once():
     lengths = [5, 40, 17, 33, 20]
     examples, buckets, mesh = examples_of(lengths), (32, 48), sharding.data_mesh()
-    step, streamed, weights, key = training(examples, buckets)
+    step, streamed, given = training(examples, buckets)
     streamed = sharding.replicate(streamed, mesh)
     states = sharding.replicate(jax.tree.map(lambda x: x[None], streamed), mesh)
-    each = jax.tree.map(lambda x: x[None], (weights, key))
+    each = jax.tree.map(lambda x: x[None], given)
     data = on_device.put([examples], max(buckets), mesh)
     chex.clear_trace_counter()
     # One program with a branch for each bucket; a second trace would be a second compilation.
     train_epoch = jax.jit(chex.assert_max_traces(on_device.make_train_epoch(step, buckets, mesh), n=1))
     sent_step = jax.jit(step)
     rows = sharding.device_rows(2, mesh)
-    for epoch in (1, 2, 3):
+    for number in (1, 2, 3):
         buckets_of, videos = on_device.index_plan(
-            plan_epoch(lengths, buckets, 2, seed=7, epoch=epoch), buckets, len(examples), rows
+            plan_epoch(lengths, buckets, 2, seed=7, epoch=number), buckets, len(examples), rows
         )
-        states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], *each)
+        states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], each)
         losses = []
-        for _, batch, teachers in epoch(examples, buckets, 2, mesh, seed=7, epoch=epoch):
-            streamed, measured = sent_step(streamed, teachers, batch, weights, key)
+        for _, batch, teachers in epoch(examples, buckets, 2, mesh, seed=7, epoch=number):
+            streamed, measured = sent_step(streamed, teachers, batch, given)
             losses.append(measured["loss"])
         np.testing.assert_allclose(stacked["loss"][:, 0], losses, rtol=1e-5)
     state = jax.tree.map(lambda x: x[0], states)

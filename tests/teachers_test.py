@@ -144,10 +144,10 @@ def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_pat
     given.evaluation.protocols = ("frame_map", "event_map")
     perform(given, elsewhere)
     prepare(config, workdir)
-    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), False)
+    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), resume=False)
     prepare(config, workdir)
     given.training.learning_rate = 2e-2
-    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), False)
+    experiment.perform(given, elsewhere, prepare(given, elsewhere, False), resume=False)
     with pytest.raises(ValueError, match=r"new was trained with other settings \(teachers\.given\.fingerprint"):
         prepare(config, workdir)
 

@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kd_jax import runtime, sharding
-from kd_jax.data.batches import Example, bucket_lengths, epoch
+from kd_jax.data.batches import Example, bucket_lengths, epoch, make_examples
+from kd_jax.data.source import Source
 from kd_jax.types import Outputs
 
 
@@ -93,3 +94,31 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if any(stream.keys() != streams[0].keys() for stream in streams):
         raise ValueError("the streams to fuse hold different videos")
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
+
+
+class SplitPredictor:
+    """Predicts one split of a data set with each of P sets of parameters.
+
+    Attributes:
+      split: 'train', 'validation' or 'test'.
+      videos: its videos.
+      info: the data set.
+    """
+
+    def __init__(self, model, source: Source, split: str, modality: str, *, batch_size: int, num_buckets: int):
+        self.split, self.videos, self.info = split, source.videos(split, [modality]), source.info
+        self._examples = make_examples(self.videos, modality, len(source.info.classes))
+        self._model, self._batching = model, {"batch_size": batch_size, "num_buckets": num_buckets}
+
+    def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict[str, np.ndarray]]:
+        """`variables` `[P, …]` → P times {video: logits `[T, C]`}."""
+        count = len(jax.tree.leaves(variables)[0])
+        if count == 1:
+            variables = jax.tree.map(lambda x: x[0], variables)
+        options = {"side_by_side": count > 1, "with_features": False, "progress": progress, **self._batching}
+        outputs = predict(self._model, variables, self._examples, **options)
+        tables = {
+            example.id: output.logits.reshape(count, *output.logits.shape[-2:])
+            for example, output in zip(self._examples, outputs, strict=True)
+        }
+        return [{video: table[i] for video, table in tables.items()} for i in range(count)]

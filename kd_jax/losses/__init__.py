@@ -6,7 +6,7 @@ All of them compute in float32, ignore the padding whatever stands in it, stop t
 with finite gradients for an empty mask.
 """
 
-from kd_jax.losses.atomic import ProjectionHead, atomic, sample_negatives
+from kd_jax.losses.atomic import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
 from kd_jax.losses.boundary import boundary, saliency
 from kd_jax.losses.cross_modal import cosine_imitation, graph_distillation, hint
 from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
@@ -14,10 +14,12 @@ from kd_jax.losses.global_context import global_context
 from kd_jax.losses.owned.crd import ContrastiveDistillation, Memory, crd, new_memory
 from kd_jax.losses.owned.holistic import Critic, HolisticDistillation
 from kd_jax.losses.owned.learned_graph import LearnedGraph
+from kd_jax.losses.owned.projection import ProjectionHead
 from kd_jax.losses.relational import pairwise_similarity, rkd_angle, rkd_distance, similarity_preserving
 from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
 
 __all__ = [
+    "ATOMIC_FORMS",
     "ContrastiveDistillation",
     "Critic",
     "HolisticDistillation",
@@ -25,6 +27,9 @@ __all__ = [
     "Memory",
     "ProjectionHead",
     "atomic",
+    "atomic_infonce",
+    "atomic_margin",
+    "atomic_nce",
     "boundary",
     "cosine_imitation",
     "crd",

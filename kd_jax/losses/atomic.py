@@ -1,130 +1,202 @@
-"""Atomic distillation: snippet by snippet, a contrast between the right teacher snippet and a wrong one.
+"""Atomic distillation: each student snippet is compared with the teacher's snippet at the same time and with others.
 
-loss = atomic(student.features, teacher.features, mask, labels=labels, key=key, num_negatives=4)
+loss = atomic_nce(student.features, teacher.features, mask, labels=labels, key=key, num_negatives=4)
+loss = atomic(student.features, teacher.features, mask, form="margin", labels=labels, key=key, margin=0.5)
 """
 
-import flax.linen as nn
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, unit
 
-_FORMS = ("nce", "infonce", "margin")
 
+def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "nce", **options) -> jax.Array:
+    """Computes the form of atomic distillation that a name selects.
 
-class ProjectionHead(nn.Module):
-    """Linear map to `width` dimensions, then L2 normalisation: `[B, T, H] -> [B, T, width]`, float32.
+    Args:
+      student: `[B, T, H]`.
+      teacher: `[B, T, H]`; no gradient reaches it.
+      mask: `[B, T]` bool.
+      form: a key of `ATOMIC_FORMS`: 'nce' (`atomic_nce`), 'infonce' (`atomic_infonce`) or 'margin' (`atomic_margin`).
+      **options: the keyword arguments of that function.
 
-    It owns parameters, hence it stands outside the loss; a caller who wants it applies one head to the student and one
-    to the teacher first. Off by default (METHOD §2, Atomic [default]). The teacher's head learns nothing from `atomic`,
-    which stops the gradient at its second argument.
+    Returns:
+      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
+
+    Raises:
+      ValueError: if the form is unknown, or as the form's function does.
+      TypeError: if an option is not one of the form's.
     """
-
-    width: int = 128
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return unit(nn.Dense(self.width, name="linear")(x.astype(jnp.float32)))
+    if form not in ATOMIC_FORMS:
+        raise ValueError(f"atomic: form must be one of {', '.join(ATOMIC_FORMS)}; got {form!r}.")
+    return ATOMIC_FORMS[form](student, teacher, mask, **options)
 
 
-def atomic(
+def atomic_nce(
     student: jax.Array,
     teacher: jax.Array,
     mask: jax.Array,
     *,
     labels: jax.Array | None = None,
     key: jax.Array | None = None,
-    form: str = "nce",
-    temperature: float = 0.1,
-    num_negatives: int = 1,
-    noise_ratio: float = 1.0,
-    margin: float | None = None,
-    normalize: bool = False,
     negatives: jax.Array | None = None,
+    num_negatives: int = 1,
+    temperature: float = 0.1,
+    noise_ratio: float = 1.0,
 ) -> jax.Array:
-    """Contrast of every student snippet with the teacher's snippet at the same time and with other teacher snippets.
+    """Noise-contrastive estimation: the matching pair is accepted and each negative is rejected, independently.
 
-    With `s` the student's snippet, `p` the teacher's at the same time and `q_n` the negatives:
-
-    - `nce` [default]: `h(u, v) = e^{cos(u,v)/τ} / (e^{cos(u,v)/τ} + r)`, r the noise ratio N/M;
-      `L = −mean_t[ log h(s, p) + Σ_n log(1 − h(s, q_n)) ]`. With `r = 1`, h is `σ(cos/τ)`.
-    - `infonce`: `L = −mean_t log( e^{cos(s,p)/τ} / (e^{cos(s,p)/τ} + Σ_n e^{cos(s,q_n)/τ}) )`.
-    - `margin`: `L = mean_t[ d(s, p) + Σ_n max(0, m − d(s, q_n)) ]`, d the mean over channels of the squared difference.
-
-    A negative that does not exist contributes nothing; its snippet's positive still does.
+    With student snippet `s`, teacher snippet `p` at the same time, negatives `q_n`, temperature τ and noise ratio r:
+    `h(u, v) = e^{cos(u,v)/τ} / (e^{cos(u,v)/τ} + r)`, `L = −mean_t[ log h(s, p) + Σ_n log(1 − h(s, q_n)) ]`. With
+    `r = 1`, h is `σ(cos/τ)`. A missing negative contributes 0; the positive of its snippet still counts.
 
     Args:
       student: `[B, T, H]`.
       teacher: `[B, T, H]`; no gradient reaches it.
       mask: `[B, T]` bool.
-      labels: `[B, T, C]`, active where positive: negatives are drawn from snippets with another label set. None: from
+      labels: `[B, T, C]`, active where positive. Negatives are drawn from snippets with another label set. None: from
         all other snippets.
-      key: PRNG key of the draw; needed unless `negatives` are given or `num_negatives` is 0.
-      form: 'nce', 'infonce' or 'margin'.
-      temperature: τ of 'nce' and 'infonce'.
+      key: PRNG key of the draw. Required unless `negatives` are given or `num_negatives` is 0.
+      negatives: `[B, T, N]` int, indices into the teacher's flattened `B*T` snippets, instead of a draw. A negative
+        index, or one that points at padding, means no negative.
       num_negatives: N, negatives per snippet.
-      noise_ratio: r = N/M of 'nce'.
-      margin: m of 'margin'. None: 1 for features as they are; 2/H, the distance of orthogonal features, for normalised
-        ones (whose distance never exceeds 4/H).
-      normalize: L2-normalise the features before the distance of 'margin'; the other forms use the cosine anyway.
-      negatives: `[B, T, N]` int, indices into the teacher's flattened `B*T` snippets, instead of a draw; an index that
-        is negative or points at padding stands for none.
+      temperature: τ.
+      noise_ratio: r = N/M.
 
     Returns:
       A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
 
     Raises:
-      ValueError: if the shapes disagree, the form is unknown, an option is out of range, or negatives can neither be
-        drawn nor are given.
+      ValueError: if the shapes disagree, an option is out of range, or negatives can be neither drawn nor read.
 
     References:
-      METHOD §2, Atomic. N = 1 and the positive are [supp]; the three forms, τ = 0.1, r = 1, the margins, the sum over
-      negatives and the choice of negatives are [default].
+      METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives and the
+      choice of negatives are [default].
     """
-    if form not in _FORMS:
-        raise ValueError(f"atomic: form must be one of {_FORMS}, got {form!r}.")
-    for name, value in {"temperature": temperature, "noise_ratio": noise_ratio}.items():
-        if isinstance(value, (int, float)) and not 0 < value < np.inf:
-            raise ValueError(f"atomic: {name} must be a finite number above 0, got {value}.")
+    _check_positive("atomic_nce", temperature=temperature, noise_ratio=noise_ratio)
+    student, teacher = masked_pair("atomic_nce", student, teacher, mask)
+    index, exists = _negatives("atomic_nce", labels, mask, key, negatives, num_negatives)
+    positive, negative = _cosines(student, teacher, index)
+    # h = σ(cos/τ − log r), so log h and log(1 − h) are two stable log-sigmoids.
+    shift = jnp.log(jnp.asarray(noise_ratio, jnp.float32))
+    rejected = mask_out(jax.nn.log_sigmoid(shift - negative / temperature), exists)
+    accepted = jax.nn.log_sigmoid(positive / temperature - shift)
+    return masked_mean(-accepted - jnp.sum(rejected, axis=-1), mask)
+
+
+def atomic_infonce(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array,
+    *,
+    labels: jax.Array | None = None,
+    key: jax.Array | None = None,
+    negatives: jax.Array | None = None,
+    num_negatives: int = 1,
+    temperature: float = 0.1,
+) -> jax.Array:
+    """InfoNCE: the matching pair is classified among the negatives.
+
+    `L = −mean_t log( e^{cos(s,p)/τ} / (e^{cos(s,p)/τ} + Σ_n e^{cos(s,q_n)/τ}) )`.
+
+    Args, returns and errors are those of `atomic_nce`, without `noise_ratio`.
+
+    References:
+      METHOD §2, Atomic [default].
+    """
+    _check_positive("atomic_infonce", temperature=temperature)
+    student, teacher = masked_pair("atomic_infonce", student, teacher, mask)
+    index, exists = _negatives("atomic_infonce", labels, mask, key, negatives, num_negatives)
+    positive, negative = _cosines(student, teacher, index)
+    positive, negative = positive / temperature, jnp.where(exists, negative / temperature, -jnp.inf)
+    scores = jnp.concatenate([positive[:, :, None], negative], axis=-1)
+    return masked_mean(jax.nn.logsumexp(scores, axis=-1) - positive, mask)
+
+
+def atomic_margin(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array,
+    *,
+    labels: jax.Array | None = None,
+    key: jax.Array | None = None,
+    negatives: jax.Array | None = None,
+    num_negatives: int = 1,
+    margin: float | None = None,
+    normalize: bool = False,
+) -> jax.Array:
+    """Margin loss: the matching pair is pulled together, and each negative is pushed a margin away.
+
+    `L = mean_t[ d(s, p) + Σ_n max(0, m − d(s, q_n)) ]`, d the mean over channels of the squared difference.
+
+    Args:
+      student, teacher, mask, labels, key, negatives, num_negatives: as in `atomic_nce`.
+      margin: m. None: 1 for features as they are; 2/H, the distance of orthogonal features, for normalised ones (their
+        distance never exceeds 4/H).
+      normalize: whether to L2-normalise the features first.
+
+    Returns:
+      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
+
+    Raises:
+      ValueError: as `atomic_nce`, and for a margin that is negative or not finite.
+
+    References:
+      METHOD §2, Atomic; this form and its margins are [default].
+    """
     if isinstance(margin, (int, float)) and not 0 <= margin < np.inf:
-        raise ValueError(f"atomic: margin must be a finite number of at least 0, got {margin}.")
-    if num_negatives < 0:
-        raise ValueError(f"atomic: num_negatives must be at least 0, got {num_negatives}.")
-    student, teacher = masked_pair("atomic", student, teacher, mask)
-    if negatives is not None:
-        if negatives.ndim != 3 or negatives.shape[:2] != mask.shape:
-            raise ValueError(
-                f"atomic: negatives must be [B, T, N]; got negatives {negatives.shape}, mask {mask.shape}."
-            )
-        index = jnp.clip(negatives, 0, mask.size - 1)
-        exists = mask[:, :, None] & (negatives >= 0) & mask.reshape(-1)[index]
-    elif num_negatives and key is None:
-        raise ValueError("atomic: negatives are drawn at random, so a key is needed; pass key=, or negatives=.")
-    else:
-        index, exists = sample_negatives(labels, mask, key, num_negatives)
-
-    if form != "margin" or normalize:
+        raise ValueError(f"atomic_margin: margin must be a finite number of at least 0, got {margin}.")
+    student, teacher = masked_pair("atomic_margin", student, teacher, mask)
+    index, exists = _negatives("atomic_margin", labels, mask, key, negatives, num_negatives)
+    if normalize:
         student, teacher = unit(student), unit(teacher)
-    positive = teacher
-    negative = teacher.reshape(mask.size, teacher.shape[-1])[index]  # [B, T, N, H]
-    if form == "margin":
-        if margin is None:
-            margin = 2 / student.shape[-1] if normalize else 1.0
-        near = jnp.mean(jnp.square(student - positive), axis=-1)
-        far = jnp.mean(jnp.square(student[:, :, None] - negative), axis=-1)
-        return masked_mean(near + jnp.sum(mask_out(jax.nn.relu(margin - far), exists), axis=-1), mask)
+    if margin is None:
+        margin = 2 / student.shape[-1] if normalize else 1.0
+    near = jnp.mean(jnp.square(student - teacher), axis=-1)
+    far = jnp.mean(jnp.square(student[:, :, None] - _snippets(teacher, index)), axis=-1)
+    return masked_mean(near + jnp.sum(mask_out(jax.nn.relu(margin - far), exists), axis=-1), mask)
 
-    score_positive = jnp.sum(student * positive, axis=-1) / temperature
-    score_negative = jnp.sum(student[:, :, None] * negative, axis=-1) / temperature
-    if form == "nce":  # h = σ(score − log r), so log h and log(1 − h) are two stable log-sigmoids
-        shift = jnp.log(jnp.asarray(noise_ratio, jnp.float32))
-        rejected = mask_out(jax.nn.log_sigmoid(shift - score_negative), exists)
-        loss = -jax.nn.log_sigmoid(score_positive - shift) - jnp.sum(rejected, axis=-1)
-    else:
-        scores = jnp.concatenate([score_positive[:, :, None], jnp.where(exists, score_negative, -jnp.inf)], axis=-1)
-        loss = jax.nn.logsumexp(scores, axis=-1) - score_positive
-    return masked_mean(loss, mask)
+
+ATOMIC_FORMS: dict[str, Callable[..., jax.Array]] = {
+    "nce": atomic_nce,
+    "infonce": atomic_infonce,
+    "margin": atomic_margin,
+}
+
+
+def _check_positive(name: str, **options: float) -> None:
+    for option, value in options.items():
+        if isinstance(value, (int, float)) and not 0 < value < np.inf:
+            raise ValueError(f"{name}: {option} must be a finite number above 0, got {value}.")
+
+
+def _negatives(name, labels, mask, key, negatives, num_negatives) -> tuple[jax.Array, jax.Array]:
+    """Indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each of them exists."""
+    if num_negatives < 0:
+        raise ValueError(f"{name}: num_negatives must be at least 0, got {num_negatives}.")
+    if negatives is None:
+        if num_negatives and key is None:
+            raise ValueError(f"{name}: negatives are drawn at random, so a key is needed; pass key=, or negatives=.")
+        return sample_negatives(labels, mask, key, num_negatives)
+    if negatives.ndim != 3 or negatives.shape[:2] != mask.shape:
+        raise ValueError(f"{name}: negatives must be [B, T, N]; got negatives {negatives.shape}, mask {mask.shape}.")
+    index = jnp.clip(negatives, 0, mask.size - 1)
+    return index, mask[:, :, None] & (negatives >= 0) & mask.reshape(-1)[index]
+
+
+def _snippets(features: jax.Array, index: jax.Array) -> jax.Array:
+    """`[B, T, N, H]`: the snippets that `index` `[B, T, N]` names."""
+    return features.reshape(-1, features.shape[-1])[index]
+
+
+def _cosines(student: jax.Array, teacher: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines of student snippets with the teacher's at the same time, `[B, T]`, and with negatives, `[B, T, N]`."""
+    student, teacher = unit(student), unit(teacher)
+    positive = jnp.sum(student * teacher, axis=-1)
+    return positive, jnp.sum(student[:, :, None] * _snippets(teacher, index), axis=-1)
 
 
 def sample_negatives(

@@ -26,22 +26,26 @@ def _folder(directory: epath.PathLike) -> epath.Path:
     return (directory if "://" in str(directory) else directory.resolve()) / "checkpoints"
 
 
+def _manager(directory: epath.PathLike, **options) -> ocp.CheckpointManager:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ("state", "best"):
+        for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add(item, args, ocp.handlers.StandardCheckpointHandler)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options)
+    return ocp.CheckpointManager(_folder(directory), options=options, handler_registry=registry)
+
+
 class Checkpoints:
     """Keeps the last two saved epochs of a run: the training state, and the parameters of the best epoch so far.
 
-    Two, because runs that train side by side are saved one after the other: killed in between, they still have an
-    epoch in common.
+    Runs that train together are saved one after another. With two epochs each, they have one in common after a kill
+    between two saves.
     """
 
     def __init__(self, directory: epath.PathLike):
-        # Synchronous: the step donates the state, so nothing may still be reading it when training goes on.
-        self._manager = ocp.CheckpointManager(
-            _folder(directory),
-            item_names=("state", "best"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
-            ),
-        )
+        # Synchronous, because the step donates the state: nothing may read it when training continues.
+        latest = ocp.checkpoint_managers.LatestN(2)
+        self._manager = _manager(directory, preservation_policy=latest, cleanup_tmp_directories=True)
 
     def __enter__(self):
         return self
@@ -112,7 +116,7 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
     )
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
-    manager = ocp.CheckpointManager(_folder(directory), item_names=("state", "best"))
+    manager = _manager(directory)
     try:
         args = ocp.args.Composite(best=ocp.args.StandardRestore(template))
         best = manager.restore(manager.latest_step(), args=args).best

@@ -3,8 +3,8 @@
     source = prepare(config, 'workdir/demo')
     results = perform(config, 'workdir/demo', source)
 
-Runs are trained teachers first, each in a folder of its own; what is finished is skipped, what is half done goes on.
-`prepare` checks the names, numbers, options, data and folders of a config before anything is trained.
+Teachers are trained before their students, each run in its own folder. Finished runs are skipped, and interrupted runs
+continue.
 """
 
 from collections.abc import Sequence
@@ -17,62 +17,40 @@ from kd_jax import runtime
 from kd_jax.config import teaching_runs
 from kd_jax.data.source import Source
 from kd_jax.files import write_atomically, write_json
-from kd_jax.training.plan import run_directory, seeds, training_order
-from kd_jax.training.run import Run, score_predictions, scoring_of, shape_of, train_runs
+from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
+from kd_jax.training.run import Run, train_runs
+from kd_jax.training.scores import score_predictions, scoring_of
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import Teacher, given_folders
+from kd_jax.training.terms import TERMS
 
 
-def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> Run:
-    """A run of the experiment, and where it and its teachers are."""
-
-    def teacher(of: str) -> Teacher:
-        if of in config.teachers:
-            return Teacher(of, given_folders(config.teachers[of]))
-        members = config.fusions.get(of, (of,))
-        return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
-
-    start = config.runs[name].starts_from
-    return Run(
-        name,
-        seed,
-        run_directory(config, workdir, name, seed),
-        tuple(map(teacher, config.runs[name].teachers)),
-        run_directory(config, workdir, start, seed) if start else None,
-    )
-
-
-def side_by_side(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
-    """The names of the runs in groups that can train side by side: of equal shape, with teachers in earlier groups."""
-    groups: list[list[str]] = []
-    for name in order:
-        teachers = teaching_runs(config, name)
-        earliest = max((i + 1 for i, group in enumerate(groups) if teachers & set(group)), default=0)
-        alike = (g for g in groups[earliest:] if shape_of(config, g[0]) == shape_of(config, name))
-        if (group := next(alike, None)) is None:
-            groups.append([name])
-        else:
-            group.append(name)
-    return groups
-
-
-def perform(config: ConfigDict, workdir: epath.PathLike, source: Source, resume: bool = True) -> dict:
+def perform(
+    config: ConfigDict, workdir: epath.PathLike, source: Source, *, resume: bool = True, profile: bool = False
+) -> dict:
     """Trains what is not finished, fuses streams, and writes results.json and results.md into the workdir.
 
+    Args:
+      config: an experiment that `plan.prepare` has checked.
+      workdir: the folder that `prepare` was given.
+      source: from `prepare`.
+      resume: False deletes the runs of the config first.
+      profile: write a trace of a few steps into a folder `profile` of the first run of each program.
+
     Returns:
-      {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain', 'test'}], …}, as in
-      results.json; 'test' holds every measure of every protocol, per class too.
+      The content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain',
+      'test'}], …}. 'test' holds every measure of every protocol, also per class.
     """
     order, workdir = training_order(config), epath.Path(workdir)
     runtime.wait_for_all("the workdir has been checked")
     if not resume and runtime.is_first():
         for name in order:
-            (workdir / name).rmtree(missing_ok=True)  # `prepare` has seen that it is a run's folder
+            (workdir / name).rmtree(missing_ok=True)  # `prepare` has checked that the folder is a run
     runtime.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
-    for names in side_by_side(config, order):
-        runs = [make_run(config, workdir, name, seed) for name in names for seed in seeds(config)]
-        results = train_runs(config, runs, source, show_parameters=names[0] == order[0])
+    for names in groups(config, order):
+        runs = [make_run(config, workdir, name, seed, source) for name in names for seed in seeds(config)]
+        results = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
         for run, result in zip(runs, results, strict=True):
             scores[run.name].append(result)
     for name, streams in config.fusions.items():
@@ -85,3 +63,56 @@ def perform(config: ConfigDict, workdir: epath.PathLike, source: Source, resume:
         write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")
     return results
+
+
+def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int, source: Source) -> Run:
+    """A run of the experiment, with its folder and those of its teachers."""
+
+    def teacher(of: str) -> Teacher:
+        if of in config.teachers:
+            return Teacher(of, given_folders(config.teachers[of]))
+        members = config.fusions.get(of, (of,))
+        return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
+
+    start = config.runs[name].starts_from
+    return Run(
+        name,
+        seed,
+        run_directory(config, workdir, name, seed),
+        make_manifest(config, name, seed, source),
+        tuple(map(teacher, config.runs[name].teachers)),
+        run_directory(config, workdir, start, seed) if start else None,
+    )
+
+
+def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
+    """The names of the runs in groups that share a program; the teachers of a group are in earlier groups."""
+    found: list[list[str]] = []
+    for name in order:
+        teachers = teaching_runs(config, name)
+        earliest = max((i + 1 for i, group in enumerate(found) if teachers & set(group)), default=0)
+        alike = (g for g in found[earliest:] if _program_key(config, g[0]) == _program_key(config, name))
+        if (group := next(alike, None)) is None:
+            found.append([name])
+        else:
+            group.append(name)
+    return found
+
+
+def _program_key(config: ConfigDict, name: str) -> tuple:
+    """Equal for runs that can share a program; they differ in seed, weights, learning rate and teachers.
+
+    A program computes the terms of all its runs, so runs that weigh a costly term have a program of their own.
+    """
+    run = config.runs[name]
+    costly = tuple(term for term, weight in run.weights.items() if weight and TERMS[term].costly)
+    return (
+        run.modality,
+        run.filter,
+        run.hidden,
+        run.num_layers,
+        len(run.teachers),
+        run.balance,
+        costly,
+        str(run.options),
+    )

@@ -1,4 +1,4 @@
-"""What a training says of itself: metrics.jsonl and TensorBoard events on disk, a progress bar on the terminal."""
+"""The log of a training: metrics.jsonl and TensorBoard events on disk, a progress bar on the terminal."""
 
 import json
 import time
@@ -29,24 +29,25 @@ def summary(results: Mapping) -> str:
 
 
 def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
-    """Means of the steps' metrics, `[S]` each, and the throughput."""
+    """The record of an epoch: means of the steps' metrics `[S]`, the last learning rate, and the throughput."""
     record = {key: float(np.mean(values)) for key, values in metrics.items() if key != "snippets"}
+    record["learning_rate"] = float(metrics["learning_rate"][-1])
     record["snippets_per_second"] = float(np.sum(metrics["snippets"]) / seconds)
     record["seconds"] = seconds
     return record
 
 
-class Journal:
-    """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops what it will write again."""
+class Log:
+    """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops entries to be written again."""
 
     def __init__(self, directory: epath.Path, after_epoch: int):
-        from tensorboardX import SummaryWriter  # here, because it imports torch where torch is installed
+        from tensorboardX import SummaryWriter  # imported late: it imports torch where torch is installed
 
         self._path = directory / "metrics.jsonl"
         entries = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
         self._entries = [entry for entry in entries if entry["epoch"] <= after_epoch]
         step = self._entries[-1]["step"] if self._entries else 0
-        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard forgets what was after it
+        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard drops later entries
 
     def __enter__(self):
         return self
@@ -56,7 +57,7 @@ class Journal:
 
     def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
         self._entries.append({"epoch": epoch, "step": step, **record})
-        # The whole file, for an object of a bucket cannot be appended to.
+        # Rewrite the whole file: objects in a bucket cannot be appended to.
         write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
         for key, value in record.items():
             self._events.add_scalar(key, value, step)
@@ -64,9 +65,9 @@ class Journal:
 
 
 class Progress:
-    """A bar over the steps of a run: loss terms, validation score, time left. Never waits for the device."""
+    """A progress bar over the steps of a run, with loss and validation score. It never waits for the device."""
 
-    _interval = 0.5  # seconds between two looks at the loss
+    _interval = 0.5  # seconds between updates of the shown loss
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
         self.name, self._validation, self._last = name, {}, 0.0
@@ -86,6 +87,7 @@ class Progress:
         self._bar.close()
 
     def step(self, metrics: Sequence[Mapping[str, jax.Array]], count: int = 1) -> None:
+        """Advances by `count` steps; `metrics` are those of the steps so far in this epoch."""
         self._bar.update(count)
         if self._bar.disable or time.perf_counter() - self._last < self._interval:
             return
@@ -95,7 +97,7 @@ class Progress:
             self._show({key: float(value) for key, value in ready.items()})
 
     def finish_epoch(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Shows the means over the runs."""
+        """Shows the mean of the records of all runs."""
         means = {key: float(np.mean([r[key] for r in records if key in r])) for r in records for key in r}
         score = means.get(f"validation/{SELECTION}")
         self._validation = {} if score is None else {"val mAP": f"{score:.1f}"}

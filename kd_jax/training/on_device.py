@@ -1,12 +1,12 @@
-"""A training set that lives on the device: an epoch is one compiled program, the host sends indices and reads means.
+"""Training videos that stay on the device: an epoch is one compiled program, and the host sends indices only.
 
     data = put([examples], max(buckets), mesh)
-    train_epoch = make_train_epoch(train_step, buckets, mesh)
-    states, metrics = jax.jit(train_epoch)(states, data, sets, buckets_of, rows, weights, keys)   # metrics: `[S, P]`
+    train_epoch = jax.jit(make_train_epoch(train_step, buckets, mesh))
+    states, metrics = train_epoch(states, data, teacher_sets, buckets_of, rows, settings)   # metrics: `[S, P]`
 
-Videos lie one after the other in one table, without padding; a step cuts its batch out of it. What a batch holds is
-bit for bit what `epoch` would have sent. P runs of equal shape train side by side on one table, each
-with its own seed, weights, rate and teachers.
+Videos lie one after another in one table, without padding, and each step cuts its batch out of it. The batch has the
+same bits as the one that the host would have sent. P runs train in one program on one table; each has its own seed,
+weights, learning rate and teachers.
 """
 
 import functools
@@ -21,19 +21,20 @@ from kd_jax import sharding
 from kd_jax.data.batches import Example
 from kd_jax.runtime import host_memory
 from kd_jax.training.state import TrainState
+from kd_jax.training.step import Settings
 from kd_jax.types import Batch, Outputs
 
-SHARE = 0.5  # of a device's memory that the training set may take; the rest is for the step
+SHARE = 0.5  # the part of a device's memory that training videos may take; the rest is for the step
 
 
 @flax.struct.dataclass
 class Resident:
-    """Videos on the device; N is the number of their snippets, and of one longest bucket of zeros after them.
+    """Videos on the device. N is the number of their snippets plus one longest bucket of zeros.
 
     Attributes:
       features: `[N, D]`, in the dtype of the examples.
       labels: `[N, C]` uint8.
-      teachers: what each frozen teacher says, `[U, N, H]` and `[U, N, C]` float32, in each of U sets of teachers.
+      teachers: outputs of each frozen teacher, `[U, N, H]` and `[U, N, C]` float32, in each of U sets of teachers.
       starts, lengths: `[V + 1]` int32, of each video and of an empty one.
     """
 
@@ -44,57 +45,48 @@ class Resident:
     lengths: jax.Array
 
 
-def num_bytes(sets: Sequence[Sequence[Example]]) -> int:
-    """What these videos take on a device: their features once, what teachers say of them once a set."""
-    arrays = [a for e in sets[0] for a in (e.features, e.labels)]
-    arrays += [a for examples in sets for e in examples for a in jax.tree.leaves(e.teachers)]
+def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:
+    """Bytes that these videos take on a device: features and labels once, the outputs of teachers once per set."""
+    arrays = [array for example in teacher_sets[0] for array in (example.features, example.labels)]
+    arrays += [a for examples in teacher_sets for example in examples for a in jax.tree.leaves(example.teachers)]
     return sum(array.nbytes for array in arrays)
 
 
 def memory_limit() -> int:
-    """Bytes that a program may use on a device; on CPU half of the machine's, whose other half holds the videos."""
+    """Bytes that a program may use on a device; on a CPU half of the host's memory, as the videos take the other."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit", host_memory() // 2)
 
 
-def fits(sets: Sequence[Sequence[Example]]) -> bool:
-    """Whether they take no more than SHARE of a device's memory."""
-    return num_bytes(sets) <= SHARE * memory_limit()
+def fits(teacher_sets: Sequence[Sequence[Example]]) -> bool:
+    """Whether these videos take at most SHARE of a device's memory."""
+    return num_bytes(teacher_sets) <= SHARE * memory_limit()
 
 
-def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh) -> Resident:
-    """Copies the videos to every device of the mesh; each process reads its part, the devices exchange the rest.
+def put(teacher_sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh) -> Resident:
+    """Copies the videos to every device of the mesh. Each process reads its part, and the devices exchange the rest.
 
     Args:
-      sets: U times the same videos, each time with other teachers, or once.
-      longest: the longest bucket.
-      mesh: of the devices.
+      teacher_sets: the same videos U times, each time with the outputs of another set of teachers.
+      longest: the length of the longest bucket.
+      mesh: the devices.
     """
-    examples = sets[0]
-
-    lengths = np.array([*(len(e.features) for e in examples), 0], np.int32)
+    examples = teacher_sets[0]
+    lengths = np.array([*(len(example.features) for example in examples), 0], np.int32)
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
-    rows = sharding.device_rows(int(starts[-1]) + longest, mesh)
+    size = sharding.device_rows(int(starts[-1]) + longest, mesh)
+    every, local = np.arange(size), np.array(sharding.local_rows(size, mesh))
 
-    def table(arrays, held):
-        """The rows `held` of the videos one after the other."""
-        out = np.zeros((len(held), arrays[0].shape[-1]), arrays[0].dtype)
-        for start, array in zip(starts, arrays, strict=False):
-            first, last = np.searchsorted(held, [start, start + len(array)])
-            if first < last:  # one by one, and only these: they may be on disk
-                out[first:last] = np.asarray(array)[held[first:last] - start]
-        return out
+    def of_teacher(teacher, field):
+        arrays = [[getattr(example.teachers[teacher], field) for example in videos] for videos in teacher_sets]
+        return np.stack([_table(of_set, starts, every) for of_set in arrays])
 
-    def tables_of(teacher, field):
-        return np.stack([table([getattr(e.teachers[teacher], field) for e in examples], every) for examples in sets])
-
-    every, local = np.arange(rows), np.array(sharding.local_rows(rows, mesh))
-    features = table([e.features for e in examples], local)
+    features = _table([example.features for example in examples], starts, local)
     data = Resident(
-        features=features if len(local) == rows else sharding.shard(features, rows, mesh),
-        labels=table([e.labels for e in examples], every),
+        features=features if len(local) == size else sharding.shard(features, size, mesh),
+        labels=_table([example.labels for example in examples], starts, every),
         teachers=tuple(
-            Outputs(tables_of(teacher, "features"), tables_of(teacher, "logits"))
+            Outputs(of_teacher(teacher, "features"), of_teacher(teacher, "logits"))
             for teacher in range(len(examples[0].teachers))
         ),
         starts=starts,
@@ -103,34 +95,44 @@ def put(sets: Sequence[Sequence[Example]], longest: int, mesh: jax.sharding.Mesh
     return sharding.replicate(data, mesh)
 
 
-def take(data: Resident, which: jax.Array, rows: jax.Array, length: int) -> tuple[Batch, tuple[Outputs, ...]]:
+def _table(arrays: Sequence, starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The given rows of all arrays, one after another; arrays on disk are read one by one, and only where needed."""
+    out = np.zeros((len(rows), arrays[0].shape[-1]), arrays[0].dtype)
+    for start, array in zip(starts, arrays, strict=False):
+        first, last = np.searchsorted(rows, [start, start + len(array)])
+        if first < last:
+            out[first:last] = np.asarray(array)[rows[first:last] - start]
+    return out
+
+
+def take(data: Resident, teacher_set: jax.Array, rows: jax.Array, length: int) -> tuple[Batch, tuple[Outputs, ...]]:
     """Cuts out a batch of whole videos.
 
     Args:
-      data: the training set.
-      which: the set of teachers, from 0 on.
+      data: the training videos.
+      teacher_set: index of the set of teachers.
       rows: `[B]` indices of videos; V is the empty one.
-      length: T, at least that of each.
+      length: T, at least the length of each video.
 
     Returns:
       The batch and the teachers' outputs, 0 where the mask is False.
     """
     mask = jnp.arange(length)[None, :] < data.lengths[rows][:, None]
 
-    def cut(tables, which=0):
+    def cut(tables, index=0):
         def piece(start):
-            return jax.lax.dynamic_slice(tables, (which, start, 0), (1, length, tables.shape[-1]))[0]
+            return jax.lax.dynamic_slice(tables, (index, start, 0), (1, length, tables.shape[-1]))[0]
 
         return jnp.where(mask[..., None], jax.vmap(piece)(data.starts[rows]), jnp.zeros((), tables.dtype))
 
     batch = Batch(cut(data.features[None]), cut(data.labels[None]), mask, data.starts[rows])
-    return batch, jax.tree.map(lambda tables: cut(tables, which), data.teachers)
+    return batch, jax.tree.map(lambda tables: cut(tables, teacher_set), data.teachers)
 
 
 def index_plan(
     batches: Sequence[tuple[int, Sequence[int]]], buckets: Sequence[int], num_videos: int, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's batches as arrays: `[S]` which bucket, `[S, rows]` which videos, filled up with the empty one."""
+    """The batches of an epoch as arrays: the bucket of each, `[S]`, and its videos, `[S, rows]`; V is the empty one."""
     table = np.full((len(batches), rows), num_videos, np.int32)
     for line, (_, indices) in zip(table, batches, strict=True):
         line[: len(indices)] = indices
@@ -138,37 +140,38 @@ def index_plan(
 
 
 def make_train_epoch(train_step: Callable, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `train_epoch(states, data, sets, buckets_of, rows, weights, keys) -> (states, metrics)`, for `jax.jit`.
+    """Returns `train_epoch(states, data, teacher_sets, buckets_of, rows, settings) -> (states, metrics)` for `jax.jit`.
 
-    All but `data` and `buckets_of` `[S]` have an axis for the P runs: the states, the `weights` and the `keys` as their
-    first, `sets` `[P]` (which teachers), `rows` `[S, P, B]`, the metrics `[S, P]`.
+    `states`, `settings` and `teacher_sets` `[P]` (the set that each run reads) have a leading axis for the P runs;
+    `buckets_of` is `[S]`, `rows` `[S, P, B]`, and the metrics are `[S, P]`.
 
     Args:
-      train_step: from `make_train_step`.
+      train_step: from `step.make_train_step`.
       buckets: the padded lengths; each is compiled once.
       mesh: the rows of a batch are spread over its axis `data`.
     """
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
-    def step_of(length, data, which, state, rows, weights, key):
+    def step_of(length, data, teacher_set, state, rows, settings):
         rows = jax.lax.with_sharding_constraint(rows, spread)
-        batch, teachers = take(data, which, rows, length)
-        return train_step(state, teachers, batch, weights, key)
+        batch, teachers = take(data, teacher_set, rows, length)
+        return train_step(state, teachers, batch, settings)
 
-    def train_epoch(states: TrainState, data: Resident, sets, buckets_of, rows, weights: dict, keys: jax.Array):
+    def train_epoch(states: TrainState, data: Resident, teacher_sets, buckets_of, rows, settings: Settings):
+        every_run = jax.vmap if len(teacher_sets) > 1 else _single
+
         def body(states, item):
             bucket, rows = item
-            every_run = jax.vmap if len(keys) > 1 else _alone
             branches = [every_run(functools.partial(step_of, length, data)) for length in buckets]
-            return jax.lax.switch(bucket, branches, sets, states, rows, weights, keys)
+            return jax.lax.switch(bucket, branches, teacher_sets, states, rows, settings)
 
         return jax.lax.scan(body, states, (buckets_of, rows))
 
     return train_epoch
 
 
-def _alone(function: Callable) -> Callable:
-    """`jax.vmap` for one run: the same program as without it."""
+def _single(function: Callable) -> Callable:
+    """`jax.vmap` over an axis of size 1, without batching the operations."""
 
     def mapped(*arguments):
         return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], arguments)))

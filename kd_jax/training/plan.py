@@ -1,5 +1,6 @@
-"""What is checked before anything is trained: the config, the data, given teachers, the workdir."""
+"""The plan of an experiment: its order, its folders, and everything that is checked before anything is trained."""
 
+import contextlib
 import functools
 import json
 import math
@@ -17,206 +18,343 @@ from kd_jax.data.source import Source, open_source
 from kd_jax.files import read_json
 from kd_jax.models import FILTERS
 from kd_jax.training.checkpoints import build_model
-from kd_jax.training.run import run_config, scoring_of
-from kd_jax.training.step import BALANCES, losses_of
-from kd_jax.training.teachers import describe_given, given_folders, given_run
-from kd_jax.training.terms import MODULES, READS_LOGITS, TASKS, TERMS, make_modules
+from kd_jax.training.scores import scoring_of
+from kd_jax.training.state import OPTIMIZERS, SCHEDULES, Optimization
+from kd_jax.training.step import BALANCES, Program, weighed_losses
+from kd_jax.training.teachers import describe_given, fingerprint, given_folders, given_run
+from kd_jax.training.terms import TASKS, choose_term
 from kd_jax.types import Batch, Outputs
-
-
-def training_order(config: ConfigDict) -> list[str]:
-    """The names of the runs, every teacher before its students.
-
-    Raises:
-      ValueError: for a teacher that is not there, or runs that wait for each other.
-    """
-    runs, order = config.runs, []
-    for name, run in runs.items():
-        for teacher in run.teachers:
-            if teacher not in (known := [*runs, *config.fusions, *config.teachers]):
-                raise ValueError(
-                    f"runs.{name}.teachers names {teacher!r}, but no run, fusion or entry of config.teachers has that "
-                    f"name; there are {', '.join(known)}"
-                )
-    while len(order) < len(runs):
-        ready = [name for name in runs if name not in order and teaching_runs(config, name) <= set(order)]
-        if not ready:
-            waiting = [n for n in runs if n not in order]
-            raise ValueError(
-                f"the runs {', '.join(waiting)} wait for each other, or for themselves, as teachers or by starts_from; "
-                "break the circle"
-            )
-        order += ready
-    return order
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises ValueError, naming field, value and remedy, for names that do not exist and numbers out of range."""
-    if not config.runs:
-        raise ValueError("config.runs is empty; add at least one run with kd_jax.config.make_run")
-    training_order(config)
-    for name, run in config.runs.items():
-        if not name or name in (".", "..") or epath.Path(name).name != name:
-            raise ValueError(f"the run name {name!r} cannot be a folder name; use letters, digits and _")
-        if run.filter not in FILTERS:
-            raise ValueError(f"runs.{name}.filter={run.filter!r} is unknown; known filters: {', '.join(FILTERS)}")
-        for term, weight in run.weights.items():
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-                raise ValueError(f"runs.{name}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
-        for field in ("hidden", "num_layers"):
-            if run[field] is not None and run[field] < 1:
-                raise ValueError(f"runs.{name}.{field}={run[field]}; it must be at least 1, or unset")
-        if run.learning_rate is not None and not run.learning_rate > 0:
-            raise ValueError(f"runs.{name}.learning_rate={run.learning_rate}; it must be above 0, or unset")
-        for term, options in run.options.items():
-            _check_options(f"runs.{name}.options.{term}", term, options.to_dict())
-        if run.starts_from is not None:
-            start = config.runs.get(run.starts_from)
-            same = ("modality", "filter", "hidden", "num_layers")
-            if start is None or any(start[field] != run[field] for field in same):
-                raise ValueError(
-                    f"runs.{name}.starts_from={run.starts_from!r}; it must be a run that reads the same modality with "
-                    "the same filter, hidden and num_layers"
-                )
-        if not math.isfinite(run.task_weight) or run.task_weight < 0 or (not run.task_weight and not run.teachers):
-            raise ValueError(
-                f"runs.{name}.task_weight={run.task_weight}; it must be a finite number of at least 0, and above 0 "
-                "without teachers"
-            )
-        if not run.task_weight and run.balance == "gradient":
-            raise ValueError(f"runs.{name} has task_weight 0, so that balance='gradient' has no task to compare with")
-        if run.balance not in BALANCES:
-            raise ValueError(f"runs.{name}.balance={run.balance!r}; choose one of {', '.join(BALANCES)}")
-        active = [term for term, weight in run.weights.items() if weight]
-        if active and not run.teachers:
-            raise ValueError(
-                f"runs.{name} weighs {active[0]!r} but has no teachers; name a run in runs.{name}.teachers"
-            )
-        if twice := [teacher for teacher, count in Counter(run.teachers).items() if count > 1]:
-            raise ValueError(
-                f"runs.{name}.teachers names {twice[0]!r} twice; name it once, with a larger weight it counts more"
-            )
-        if run.teachers and not active:
-            raise ValueError(f"runs.{name} has teachers but no term with a weight above 0; set runs.{name}.weights")
-        if run.baseline is not None and run.baseline not in config.runs:
-            raise ValueError(f"runs.{name}.baseline={run.baseline!r}, but no run has that name; name one, or unset it")
-    for section in ("fusions", "choices"):
-        for name, runs in config[section].items():
-            if isinstance(runs, str):
-                raise ValueError(f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)")
-    for name, entry in config.teachers.items():
-        try:
-            given_folders(entry)
-        except ValueError as error:
-            raise ValueError(f"teachers.{name}={entry!r}; {error}") from None
-    for name, streams in config.fusions.items():
-        unknown = [stream for stream in streams if stream not in config.runs]
-        if unknown:
-            raise ValueError(
-                f"fusions.{name} names {unknown[0]!r}, but no run has that name; the runs are {', '.join(config.runs)}"
-            )
-        if name in config.runs or len(streams) < 2:
-            raise ValueError(f"fusions.{name} needs a name that no run has and at least two runs to average")
-    for name, among in config.choices.items():
-        unknown = [run for run in among if run not in config.runs]
-        if unknown or not among or name in (*config.runs, *config.fusions):
-            raise ValueError(
-                f"choices.{name} needs a name that no run has and the names of runs; "
-                + (f"no run is called {unknown[0]!r}" if unknown else f"it has {', '.join(among) or 'none'}")
-            )
-        if not config.dataset.validation_fraction:
-            raise ValueError(
-                f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0"
-            )
-    for name in config.teachers:
-        if name in config.runs or name in config.fusions:
-            raise ValueError(f"teachers.{name} needs a name that no run and no fusion has")
-    rows = [*config.runs, *config.fusions, *config.choices]
-    if unknown := [name for name in config.published if name not in rows]:
-        raise ValueError(f"published.{unknown[0]} is of no row; those are runs, fusions and choices: {', '.join(rows)}")
-    if config.baseline and config.baseline not in config.runs:
-        raise ValueError(
-            f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none"
-        )
-    _check_numbers(config)
-
-
-def _check_options(field: str, term: str, options: dict) -> None:
-    for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field}.{name}={value}; it must be finite")
-    try:
-        kind = TERMS.get(term) or MODULES[term]
-        _look_at_options(kind, term, json.dumps(options, sort_keys=True))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{field}: {error}") from None
-
-
-@functools.lru_cache(maxsize=256)  # runs differ in few of their options
-def _look_at_options(_: tuple | type, term: str, options: str) -> None:
-    """Lets the loss itself look at its options, on shapes alone; the first argument tells terms of one name apart."""
-    options = json.loads(options)
-    array, mask = jax.ShapeDtypeStruct((1, 4, 8), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.bool_)
-    outputs, batch = Outputs(array, array), Batch(array, array, mask, jax.ShapeDtypeStruct((1,), jnp.int32))
-
-    def look(outputs, batch):
-        if term in TERMS:
-            return TERMS[term][0](outputs, outputs, batch, jax.random.key(0), **options)
-        module, key = make_modules({term: options}, 4)[term], jax.random.key(0)
-        return module.init({"params": key, "sample": key}, outputs, [outputs], batch)
-
-    jax.eval_shape(look, outputs, batch)
-
-
-def _check_numbers(config: ConfigDict) -> None:
-    at_least = {
-        "training": {"epochs": 1, "batch_size": 1, "plateau_patience": 0, "length_buckets": 1, "checkpoint_every": 1},
-        "model": {"hidden": 1, "num_layers": 1},
-        "evaluation": {"batch_size": 1},
-        "dataset": {"max_videos": 0, "validation_seed": 0},
-    }
-    for section, fields in at_least.items():
-        for field, lowest in fields.items():
-            if config[section][field] is not None and config[section][field] < lowest:
-                raise ValueError(f"{section}.{field}={config[section][field]}; it must be at least {lowest}")
-    if config.seeds < 1 or config.seed < 0:
-        raise ValueError(f"seeds={config.seeds}, seed={config.seed}; there must be at least 1 seed, from 0 on")
-    if not 0 <= config.model.dropout < 1:
-        raise ValueError(f"model.dropout={config.model.dropout}; it must be at least 0 and below 1")
-    if not 0 <= config.dataset.validation_fraction < 1:
-        raise ValueError(
-            f"dataset.validation_fraction={config.dataset.validation_fraction}; it must be at least 0 and below 1"
-        )
-    if not config.training.learning_rate > 0:
-        raise ValueError(f"training.learning_rate={config.training.learning_rate}; it must be above 0")
-    threshold = config.evaluation.threshold
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"evaluation.threshold={threshold}; it must be from 0 to 1, or unset")
-    if config.training.data not in ("auto", "resident", "streamed"):
-        raise ValueError(f"training.data={config.training.data!r}; choose 'auto', 'resident' or 'streamed'")
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"model.dtype={config.model.dtype!r}; choose 'float32' or 'bfloat16'")
-
-
-def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> epath.Path:
-    """workdir/<run> for the first seed, workdir/<run>/seed_<n> for the others: seeds may be added and left out."""
-    return workdir / name if seed == config.seed else workdir / name / f"seed_{seed}"
-
-
-def seeds(config: ConfigDict) -> range:
-    return range(config.seed, config.seed + config.seeds)
 
 
 def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) -> Source:
     """Checks the config, opens the data and the workdir, a folder or gs://bucket/folder; trains nothing.
 
     Raises:
-      ValueError, OSError: one sentence that says what to do.
+      ValueError, OSError: one sentence that names field, value and remedy.
     """
     check_config(config)
+    workdir = _open_workdir(workdir)
+    given = {name: given_folders(entry) for name, entry in config.teachers.items()}
+    modalities = {run.modality for run in config.runs.values()}
+    for name, folders in given.items():
+        with _naming(f"teachers.{name}"):
+            modalities |= {found["modality"] for folder in folders if (found := given_run(folder))}
+    streamed = config.training.data == "streamed"
+    source = open_source(modalities=sorted(modalities), streamed=streamed, **config.dataset.to_dict())
+    with _naming("evaluation"):
+        scoring_of(config).check(source.info.head)
+    with _naming("training"):
+        make_optimization(config.training, num_videos=1)
+    widths = _teacher_widths(config, source, given)
+    for name in config.runs:
+        with _naming(f"runs.{name}"):
+            _check_shapes(config, name, source, widths)
+        _check_run_folder(workdir / name, name)
+    if resume:
+        for name in config.runs:
+            for seed in seeds(config):
+                _check_unchanged(run_directory(config, workdir, name, seed), make_manifest(config, name, seed, source))
+    return source
+
+
+def seeds(config: ConfigDict) -> range:
+    """The seeds of every run."""
+    return range(config.seed, config.seed + config.seeds)
+
+
+def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int) -> epath.Path:
+    """workdir/<run> for the first seed and workdir/<run>/seed_<n> for the others, so that seeds can be added later."""
+    return workdir / name if seed == config.seed else workdir / name / f"seed_{seed}"
+
+
+def training_order(config: ConfigDict) -> list[str]:
+    """The names of the runs, every teacher before its students.
+
+    Raises:
+      ValueError: for an unknown teacher, or runs that wait for each other.
+    """
+    runs, order = config.runs, []
+    known = [*runs, *config.fusions, *config.teachers]
+    for name, run in runs.items():
+        for teacher in run.teachers:
+            _require(
+                teacher in known,
+                f"runs.{name}.teachers names {teacher!r}, but no run, fusion or entry of config.teachers has that "
+                f"name; there are {', '.join(known)}",
+            )
+    while len(order) < len(runs):
+        ready = [name for name in runs if name not in order and teaching_runs(config, name) <= set(order)]
+        waiting = ", ".join(name for name in runs if name not in order)
+        _require(
+            ready,
+            f"the runs {waiting} wait for each other, or for themselves, as teachers or by starts_from; "
+            "remove one of these links",
+        )
+        order += ready
+    return order
+
+
+def make_manifest(config: ConfigDict, name: str, seed: int, source: Source) -> dict:
+    """Everything that decides the result of a run and that rebuilds its model, as plain JSON.
+
+    What changes no result is left out: where records and batches are, how often a checkpoint is written.
+    """
+    info, training, dataset = source.info, config.training.to_dict(), config.dataset.to_dict()
+    for field in ("checkpoint_every", "data", "gradient_norms"):
+        del training[field]
+    del dataset["data_dir"], dataset["synthetic_fallback"]
+    run = _choices(config, name)
+    model = {"num_outputs": TASKS[info.head].num_outputs(len(info.classes)), **config.model.to_dict()}
+    model |= {field: run.pop(field) for field in ("hidden", "num_layers") if field in run}
+    if config.runs[name].learning_rate is not None:
+        training["learning_rate"] = config.runs[name].learning_rate
+    manifest = {
+        "run": name,
+        "seed": seed,
+        **run,
+        "model": model,
+        "training": training,
+        "dataset": {**dataset, "fingerprint": source.fingerprint},
+        "input_size": info.modalities[run["modality"]],
+        "head": info.head,
+        "classes": info.classes,
+        "seconds_per_snippet": info.seconds_per_snippet,
+        "extraction": info.extraction.get(run["modality"]),
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def _choices(config: ConfigDict, name: str) -> dict:
+    """What the config says about a run, with the runs that it learns or starts from."""
+    run = config.runs[name]
+    weights = {term: weight for term, weight in run.weights.items() if weight}
+    options = {term: _set_options(run, term) for term in weights}
+    return {
+        "modality": run.modality,
+        "filter": run.filter,
+        **{field: run[field] for field in ("hidden", "num_layers") if run[field] is not None},
+        "teachers": {teacher: _teacher_choices(config, teacher) for teacher in run.teachers},
+        "weights": weights,
+        "balance": run.balance,
+        **({"task_weight": run.task_weight} if run.task_weight != 1 else {}),
+        **({"starts_from": _choices(config, run.starts_from)} if run.starts_from else {}),
+        "options": {term: chosen for term, chosen in options.items() if chosen},
+    }
+
+
+def _set_options(run: ConfigDict, term: str) -> dict:
+    """The options of a term that are set."""
+    return {option: value for option, value in run.options[term].items() if value is not None}
+
+
+def _teacher_choices(config: ConfigDict, teacher: str) -> dict:
+    if teacher in config.runs:
+        return _choices(config, teacher)
+    if teacher in config.fusions:
+        return {member: _choices(config, member) for member in config.fusions[teacher]}
+    folders = given_folders(config.teachers[teacher])
+    members = [{"folder": os.fspath(folder), "fingerprint": fingerprint(folder)} for folder in folders]
+    return members[0] if len(members) == 1 else {"members": members}
+
+
+def make_program(training: ConfigDict, manifests: Sequence[Mapping], num_videos: int, num_snippets: int) -> Program:
+    """The program of runs that share one: it has the terms of all of them.
+
+    Args:
+      training: the section of the config.
+      manifests: of the runs.
+      num_videos, num_snippets: of the training videos.
+    """
+    first = manifests[0]
+    options = {term: chosen for manifest in manifests for term, chosen in manifest["options"].items()}
+    terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
+    return Program(
+        model=build_model(first),
+        head=first["head"],
+        terms=tuple(choose_term(term, options.get(term), num_snippets) for term in terms),
+        optimization=make_optimization(training, num_videos),
+        balance=first["balance"],
+        gradient_norms=training.gradient_norms,
+    )
+
+
+def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
+    """The optimiser that the section of the config asks for."""
+    fields = ("optimizer", "weight_decay", "clip_norm", "schedule", "warmup_epochs", "plateau_patience", "epochs")
+    steps_per_epoch = -(-num_videos // training.batch_size)
+    return Optimization(**{field: training[field] for field in fields}, steps_per_epoch=steps_per_epoch)
+
+
+def _require(condition: object, message: str) -> None:
+    """Raises ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@contextlib.contextmanager
+def _naming(field: str):
+    """Puts the field of the config before the message of an error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _at_least(lowest: float):
+    return lambda value: lowest <= value < math.inf, f"a finite number of at least {lowest}"
+
+
+def _one_of(names):
+    return lambda value: value in names, lambda: f"one of {', '.join(names)}"
+
+
+_ABOVE_0 = lambda value: 0 < value < math.inf, "a finite number above 0"
+_BELOW_1 = lambda value: 0 <= value < 1, "at least 0 and below 1"
+
+# What a field must be, where it is set: (condition, description).
+_FIELDS = {
+    "seed": _at_least(0),
+    "seeds": _at_least(1),
+    "dataset.max_videos": _at_least(0),
+    "dataset.validation_seed": _at_least(0),
+    "dataset.validation_fraction": _BELOW_1,
+    "model.hidden": _at_least(1),
+    "model.num_layers": _at_least(1),
+    "model.dropout": _BELOW_1,
+    "model.dtype": _one_of(("float32", "bfloat16")),
+    "training.epochs": _at_least(1),
+    "training.batch_size": _at_least(1),
+    "training.learning_rate": _ABOVE_0,
+    "training.optimizer": _one_of(OPTIMIZERS),
+    "training.weight_decay": _at_least(0),
+    "training.clip_norm": _at_least(0),
+    "training.schedule": _one_of(SCHEDULES),
+    "training.warmup_epochs": _at_least(0),
+    "training.plateau_patience": _at_least(0),
+    "training.length_buckets": _at_least(1),
+    "training.data": _one_of(("auto", "resident", "streamed")),
+    "training.checkpoint_every": _at_least(1),
+    "evaluation.batch_size": _at_least(1),
+    "evaluation.threshold": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+}
+_RUN_FIELDS = {
+    "filter": _one_of(FILTERS),
+    "hidden": _at_least(1),
+    "num_layers": _at_least(1),
+    "learning_rate": _ABOVE_0,
+    "task_weight": _at_least(0),
+    "balance": _one_of(BALANCES),
+}
+
+
+def _check_fields(prefix: str, section: ConfigDict, fields: Mapping) -> None:
+    for field, (holds, must_be) in fields.items():
+        value = functools.reduce(lambda part, name: part[name], field.split("."), section)
+        if value is not None and not holds(value):
+            must_be = must_be() if callable(must_be) else must_be
+            raise ValueError(f"{prefix}{field}={value!r}; it must be {must_be}")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError, naming field, value and remedy, for unknown names and numbers out of range."""
+    _require(config.runs, "config.runs is empty; add at least one run with kd_jax.config.make_run")
+    _check_fields("", config, _FIELDS)
+    training_order(config)
+    for name in config.runs:
+        _check_run(config, name)
+    _check_rows(config)
+    for name, entry in config.teachers.items():
+        taken = name in config.runs or name in config.fusions
+        _require(not taken, f"teachers.{name} needs a name that no run and no fusion has")
+        with _naming(f"teachers.{name}={entry!r}"):
+            given_folders(entry)
+
+
+def _check_run(config: ConfigDict, name: str) -> None:
+    run, field = config.runs[name], f"runs.{name}"
+    is_folder_name = name and name not in (".", "..") and epath.Path(name).name == name
+    _require(is_folder_name, f"the run name {name!r} cannot be a folder name; use letters, digits and _")
+    _check_fields(f"{field}.", run, _RUN_FIELDS)
+    for term, weight in run.weights.items():
+        is_weight = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
+        _require(is_weight, f"{field}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
+        _check_options(f"{field}.options.{term}", term, _set_options(run, term), weight)
+    active = [term for term, weight in run.weights.items() if weight]
+    _require(
+        run.teachers or not active,
+        f"{field} weighs {', '.join(active)} but has no teachers; name a run in {field}.teachers",
+    )
+    _require(active or not run.teachers, f"{field} has teachers but no term with a weight above 0; set {field}.weights")
+    twice = [teacher for teacher, count in Counter(run.teachers).items() if count > 1]
+    _require(not twice, f"{field}.teachers names {twice} twice; name it once, and give it more with a larger weight")
+    _require(run.task_weight or run.teachers, f"{field}.task_weight=0; it must be above 0 without teachers")
+    _require(
+        run.task_weight or run.balance != "gradient",
+        f"{field} has task_weight 0, so that balance='gradient' has no task to compare with",
+    )
+    if run.starts_from is not None:
+        start, same = config.runs.get(run.starts_from), ("modality", "filter", "hidden", "num_layers")
+        _require(
+            start is not None and all(start[part] == run[part] for part in same),
+            f"{field}.starts_from={run.starts_from!r}; it must be a run that reads the same modality with the same "
+            "filter, hidden and num_layers",
+        )
+    _require(
+        run.baseline is None or run.baseline in config.runs,
+        f"{field}.baseline={run.baseline!r}, but no run has that name; name one, or unset it",
+    )
+
+
+def _check_options(field: str, term: str, options: Mapping, weight: float) -> None:
+    for option, value in options.items():
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        _require(is_finite, f"{field}.{option}={value}; it must be finite")
+    _require(weight or not options, f"{field} has no effect, because the weight of {term} is 0; leave it out")
+    with _naming(field):
+        choose_term(term, options)
+
+
+def _check_rows(config: ConfigDict) -> None:
+    """Checks the rows of the table that are not runs, and what refers to rows."""
+    for section in ("fusions", "choices"):
+        for name, runs in config[section].items():
+            _require(
+                not isinstance(runs, str), f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)"
+            )
+            unknown = [run for run in runs if run not in config.runs]
+            _require(
+                not unknown,
+                f"{section}.{name} names {', '.join(unknown)}, but no run has that name; the runs are "
+                f"{', '.join(config.runs)}",
+            )
+    for name, streams in config.fusions.items():
+        _require(
+            name not in config.runs and len(streams) > 1,
+            f"fusions.{name} needs a name that no run has and at least two runs to average",
+        )
+    for name, among in config.choices.items():
+        is_free = name not in config.runs and name not in config.fusions
+        _require(is_free and among, f"choices.{name} needs a name that no run and no fusion has, and at least one run")
+        _require(
+            config.dataset.validation_fraction,
+            f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0",
+        )
+    rows = [*config.runs, *config.fusions, *config.choices]
+    for name in config.published:
+        _require(name in rows, f"published.{name} is not a row; rows are runs, fusions and choices: {', '.join(rows)}")
+    _require(
+        not config.baseline or config.baseline in config.runs,
+        f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none",
+    )
+
+
+def _open_workdir(workdir: epath.PathLike) -> epath.Path:
+    """Makes the workdir and writes a file into it."""
     scheme, _, rest = os.fspath(workdir).partition("://")
-    if rest and scheme not in ("gs", "file"):
-        raise ValueError(f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir")
+    _require(
+        not rest or scheme in ("gs", "file"),
+        f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir",
+    )
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -224,93 +362,70 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         probe.write_bytes(b"")
         probe.unlink()
     except ImportError:
-        raise OSError(f"the workdir {workdir} needs `pip install -e .[gcs]`") from None
-    except Exception as error:  # a bucket's library raises errors of its own
+        raise OSError(f"the workdir {workdir} needs `pip install kd_jax[gcs]`") from None
+    except Exception as error:  # a bucket's library has its own errors
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
         reason = " ".join(reason.split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
-    given = {name: given_folders(entry) for name, entry in config.teachers.items()}
-    modalities = {run.modality for run in config.runs.values()}
-    for name, folders in given.items():
-        try:
-            modalities |= {found["modality"] for folder in folders if (found := given_run(folder))}
-        except ValueError as error:
-            raise ValueError(f"teachers.{name}: {error}") from None
-    modalities = sorted(modalities)
-    streamed = config.training.data == "streamed"
-    source = open_source(modalities=modalities, streamed=streamed, **config.dataset.to_dict())
-    try:
-        scoring_of(config).check(source.info.head)
-    except ValueError as error:
-        raise ValueError(f"evaluation: {error}") from None
-    _check_teachers(config, source, given)
-    for name in config.runs:
-        _check_run_folder(workdir / name, name)
-    if resume:
-        for name in config.runs:
-            for seed in seeds(config):
-                _check_unchanged(run_directory(config, workdir, name, seed), run_config(config, name, seed, source))
-    return source
+    return workdir
 
 
-def _check_teachers(config: ConfigDict, source: Source, given: Mapping[str, Sequence[epath.Path]]) -> None:
-    """Lets each run's filter look at its sizes, and its terms at the shapes that student and teachers will have."""
+def _teacher_widths(
+    config: ConfigDict, source: Source, given: Mapping[str, Sequence[epath.Path]]
+) -> dict[str, tuple[int, int]]:
+    """{run, fusion or given teacher: widths of its features and of its logits}; 0 logits for a folder of features."""
     info, modality = source.info, next(iter(config.runs.values())).modality
-    videos = source.videos("train", [modality]) if given else []  # one of them says how long the videos are
-    num_outputs = TASKS[info.head][1](len(info.classes))
-    widths = {}
-    for name, folders in given.items():
-        try:
-            members = {folder: describe_given(folder, videos, info) for folder in folders}
-        except (OSError, ValueError) as error:
-            raise ValueError(f"teachers.{name}: {error}") from None
-        if len(set(members.values())) > 1:
-            said = ", ".join(f"{folder}: {width} and {logits}" for folder, (width, logits) in members.items())
-            raise ValueError(f"teachers.{name}: features and logits of several folders must be equally many; {said}")
-        widths[name] = members[folders[0]]
-    own = {name: (run.hidden or config.model.hidden, num_outputs) for name, run in config.runs.items()}
-
-    def outputs(width, logits):
-        return Outputs(*(jax.ShapeDtypeStruct((1, 4, size), jnp.float32) for size in (width, logits)))
-
+    num_outputs = TASKS[info.head].num_outputs(len(info.classes))
+    widths = {name: (run.hidden or config.model.hidden, num_outputs) for name, run in config.runs.items()}
     for name, streams in config.fusions.items():
-        widths[name] = own[streams[0]]
-        if any(own[s] != own[streams[0]] for s in streams) and any(name in r.teachers for r in config.runs.values()):
-            raise ValueError(
-                f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
-            )
-    looked = set()
-    for name, run in config.runs.items():
-        weighed = [term for term, weight in run.weights.items() if weight]
-        taught = {teacher: {**own, **widths}[teacher] for teacher in run.teachers}
-        for teacher, (_, logits) in taught.items():
-            if not logits and (reads := [term for term in weighed if term in READS_LOGITS]):
-                raise ValueError(
-                    f"runs.{name} weighs {reads[0]!r}, which compares logits; the teacher {teacher!r} is a folder of "
-                    "features and has none; give a finished run, or weigh terms of features alone"
-                )
-        options = {term: run.options[term].to_dict() for term in weighed}
-        model = {"num_outputs": num_outputs, **config.model.to_dict()}
-        model |= {field: run[field] for field in ("hidden", "num_layers") if run[field] is not None}
-        about = {"filter": run.filter, "model": model, "reads": info.modalities[run.modality]}
-        if (seen := json.dumps([about, list(taught.values()), options])) in looked:
-            continue
-        looked.add(seen)
-        labels, mask = jnp.zeros((1, 4, len(info.classes))), jnp.ones((1, 4), bool)
-        batch = Batch(jnp.zeros((1, 4, about["reads"])), labels, mask, jnp.zeros(1, jnp.int32))
+        is_teacher = any(name in run.teachers for run in config.runs.values())
+        _require(
+            not is_teacher or len({widths[stream] for stream in streams}) == 1,
+            f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean",
+        )
+        widths[name] = widths[streams[0]]
+    videos = source.videos("train", [modality]) if given else []  # their lengths are compared with those of features
+    for name, folders in given.items():
+        with _naming(f"teachers.{name}"):
+            members = {folder: describe_given(folder, videos, info) for folder in folders}
+            shown = ", ".join(f"{folder}: {width} and {logits}" for folder, (width, logits) in members.items())
+            same = len(set(members.values())) == 1
+            _require(same, f"features and logits of several folders must have equal widths; {shown}")
+            widths[name] = members[folders[0]]
+    return widths
 
-        def look(teachers, about=about, options=options, batch=batch):
-            key = jax.random.key(0)
-            student, _ = build_model(about).init_with_output(key, batch.features, batch.mask)
-            modules, rngs = make_modules(options, 4), {"params": key, "sample": key}
-            owned = {term: module.init(rngs, student, teachers, batch) for term, module in modules.items()}
-            given = {"head": info.head, "options": options, "modules": modules, "owned": owned}
-            return losses_of(student, teachers, batch, key, options, **given)
 
-        try:
-            jax.eval_shape(look, [outputs(*width) for width in taught.values()])
-        except ValueError as error:
-            raise ValueError(f"runs.{name}: {error}") from None
+def _check_shapes(config: ConfigDict, name: str, source: Source, widths: Mapping[str, tuple[int, int]]) -> None:
+    """Traces the run's model and terms on the shapes of its data and teachers, without computing anything."""
+    manifest = make_manifest(config, name, config.seed, source)
+    program = make_program(config.training, [manifest], num_videos=1, num_snippets=4)
+    for teacher in manifest["teachers"]:
+        unserved = [chosen.name for chosen in program.terms if chosen.term.needs_logits and not widths[teacher][1]]
+        _require(
+            not unserved,
+            f"{', '.join(unserved)} compares logits, but the teacher {teacher!r} is a folder of features and has none; "
+            "give a finished run, or weigh terms that compare features",
+        )
+    taught = tuple(widths[teacher] for teacher in manifest["teachers"])
+    _trace(program, manifest["input_size"], len(source.info.classes), taught)
+
+
+@functools.lru_cache(maxsize=256)  # many runs have the same shapes
+def _trace(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]) -> None:
+    key, mask = jax.random.key(0), jnp.ones((1, 4), bool)
+    batch = Batch(jnp.zeros((1, 4, input_size)), jnp.zeros((1, 4, num_classes)), mask, jnp.zeros(1, jnp.int32))
+
+    def compute(teachers):
+        student, _ = program.model.init_with_output(key, batch.features, mask)
+        owning = [chosen for chosen in program.terms if chosen.term.owns]
+        rngs = {"params": key, "sample": key}
+        owned = {chosen.name: chosen.module().init(rngs, student, teachers, batch) for chosen in owning}
+        weights = {"task": 1.0, **{chosen.name: 1.0 for chosen in program.terms}}
+        losses = weighed_losses(program, teachers, batch, key, weights, owned)
+        return {name: loss(student)[0] for name, loss in losses.items()}
+
+    outputs = [Outputs(*(jax.ShapeDtypeStruct((1, 4, size), jnp.float32) for size in sizes)) for sizes in taught]
+    jax.eval_shape(compute, outputs)
 
 
 def _check_run_folder(directory: epath.Path, name: str) -> None:
@@ -320,24 +435,26 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
     if directory.is_dir() and all(name.startswith(".") for _, _, files in directory.walk() for name in files):
         return  # killed before its config.json was written
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
-    configs = [read_json(folder / "config.json") for folder in folders]
-    if not any(isinstance(found, dict) and found.get("run") == name for found in configs):
-        raise ValueError(f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
+    manifests = [read_json(folder / "config.json") for folder in folders]
+    _require(
+        any(isinstance(found, dict) and found.get("run") == name for found in manifests),
+        f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir",
+    )
 
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
+    """Refuses to continue a run that was trained with other settings; how features were extracted is not a setting."""
     found = read_json(directory / "config.json")
     if found is None:
         return
-    found, wanted = ({k: v for k, v in config.items() if k != "extraction"} for config in (found, wanted))  # no setting
-    if found == wanted:
-        return
+    found, wanted = ({k: v for k, v in manifest.items() if k != "extraction"} for manifest in (found, wanted))
     changes = [
         f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in _differences(found, wanted)
     ]
-    raise ValueError(
+    _require(
+        not changes,
         f"{directory} was trained with other settings ({'; '.join(changes[:3])}): "
-        "choose another --workdir, or train its runs anew with --noresume"
+        "choose another --workdir, or train its runs anew with --noresume",
     )
 
 

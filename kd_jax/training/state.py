@@ -1,6 +1,8 @@
-"""What training changes: parameters, optimiser, step; and the optimiser itself."""
+"""What a training changes: parameters, optimiser state and step; and the optimiser itself."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import flax.struct
 import jax
@@ -8,47 +10,110 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from kd_jax.training.terms import ChosenTerm
 from kd_jax.types import Batch, Outputs
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step updates. Teachers, weights and the run's key are arguments of the step, not state."""
+    """Everything that a step updates. Teachers, weights, learning rate and key are arguments of the step.
 
-    step: jax.Array  # int32, steps taken
-    params: dict  # float32
-    constants: dict  # flax collections that are read, never trained: the input standardisation
+    Attributes:
+      step: int32, steps taken.
+      params: float32 parameters of the model; under OWNED those of the terms.
+      constants: flax collections that are read but not trained: the input standardisation.
+      opt_state: of the optimiser.
+      memory: {term: collections} of terms with a memory.
+    """
+
+    step: jax.Array
+    params: dict
+    constants: dict
     opt_state: optax.OptState
-    memory: dict = flax.struct.field(default_factory=dict)  # {term: collections} of terms that remember
+    memory: dict = flax.struct.field(default_factory=dict)
 
 
-OWNED = "terms"  # the part of `params` that belongs to terms, not to the model: {term: params}
+OWNED = "terms"  # the part of `params` that belongs to terms instead of the model: {term: params}
 
 
 def model_params(params: dict) -> dict:
-    """What belongs to the model alone: what is evaluated, and kept as the best."""
+    """The parameters of the model alone: what is evaluated, and kept as the best."""
     return {name: value for name, value in params.items() if name != OWNED}
 
 
-def make_optimizer(
-    learning_rate: float, *, plateau_patience: int, steps_per_epoch: int
-) -> optax.GradientTransformation:
-    """Adam whose rate is halved when the epoch's mean loss has not fallen for `plateau_patience` epochs (0 = never)."""
-    adam = optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
-    if not plateau_patience:
-        return optax.with_extra_args_support(optax.chain(adam))
-    return optax.chain(
-        adam,
-        optax.contrib.reduce_on_plateau(
-            factor=0.5, patience=plateau_patience, accumulation_size=steps_per_epoch, min_scale=1e-3
-        ),
-    )
+# Optimisers of optax that a config can name. The update of each is proportional to its learning rate.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "nadamw": optax.nadamw,
+    "lamb": optax.lamb,
+    "lion": optax.lion,
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+# Schedules: the number of steps after the warm-up -> the factor of the learning rate at each step.
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+}
 
 
-def current_learning_rate(state: TrainState) -> jax.Array:
-    """Adam's rate after the plateau rule."""
-    scale = state.opt_state[1].scale if len(state.opt_state) > 1 else 1.0
-    return state.opt_state[0].hyperparams["learning_rate"] * scale
+@dataclass(frozen=True)
+class Optimization:
+    """How parameters follow the gradient; the fields of `config.training` say what each means.
+
+    The learning rate is not part of it: it is an argument of the step, so that runs with different rates share one
+    compiled program. The optimiser is made for a rate of 1, and the step multiplies its updates by the rate.
+    """
+
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    schedule: str = "constant"
+    warmup_epochs: int = 0
+    plateau_patience: int = 0
+    epochs: int = 1
+    steps_per_epoch: int = 1
+
+    def __post_init__(self):
+        if self.weight_decay and "weight_decay" not in inspect.signature(OPTIMIZERS[self.optimizer]).parameters:
+            able = [name for name, make in OPTIMIZERS.items() if "weight_decay" in inspect.signature(make).parameters]
+            raise ValueError(
+                f"weight_decay={self.weight_decay} needs an optimizer that has it ({', '.join(able)}), not "
+                f"{self.optimizer!r}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+
+    def make(self) -> optax.GradientTransformationExtraArgs:
+        """The optimiser for a learning rate of 1; its `update` needs `value`, which the plateau rule watches."""
+        decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
+        parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        parts.append(OPTIMIZERS[self.optimizer](1.0, **decay))
+        if self.plateau_patience:
+            plateau = {"patience": self.plateau_patience, "accumulation_size": self.steps_per_epoch}
+            parts.append(optax.contrib.reduce_on_plateau(factor=0.5, min_scale=1e-3, **plateau))
+        return optax.with_extra_args_support(optax.chain(*parts))
+
+    def factor(self, step: jax.Array) -> jax.Array:
+        """The share of the learning rate that the schedule leaves at a step."""
+        warmup = self.warmup_epochs * self.steps_per_epoch
+        decay = SCHEDULES[self.schedule](self.epochs * self.steps_per_epoch - warmup)
+        if not warmup:
+            return decay(step)
+        rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
+        return optax.join_schedules([rise, decay], [warmup])(step)
+
+
+def plateau_scale(opt_state: optax.OptState) -> jax.Array | float:
+    """The factor to which the plateau rule has reduced the learning rate; 1 without such a rule."""
+
+    def is_plateau(x):
+        return isinstance(x, optax.contrib.ReduceLROnPlateauState)
+
+    found = [leaf.scale for leaf in jax.tree.leaves(opt_state, is_leaf=is_plateau) if is_plateau(leaf)]
+    return found[0] if found else 1.0
 
 
 def create_train_state(
@@ -56,33 +121,40 @@ def create_train_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     input_size: int,
+    *,
     constants: dict | None = None,
-    terms: Mapping[str, nn.Module] | None = None,
+    terms: Sequence[ChosenTerm] = (),
     teachers: Sequence[Outputs] = (),
     num_classes: int = 0,
 ) -> TrainState:
-    """Initialises a model that reads `[B, T, input_size]`; `constants` replace the collections that are not trained.
+    """Initialises a model that reads `[B, T, input_size]`, and what terms own.
 
-    `terms`: the modules of those that own something, which see outputs as wide as those of `teachers`, `[T, H]` and
-    `[T, C]`.
+    Args:
+      model: the detector.
+      optimizer: from `Optimization.make`.
+      key: PRNG key.
+      input_size: D.
+      constants: replace the collections that are not trained.
+      terms: the terms of the step. Those that own something see outputs as wide as those of `teachers`.
+      teachers: Outputs of `[T, H]` and `[T, C]`; only their widths matter.
+      num_classes: C, of the labels that those terms see.
     """
-
-    def one(outputs):
-        return jax.tree.map(lambda x: jnp.zeros((1, 1, x.shape[-1])), outputs)
+    features, mask = jnp.zeros((1, 1, input_size)), jnp.ones((1, 1), bool)
 
     def init():
-        mask = jnp.ones((1, 1), bool)
-        variables = model.init(key, jnp.zeros((1, 1, input_size)), mask)
-        params = variables.pop("params")
-        memory = {}
-        if terms:
-            student = model.apply({"params": params, **variables}, jnp.zeros((1, 1, input_size)), mask)
-            batch = Batch(mask[..., None], jnp.zeros((1, 1, num_classes)), mask, jnp.zeros(1, jnp.int32))
+        variables = model.init(key, features, mask)
+        params, memory = variables.pop("params"), {}
+        owned = [chosen.module() for chosen in terms if chosen.term.owns]
+        if owned:
+            names = [chosen.name for chosen in terms if chosen.term.owns]
+            student = model.apply({"params": params, **variables}, features, mask)
+            like = [jax.tree.map(lambda x: jnp.zeros((1, 1, x.shape[-1])), teacher) for teacher in teachers]
+            batch = Batch(features, jnp.zeros((1, 1, num_classes)), mask, jnp.zeros(1, jnp.int32))
             params[OWNED] = {}
-            for index, (term, module) in enumerate(terms.items()):
+            for index, (name, module) in enumerate(zip(names, owned, strict=True)):
                 keys = dict(zip(("params", "sample"), jax.random.split(jax.random.fold_in(key, index)), strict=True))
-                owned = dict(module.init(keys, student, [one(t) for t in teachers], batch))
-                params[OWNED][term], memory[term] = owned.pop("params", {}), owned
+                of_term = dict(module.init(keys, student, like, batch))
+                params[OWNED][name], memory[name] = of_term.pop("params", {}), of_term
         return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), memory)
 
     state = jax.jit(init)()

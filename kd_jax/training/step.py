@@ -1,180 +1,188 @@
-"""One step for teachers, plain students and distilled students.
+"""One training step, the same for teachers, plain students and distilled students.
 
-    loss = task + Σ over teachers, over terms of weight · term(student, teacher)
+    loss = weight · task + Σ over terms of weight · (Σ over teachers of term(student, teacher))
 
-Without teachers it is plain training: that is how the teacher itself was trained. TERMS is the one place where a term
-picks its fields; a new one is a function in kd_jax/losses and a line here. One that owns parameters or a memory is a
-module, and a line of MODULES.
+Training a teacher is the same step without terms.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
-from kd_jax.training.state import OWNED, TrainState, model_params
-from kd_jax.training.terms import TASKS, TERMS
+from kd_jax.models import Detector
+from kd_jax.training.state import OWNED, Optimization, TrainState, model_params, plateau_scale
+from kd_jax.training.terms import TASKS, ChosenTerm
 from kd_jax.types import Batch, Outputs
-
-
-def losses_of(
-    student: Outputs,
-    teachers: Sequence[Outputs],
-    batch: Batch,
-    key: jax.Array,
-    terms: Iterable[str],
-    *,
-    head: str,
-    kernel: jax.Array | None = None,
-    options: Mapping[str, Mapping] | None = None,
-    modules: Mapping[str, nn.Module] | None = None,
-    owned: Mapping[str, Mapping] | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, Outputs], dict[str, jax.Array], dict[str, tuple]]:
-    """The task loss, summed over the student's stages, and each term, summed over teachers, with their gradients.
-
-    Args:
-      student, teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; teachers get no gradient.
-      batch: the labels and the mask.
-      key: draws the negatives.
-      terms: keys of TERMS and of `modules`.
-      head: 'dense' or 'sparse'.
-      kernel: `[H, C]`, of the student's classifier; without it no norms are computed.
-      options: {term: keyword options of its loss}.
-      modules: {term: module} of those that own something.
-      owned: {term: variables of its module}.
-
-    Returns:
-      {'task': …, term: …}, scalars before weighting; by the same names their gradients at the student's Outputs, and
-      how strongly each pulls at the student's features: the norm over the batch of its gradient there, to which what it
-      says of the logits comes through the classifier; and of each module the gradient of its parameters and its other
-      collections afterwards.
-
-    Raises:
-      ValueError: for an unknown term, or terms without a teacher.
-    """
-    terms = tuple(terms)
-    modules = modules or {}
-    unknown = [term for term in terms if term not in TERMS and term not in modules]
-    if unknown:
-        raise ValueError(f"unknown distillation term {unknown[0]!r}; known terms: {', '.join([*TERMS, *modules])}")
-    if terms and not teachers:
-        raise ValueError(f"the terms {', '.join(terms)} compare with a teacher, but no teacher was given")
-
-    def task(student):
-        loss = TASKS[head][0]
-        return sum(loss(x, batch.labels, batch.mask) for x in (*student.earlier_logits, student.logits))
-
-    def term(name, student):
-        read, chosen = TERMS[name][0], (options or {}).get(name, {})
-        keys = (jax.random.fold_in(key, index) for index in range(len(teachers)))
-        return sum(read(student, t, batch, k, **chosen) for t, k in zip(teachers, keys, strict=True))
-
-    def module(name, student, params):
-        variables, rngs = {**owned[name], "params": params}, {"sample": key}
-        return modules[name].apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
-
-    def loss(name, student, params, through):
-        if kernel is not None:
-            student = student.replace(logits=_classified(through, kernel, student.logits))
-        if name in modules:
-            return module(name, student, params)
-        return (task(student) if name == "task" else term(name, student)), None
-
-    values, gradients, norms, own = {}, {}, {}, {}
-    for name in ("task", *terms):
-        params = owned[name]["params"] if name in modules else {}
-        of_loss = jax.value_and_grad(functools.partial(loss, name), argnums=(0, 1, 2), has_aux=True)
-        (values[name], after), (gradients[name], of_params, pull) = of_loss(student, params, student.features)
-        if kernel is not None:
-            pull = gradients[name].features + pull
-            norms[name] = jnp.sqrt(jnp.vdot(pull, pull, precision=jax.lax.Precision.HIGHEST))
-        if name in modules:
-            own[name] = of_params, after
-    return values, gradients, norms, own
-
-
-@jax.custom_vjp
-def _classified(features: jax.Array, kernel: jax.Array, logits: jax.Array) -> jax.Array:
-    """`logits`, whose gradient also reaches the `features` that the classifier made them of.
-
-    A loss that reads no logits has no such gradient, and the product with the kernel is not computed at all.
-    """
-    return logits
-
-
-_classified.defvjp(
-    lambda features, kernel, logits: (logits, kernel),
-    lambda kernel, gradient: (gradient @ kernel.T, None, gradient),
-)
-
 
 BALANCES = ("loss", "gradient")
 
 
-def make_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    *,
-    head: str,
-    options: Mapping | None = None,
-    balance: str = "loss",
-    modules: Mapping[str, nn.Module] | None = None,
-) -> Callable:
-    """Returns `step(state, teachers, batch, weights, key) -> (state, metrics)`, a pure function for `jax.jit`.
+@dataclass(frozen=True)
+class Program:
+    """What a compiled step is made of. Runs with equal programs share one compilation.
 
-    `weights`, which may hold one of the 'task', and the run's `key` are traced, so runs that differ in them share one
-    compiled program. What a weight of a term counts is the `balance`: 'loss', it multiplies the term; 'gradient', the
-    term is scaled so that its gradient at the student's features has so many times the norm of the task's, in every
-    step; the plateau rule then watches the task loss, because the scaled sum is not one function of the parameters.
-    `modules` are those of `make_modules`; a state made with the same ones has what they own.
-
-    Raises:
-      ValueError: for an unknown balance.
+    Attributes:
+      model: the student.
+      head: 'dense' or 'sparse', the key of TASKS.
+      terms: the distillation terms; a run may give some of them the weight 0.
+      optimization: how parameters follow the gradient.
+      balance: what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in every
+        step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
+      gradient_norms: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
+        pass through the losses, but not through the model.
     """
-    if balance not in BALANCES:
-        raise ValueError(f"balance must be one of {', '.join(BALANCES)}; got {balance!r}")
 
-    def train_step(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, weights: dict, key: jax.Array):
-        dropout_key, term_key = jax.random.split(jax.random.fold_in(key, state.step))
+    model: Detector
+    head: str
+    terms: tuple[ChosenTerm, ...] = ()
+    optimization: Optimization = Optimization()  # noqa: RUF009, it is frozen
+    balance: str = "loss"
+    gradient_norms: bool = False
 
-        def forward(params):
-            variables, rngs = {"params": params, **state.constants}, {"dropout": dropout_key}
-            return model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
+    def __post_init__(self):
+        if self.balance not in BALANCES:
+            raise ValueError(f"balance must be one of {', '.join(BALANCES)}; got {self.balance!r}")
 
-        owned = {term: {"params": params, **state.memory[term]} for term, params in state.params.get(OWNED, {}).items()}
-        task, terms = weights.get("task", 1.0), {term: w for term, w in weights.items() if term != "task"}
-        student, pullback = jax.vjp(forward, model_params(state.params))
-        given = {"head": head, "options": options, "modules": modules, "owned": owned}
-        kernel = state.params[model.last_head]["kernel"]
-        parts, gradients, norms, own = losses_of(student, teachers, batch, term_key, terms, kernel=kernel, **given)
-        if balance == "gradient":
-            terms = {
-                term: jnp.where(norms[term] > 0, weight * norms["task"] / jnp.maximum(norms[term], 1e-30), 0.0)
-                for term, weight in terms.items()
-            }
-        factors = {"task": task, **terms}
-        loss = sum(factor * parts[name] for name, factor in factors.items())
-        scaled = [jax.tree.map(lambda g, f=f: f * g, gradients[name]) for name, f in factors.items()]
-        (gradient,) = pullback(jax.tree.map(lambda *g: sum(g), *scaled))
-        if own:
-            gradient[OWNED] = {
-                term: jax.tree.map(lambda g, f=factors[term]: f * g, of_params) for term, (of_params, _) in own.items()
-            }
 
-        watched = loss if balance == "loss" else parts["task"]
+@flax.struct.dataclass
+class Settings:
+    """What distinguishes runs of one program; traced, so that it can differ between them.
+
+    Attributes:
+      weights: {'task' or term: weight}.
+      learning_rate: before schedule and plateau rule.
+      key: PRNG key of the run; a step folds its number in.
+    """
+
+    weights: dict
+    learning_rate: jax.Array
+    key: jax.Array
+
+
+def make_train_step(program: Program) -> Callable:
+    """Returns `step(state, teachers, batch, settings) -> (state, metrics)`, a pure function for `jax.jit`.
+
+    `teachers` is a tuple of the Outputs of each teacher for the batch. `metrics` has the loss, each of its parts before
+    weighting, the norm of the gradient, the learning rate and the number of snippets, all scalars. With 'gradient' as
+    balance the plateau rule watches the task loss, because the scaled sum is not one function of the parameters.
+    """
+    optimizer = program.optimization.make()
+    measure = program.gradient_norms or program.balance == "gradient"
+
+    def train_step(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, settings: Settings):
+        dropout_key, term_key = jax.random.split(jax.random.fold_in(settings.key, state.step))
+
+        def total_loss(params):
+            variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
+            student = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
+            owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
+            losses = weighed_losses(program, teachers, batch, term_key, settings.weights, owned)
+            weights, norms = settings.weights, {}
+            if measure:
+                kernel = params[program.model.last_head]["kernel"]
+                norms = gradient_norms(losses, *jax.lax.stop_gradient((student, kernel)))
+            if program.balance == "gradient":
+                weights = balanced_weights(weights, norms)
+            values, memory = {}, {}
+            for name, loss in losses.items():
+                values[name], memory[name] = loss(student)
+            total = sum(weights[name] * value for name, value in values.items())
+            return total, (values, norms, {name: after for name, after in memory.items() if after})
+
+        (loss, (values, norms, memory)), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+        watched = values["task"] if program.balance == "gradient" else loss
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=watched)
+        rate = settings.learning_rate * program.optimization.factor(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
         metrics = {
             "loss": loss,
-            **parts,
+            **values,
             **{f"gradient/{name}": norm for name, norm in norms.items()},
             "gradient_norm": optax.tree.norm(gradient),
+            "learning_rate": rate * plateau_scale(opt_state),
             "snippets": jnp.sum(batch.mask),
         }
-        params = optax.apply_updates(state.params, updates)
-        memory = {**state.memory, **{term: after for term, (_, after) in own.items()}}
+        memory = {**state.memory, **memory}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
     return train_step
+
+
+def weighed_losses(
+    program: Program,
+    teachers: tuple[Outputs, ...],
+    batch: Batch,
+    key: jax.Array,
+    weights: Mapping[str, jax.Array],
+    owned: Mapping[str, Mapping] | None = None,
+) -> dict[str, Callable]:
+    """The parts of the loss before weighting, {'task' or term: student's Outputs -> (loss, memory afterwards)}.
+
+    A part of weight 0 sees an empty mask, for which every loss is 0 with finite gradients: 0 times a loss that is not
+    finite would be NaN.
+
+    Args:
+      program: head and terms.
+      teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; they get no gradient.
+      batch: labels and mask.
+      key: draws the negatives.
+      weights: {'task' or term: weight}.
+      owned: {term: variables} of terms that own something.
+
+    Raises:
+      ValueError: for terms without a teacher.
+    """
+    if program.terms and not teachers:
+        names = ", ".join(chosen.name for chosen in program.terms)
+        raise ValueError(f"the terms {names} compare with a teacher, but no teacher was given")
+
+    def seen(name):
+        return batch.replace(mask=batch.mask & (weights[name] != 0))
+
+    def task(student):
+        loss, own = TASKS[program.head].loss, seen("task")
+        with jax.named_scope("task"):
+            stages = (*student.earlier_logits, student.logits)
+            return sum(loss(logits, own.labels, own.mask) for logits in stages), {}
+
+    def term(chosen, student):
+        return chosen.value(student, teachers, seen(chosen.name), key, (owned or {}).get(chosen.name, {}))
+
+    terms = {chosen.name: lambda student, chosen=chosen: term(chosen, student) for chosen in program.terms}
+    return {"task": task, **terms}
+
+
+def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax.Array) -> dict[str, jax.Array]:
+    """The norm, over the batch, of each loss's gradient at the student's features.
+
+    It includes the path from the features through the classifier to the logits.
+
+    Args:
+      losses: from `weighed_losses`.
+      student: `[B, T, H]` features and `[B, T, C]` logits.
+      kernel: `[H, C]`, of the classifier.
+    """
+
+    def at(loss, features):
+        logits = student.logits + (features - student.features) @ kernel  # the value of the logits does not change
+        return loss(student.replace(features=features, logits=logits))[0]
+
+    def norm(loss):
+        gradient = jax.grad(lambda features: at(loss, features))(student.features)
+        return jnp.sqrt(jnp.vdot(gradient, gradient, precision=jax.lax.Precision.HIGHEST))
+
+    return {name: norm(loss) for name, loss in losses.items()}
+
+
+def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Weights with which each term's gradient has `weight` times the norm of the task's; 0 for a norm of 0."""
+    scaled = {
+        name: jnp.where(norms[name] > 0, weight * norms["task"] / jnp.maximum(norms[name], 1e-30), 0.0)
+        for name, weight in weights.items()
+        if name != "task"
+    }
+    return {"task": weights["task"], **scaled}

@@ -9,7 +9,7 @@ from kd_jax.data.source import Source
 from kd_jax.evaluation.protocols import PROTOCOLS
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
-from kd_jax.training.run import scoring_of
+from kd_jax.training.scores import scoring_of
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -1,93 +1,185 @@
-"""The distillation terms by name: which fields of student, teacher and batch a loss compares."""
+"""The losses of a training by name: a table of distillation terms, and one of task losses.
+
+A new term is a function in kd_jax/losses, or a module in kd_jax/losses/owned, and one line of TERMS.
+"""
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import jax
 from flax import linen as nn
 
 from kd_jax import losses
+from kd_jax.types import Batch, Outputs
+
+Loss = Callable[..., jax.Array]
 
 
-# Each picks the fields of student, teacher and batch that its loss compares.
-def _features(loss):
-    return lambda student, teacher, batch, key, **options: loss(
-        student.features, teacher.features, batch.mask, **options
-    )
+# What a loss reads: (student, teacher, batch, key) -> (arguments, keyword arguments).
+def features(student, teacher, batch, key):
+    return (student.features, teacher.features, batch.mask), {}
 
 
-def _sampled_features(loss):
-    return lambda student, teacher, batch, key, **options: loss(
-        student.features, teacher.features, batch.mask, key=key, **options
-    )
+def sampled_features(student, teacher, batch, key):
+    return (student.features, teacher.features, batch.mask), {"key": key}
 
 
-def _logits(loss):
-    def read(student, teacher, batch, key, **options):
-        activation = "sigmoid" if student.logits.shape[-1] == batch.labels.shape[-1] else "softmax"
-        return loss(student.logits, teacher.logits, batch.mask, activation=activation, **options)
-
-    return read
+def labelled_features(student, teacher, batch, key):
+    return (student.features, teacher.features, batch.mask), {"labels": batch.labels, "key": key}
 
 
-def _atomic(student, teacher, batch, key, **options):
-    return losses.atomic(student.features, teacher.features, batch.mask, labels=batch.labels, key=key, **options)
+def logits(student, teacher, batch, key):
+    activation = "sigmoid" if student.logits.shape[-1] == batch.labels.shape[-1] else "softmax"
+    return (student.logits, teacher.logits, batch.mask), {"activation": activation}
 
 
-def _graph_distillation(student, teacher, batch, key, **options):
-    return losses.graph_distillation(student, teacher, batch.mask, **options)
+def outputs(student, teacher, batch, key):
+    return (student, teacher, batch.mask), {}
 
 
-# Term: (what it reads of student, teacher and batch; the loss whose keyword options a config may set).
-TERMS: dict[str, tuple[Callable, Callable]] = {
-    "atomic": (_atomic, losses.atomic),
-    "global_context": (_features(losses.global_context), losses.global_context),
-    "boundary": (_features(losses.boundary), losses.boundary),
-    "rkd_distance": (_sampled_features(losses.rkd_distance), losses.rkd_distance),
-    "rkd_angle": (_sampled_features(losses.rkd_angle), losses.rkd_angle),
-    "similarity_preserving": (_features(losses.similarity_preserving), losses.similarity_preserving),
-    "pairwise_similarity": (_features(losses.pairwise_similarity), losses.pairwise_similarity),
-    "logit_distillation": (_logits(losses.logit_distillation), losses.logit_distillation),
-    "soft_cross_entropy": (_logits(losses.soft_cross_entropy), losses.soft_cross_entropy),
-    "hint": (_features(losses.hint), losses.hint),
-    "graph_distillation": (_graph_distillation, losses.graph_distillation),
+@dataclass(frozen=True, eq=False)  # compared by identity: a replaced entry of TERMS is another term
+class Term:
+    """One distillation term.
+
+    Attributes:
+      loss: a function of arrays; {form: function} where the term has several forms; or a flax module that owns
+        parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch.
+      reads: selects the arguments of a function; a module reads everything.
+      needs_logits: whether the term compares logits. A teacher that is a folder of features has none.
+      costly: whether the term takes a large part of a step (`python -m benchmarks.losses`). Runs that weigh it are
+        compiled apart from those that do not.
+    """
+
+    loss: Loss | Mapping[str, Loss] | type[nn.Module]
+    reads: Callable = outputs
+    needs_logits: bool = False
+    costly: bool = False
+
+    @property
+    def owns(self) -> bool:
+        """Whether the term has parameters or a memory."""
+        return isinstance(self.loss, type)
+
+    def options(self) -> dict:
+        """The options that a config may set, with their defaults; `form` first where there are several forms."""
+        if self.owns:
+            return _fields(self.loss)
+        forms = self.functions()
+        options = {"form": next(iter(forms))} if isinstance(self.loss, Mapping) else {}
+        for function in forms.values():
+            options |= _keywords(function)
+        return options
+
+    def functions(self) -> dict[str, Loss]:
+        """{form: function}; a term with one form has the form ''."""
+        return dict(self.loss) if isinstance(self.loss, Mapping) else {"": self.loss}
+
+
+TERMS: dict[str, Term] = {
+    "atomic": Term(losses.ATOMIC_FORMS, labelled_features),
+    "global_context": Term(losses.global_context, features),
+    "boundary": Term(losses.boundary, features),
+    "rkd_distance": Term(losses.rkd_distance, sampled_features, costly=True),
+    "rkd_angle": Term(losses.rkd_angle, sampled_features, costly=True),
+    "similarity_preserving": Term(losses.similarity_preserving, features, costly=True),
+    "pairwise_similarity": Term(losses.pairwise_similarity, features),
+    "logit_distillation": Term(losses.logit_distillation, logits, needs_logits=True),
+    "soft_cross_entropy": Term(losses.soft_cross_entropy, logits, needs_logits=True),
+    "hint": Term(losses.hint, features),
+    "graph_distillation": Term(losses.graph_distillation, outputs, needs_logits=True),
+    "crd": Term(losses.ContrastiveDistillation, costly=True),
+    "holistic": Term(losses.HolisticDistillation, needs_logits=True),
+    "learned_graph": Term(losses.LearnedGraph, needs_logits=True),
 }
 
 
-# Terms that own parameters or a memory: modules, called with the student's Outputs, all teachers' and the batch. Their
-# attributes are the options, but for `num_snippets`, which the training knows.
-MODULES: dict[str, type[nn.Module]] = {
-    "crd": losses.ContrastiveDistillation,
-    "holistic": losses.HolisticDistillation,
-    "learned_graph": losses.LearnedGraph,
+@dataclass(frozen=True)
+class Task:
+    """The task loss of a head, and the number of logits that it needs for C classes."""
+
+    loss: Loss
+    num_outputs: Callable[[int], int]
+
+
+TASKS: dict[str, Task] = {
+    "dense": Task(losses.sigmoid_cross_entropy, lambda num_classes: num_classes),
+    "sparse": Task(losses.softmax_cross_entropy_with_background, lambda num_classes: num_classes + 1),
 }
 
 
-# Terms that take a large part of a step (`python -m benchmarks.losses`; crd has a product with every negative).
-COSTLY = ("rkd_distance", "rkd_angle", "similarity_preserving", "crd")
+@dataclass(frozen=True)
+class ChosenTerm:
+    """A term with its options, as part of a compiled step.
+
+    Attributes:
+      name: the key of TERMS.
+      term: the entry.
+      options: (name, value) of the options that were set, sorted.
+      num_snippets: snippets of all training videos; a memory holds an entry for each.
+    """
+
+    name: str
+    term: Term
+    options: tuple[tuple[str, object], ...] = ()
+    num_snippets: int = 0
+
+    def module(self) -> nn.Module:
+        """The module of a term that owns something."""
+        return self.term.loss(num_snippets=self.num_snippets, **dict(self.options))
+
+    def value(
+        self, student: Outputs, teachers: Sequence[Outputs], batch: Batch, key: jax.Array, variables: Mapping
+    ) -> tuple[jax.Array, dict]:
+        """The loss, summed over teachers, and the collections that the term's module leaves behind."""
+        with jax.named_scope(self.name):
+            if self.term.owns:
+                rngs = {"sample": key}
+                return self.module().apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
+            function, options = _function(self.term, dict(self.options))
+            total = 0.0
+            for index, teacher in enumerate(teachers):
+                arguments, supplied = self.term.reads(student, teacher, batch, jax.random.fold_in(key, index))
+                total += function(*arguments, **supplied, **options)
+            return total, {}
 
 
-# Terms that compare logits, so that a teacher which has only features cannot serve them.
-READS_LOGITS = ("logit_distillation", "soft_cross_entropy", "graph_distillation", "holistic", "learned_graph")
+def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
+    """A term by name with these options.
+
+    Raises:
+      ValueError: for an unknown term, an unknown form, or an option that the term or its form does not have.
+    """
+    if name not in TERMS:
+        raise ValueError(f"unknown distillation term {name!r}; known terms: {', '.join(TERMS)}")
+    term, options = TERMS[name], dict(options or {})
+    known = term.options() if term.owns else _keywords(_function(term, dict(options))[0])
+    form = f" of form {options['form']!r}" if isinstance(term.loss, Mapping) and "form" in options else ""
+    for option in options:
+        if option not in known and not (option == "form" and isinstance(term.loss, Mapping)):
+            raise ValueError(f"{name}{form} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return ChosenTerm(name, term, tuple(sorted(options.items())), num_snippets if term.owns else 0)
 
 
-# Head: (task loss, number of logits for C classes).
-TASKS: dict[str, tuple[Callable, Callable[[int], int]]] = {
-    "dense": (losses.sigmoid_cross_entropy, lambda num_classes: num_classes),
-    "sparse": (losses.softmax_cross_entropy_with_background, lambda num_classes: num_classes + 1),
-}
+def _function(term: Term, options: dict) -> tuple[Loss, dict]:
+    """The loss function of a term, and the options that are left to pass to it."""
+    if not isinstance(term.loss, Mapping):
+        return term.loss, options
+    form = options.pop("form", next(iter(term.loss)))
+    if form not in term.loss:
+        raise ValueError(f"form must be one of {', '.join(term.loss)}; got {form!r}")
+    return term.loss[form], options
 
 
-def term_options(term: str) -> dict:
-    """The options of a term's loss that a config may set, with their defaults."""
-    if term in MODULES:
-        supplied = {"num_snippets", "parent", "name"}
-        return {field.name: field.default for field in dataclasses.fields(MODULES[term]) if field.name not in supplied}
+def _keywords(function: Loss) -> dict:
+    """{keyword option: default} of a loss function, without what the step supplies."""
     supplied = {"labels", "key", "negatives", "activation"}
-    parameters = inspect.signature(TERMS[term][1]).parameters.values()
+    parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
 
-def make_modules(options: Mapping[str, Mapping], num_snippets: int) -> dict[str, nn.Module]:
-    """The modules of those of the terms, {term: options}, that own something."""
-    return {t: MODULES[t](num_snippets=num_snippets, **chosen) for t, chosen in options.items() if t in MODULES}
+def _fields(module: type[nn.Module]) -> dict:
+    """{option: default} of a module, without what the training supplies."""
+    supplied = {"num_snippets", "parent", "name"}
+    return {field.name: field.default for field in dataclasses.fields(module) if field.name not in supplied}

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.losses.atomic import ProjectionHead
 from kd_jax.losses.grams import einsum
+from kd_jax.losses.owned.projection import ProjectionHead
 from kd_jax.masking import check_mask, mask_out, masked_mean
 from kd_jax.types import Batch, Outputs
 

@@ -1,0 +1,25 @@
+"""A projection head, for losses that compare embeddings instead of features."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.masking import unit
+
+
+class ProjectionHead(nn.Module):
+    """Linear map to `width` dimensions and L2 normalisation, `[B, T, H] -> [B, T, width]`, float32.
+
+    `crd` needs one for the student and one for the teacher. `atomic` can take the output of two of them as well, which
+    is off by default (METHOD §2, Atomic [default]); the teacher's head then learns nothing from `atomic`, which stops
+    the gradient at its second argument.
+
+    Attributes:
+      width: E, dimensions of the embedding.
+    """
+
+    width: int = 128
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return unit(nn.Dense(self.width, name="linear")(x.astype(jnp.float32)))

@@ -1,0 +1,42 @@
+"""Saved logits of finished runs → scores."""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from kd_jax.data.annotations import describe
+from kd_jax.data.source import Source
+from kd_jax.evaluation.scoring import Scoring, evaluate
+from kd_jax.files import read_arrays, write_json
+from kd_jax.inference.predict import fuse
+
+VALIDATION = Scoring(("frame_map",))  # how the validation videos choose the best epoch
+
+
+def scoring_of(config) -> Scoring:
+    """How the test videos are scored: as the config says, or with the protocols that the data set is published with."""
+    options = config.evaluation.to_dict()
+    protocols = tuple(options["protocols"]) or describe(config.dataset.name).protocols
+    return Scoring(protocols, options["proposals"], options["threshold"], options["convention"])
+
+
+def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:
+    """Scores the saved logits of a finished run, or the mean logits of several.
+
+    Returns:
+      {'validation': scores, 'test': scores}. The validation videos, if there are any, are scored with VALIDATION.
+    """
+    scores = {}
+    for split, how in {"validation": VALIDATION, "test": scoring}.items():
+        if videos := source.videos(split, []):
+            logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
+            scores[split] = evaluate(logits, videos, source.info, how)
+    return scores
+
+
+def write_results(directory: epath.Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:
+    """Scores a run and writes its results.json, the last file of a run."""
+    scores = score_predictions([directory], source, scoring)
+    results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
+    write_json(directory / "results.json", results)
+    return results

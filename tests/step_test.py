@@ -1,0 +1,428 @@
+"""The step: what it adds up, what padding and devices may change (nothing), how often it compiles (once a length)."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_jax import losses
+from kd_jax.data import synthetic
+from kd_jax.data.batches import make_examples
+from kd_jax.masking import mask_out, masked_mean
+from kd_jax.models import FILTERS, Detector
+from kd_jax.training import terms
+from kd_jax.training.state import OWNED, Optimization, create_train_state, plateau_scale
+from kd_jax.training.step import (
+    BALANCES,
+    Program,
+    Settings,
+    balanced_weights,
+    gradient_norms,
+    make_train_step,
+    weighed_losses,
+)
+from kd_jax.training.terms import TASKS, TERMS, Term, choose_term
+from kd_jax.types import Batch, Outputs
+
+B, T, D, H, C = 2, 12, 5, 8, 3
+KEY = jax.random.key(5)
+RATE = 1e-2
+
+
+def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
+    """The same videos whatever the padding around them."""
+    rng = np.random.default_rng(seed)
+    out = {"features": np.full((rows, length, D), np.nan, np.float32), "labels": np.zeros((rows, length, C), np.uint8)}
+    teacher = Outputs(np.full((rows, length, H), np.nan, np.float32), np.full((rows, length, C), np.nan, np.float32))
+    mask = np.zeros((rows, length), bool)
+    for row, n in enumerate(valid):
+        out["features"][row, :n] = rng.standard_normal((n, D))
+        out["labels"][row, :n] = rng.random((n, C)) < 0.4
+        teacher.features[row, :n] = rng.standard_normal((n, H))
+        teacher.logits[row, :n] = rng.standard_normal((n, C))
+        mask[row, :n] = True
+    return jax.tree.map(jnp.asarray, (Batch(mask=mask, **out), teacher))
+
+
+def make_program(chosen=(), head="dense", filter="ss_tcn", dropout=0.0, patience=2, classes=C, snippets=19, **options):
+    """A program of a small detector with these terms."""
+    model = Detector(filter, num_outputs=TASKS[head].num_outputs(classes), hidden=H, num_layers=2, dropout=dropout)
+    optimization = Optimization(plateau_patience=patience)
+    return Program(model, head, tuple(choose_term(t, None, snippets) for t in chosen), optimization, **options)
+
+
+def make_state(program, size=D, teacher=None, classes=C):
+    teachers = () if teacher is None else (teacher,)
+    owned = {"terms": program.terms, "teachers": teachers, "num_classes": classes}
+    return create_train_state(program.model, program.optimization.make(), jax.random.key(0), size, **owned)
+
+
+def settings(weights=None, rate=RATE, key=KEY):
+    return Settings({"task": 1.0, **(weights or {})}, rate, key)
+
+
+WEIGHTS = {"atomic": 0.7, "global_context": 2.0, "boundary": 0.1}
+
+
+def values_of(program, student, teachers, batch, weights=None):
+    weights = {"task": 1.0, **{chosen.name: 1.0 for chosen in program.terms}, **(weights or {})}
+    parts = weighed_losses(program, tuple(teachers), batch, KEY, weights)
+    return {name: loss(student)[0] for name, loss in parts.items()}
+
+
+def test_every_part_is_summed_over_teachers_and_stages():
+    batch, teacher = make_batch()
+    other = Outputs(teacher.features * 2 + 1, teacher.logits)
+    stage = jnp.zeros((B, T, C))
+    student = Outputs(jnp.sin(jnp.nan_to_num(teacher.features)) + 0.3, stage, earlier_logits=(stage,))
+    program = make_program(WEIGHTS)
+    compute = jax.jit(lambda student: values_of(program, student, (teacher, other), batch))
+    parts = compute(student)
+    boundary = sum(losses.boundary(student.features, t.features, batch.mask) for t in (teacher, other))
+    context = sum(losses.global_context(student.features, t.features, batch.mask) for t in (teacher, other))
+    assert parts.keys() == {"task", *WEIGHTS}
+    np.testing.assert_allclose(parts["task"], 2 * C * np.log(2), rtol=1e-6)  # logits 0: log 2 for each class
+    np.testing.assert_allclose(parts["boundary"], boundary, rtol=1e-6)
+    np.testing.assert_allclose(parts["global_context"], context, rtol=1e-6)
+    of_task, of_boundary = (jax.grad(lambda s, name=name: compute(s)[name])(student) for name in ("task", "boundary"))
+    np.testing.assert_array_equal(of_task.features, 0)
+    np.testing.assert_array_equal(of_boundary.logits, 0)
+    expected = jax.grad(lambda f: sum(losses.boundary(f, t.features, batch.mask) for t in (teacher, other)))
+    np.testing.assert_allclose(of_boundary.features, expected(student.features), rtol=1e-5, atol=1e-7)
+
+
+def test_options_reach_the_loss():
+    batch, teacher = make_batch()
+    student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
+    for form in ("curve", "vector"):
+        program = Program(make_program().model, "dense", (choose_term("boundary", {"form": form}),))
+        expected = losses.boundary(student.features, teacher.features, batch.mask, form=form)
+        np.testing.assert_allclose(values_of(program, student, [teacher], batch)["boundary"], expected)
+
+
+def test_options_of_a_form_reach_it():
+    batch, teacher = make_batch()
+    student = Outputs(jnp.ones((B, T, H)), jnp.zeros((B, T, C)))
+    found = {}
+    for options in ({}, {"form": "nce", "temperature": 1.0}, {"form": "infonce"}, {"form": "margin", "margin": 3.0}):
+        program = Program(make_program().model, "dense", (choose_term("atomic", options),))
+        found[str(options)] = value = values_of(program, student, [teacher], batch)["atomic"]
+        given = {"labels": batch.labels, "key": jax.random.fold_in(KEY, 0)}
+        expected = losses.atomic(student.features, teacher.features, batch.mask, **given, **options)
+        np.testing.assert_allclose(value, expected)
+    assert len(set(map(float, found.values()))) == len(found)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("atomik", {}, "unknown distillation term 'atomik'; known terms: atomic"),
+        ("atomic", {"form": "nope"}, "form must be one of nce, infonce, margin; got 'nope'"),
+        (
+            "atomic",
+            {"form": "margin", "temperature": 7.0},
+            "atomic of form 'margin' has no option 'temperature'; it has ",
+        ),
+        ("atomic", {"form": "infonce", "noise_ratio": 7.0}, "form 'infonce' has no option 'noise_ratio'"),
+        ("atomic", {"margin": 7.0}, "atomic has no option 'margin'; it has num_negatives, temperature, noise_ratio"),
+        ("hint", {"form": "x"}, "hint has no option 'form'; it has none"),
+        ("crd", {"margin": 1.0}, "crd has no option 'margin'; it has width"),
+    ],
+)
+def test_wrong_terms_and_options_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_term(name, options)
+
+
+def test_terms_need_a_teacher_and_balances_are_known():
+    batch, teacher = make_batch()
+    with pytest.raises(ValueError, match="the terms atomic compare with a teacher, but no teacher was given"):
+        values_of(make_program(["atomic"]), teacher, [], batch)
+    with pytest.raises(ValueError, match="balance must be one of loss, gradient; got 'norm'"):
+        make_program(balance="norm")
+
+
+def test_the_norms_at_the_features_by_hand():
+    student = Outputs(jnp.array([[[1.0, 0.0], [0.0, 2.0]]]), jnp.zeros((1, 2, 1)))
+    teacher = Outputs(jnp.zeros((1, 2, 2)), jnp.zeros((1, 2, 1)))
+    batch = Batch(student.features, jnp.array([[[1.0], [0.0]]]), jnp.ones((1, 2), bool))
+    kernel = jnp.array([[2.0], [4.0]])
+    program = make_program(["hint", "logit_distillation"])
+    weights = {"task": 1.0, "hint": 1.0, "logit_distillation": 1.0}
+    norms = gradient_norms(weighed_losses(program, (teacher,), batch, KEY, weights), student, kernel)
+    # (σ(0) − label) / 2 snippets is −1/4 and 1/4 at the logits, times (2, 4) at the features
+    assert float(norms["task"]) == pytest.approx(np.sqrt(2 * (2**2 + 4**2)) / 4)
+    gradient = jax.grad(lambda f: losses.hint(f, teacher.features, batch.mask))(student.features)
+    assert float(norms["hint"]) == pytest.approx(float(jnp.linalg.norm(gradient)))
+    assert float(norms["logit_distillation"]) == 0
+
+
+def test_the_norm_of_a_term_that_reads_features_and_logits_is_that_of_their_sum():
+    batch, teacher = make_batch()
+    teacher = jax.tree.map(jnp.nan_to_num, teacher)
+    student = Outputs(teacher.features[::-1], teacher.logits[::-1])
+    kernel = jax.random.normal(KEY, (H, C))
+    weights = {"task": 1.0, "graph_distillation": 1.0}
+    parts = weighed_losses(make_program(["graph_distillation"]), (teacher,), batch, KEY, weights)
+    norms = gradient_norms(parts, student, kernel)
+    gradient = jax.grad(lambda s: parts["graph_distillation"](s)[0])(student)
+    assert float(jnp.abs(gradient.features).max()) > 0 and float(jnp.abs(gradient.logits).max()) > 0
+    pull = gradient.features + gradient.logits @ kernel.T
+    np.testing.assert_allclose(norms["graph_distillation"], jnp.linalg.norm(pull), rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
+    """With the weights that the balance makes of the given ones, it is plain gradient descent on a weighted sum."""
+    program = make_program(WEIGHTS, balance=balance, patience=0, gradient_norms=True)
+    program = dataclasses.replace(program, optimization=Optimization(optimizer="sgd"))
+    state, (batch, teacher) = make_state(program), make_batch()
+    after, metrics = jax.jit(make_train_step(program))(state, (teacher,), batch, settings(WEIGHTS))
+    ratio = {t: float(metrics["gradient/task"] / metrics[f"gradient/{t}"]) for t in WEIGHTS}
+    effective = {t: w * (ratio[t] if balance == "gradient" else 1) for t, w in WEIGHTS.items()}
+    expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+    def loss(params):
+        student = program.model.apply({"params": params}, batch.features, batch.mask)
+        key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
+        parts = weighed_losses(program, (teacher,), batch, key, {"task": 1.0, **WEIGHTS})
+        return parts["task"](student)[0] + sum(w * parts[t](student)[0] for t, w in effective.items())
+
+    gradient = jax.jit(jax.grad(loss))(state.params)
+    moved = jax.tree.map(lambda a, b: (a - b) / RATE, state.params, after.params)
+    chex.assert_trees_all_close(moved, gradient, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        metrics["gradient_norm"], jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))), rtol=1e-4
+    )
+
+
+def test_norms_are_measured_only_where_somebody_asks():
+    batch, teacher = make_batch()
+    for options in ({}, {"gradient_norms": True}, {"balance": "gradient"}):
+        program = make_program(["boundary"], **options)
+        arguments = make_state(program), (teacher,), batch, settings({"boundary": 0.1})
+        metrics = jax.eval_shape(make_train_step(program), *arguments)[1]
+        assert {f"gradient/{name}" for name in ("task", "boundary")} <= metrics.keys() if options else True
+        assert bool(options) == any(name.startswith("gradient/") for name in metrics)
+
+
+def test_weights_are_balanced_by_hand():
+    found = balanced_weights({"task": 1.0, "hint": 0.5, "atomic": 2.0}, {"task": 6.0, "hint": 4.0, "atomic": 0.0})
+    assert {name: float(weight) for name, weight in found.items()} == {"task": 1.0, "hint": 0.75, "atomic": 0.0}
+
+
+def test_a_balanced_term_without_a_gradient_counts_nothing():
+    program = make_program(["hint"], balance="gradient")
+    state, (batch, _) = make_state(program), make_batch()
+    teacher = program.model.apply({"params": state.params}, batch.features, batch.mask)
+    _, metrics = jax.jit(make_train_step(program))(state, (teacher,), batch, settings({"hint": 1.0}))
+    assert float(metrics["hint"]) < 1e-10 and float(metrics["loss"]) == pytest.approx(float(metrics["task"]), rel=1e-5)
+
+
+ALL, TWO = tuple(TERMS), ("boundary", "logit_distillation")  # of two, one reads features and one logits
+TWO_STEPS = [
+    ("ss_tcn", "dense", ALL),
+    ("ss_tcn", "sparse", ALL),
+    *((f, "dense", TWO) for f in FILTERS if f != "ss_tcn"),
+]
+
+
+@pytest.mark.parametrize("filter, head, chosen", TWO_STEPS)
+def test_every_filter_and_every_term_takes_two_steps(filter, head, chosen):
+    """Each term alone and all of them, in one program, on the synthetic set, with NaN in the padding."""
+    batch, teacher, sizes, snippets = synthetic_batch(head)
+    program = make_program(chosen, head, filter, dropout=0.5, classes=sizes["classes"], snippets=snippets)
+    fresh, step = make_state(program, teacher=teacher, **sizes), jax.jit(make_train_step(program))
+    for term in [*chosen, None]:
+        state, weights = fresh, {other: float(term in (None, other)) for other in chosen}
+        for _ in range(2):
+            state, metrics = step(state, (teacher,), batch, settings(weights))
+            assert all(np.isfinite(v) for v in metrics.values())
+        assert set(metrics) == {"loss", "gradient_norm", "learning_rate", "snippets", "task", *chosen}
+        assert all((metrics[name] != 0) == bool(weights[name]) for name in chosen if name != "learned_graph")
+        assert int(state.step) == 2
+        changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)
+        owned = changed.pop(OWNED, {})
+        assert all(jax.tree.leaves(changed))
+        for module in owned.keys() - {"learned_graph"}:  # the share of a single teacher is 1, whatever is learned
+            assert any(jax.tree.leaves(owned[module])) == bool(weights[module])
+    assert step._cache_size() == 1
+
+
+def synthetic_batch(head):
+    """Two RGB videos of the synthetic set and a padded one; flow channels stand in for a teacher's outputs."""
+    info, splits = synthetic.tiny()
+    videos, classes = splits["train"][:2], len(info.classes)
+    lengths, outputs = [video.num_snippets for video in videos], TASKS[head].num_outputs(classes)
+    examples = make_examples(videos, "rgb", classes)
+
+    def pad(tables, fill):
+        shape = (3, max(lengths) + 3, tables[0].shape[1])
+        padded = np.full(shape, fill, tables[0].dtype)
+        for row, table in enumerate(tables):
+            padded[row, : len(table)] = table
+        return jnp.asarray(padded)
+
+    flow = [video.features["flow"] for video in videos]
+    teacher = Outputs(*(pad([table[:, :width] for table in flow], np.nan) for width in (H, outputs)))
+    batch = Batch(
+        features=pad([example.features for example in examples], np.nan),
+        labels=pad([example.labels for example in examples], 0),
+        mask=pad([np.ones((n, 1), bool) for n in lengths], False)[:, :, 0],
+        first=jnp.array([0, lengths[0], 0]),
+    )
+    return batch, teacher, {"size": batch.features.shape[-1], "classes": classes}, sum(lengths)
+
+
+@pytest.mark.parametrize("rows, length", [(2, 20), (4, 16)])
+def test_padding_changes_neither_loss_nor_gradient(rows, length):
+    program = make_program(WEIGHTS)
+    state, step, results = make_state(program), jax.jit(make_train_step(program)), []
+    for shape in ({}, {"rows": rows, "length": length}):
+        batch, teacher = make_batch(**shape)
+        results.append(step(state, (teacher,), batch, settings(WEIGHTS)))
+    chex.assert_trees_all_close(results[0][1], results[1][1], rtol=2e-5)
+    # Adam's first step is lr·sign-like: compare the moments, which are the gradients themselves.
+    chex.assert_trees_all_close(results[0][0].opt_state, results[1][0].opt_state, rtol=2e-4, atol=2e-6)
+
+
+def test_jit_equals_eager():
+    program = make_program(["boundary"], dropout=0.5)  # tests/losses_laws_test.py holds every term to it
+    state, step, (batch, teacher) = make_state(program), make_train_step(program), make_batch()
+    eager, compiled = (f(state, (teacher,), batch, settings({"boundary": 0.1}))[1] for f in (step, jax.jit(step)))
+    chex.assert_trees_all_close(eager, compiled, rtol=2e-5)
+
+
+def test_one_trace_per_length_whatever_weights_rate_and_key():
+    program = make_program(WEIGHTS, dropout=0.5)
+    state, compiled = make_state(program), jax.jit(chex.assert_max_traces(make_train_step(program), n=2))
+    for number, length in enumerate((12, 16, 12, 16, 12)):
+        batch, teacher = make_batch(length=length, seed=number)
+        weights = {term: jnp.float32(number) for term in ("task", *WEIGHTS)}
+        given = Settings(weights, jnp.float32(number), jax.random.key(number))
+        state, _ = compiled(state, (teacher,), batch, given)
+
+
+def test_a_weight_of_zero_is_plain_training():
+    plain, distilling = make_program(dropout=0.5), make_program(WEIGHTS, dropout=0.5)
+    state, (batch, teacher) = make_state(plain), make_batch()
+    without, _ = jax.jit(make_train_step(plain))(state, (), batch, settings())
+    with_zero, _ = jax.jit(make_train_step(distilling))(state, (teacher,), batch, settings(dict.fromkeys(WEIGHTS, 0.0)))
+    chex.assert_trees_all_close(without.params, with_zero.params, rtol=1e-5, atol=1e-6)
+
+
+def test_a_term_of_weight_zero_that_overflows_changes_nothing(monkeypatch):
+    """In a joint program 0 times an infinite loss would make the sum NaN."""
+
+    def overflows(student, teacher, mask):
+        return masked_mean(jnp.exp(1e4 * jnp.abs(mask_out(student, mask))), mask)
+
+    monkeypatch.setitem(TERMS, "overflows", Term(overflows, terms.features))
+    program, (batch, teacher) = make_program(["overflows"]), make_batch()
+    step, state = jax.jit(make_train_step(program)), make_state(program)
+    assert not np.isfinite(step(state, (teacher,), batch, settings({"overflows": 1.0}))[1]["loss"])
+    after, metrics = step(state, (teacher,), batch, settings({"overflows": 0.0}))
+    plain, _ = jax.jit(make_train_step(make_program()))(state, (), batch, settings())
+    assert all(np.isfinite(v) for v in metrics.values())
+    chex.assert_trees_all_close(after.params, plain.params, rtol=1e-5, atol=1e-6)
+
+
+def test_a_term_registered_anew_under_its_name_is_another_program(monkeypatch):
+    monkeypatch.setitem(TERMS, "mine", Term(lambda s, t, m: jnp.sum(0 * s) + 1.0, terms.features))
+    first = make_program(["mine"])
+    assert first == make_program(["mine"]) and hash(first) == hash(make_program(["mine"]))
+    monkeypatch.setitem(TERMS, "mine", Term(lambda s, t, m: jnp.sum(0 * s) + 2.0, terms.features))
+    second = make_program(["mine"])
+    assert first != second
+    batch, teacher = make_batch()
+    student = jax.tree.map(jnp.nan_to_num, teacher)
+    assert [float(values_of(p, student, [teacher], batch)["mine"]) for p in (first, second)] == [1.0, 2.0]
+
+
+def test_training_a_copy_of_the_teacher_moves_the_student_towards_it():
+    program = make_program(WEIGHTS, patience=0)
+    state, (batch, _) = make_state(program), make_batch()
+    variables = program.model.init(jax.random.key(9), jnp.zeros((1, 1, D)), jnp.ones((1, 1), bool))
+    teacher = program.model.apply(variables, batch.features, batch.mask)
+    step, first = jax.jit(make_train_step(program)), None
+    given = settings({**WEIGHTS, "global_context": 20.0, "boundary": 2.0})
+    for _ in range(150):
+        state, metrics = step(state, (teacher,), batch, given)
+        first = first or metrics
+    assert metrics["global_context"] < 0.5 * first["global_context"]
+    assert metrics["boundary"] < 0.5 * first["boundary"]
+
+
+def rates_of(optimization, values):
+    """The learning rate that each step reports, with these values for the plateau rule to watch."""
+    optimizer, params, rates = optimization.make(), {"w": jnp.ones(2)}, []
+    opt_state = optimizer.init(params)
+    for step, value in enumerate(values):
+        _, opt_state = optimizer.update({"w": jnp.ones(2)}, opt_state, params, value=jnp.float32(value))
+        rates.append(0.1 * float(optimization.factor(jnp.int32(step)) * plateau_scale(opt_state)))
+    return rates
+
+
+def test_the_learning_rate_is_halved_on_a_plateau():
+    optimization = Optimization(plateau_patience=2, steps_per_epoch=2, epochs=5)
+    rates = rates_of(optimization, [5.0, 5, 4, 4, 4, 4, 4, 4, 4, 4])  # epoch means 5, 4, 4, 4, 4
+    np.testing.assert_allclose(rates, [0.1] * 7 + [0.05] * 3, rtol=1e-6)
+
+
+def test_the_learning_rate_can_stay():
+    np.testing.assert_allclose(rates_of(Optimization(), [1.0] * 4), [0.1] * 4, rtol=1e-6)
+
+
+def test_schedules_warm_up_and_decay_by_hand():
+    def rates(**options):
+        return rates_of(Optimization(epochs=5, steps_per_epoch=2, **options), [1.0] * 10)
+
+    linear = [0.1 * (1 - step / 10) for step in range(10)]
+    np.testing.assert_allclose(rates(schedule="linear"), linear, rtol=1e-5)
+    cosine = [0.05 * (1 + np.cos(np.pi * step / 10)) for step in range(10)]
+    np.testing.assert_allclose(rates(schedule="cosine"), cosine, rtol=1e-5)
+    warm = [0.1 * (1 + step * (3 - 1) / 2) / 3 for step in range(2)] + [0.1 * (1 - step / 8) for step in range(8)]
+    np.testing.assert_allclose(rates(schedule="linear", warmup_epochs=1), warm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"optimizer": "adamw", "weight_decay": 0.1}])
+def test_the_step_is_what_optax_does_with_the_same_options(options):
+    program = make_program(patience=0)
+    program = dataclasses.replace(program, optimization=Optimization(**options))
+    state, (batch, _) = make_state(program), make_batch()
+    after, _ = jax.jit(make_train_step(program))(state, (), batch, settings())
+
+    def loss(params):
+        student = program.model.apply({"params": params}, batch.features, batch.mask)
+        return losses.sigmoid_cross_entropy(student.logits, batch.labels, batch.mask)
+
+    optimizer = optax.adamw(RATE, weight_decay=0.1) if options.get("optimizer") else optax.adam(RATE)
+    clip = optax.clip_by_global_norm(0.5) if "clip_norm" in options else optax.identity()
+    optimizer = optax.chain(clip, optimizer)
+    updates, _ = optimizer.update(jax.jit(jax.grad(loss))(state.params), optimizer.init(state.params), state.params)
+    chex.assert_trees_all_close(after.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"weight_decay": 0.1}, r"weight_decay=0.1 needs an optimizer that has it \(adamw, .*\), not 'adam'"),
+        ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs=3 must be below epochs=3"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Optimization(**options)
+
+
+def test_a_term_lists_the_options_that_a_config_may_set():
+    assert set(TERMS["atomic"].options()) == {
+        "form", "num_negatives", "temperature", "noise_ratio", "margin", "normalize",
+    }  # fmt: skip
+    assert TERMS["boundary"].options() == {"form": "curve"}
+    assert set(TERMS["crd"].options()) == {"width", "num_negatives", "temperature", "momentum"}
