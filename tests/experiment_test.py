@@ -77,12 +77,12 @@ WRONG_TURNS = {
     "modality": (lambda c: c.runs.vanilla_rgb.update(modality="depth"), "no modality 'depth'; it has rgb, flow, pose"),
     "filter": (
         lambda c: c.runs.vanilla_rgb.update(filter="lstmm"),
-        "runs.vanilla_rgb.filter='lstmm' is unknown; known",
+        "runs.vanilla_rgb.filter='lstmm'; it must be one of ss_tcn, ",
     ),
     "negative weight": (lambda c: c.runs.augmented_rgb.update(weights={"atomic": -1.0}), "weights.atomic=-1.0"),
     "form": (
         lambda c: c.runs.augmented_rgb.options.boundary.update(form="nope"),
-        r"runs.augmented_rgb.options.boundary: boundary: form must be 'curve' or 'vector', got 'nope'",
+        r"runs.augmented_rgb: boundary: form must be 'curve' or 'vector', got 'nope'",
     ),
     "temperature": (
         lambda c: c.runs.augmented_rgb.options.atomic.update(temperature=0),
@@ -93,13 +93,35 @@ WRONG_TURNS = {
         r"runs.augmented_rgb.options.atomic.margin=nan; it must be finite",
     ),
     "negative margin": (
-        lambda c: c.runs.augmented_rgb.options.atomic.update(margin=-1.0),
-        "atomic: margin must be a finite number of at least 0, got -1.0",
+        lambda c: c.runs.augmented_rgb.options.atomic.update(form="margin", margin=-1.0),
+        "runs.augmented_rgb: atomic_margin: margin must be a finite number of at least 0, got -1.0",
     ),
     "width of a term": (
-        lambda c: c.runs.vanilla_rgb.options.holistic.update(width=0),
-        "options.holistic: holistic: width must be at least 1, got 0",
+        lambda c: (
+            c.runs.augmented_rgb.weights.update(holistic=1.0),
+            c.runs.augmented_rgb.options.holistic.update(width=0),
+        ),
+        "runs.augmented_rgb: holistic: width must be at least 1, got 0",
     ),
+    "option of a term without weight": (
+        lambda c: c.runs.vanilla_rgb.options.holistic.update(width=3),
+        "runs.vanilla_rgb.options.holistic has no effect, because the weight of holistic is 0",
+    ),
+    "option of another form": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(form="margin", temperature=7.0),
+        "runs.augmented_rgb.options.atomic: atomic of form 'margin' has no option 'temperature'",
+    ),
+    "optimizer": (lambda c: c.training.update(optimizer="adm"), "training.optimizer='adm'; it must be one of adam, "),
+    "weight decay": (
+        lambda c: c.training.update(weight_decay=0.1),
+        "training: weight_decay=0.1 needs an optimizer that has it",
+    ),
+    "clip norm": (
+        lambda c: c.training.update(clip_norm=-1.0),
+        "training.clip_norm=-1.0; it must be finite and at least 0",
+    ),
+    "warm-up": (lambda c: c.training.update(warmup_epochs=3), "training: warmup_epochs=3 must be below epochs=3"),
+    "task weight": (lambda c: c.runs.augmented_rgb.update(task_weight=math.inf), "task_weight=inf; it must be finite"),
     "width of a filter": (
         lambda c: c.runs.vanilla_rgb.update(filter="bilstm", hidden=7),
         "runs.vanilla_rgb: BiLSTM: hidden must be even",
@@ -114,15 +136,18 @@ WRONG_TURNS = {
         "runs.augmented_rgb: learned_graph: student and teacher must have equally many features",
     ),
     "one run as text": (lambda c: c.fusions.update(another="flow_teacher"), "'flow_teacher' is a text; write"),
-    "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5; it must be a folder"),
-    "seed": (lambda c: c.update(seed=-1), "seeds=1, seed=-1; there must be"),
+    "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5: it must be a folder"),
+    "seed": (lambda c: c.update(seed=-1), "seed=-1; it must be at least 0"),
     "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
     "teacher without weights": (
         lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(TERMS, 0.0)),
         "no term with a weight",
     ),
-    "fusion": (lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")), "fusions.two_stream names 'flow'"),
+    "fusion": (
+        lambda c: c.fusions.update(two_stream=("flow", "vanilla_rgb")),
+        "fusions.two_stream names flow, but no run has that name",
+    ),
     "baseline": (lambda c: c.update(baseline="vanilla"), "baseline='vanilla', but no run has that name"),
     "data set": (lambda c: c.dataset.update(name="tus"), "data set 'tus' is unknown; known data sets"),
     "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
@@ -133,8 +158,11 @@ WRONG_TURNS = {
     "epochs": (lambda c: c.training.update(epochs=0), "training.epochs=0; it must be at least 1"),
     "dropout": (lambda c: c.model.update(dropout=1.0), "model.dropout=1.0"),
     "threshold": (lambda c: c.evaluation.update(threshold=2.0), "evaluation.threshold=2.0; it must be from 0 to 1"),
-    "data": (lambda c: c.training.update(data="disk"), "training.data='disk'; choose 'auto'"),
-    "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; choose"),
+    "data": (
+        lambda c: c.training.update(data="disk"),
+        "training.data='disk'; it must be one of auto, resident, streamed",
+    ),
+    "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; it must be one of float32, bfloat16"),
     "learning rate": (lambda c: c.training.update(learning_rate=0.0), "training.learning_rate=0.0"),
     "validation": (lambda c: c.dataset.update(validation_fraction=1.0), "validation_fraction=1.0"),
     "run name": (lambda c: c.runs.update({"a/b": schema.make_run("rgb")}), "run name 'a/b' cannot be a folder name"),
@@ -366,15 +394,18 @@ def test_the_table_shows_the_choice_of_validation_its_weights_and_what_is_publis
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.choices.update(best=("vanilla",)), "choices.best .*no run is called 'vanilla'"),
-        (lambda c: c.choices.update(vanilla_rgb=("flow_teacher",)), "choices.vanilla_rgb needs a name that no run has"),
-        (lambda c: c.choices.update(best=()), "choices.best .*it has none"),
+        (lambda c: c.choices.update(best=("vanilla",)), "choices.best names vanilla, but no run has that name"),
+        (
+            lambda c: c.choices.update(vanilla_rgb=("flow_teacher",)),
+            "choices.vanilla_rgb needs a name that no run and no fusion has",
+        ),
+        (lambda c: c.choices.update(best=()), "choices.best .*and at least one run"),
         (lambda c: c.runs.augmented_rgb.update(baseline="vanilla"), "runs.augmented_rgb.baseline='vanilla'"),
-        (lambda c: c.runs.augmented_rgb.update(balance="norm"), "balance='norm'; choose one of loss, gradient"),
+        (lambda c: c.runs.augmented_rgb.update(balance="norm"), "balance='norm'; it must be one of loss, gradient"),
         (lambda c: c.runs.augmented_rgb.update(hidden=0), "runs.augmented_rgb.hidden=0; it must be at least 1"),
         (lambda c: c.teachers.update(flow_teacher="x"), "teachers.flow_teacher needs a name that no run"),
-        (lambda c: c.runs.augmented_rgb.update(teachers=("flow_teacher",) * 2), "names 'flow_teacher' twice"),
-        (lambda c: c.published.update(augmented="1"), "published.augmented is of no row"),
+        (lambda c: c.runs.augmented_rgb.update(teachers=("flow_teacher",) * 2), "teachers names flow_teacher twice"),
+        (lambda c: c.published.update(augmented="1"), "published.augmented is not a row"),
     ],
 )
 def test_mistakes_in_choices_balances_and_widths_are_refused(change, message):

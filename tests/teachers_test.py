@@ -238,7 +238,9 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
 def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, tmp_path):
     config = make_config(new=student("features", weights={"logit_distillation": 1.0}))
     config.teachers.features = str(write_features(tmp_path / "features", source_of(workdir), width=5))
-    with pytest.raises(ValueError, match="'logit_distillation', which compares logits; the teacher 'features'"):
+    with pytest.raises(
+        ValueError, match="runs.new: logit_distillation compares logits, but the teacher 'features' is a folder"
+    ):
         prepare(config, workdir)
     config.runs.new = student("features")
     with pytest.raises(

@@ -201,14 +201,15 @@ def _naming(field: str):
 
 
 def _at_least(lowest: float):
-    return lambda value: lowest <= value < math.inf, f"a finite number of at least {lowest}"
+    return lambda value: value >= lowest, f"at least {lowest}"
 
 
 def _one_of(names):
     return lambda value: value in names, lambda: f"one of {', '.join(names)}"
 
 
-_ABOVE_0 = lambda value: 0 < value < math.inf, "a finite number above 0"
+_ABOVE_0 = lambda value: 0 < value < math.inf, "finite and above 0"
+_FROM_0 = lambda value: 0 <= value < math.inf, "finite and at least 0"
 _BELOW_1 = lambda value: 0 <= value < 1, "at least 0 and below 1"
 
 # What a field must be, where it is set: (condition, description).
@@ -226,8 +227,8 @@ _FIELDS = {
     "training.batch_size": _at_least(1),
     "training.learning_rate": _ABOVE_0,
     "training.optimizer": _one_of(OPTIMIZERS),
-    "training.weight_decay": _at_least(0),
-    "training.clip_norm": _at_least(0),
+    "training.weight_decay": _FROM_0,
+    "training.clip_norm": _FROM_0,
     "training.schedule": _one_of(SCHEDULES),
     "training.warmup_epochs": _at_least(0),
     "training.plateau_patience": _at_least(0),
@@ -242,7 +243,7 @@ _RUN_FIELDS = {
     "hidden": _at_least(1),
     "num_layers": _at_least(1),
     "learning_rate": _ABOVE_0,
-    "task_weight": _at_least(0),
+    "task_weight": _FROM_0,
     "balance": _one_of(BALANCES),
 }
 
@@ -286,7 +287,7 @@ def _check_run(config: ConfigDict, name: str) -> None:
     )
     _require(active or not run.teachers, f"{field} has teachers but no term with a weight above 0; set {field}.weights")
     twice = [teacher for teacher, count in Counter(run.teachers).items() if count > 1]
-    _require(not twice, f"{field}.teachers names {twice} twice; name it once, and give it more with a larger weight")
+    _require(not twice, f"{field}.teachers names {', '.join(twice)} twice; name it once, and raise the weights instead")
     _require(run.task_weight or run.teachers, f"{field}.task_weight=0; it must be above 0 without teachers")
     _require(
         run.task_weight or run.balance != "gradient",
