@@ -22,8 +22,8 @@ from kd_jax.models.layers import Dropout
 from kd_jax.training.terms import TASKS, TERMS
 
 LAYERS, DILATION = 5, 4
-TERMS = {term: (term, {}) for term in TERMS} | {
-    "global_context, snippet": ("global_context", {"relation": "snippet"}),
+MEASURED = {name: (term, {}) for name, (term, _) in TERMS.items()} | {
+    "global_context, snippet": (TERMS["global_context"][0], {"relation": "snippet"}),
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
 # The convolution needs four of half the length, forward and for each of its gradients.
@@ -65,10 +65,10 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     task = jax.jit(jax.value_and_grad(TASKS["dense"][0]))
     calls = {"task": lambda: task(student.logits, batch.labels, batch.mask)}
     num_bytes = {"task": 2 * student.logits.nbytes + batch.labels.nbytes}
-    for name, (term, options) in TERMS.items():
+    for name, (term, options) in MEASURED.items():
 
         def loss(features, student, teacher, batch, key, term=term, options=options):
-            return TERMS[term][0](student.replace(features=features), teacher, batch, key, **options)
+            return term(student.replace(features=features), teacher, batch, key, **options)
 
         gradient = jax.jit(jax.value_and_grad(loss))
         calls[name] = lambda gradient=gradient: gradient(x, student, teacher, batch, key)

@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import AHEAD, Example, bucket_lengths, plan_epoch
+from kd_jax.data.batches import epoch as epoch_batches
 from kd_jax.training import on_device
 from kd_jax.training.state import TrainState, make_optimizer
 from kd_jax.training.step import make_train_step
@@ -231,7 +232,7 @@ class Population:
         _, *given = self._given[0]
         state, weights, key = jax.tree.map(lambda x: x[0], (self.states, *given))
         steps = []
-        batches = epoch(
+        batches = epoch_batches(
             self._sets[0], self._buckets, self._training.batch_size, self._mesh, seed=self._seeds[0], epoch=epoch
         )
         with contextlib.closing(batches):
