@@ -1,8 +1,9 @@
 """The environment of every test: strict rank promotion, CPU only, fast compilation, one compilation cache.
 
-The cache is kept between runs, in `.pytest_cache`; `pytest --cache-clear` empties it.
+The cache is kept between runs. Delete the folder `.test_cache` to empty it.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,8 @@ FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-CACHE_BYTES = 2 * 2**30
+CACHE = Path(__file__).parents[1] / ".test_cache"
+COMPILED, COMPILED_BYTES = CACHE / "compiled", 2 * 2**30
 USER_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS")
 
 
@@ -34,9 +36,21 @@ def known_flags(flags: tuple[str, ...]) -> list[str]:
     return list(flags) if all_known(flags) else [flag for flag in flags if all_known([flag])]
 
 
+def remembered_flags(file: Path) -> list[str]:
+    """Return the known ones of `FLAGS`. `file` keeps the answer for the next run."""
+    if file.exists() and (answer := json.loads(file.read_text()))["asked"] == list(FLAGS):
+        return answer["known"]
+    answer = {"asked": FLAGS, "known": known_flags(FLAGS)}
+    file.parent.mkdir(exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(answer))
+    unfinished.replace(file)
+    return answer["known"]
+
+
 def remove_least_recently_used(folder: Path, max_bytes: int) -> None:
     """Remove the files of `folder` that were read longest ago until the others take at most `max_bytes`."""
-    files = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda file: -file[0].st_atime)
+    files = sorted(((path.stat(), path) for path in folder.glob("*")), key=lambda file: -file[0].st_atime)
     total = 0
     for stat, path in files:
         total += stat.st_size
@@ -44,20 +58,16 @@ def remove_least_recently_used(folder: Path, max_bytes: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def pytest_configure(config):
+def pytest_configure():
     """Set the environment before JAX is imported. Workers, and the programs that tests start, inherit it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         for name in USER_VARIABLES:
             os.environ[f"USER_{name}"] = os.environ.get(name, "")
-        key = f"kd_jax/xla_flags_{metadata.version('jaxlib')}"
-        asked, known = config.cache.get(key, ([], []))
-        if asked != list(FLAGS):
-            known = known_flags(FLAGS)
-            config.cache.set(key, (FLAGS, known))
-        os.environ["XLA_FLAGS"] = " ".join([os.environ["USER_XLA_FLAGS"], *known])
+        flags = remembered_flags(CACHE / f"xla_flags_{metadata.version('jaxlib')}.json")
+        os.environ["XLA_FLAGS"] = " ".join([os.environ["USER_XLA_FLAGS"], *flags])
         os.environ["JAX_PLATFORMS"] = "cpu"
         # JAX names an entry after its program, the flags, the devices and the version of jaxlib.
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("kd_jax_compiled"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     import jax
 
@@ -66,7 +76,7 @@ def pytest_configure(config):
 
 def pytest_unconfigure():
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        remove_least_recently_used(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), CACHE_BYTES)
+        remove_least_recently_used(COMPILED, COMPILED_BYTES)
 
 
 @pytest.fixture
