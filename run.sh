@@ -2,7 +2,8 @@
 # ./run.sh               makes .venv, installs kd_jax, runs the demo experiment (configs/demo.py)
 # ./run.sh demo-video    from pixels on: draws videos, extracts RGB, flow and pose features, trains, predicts from a video
 # ./run.sh main ARGS     the same for any experiment: python -m kd_jax.main ARGS
-# ./run.sh test [ARGS]   installs what the tests need and runs them (ARGS go to pytest)
+# ./run.sh test [ARGS]   installs what the tests need, runs ruff, mypy and all tests (ARGS go to pytest)
+# ./run.sh test --fast [ARGS]   leaves out the tests marked `slow`
 # EXTRA=cuda or EXTRA=tpu installs JAX for that device, for `main`.
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer). Running again reuses .venv.
 set -euo pipefail
@@ -59,7 +60,13 @@ case ${1-} in
   test)
     install test '.[test]'
     shift
-    .venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+    if [ "${1-}" = --fast ]; then
+      shift
+      set -- -m 'not slow' "$@"
+    fi
+    .venv/bin/python -m ruff check .
+    .venv/bin/python -m ruff format --check .
+    .venv/bin/python -m mypy
     exec .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal "$@"
     ;;
   *)

@@ -1,6 +1,6 @@
-"""Every benchmark runs, on sizes of a test, and writes finite figures above 0; how large they are decides nothing.
+"""Every benchmark runs on small inputs and writes finite positive figures. The tests do not judge the figures.
 
-Our side alone: CI has no PyTorch.
+The benchmarks run without their PyTorch peers, because CI has no PyTorch.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VIDEOS = ["--videos=1", "--snippets=64", "--width=16"]
-COMMANDS = {  # name: (flags, number of rows)
+COMMANDS = {  # name: (flags, least number of rows)
     "train": (["--epochs=1", "--hidden=8", "--batch=1", "--nomemory", *VIDEOS], 2),
     "train --runs": (["--runs=2", "--epochs=1", "--hidden=8", "--batch=1", *VIDEOS], 2),
     "inference": (["--repeats=1", "--hidden=8", "--window=64", "--long_lengths=100", *VIDEOS], 3),
@@ -29,6 +29,7 @@ COMMANDS = {  # name: (flags, number of rows)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_benchmark_writes_finite_figures(name, tmp_path):
     arguments, rows = COMMANDS[name]
@@ -47,13 +48,13 @@ def test_a_benchmark_writes_finite_figures(name, tmp_path):
         assert str(next(iter(row.values()))) in result.stdout
 
 
-def test_a_benchmark_that_cannot_write_its_figures_does_not_start():
+def test_an_output_in_a_missing_folder_is_refused_at_the_start():
     command = [sys.executable, "-m", "benchmarks.metrics", "--output=no_such_folder/figures.json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "there is no such folder" in result.stderr and not result.stdout
 
 
-def test_every_benchmark_is_tested_and_in_its_readme():
+def test_every_benchmark_is_tested_and_in_the_readme():
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "measuring.run(" in path.read_text()}
     assert names - {"measuring"} == {name.split()[0] for name in COMMANDS}
     text = (ROOT / "benchmarks/README.md").read_text()

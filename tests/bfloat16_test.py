@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kd_jax import config as schema
 from kd_jax.evaluation.scoring import Scoring, evaluate
@@ -17,6 +18,7 @@ from kd_jax.training.run import train_runs
 MAP = "frame_map/present_classes"
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_and_scores_like_float32(tmp_path):
     curves, runs = {}, {}
     for dtype in ("float32", "bfloat16"):

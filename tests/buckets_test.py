@@ -1,6 +1,6 @@
-"""A workdir may be gs://bucket/folder: killed, continued, skipped and read as one on a disk.
+"""A workdir may be gs://bucket/folder. Killing, resuming, skipping and reading work as in a local workdir.
 
-The bucket is gcp-storage-emulator's, which speaks the protocol of Google Cloud Storage but holds one process at a time.
+gcp-storage-emulator serves the bucket. It implements the protocol of Google Cloud Storage for one client at a time.
 """
 
 import json
@@ -20,8 +20,10 @@ from gcsfs.core import GCSFileSystem
 from kd_jax.files import read_arrays
 from kd_jax.training.teachers import fingerprint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
-STUDENT_OF_A_BUCKET = """
+CONFIG_WITH_TEACHER_IN_BUCKET = """
 from kd_jax import config as schema
 from tests import teacher_and_student
 
@@ -38,12 +40,12 @@ def get_config(variant=""):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A bucket, kdjax, as a file system; the programs that the test starts find it too."""
-    plain = objects.download
+    """An empty bucket named kdjax, as a file system. Environment variables lead the started programs to it."""
+    original_download = objects.download
 
     def download(request, response, storage, *arguments, **options):
-        plain(request, response, storage, *arguments, **options)
-        if response.status.value < 300:  # the header that tensorstore needs and the emulator leaves out
+        original_download(request, response, storage, *arguments, **options)
+        if response.status.value < 300:  # tensorstore needs this header; the emulator omits it
             stored = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
             response["X-Goog-Generation"] = stored["generation"]
 
@@ -51,18 +53,19 @@ def bucket(monkeypatch):
     with server.create_server("localhost", 0, in_memory=True, default_bucket="kdjax") as emulator:
         address = f"http://localhost:{emulator._api._httpd.server_port}"
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would look for credentials
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # otherwise gcsfs looks for credentials
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         yield GCSFileSystem(endpoint_url=address, token="anon", use_listings_cache=False)
 
 
-def arrays(bucket, path: str) -> dict[str, np.ndarray]:
+def read_bucket_arrays(bucket, path: str) -> dict[str, np.ndarray]:
     with bucket.open(path) as stream:
         file = np.load(stream, allow_pickle=False)
         return {name: file[name] for name in file.files}
 
 
 def run(module: str, *arguments: str) -> str:
+    """Run a command of kd_jax and return its output."""
     command = [sys.executable, "-m", f"kd_jax.{module}", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -78,7 +81,8 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     journal, deadline = "kdjax/work/flow_teacher/metrics.jsonl", time.monotonic() + 200
-    while time.monotonic() < deadline and not (bucket.exists(journal) and bucket.cat(journal).count(b"\n") >= 2):
+    while not (bucket.exists(journal) and bucket.cat(journal).count(b"\n") >= 2):
+        assert killed.poll() is None and time.monotonic() < deadline, "no two epochs were written"
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL and bucket.cat(journal).count(b"\n") < 4
@@ -87,7 +91,7 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
     run("main", *experiment, f"--workdir={tmp_path / 'work'}")
     for name in ("flow_teacher", "augmented_rgb"):
         whole = read_arrays(tmp_path / "work" / name / "predictions_test.npz")
-        stored = arrays(bucket, f"kdjax/work/{name}/predictions_test.npz")
+        stored = read_bucket_arrays(bucket, f"kdjax/work/{name}/predictions_test.npz")
         assert stored.keys() == whole.keys()
         for video in whole:
             np.testing.assert_array_equal(stored[video], whole[video])
@@ -105,9 +109,9 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
         f"--features={tmp_path / 'video.npy'}",
         "--output=gs://kdjax/out",
     )
-    assert len(arrays(bucket, "kdjax/out/scores.npz")["video"]) == 40
+    assert len(read_bucket_arrays(bucket, "kdjax/out/scores.npz")["video"]) == 40
 
-    (tmp_path / "given.py").write_text(STUDENT_OF_A_BUCKET)
+    (tmp_path / "given.py").write_text(CONFIG_WITH_TEACHER_IN_BUCKET)
     student = [f"--config={tmp_path / 'given.py'}", "--config.training.epochs=1", f"--workdir={tmp_path / 'given'}"]
     assert "learns from flow_teacher, best epoch" in run("main", *student)
     taught = json.loads((tmp_path / "given" / "augmented_rgb" / "config.json").read_text())["teachers"]
@@ -117,7 +121,7 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
     }
 
 
-def test_a_bucket_that_is_not_there(bucket):
+def test_a_missing_bucket_is_an_error(bucket):
     result = subprocess.run(
         [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", "--workdir=gs://nobucket/work"],
         cwd=ROOT,

@@ -1,38 +1,86 @@
-"""Strict numerics for every test: no silent rank promotion, one small CPU; programs compiled once for all of them."""
+"""The environment of every test: strict rank promotion, CPU only, fast compilation, one compilation cache.
 
+The cache is kept between runs. Delete the folder `.test_cache` to empty it.
+"""
+
+import json
 import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
-# Most of a test's time went into the last optimisations of its machine code, then into XLA's newer generator of fused
-# loops. XLA's own optimisations, of the program, stay on. JAX reads this when it is imported; the programs that tests
-# start read it too, but for those under `as_users_run`. Workers inherit what pytest's first process has set here.
-USERS = {
-    name: os.environ.setdefault(f"USERS_{name}", os.environ.get(name, "")) for name in ("XLA_FLAGS", "JAX_PLATFORMS")
-}
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"{USERS['XLA_FLAGS']} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+import pytest
+
+# Most of a test's time is compilation. These flags skip the last optimizations of machine code, which are most of that
+# time, and XLA's newer generator of fused loops. XLA still optimizes the program itself.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
-
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
+CACHE = Path(__file__).parents[1] / ".test_cache"
+COMPILED, COMPILED_BYTES = CACHE / "compiled", 2 * 2**30
+USER_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """A cache that the workers, and the programs that tests start, share for this run of the tests alone."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "compiled"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def known_flags(flags: tuple[str, ...]) -> list[str]:
+    """Return the flags that the installed XLA knows. XLA aborts on others, so a separate process tries them."""
+
+    def all_known(flags):
+        environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        program = [sys.executable, "-c", "import jax; jax.devices()"]
+        return subprocess.run(program, env=environment, capture_output=True).returncode == 0
+
+    return list(flags) if all_known(flags) else [flag for flag in flags if all_known([flag])]
+
+
+def remembered_flags(file: Path) -> list[str]:
+    """Return the known ones of `FLAGS`. `file` keeps the answer for the next run."""
+    if file.exists() and (answer := json.loads(file.read_text()))["asked"] == list(FLAGS):
+        return answer["known"]
+    answer = {"asked": FLAGS, "known": known_flags(FLAGS)}
+    file.parent.mkdir(exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(answer))
+    unfinished.replace(file)
+    return answer["known"]
+
+
+def remove_least_recently_used(folder: Path, max_bytes: int) -> None:
+    """Remove the files of `folder` that were read longest ago until the others take at most `max_bytes`."""
+    files = sorted(((path.stat(), path) for path in folder.glob("*")), key=lambda file: -file[0].st_atime)
+    total = 0
+    for stat, path in files:
+        total += stat.st_size
+        if total > max_bytes:
+            path.unlink(missing_ok=True)
+
+
+def pytest_configure():
+    """Set the environment before JAX is imported. Workers, and the programs that tests start, inherit it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for name in USER_VARIABLES:
+            os.environ[f"USER_{name}"] = os.environ.get(name, "")
+        flags = remembered_flags(CACHE / f"xla_flags_{metadata.version('jaxlib')}.json")
+        os.environ["XLA_FLAGS"] = " ".join([os.environ["USER_XLA_FLAGS"], *flags])
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # JAX names an entry after its program, the flags, the devices and the version of jaxlib.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        remove_least_recently_used(COMPILED, COMPILED_BYTES)
 
 
 @pytest.fixture
 def as_users_run(monkeypatch):
-    """Programs that the test starts choose their devices and optimise their code as a user's do."""
-    for name, value in USERS.items():
-        monkeypatch.setenv(name, value)
+    """Programs that the test starts use the user's flags and devices, not those of the tests."""
+    for name in USER_VARIABLES:
+        monkeypatch.setenv(name, os.environ[f"USER_{name}"])

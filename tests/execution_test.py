@@ -49,6 +49,7 @@ def test_what_fails_is_raised(workers):
         dict(run(square, [(i, 0) for i in range(10, 16)], workers=workers))
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]

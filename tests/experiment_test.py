@@ -453,6 +453,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
     assert [record["epoch"] for record in records] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_kill_and_restart_ends_with_the_same_scores(tmp_path, as_users_run):
     def command(workdir):
         overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4"]

@@ -260,6 +260,7 @@ def test_help_shows_how_a_video_is_cut():
         assert all(f"--{name}:" in told for name in ("length", "stride", "last", "size", "shorter_side", "flow", "fps"))
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
     output, videos = tmp_path / "out", copy(figures, tmp_path / "videos", **{f"video_{i}": i % 3 for i in range(5)})
     command = extract_command(figures, videos, output, "--stride=2", "--workers=2")
@@ -356,6 +357,7 @@ def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out" / "figure_000.npy")[0], alone, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_drawing_that_was_killed_begins_anew(tmp_path):
     (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
     (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
@@ -379,6 +381,7 @@ def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figu
         np.testing.assert_allclose(feature, alone, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_eight_devices_encode_as_one(figures, tmp_path):
     program = f"""
 import jax, numpy as np
@@ -402,6 +405,7 @@ np.save({str(tmp_path)!r} + "/DEVICES.npy", np.concatenate(rows))
     np.testing.assert_allclose(np.load(tmp_path / "8.npy"), np.load(tmp_path / "1.npy"), atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_from_pixels_to_detections(figures, features, tmp_path):
     annotations = [f"--annotations={figures / 'annotations.json'}", f"--classes={figures / 'classes.txt'}"]
     folders = [f"--features={modality}={folder}" for modality, folder in features.items()]

@@ -278,6 +278,7 @@ print(sorted(read))
 """
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_reads_only_the_videos_of_its_rows():
     with socket.socket() as free:
         free.bind(("localhost", 0))

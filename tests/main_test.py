@@ -128,6 +128,7 @@ def test_every_experiment_has_a_folder_of_its_own(file, folder):
     assert main._name_of(file) == folder
 
 
+@pytest.mark.slow
 def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke"]
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

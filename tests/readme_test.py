@@ -1,4 +1,4 @@
-"""What the README shows, runs: its Python blocks, and the commands that need no data of the reader's."""
+"""The Python blocks of the README run, and the files, modules and flags that it names exist."""
 
 import re
 import subprocess
@@ -18,22 +18,22 @@ def test_python_blocks_run(number):
     assert result.returncode == 0, result.stderr
 
 
-def test_there_is_a_block_that_uses_a_loss():
+def test_a_block_uses_a_loss():
     assert any("losses." in block for block in PYTHON)
 
 
-def test_files_and_folders_the_readme_names_exist():
+def test_named_files_and_folders_exist():
     named = set(re.findall(r"`((?:kd_jax|configs|data_prep|tests|benchmarks|docs)/[\w./]*)`", TEXT))
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_modules_the_readme_runs_exist():
+def test_named_modules_exist():
     for module in set(re.findall(r"python -m ([\w.]+)", TEXT)):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
 
 
-def test_flags_the_readme_uses_are_known():
+def test_named_flags_exist():
     for module in ("kd_jax.main", "kd_jax.predict", "data_prep.build", "data_prep.convert_weights"):
         known = subprocess.run(
             [sys.executable, "-m", module, "--helpfull"], cwd=ROOT, capture_output=True, text=True
