@@ -255,7 +255,7 @@ def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, 
     config.runs.new = student("both")
     config.teachers.both = (workdir / "flow", config.teachers.features)
     with pytest.raises(
-        ValueError, match=r"teachers\.both: features and logits of several folders must be equally many"
+        ValueError, match=r"teachers\.both: features and logits of several folders must have equal widths"
     ):
         prepare(config, workdir)
     config.teachers.both = (workdir / "flow", 1)
