@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax.data import feature_files
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
-from kd_jax.data.checks import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, UNTOLD, Findings
+from kd_jax.data.checks import CLIPPED, CROPPED, LATE, NO_MANIFEST, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, Findings
 from kd_jax.data.feature_files import FeatureFolder, check_file, load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
@@ -116,7 +116,7 @@ def test_two_files_for_one_video_and_none(tmp_path):
     folder = FeatureFolder(("rgb",), tmp_path)
     for suffix in ("npy", "npz"):
         save(tmp_path / f"v.{suffix}", TABLE)
-    assert "only one can be meant" in feature_files.check_video_files("v", [folder])[1].problems["two feature files"][0]
+    assert "remove one" in feature_files.check_video_files("v", [folder])[1].problems["two feature files"][0]
     shapes, findings = feature_files.check_video_files("w", [folder])
     assert shapes == {} and list(findings.problems) == ["missing feature file, see --skip_missing"]
     shapes, findings = feature_files.check_video_files("w", [folder], skip_missing=True)
@@ -197,4 +197,4 @@ def test_manifests_say_how_features_were_made_if_all_agree(manifests, problem, n
     assert made == ({"pose": MADE} if manifests and not noted else {})
     told = findings.problems["features made in different ways"]
     assert len(told) == bool(problem) and all(problem in line for line in told)
-    assert len(findings.handled[UNTOLD]) == noted
+    assert len(findings.handled[NO_MANIFEST]) == noted

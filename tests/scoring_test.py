@@ -10,7 +10,7 @@ from kd_jax.data.annotations import DATASETS
 from kd_jax.evaluation.metrics.event_map import event_map
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, score
-from kd_jax.evaluation.scoring import Scoring, evaluate, make_truth, probabilities, ranking_scores
+from kd_jax.evaluation.scoring import Scoring, make_truth, probabilities, ranking_scores, score_split
 from kd_jax.segments import labels_from_segments
 
 T, SECONDS = 40, 0.5
@@ -68,7 +68,7 @@ def test_every_data_set_names_protocols_that_exist():
 def test_dense_logits_by_the_metrics_themselves():
     rng = np.random.default_rng(1)
     logits = {name: rng.standard_normal((T, 2)).astype(np.float32) for name in SEGMENTS}
-    results = evaluate(logits, VIDEOS, INFO, Scoring(("frame_map", "event_map"), threshold=0.6))
+    results = score_split(logits, VIDEOS, INFO, Scoring(("frame_map", "event_map"), threshold=0.6))
     frames = frame_map(list(logits.values()), list(LABELS.values()))
     assert results["frame_map/present_classes"] == frames["mean_over_present_classes"]
     assert results["per_class"]["frame_map"] == dict(zip("ab", frames["per_class"], strict=True))
@@ -84,7 +84,7 @@ def test_sparse_logits_rank_by_their_probability_and_find_by_the_background():
     for name, labels in LABELS.items():
         background = 1.0 - labels.max(axis=1, keepdims=True)
         logits[name] = 8 * np.concatenate([labels * [1.0, 1.01], background], axis=1)
-    results = evaluate(logits, VIDEOS, SPARSE, Scoring(("frame_map", "event_map")))
+    results = score_split(logits, VIDEOS, SPARSE, Scoring(("frame_map", "event_map")))
     shifted = {v: np.exp(t) / np.exp(t).sum(axis=1, keepdims=True) for v, t in logits.items()}
     expected = frame_map([t[:, :2] for t in shifted.values()], list(LABELS.values()))
     assert results["frame_map/present_classes"] == pytest.approx(expected["mean_over_present_classes"])
@@ -94,16 +94,16 @@ def test_sparse_logits_rank_by_their_probability_and_find_by_the_background():
 
 def test_absent_values_are_none():
     videos = [base.Video("v", {}, SEGMENTS["v"][:1], T * SECONDS)]
-    results = evaluate({"v": np.zeros((T, 2))}, videos, INFO, Scoring(("frame_map", "charades_localize")))
+    results = score_split({"v": np.zeros((T, 2))}, videos, INFO, Scoring(("frame_map", "charades_localize")))
     assert results["per_class"]["frame_map"]["b"] is None and results["charades_localize/official_mean"] is None
     json.dumps(results, allow_nan=False)
 
 
 def test_what_cannot_be_scored_is_said():
     with pytest.raises(ValueError, match="no prediction for 1 of 2 videos, first 'w'"):
-        evaluate({"v": np.zeros((T, 2))}, VIDEOS, INFO, Scoring(("frame_map",)))
+        score_split({"v": np.zeros((T, 2))}, VIDEOS, INFO, Scoring(("frame_map",)))
     with pytest.raises(ValueError, match="protocol 'frame_mapp' is unknown; known protocols: frame_map, "):
-        evaluate({}, [], INFO, Scoring(("frame_mapp",)))
+        score_split({}, [], INFO, Scoring(("frame_mapp",)))
     with pytest.raises(ValueError, match="event_map needs detections, and these predictions hold none"):
         score(Predictions(), make_truth(VIDEOS, INFO), ["event_map"])
     with pytest.raises(ValueError, match="has no background probability"):

@@ -1,4 +1,4 @@
-"""Prediction files: by hand as the official tools write them, round trips, and broken files told in one error."""
+"""Prediction files: files in the layout of the official tools, round trips, and errors for broken files."""
 
 import json
 import re
@@ -264,7 +264,7 @@ def test_json_refuses_text_and_repeated_keys(tmp_path):
         (tmp_path / "x.json").write_bytes(content)
         refuses(read, tmp_path / "x.json", "not readable as JSON")
     (tmp_path / "x.json").write_text('{"results": {"v": [], "v": []}}')
-    refuses(read, tmp_path / "x.json", "'v': it stands 2 times in one object")
+    refuses(read, tmp_path / "x.json", "the key 'v' occurs 2 times in one object")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_pku_mmd_refuses_folders(tmp_path):
         (["a 1 0 0", "a 26 0 0"], "line 2: frame 26 of 'a', expected 1 … 25"),
         (["a 0 0 0", "a 25 0 0"], "line 2: frame 25 of 'a', expected 0 … 24 in a file that has a frame 0"),
         (["a -1 0 0"], "line 1: frame -1"),
-        (["a 1 0 0", "b 1 0 0", "a 1 1 1"], "line 3: frame 1 of 'a' stands already in line 1"),
+        (["a 1 0 0", "b 1 0 0", "a 1 1 1"], "line 3: frame 1 of 'a' is already in line 1"),
         (["../a 1 0 0"], 'line 1: video "../a"'),
         (["a 1 0 0", "\udcff"], "after line"),
     ],
@@ -362,7 +362,9 @@ def test_scores_refuse(tmp_path):
     assert "'flat': shape [3], expected [T, C]" in text and "'empty': shape [0, 2]" in text
     assert "'text': <U1, expected real numbers" in text and "'object': not readable" in text
     assert "'nan': nan at snippet 0, class 1" in text and "'wide': 3 classes, most videos have 2" in text
-    with pytest.raises(ValueError, match="scores to write: 'nan'"):
+    with pytest.raises(
+        ValueError, match=r"1 problem in the scores to write; nothing was written\nscores \(1\):\n  'nan'"
+    ):
         formats.write_scores(path, {"nan": arrays["nan"]})
 
 
@@ -378,7 +380,7 @@ def test_missing_files(tmp_path):
 def test_all_problems_are_told_at_once_up_to_a_limit(tmp_path):
     (tmp_path / "x.txt").write_text("".join(f"a {i} x\n" for i in range(1, 26)))
     text = refuses(lambda path: formats.read_charades(path, num_classes=1), tmp_path / "x.txt", "25 problems")
-    assert text.count("\n") == 21 and text.endswith("… and 5 more")
+    assert text.count("\n") == 22 and text.endswith("… and 5 more")
 
 
 @QUICK

@@ -1,6 +1,6 @@
-"""Annotation files of every public format, dirt included: what is read, what is handled, what is refused.
+"""Annotation files of every public format: what is read, cleaned and refused.
 
-The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed: these are made here, in their exact layout.
+The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed. The tests write files in the same layout.
 """
 
 import csv
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data import base
-from kd_jax.data.annotations import describe
+from kd_jax.data import base, synthetic
+from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.checks import (
     AMBIGUOUS,
@@ -131,8 +131,12 @@ def test_charades_json_has_the_common_layout(tmp_path):
         ("train.csv", {"id": "A", "length": "1", "actions": "c001 0 1;"}, 'A: "", expected cNNN START END'),
         ("train.csv", {"id": "A", "length": "", "actions": ""}, 'length (1):\n  A: "", expected a number above 0'),
         ("train.csv", {"id": "A", "length": "-3", "actions": ""}, "A: -3.0, expected a number above 0"),
-        ("train.csv", {"id": "../A", "length": "1", "actions": ""}, "'../A' is not the name of a file"),
-        ("all.csv", {"id": "A", "length": "1", "actions": ""}, "all.csv: the name does not tell the split"),
+        (
+            "train.csv",
+            {"id": "../A", "length": "1", "actions": ""},
+            'train.csv line 10: video "../A", expected the name of a file',
+        ),
+        ("all.csv", {"id": "A", "length": "1", "actions": ""}, "all.csv: the name does not contain the split"),
     ],
 )
 def test_bad_charades_rows(tmp_path, name, row, message):
@@ -150,10 +154,10 @@ def test_bad_charades_tables(tmp_path):
     path.write_text('id,length,actions\nA,3,"c001\n')
     assert "train.csv: " in problems("charades", path)
     path.write_bytes(b"\xff\xfe\x00")
-    assert "unreadable annotations" in problems("charades", path)
+    assert "unreadable file (1):" in problems("charades", path)
     row = {"id": "A", "length": "1", "actions": ""}
     paths = [write_charades(tmp_path / name, [row]) for name in ("train.csv", "test.csv")]
-    assert "A stands in the annotations twice" in problems("charades", *paths)
+    assert "test.csv: A occurs twice" in problems("charades", *paths)
 
 
 def test_multithumos_counts_from_one(tmp_path):
@@ -235,7 +239,10 @@ def test_thumos14_of_one_split_is_known_by_its_names(tmp_path):
         ({"database": {"v": thumos("test", duration=0), "w": thumos("validation")}}, "duration (1):\n  v: 0"),
         ({"database": {"v": thumos("test", fps="x"), "w": thumos("validation")}}, 'fps (1):\n  v: "x"'),
         ({"database": {"v": {**thumos("test"), "annotations": {}}, "w": thumos("validation")}}, "expected a list"),
-        ({"database": {"../v": thumos("test"), "w": thumos("validation")}}, "'../v' is not the name of a file"),
+        (
+            {"database": {"../v": thumos("test"), "w": thumos("validation")}},
+            'thumos14.json: video "../v", expected the name of a file',
+        ),
     ],
 )
 def test_bad_thumos14(tmp_path, content, message):
@@ -274,7 +281,9 @@ def test_bad_pku_mmd_labels(tmp_path, lines, message):
 def test_bad_pku_mmd_splits(tmp_path):
     tree = PkuMmd(tmp_path, {"a": "", "b": ""}, ["a", "b"], ["b", "../c", "d"])
     text = problems("pku_mmd", *tree.paths())
-    assert "b is listed for training and for test" in text and "'../c' is not the name of a file" in text
+    assert (
+        "b is listed for training and for test" in text and 'cross-subject.txt: video "../c", expected the name' in text
+    )
     assert "missing label file (1):" in text and "d.txt" in text
     tree.split.write_text("Training videos:\na\n")
     assert "2 lines, expected 4: a heading, the training videos" in problems("pku_mmd", *tree.paths())
@@ -507,3 +516,11 @@ def test_every_data_set_with_files_reads_them():
         51,
     ]
     assert base.SPLITS == ("train", "test")
+
+
+def test_data_sets_by_name():
+    assert len(describe("tsu").names) == 51 and describe("tsu").unit == "frames"
+    assert describe("synthetic").names == synthetic.CLASSES
+    with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, charades, "):
+        describe("tvseries")
+    assert set(DATASETS) == {"custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd", "synthetic"}
