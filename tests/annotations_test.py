@@ -43,7 +43,7 @@ CHARADES_COLUMNS = [
 
 
 def read(dataset, *paths):
-    """The videos by id, and the counts of what was handled; raises all problems."""
+    """Returns the videos by id and {kind: number of handled cases}; raises all problems."""
     findings, description = Findings(), describe(dataset)
     videos = description.read(list(paths), description.names, findings)
     findings.raise_problems()
@@ -70,7 +70,7 @@ def write_json(path, content):
 
 
 class PkuMmd:
-    """The folder of label files and the split file of PKU-MMD."""
+    """Writes the folder of label files and the split file of PKU-MMD."""
 
     def __init__(self, root, labels, train, test):
         self.labels, self.split = root / "Train_Label_PKU_final", root / "cross-subject.txt"
@@ -84,7 +84,7 @@ class PkuMmd:
         return self.labels, self.split
 
 
-# What the files say.
+# Valid and invalid files of each format.
 
 
 def test_charades_csv(tmp_path):
@@ -198,7 +198,7 @@ def test_thumos14_of_either_project(tmp_path, train, test):
     assert handled == {DUPLICATE: 1, CLIPPED: 1, AMBIGUOUS: 1, EMPTY: 1, NO_ACTIONS: 1}
 
 
-def test_opentad_tells_frames_instead_of_fps(tmp_path):
+def test_opentad_has_the_number_of_frames_instead_of_fps(tmp_path):
     content = {name: thumos(subset, DIVE, frame=1500) for name, subset in (("a", "training"), ("b", "validation"))}
     for entry in content.values():
         del entry["fps"]
@@ -297,7 +297,7 @@ def test_bad_pku_mmd_splits(tmp_path):
         ("walk\nsit down", ("walk", "sit down")),
         ("c000 Holding some clothes\nc001 Putting clothes", ("Holding some clothes", "Putting clothes")),
         ("1 BaseballPitch\n2 BasketballBlock", ("BaseballPitch", "BasketballBlock")),
-        ("3 steps\n1 jump", ("3 steps", "1 jump")),  # not in order: these numbers belong to the names
+        ("3 steps\n1 jump", ("3 steps", "1 jump")),  # not in order, so the numbers are part of the names
     ],
 )
 def test_class_lists_with_numbers(tmp_path, lines, names):
@@ -305,7 +305,7 @@ def test_class_lists_with_numbers(tmp_path, lines, names):
     assert read_classes(tmp_path / "classes.txt", Findings()) == names
 
 
-# Properties: what is valid comes back, what is broken is named.
+# Properties: valid values are read back; broken values are named.
 
 times = st.floats(0, 90).map(lambda t: round(t, 3))
 ids = st.text("abcXYZ019-_ é.", min_size=1, max_size=8).filter(lambda name: name.strip(". ") == name)
@@ -324,7 +324,7 @@ def valid_videos(draw, num_classes=5):
 
 
 def check_cleaned(video, rows, duration):
-    """The laws of cleaning, without the code of cleaning."""
+    """Asserts the rules of cleaning, independently of its code."""
     np.testing.assert_array_equal(video.written, np.array(rows, float).reshape(-1, 3))
     expected = dict.fromkeys((c, s, min(e, duration)) for c, s, e in rows if s < min(e, duration))
     assert set(map(tuple, video.segments)) == set(expected)
@@ -401,7 +401,7 @@ def break_thumos14(entry, field, wrong):
         entry["annotations"].append(action)
 
 
-FIELDS = {  # what may be broken → a word of the message that says so
+FIELDS = {  # field to break → a word of the message
     "tsu": {
         "subset": "subset",
         "duration": "duration",
@@ -425,7 +425,7 @@ FIELDS = {  # what may be broken → a word of the message that says so
 @given(valid_videos(), st.sampled_from([(d, f) for d in FIELDS for f in FIELDS[d]]), WRONG_VALUES, st.data())
 @settings(max_examples=150, deadline=None)
 def test_one_broken_value_is_an_error_that_names_the_video_and_the_field(tmp_path_factory, videos, where, wrong, data):
-    """Whatever stands where a subset, a duration, a list of actions, a class, a label or a time belongs."""
+    """The broken value replaces a subset, a duration, a list of actions, a class, a label or a time."""
     dataset, field = where
     name = data.draw(st.sampled_from(sorted(videos)))
     path = tmp_path_factory.mktemp("broken") / "annotations.json"
@@ -478,7 +478,7 @@ def test_charades_cells_are_read_or_named(tmp_path_factory, field, text, length)
     st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
     st.sampled_from(["tsu", "charades", "thumos14", "pku_mmd"]),
 )
-@example(b"\x00\n\x00\n\x00\n\x01", "pku_mmd")  # as many lines as a split file has
+@example(b"\x00\n\x00\n\x00\n\x01", "pku_mmd")  # four lines, like a split file
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_an_error_that_names_the_file(tmp_path_factory, content, dataset):
     root = tmp_path_factory.mktemp("bytes")
@@ -503,7 +503,7 @@ def test_any_label_lines_of_pku_mmd_are_read_or_named(tmp_path_factory, lines):
         assert all(0 <= row[0] <= 50 and 0 <= row[1] < row[2] for row in videos["a"].segments)
 
 
-def test_every_data_set_with_files_reads_them():
+def test_every_data_set_with_files_has_a_reader():
     for name in ("custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd"):
         description = describe(name)
         assert description.read and description.head in ("dense", "sparse") and "data_prep.build" in description.needs

@@ -45,7 +45,7 @@ def examples_of(lengths, width=3, classes=2, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 5))
-def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
+def test_buckets_pad_as_few_snippets_as_possible(lengths, num_buckets, batch_size):
     def padded_total(buckets):
         return sum(length for length, _ in group_into_batches(lengths, buckets, batch_size, range(len(lengths))))
 
@@ -62,7 +62,7 @@ def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
-def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
+def test_an_epoch_has_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
     buckets = bucket_lengths(lengths, num_buckets, batch_size)
     order = np.random.default_rng(seed).permutation(len(lengths))
     batches = group_into_batches(lengths, buckets, batch_size, order)
@@ -109,7 +109,7 @@ def test_batches_keep_dtype_and_values():
     assert int(jax.numpy.sum(batch.mask)) == 14
 
 
-def test_a_teacher_of_other_length_is_refused():
+def test_teacher_outputs_of_another_length_are_refused():
     outputs = [Outputs(np.zeros((4, 1)), np.zeros((4, 2)))]
     with pytest.raises(ValueError, match="video '0': the teacher has 4 snippets and the student 5"):
         attach_teacher(examples_of([5]), outputs)
@@ -120,7 +120,7 @@ INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 
 
 @pytest.fixture
 def stored(tmp_path):
-    """Records of a dozen training videos."""
+    """Records with twelve training videos."""
     rng = np.random.default_rng(0)
     videos = [
         base.Video(
@@ -158,11 +158,11 @@ def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
     chex.assert_trees_all_equal_dtypes(*epochs)
 
 
-def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
+def test_an_epoch_reads_each_video_once_and_few_batches_ahead(stored):
     alive, read, most = weakref.WeakSet(), [], 0
 
     class Tracked(np.ndarray):
-        """An array that a WeakSet can hold."""
+        """An array that can be an element of a WeakSet."""
 
         __hash__ = object.__hash__
 
@@ -182,7 +182,7 @@ def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
     taken = 0
     for indices, _, _ in one_epoch(examples, seed=0, epoch=1):
         taken += len(indices)
-        time.sleep(0.05)  # the threads get as far ahead as they may
+        time.sleep(0.05)  # lets the threads read as far ahead as they can
         most = max(most, len(alive))
         assert len(read) <= taken + 2 * AHEAD
     assert sorted(read) == list(range(12))
@@ -204,7 +204,7 @@ def test_an_interrupted_epoch_stops_its_threads(stored):
     assert not threads()
 
 
-def test_damage_arrives_as_one_clear_error(stored):
+def test_a_damaged_record_is_a_clear_error(stored):
     (shard,) = stored.glob("*train*")
     content = shard.read_bytes()
     place = content.index(b"v7")
@@ -266,4 +266,4 @@ def test_each_of_two_processes_reads_only_the_videos_of_its_rows():
     assert [p.returncode for p in processes] == [0, 0], results
     read = [set(map(int, out.splitlines()[-1][1:-1].split(","))) for out, _ in results]
     assert read[0] | read[1] == set(range(6)) and not read[0] & read[1]
-    assert sorted(map(len, read)) == [2, 4]  # of the four videos of a batch two each; the last batch has two
+    assert sorted(map(len, read)) == [2, 4]  # two of the four videos of the first batch each; the last batch has two

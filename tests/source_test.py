@@ -27,7 +27,7 @@ INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 
 
 @pytest.fixture
 def stored(tmp_path):
-    """Records of a dozen training videos."""
+    """Records with twelve training videos."""
     rng = np.random.default_rng(0)
     videos = [
         base.Video(
@@ -42,7 +42,7 @@ def stored(tmp_path):
     return tmp_path / "records"
 
 
-def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch):
+def test_features_stay_on_disk_if_they_do_not_fit_the_host(stored, monkeypatch):
     def features(**options):
         source = open_source(
             "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
@@ -55,7 +55,7 @@ def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch
     assert all(isinstance(f, base.OnDisk) for f in features())
 
 
-def test_the_memory_of_a_batch_job_is_its_own_share(tmp_path):
+def test_host_memory_is_the_limit_of_the_control_group(tmp_path):
     whole, root, groups = runtime.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
     v2, v1 = root / "slurm" / "job_1" / "memory.max", root / "memory" / "docker" / "memory.limit_in_bytes"
     for path in (v2, v1):
@@ -65,5 +65,5 @@ def test_the_memory_of_a_batch_job_is_its_own_share(tmp_path):
     assert runtime.host_memory(groups, root) == whole > 2**28
     v1.write_text(f"{2**28}\n")
     assert runtime.host_memory(groups, root) == 2**28
-    v2.write_text(f"{2**27}\n")  # of a parent
+    v2.write_text(f"{2**27}\n")  # the limit of a parent group
     assert runtime.host_memory(groups, root) == 2**27

@@ -140,8 +140,8 @@ def segments_from_thresholds(
 ) -> np.ndarray:
     """Applies the head's simple rule at several thresholds, then soft-NMS.
 
-    The rule is `segments_from_scores` for a dense head and `segments_from_background` for a sparse one. Of equal
-    segments the one with the highest score is kept. The thresholds are our choice; proposals at many thresholds are
+    The rule is `segments_from_scores` for a dense head and `segments_from_background` for a sparse one. If segments are
+    equal, the one with the highest score is kept. The thresholds are our choice; proposals at many thresholds are
     common in weakly supervised detection, for instance in W-TALC (Paul et al., ECCV 2018).
 
     Args:

@@ -17,9 +17,9 @@ average_precision: 'interpolated' takes the highest precision at this or any lat
 over ground truths of the precision at the rank where each is found.
 
 matching: with 'by_confidence', detections in the order of their ranks take the free ground truth of the same video and
-class with the highest tIoU; of equal tIoUs the later row; the threshold is reached by `>=`. With 'by_ground_truth',
-ground truths in the order of rows take the free detection with the highest tIoU; of equal tIoUs the more confident one;
-tIoU must be above the threshold.
+class with the highest tIoU. If tIoUs are equal, the later row is taken. The threshold is reached by `>=`. With
+'by_ground_truth', ground truths in the order of rows take the free detection with the highest tIoU. If tIoUs are equal,
+the more confident detection is taken. tIoU must be above the threshold.
 
 The official kit of THUMOS14 was run on 2,875 real detections: `detection_map` agrees to 5e-11 at all seven tIoU. The
 kit ranks true before false positives of equal score. Copies of it with the 11-point AP of PASCAL VOC 2007 exist; this
@@ -222,7 +222,7 @@ def _intersection(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, o
 
 
 def _match_by_ground_truth(pairs: Pairs, num_detections: int, num_truths: int) -> np.ndarray:
-    """Applies `match_greedily` with exchanged roles; of equal overlaps the first detection is taken."""
+    """Applies `match_greedily` with exchanged roles; if overlaps are equal, the first detection is taken."""
     last = num_detections - 1
     detection_of = match_greedily(Pairs(pairs.truth, last - pairs.detection, pairs.overlap), num_truths, num_detections)
     matched = np.full(num_detections, -1)

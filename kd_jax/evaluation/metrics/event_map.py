@@ -28,9 +28,10 @@ def event_map(
     """Computes the event mAP of the PKU-MMD and TSU evaluation scripts, including their quirks.
 
     Each detection is matched, independently of all others, to the ground truth of its video and class with the largest
-    overlap (of equal overlaps the later row), if the overlap reaches the threshold (`>=`). Then detections are removed
-    from the least confident on (of equal scores the earlier row first). Whenever a *matched* one is removed,
-    `AP += P_max · (R_old - R_new)`, with P_max the highest precision at the start or after removing a matched one.
+    overlap, if the overlap reaches the threshold (`>=`). If overlaps are equal, the later row is matched. Then
+    detections are removed by ascending score; if scores are equal, the earlier row is removed first. Whenever a
+    *matched* one is removed, `AP += P_max · (R_old - R_new)`, with P_max the highest precision at the start or after
+    removing a matched one.
 
     The quirks, which `event_map_strict` does not have:
       * Several detections may share one ground truth, even if another one is free. Precision counts it once, but all of
@@ -39,10 +40,9 @@ def event_map(
       * Precision is not evaluated after removing an unmatched detection, and after removing a matched one that is
         already missing. So one true detection above one false one gives 50.
       * Overlap is intersection over hull, and 0 if the hull has no length.
-      * Only the videos in `detections` exist: ground truth of others is ignored, also in the recall. A video with an
-        empty array exists and has AP 0.
+      * Only the videos in `detections` exist: ground truth of others is ignored, also in the recall.
       * `mAP_action` divides by all classes, and a class without ground truth counts as 0. `mAP_video` divides by all
-        videos in `detections`, and a video without ground truth counts as 0.
+        videos in `detections`, and a video without detections or ground truth counts as 0.
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
@@ -139,10 +139,10 @@ def event_map_strict(
 ) -> dict:
     """Computes event mAP without the quirks of `event_map`.
 
-    Detections, most confident first (of equal scores the earlier row), take the free ground truth of their video and
-    class with the highest tIoU (of equal tIoUs the later row), if it reaches the threshold (`>=`). All others, such as
-    duplicates, are false positives. Precision at a rank is the highest one at this or any later rank. All videos of
-    either mapping count; one with ground truth and without detections lowers the recall.
+    Detections, by descending score, take the free ground truth of their video and class with the highest tIoU, if it
+    reaches the threshold (`>=`). If scores are equal, the earlier row is first; if tIoUs are equal, the later ground
+    truth is taken. All others, such as duplicates, are false positives. Precision at a rank is the highest one at this
+    or any later rank. The videos of both mappings count; one without detections lowers the recall.
 
     Classes without ground truth have no AP and are not in the mean over classes. Videos without ground truth are not in
     the mean over videos; their detections are false positives in `mAP_action`. `mAP_action` equals `detection_map` with

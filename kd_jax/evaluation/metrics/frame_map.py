@@ -16,8 +16,8 @@ _WORTH_THREADS = 2**21  # scores in a block from which on sorting in threads is 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Computes average precision per class: the mean over positives of the precision at the rank of the positive.
 
-    It is not interpolated. Of equal scores the earlier row ranks first (a stable sort). A class without positives
-    (`~labels.any(axis=0)`) has 0.
+    It is not interpolated. The sort is stable: if scores are equal, the earlier row ranks first. A class without
+    positives (`~labels.any(axis=0)`) has 0.
 
     Args:
       scores: `[N, C]`, higher means more confident, on any monotone scale.

@@ -67,7 +67,7 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
 def match_greedily(pairs: Pairs, num_detections: int, num_truths: int) -> np.ndarray:
     """Matches one to one: in the order of their index, detections take the free ground truth that overlaps them most.
 
-    Of equal overlaps the later ground truth is taken, as by the reversed argsort of the public evaluation codes.
+    If overlaps are equal, the later ground truth is taken, as by the reversed argsort of the public evaluation codes.
 
     The algorithm is deferred acceptance (Gale and Shapley, 1962), which needs a few rounds of array operations and no
     loop over detections. In each round, every unmatched detection proposes to the best ground truth that has not
