@@ -104,11 +104,12 @@ def load_json(path: Path, kind: type[Content], expected: str, findings: Findings
     """
 
     def to_dict(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:  # json keeps the last of equal keys
-        for key, count in Counter(key for key, _ in pairs).items():
+        entry = dict(pairs)
+        for key, count in Counter(key for key, _ in pairs).items() if len(entry) < len(pairs) else ():
             if count > 1:
                 case = f"{path}: the key {key!r} occurs {count} times in one object; remove all but one"
                 findings.problem("repeated key", case)
-        return dict(pairs)
+        return entry
 
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=to_dict)
