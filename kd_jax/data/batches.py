@@ -63,7 +63,7 @@ def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> l
     """Adds the outputs of one more teacher, one for each example.
 
     Raises:
-      ValueError: if a teacher's output has not the T of its example.
+      ValueError: if the output for a video does not have the T of its example.
     """
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
