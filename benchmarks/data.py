@@ -19,7 +19,7 @@ from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
 from kd_jax import sharding
 from kd_jax.data import base, records
-from kd_jax.data.batches import bucket_lengths, epoch, make_examples, plan_epoch
+from kd_jax.data.batches import bucket_lengths, iterate_epoch, make_examples, schedule_epoch
 from kd_jax.training import on_device
 
 
@@ -80,11 +80,11 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     epochs = itertools.count()
 
     def streamed():
-        for _, batch, _ in epoch(examples, buckets, batch_size, mesh, seed=0, epoch=next(epochs)):
+        for _, batch, _ in iterate_epoch(examples, buckets, batch_size, mesh, seed=0, epoch=next(epochs)):
             batch.features.block_until_ready()
 
     def cut():
-        batches = plan_epoch(lengths, buckets, batch_size, seed=0, epoch=next(epochs))
+        batches = schedule_epoch(lengths, buckets, batch_size, seed=0, epoch=next(epochs))
         plan = on_device.index_plan(batches, buckets, len(lengths), batch_size)
         for bucket, rows in zip(*plan, strict=True):
             take(data, rows, buckets[bucket]).features.block_until_ready()

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.workloads import CLASSES, WEIGHTS
-from kd_jax.data.batches import bucket_lengths, plan_epoch
+from kd_jax.data.batches import bucket_lengths, schedule_epoch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -192,7 +192,7 @@ class Strong(Peer):
     def batches(self, kind: str):
         self.count += 1
         unread = {"teacher": {"rgb", "teacher"}, "student": {"flow"}}[kind]
-        plan = plan_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
+        plan = schedule_epoch(self.lengths, self.buckets, self.batch_size, seed=0, epoch=self.count)
         for bucket, indices in plan:
             videos = [{key: value for key, value in self.data[i].items() if key not in unread} for i in indices]
             yield collate(videos, bucket if DEVICE.type == "cuda" else 0)

@@ -1,9 +1,9 @@
-"""Files that are whole or not there, on a disk or, as an `epath.Path`, in a bucket.
+"""Atomic reads and writes of files, on a disk or, with an `epath.Path`, in a bucket.
 
     write_arrays(Path('scores.npz'), {'video7': probabilities})
     scores = read_arrays(Path('scores.npz'))
 
-What is interrupted leaves the file that was there before, or none.
+An interrupted write leaves the previous file, or none.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import numpy as np
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: to a temporary file beside it, which then takes its name."""
-    if "://" in os.fspath(path):  # an object of a bucket appears when it is complete
+    """Writes the whole file or nothing: a temporary sibling file is written first and then renamed."""
+    if "://" in os.fspath(path):  # an object in a bucket appears only when it is complete
         path.write_bytes(content)
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -31,9 +31,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz of {video: array}, whole or not at all."""
+    """Writes {video: array} as an .npz file, the whole file or nothing."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # np.savez cannot hold a video that is called 'file'
+    with zipfile.ZipFile(buffer, "w") as archive:  # np.savez refuses an array named 'file'
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
@@ -41,19 +41,19 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote."""
+    """Reads the arrays of an .npz file by name."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def make_folder(path: Path, option: str) -> None:
-    """Makes a folder where there is none; an OSError that names the option that asked for it where that cannot be."""
+    """Makes a folder unless it exists; raises OSError that names the command-line option if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,10 +61,10 @@ def make_folder(path: Path, option: str) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The file's content, or None where there is no file."""
+    """Reads a JSON file; returns None if it does not exist."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes the whole file or nothing."""
+    """Writes JSON, the whole file or nothing."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

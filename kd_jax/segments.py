@@ -1,36 +1,39 @@
-"""Seconds ↔ snippets, both ways: labels from segments, segments from labels, resampled scores.
+"""Segments in seconds and labels of snippets: conversion in both directions, and resampling of scores.
 
     labels = labels_from_segments(video.segments, video.duration, num_snippets=video.num_snippets, num_classes=51)
 
-As ground truth, snippet i of n is the *instant* `i·duration/n`, and it is positive if that instant lies strictly inside
-a segment; hence no segment that starts at 0 or later labels snippet 0. What a model predicts becomes segments in
-`kd_jax.evaluation.proposals`, which names both readings of where a snippet is.
+In ground truth, snippet i of n is the *instant* `i·duration/n`. It is positive if the instant lies strictly inside a
+segment, so no segment that starts at 0 or later labels snippet 0. `kd_jax.evaluation.proposals` converts predictions to
+segments and describes a second convention for the position of a snippet.
 """
 
 import numpy as np
 
 
 def _instants(duration: float, num_snippets: int) -> np.ndarray:
-    # i / (n / duration), not i * duration / n: the public loaders divide twice, and the last bit decides strictness.
+    # Divide twice, like the public loaders: i * duration / n can differ in the last bit, and then a label differs.
     return np.arange(num_snippets) / (num_snippets / duration)
 
 
 def snippets_inside(segments: np.ndarray, duration: float, num_snippets: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and stop index, `[N]` each, of the snippets strictly inside each segment; first >= stop where none is."""
+    """Returns first and stop index, `[N]` each, of the snippets strictly inside each segment.
+
+    For a segment without a snippet inside, first >= stop.
+    """
     instants = _instants(duration, num_snippets)
     first = np.searchsorted(instants, segments[:, 1], side="right")
     return first, np.searchsorted(instants, segments[:, 2], side="left")
 
 
 def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: int, num_classes: int) -> np.ndarray:
-    """Marks the snippets inside each segment: snippet i of n iff `start < i·duration/n < end`, strict at both ends.
+    """Marks the snippets strictly inside each segment: `start < i·duration/n < end` for snippet i of n.
 
-    The rule of all public loaders (super-events, PDAN, TSU evaluation), bit for bit.
+    This is bit for bit the rule of all public loaders (super-events, PDAN, TSU evaluation).
 
     Args:
-      segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap or touch nothing.
+      segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap or contain no snippet.
       duration: of the video, above 0.
-      num_snippets: T; the number of frames gives labels at frame resolution.
+      num_snippets: T; use the number of frames for labels at frame resolution.
       num_classes: C.
 
     Returns:
@@ -58,7 +61,7 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
 
 
 def runs(active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, first and stop index, `[R]` each, of every run of True in a column of `[T, C]`, by column and first."""
+    """Finds the runs of True in the columns of `[T, C]`: column, first and stop index, `[R]` each, sorted like this."""
     active = np.asarray(active, bool)
     padded = np.zeros((active.shape[1], len(active) + 2), np.int8)
     padded[:, 1:-1] = active.T
@@ -68,12 +71,12 @@ def runs(active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
-    """The widest segments that carry these labels; the inverse of `labels_from_segments`.
+    """Returns the widest segments with these labels; the inverse of `labels_from_segments`.
 
-    A run of snippets a … b gives a segment from the instant of snippet a-1 to that of snippet b+1, both outside it by
-    the strict rule. So labels → segments → labels is the identity always (a run from snippet 0 starts before 0), and
-    segments → labels → segments for aligned segments: start and end are instants of snippets at least two apart (or
-    end = duration), sorted by class and start, and segments of one class do not overlap.
+    A run of snippets a … b becomes a segment from the instant of snippet a-1 to that of snippet b+1, which are outside
+    by the strict rule. A run from snippet 0 starts before 0. Labels → segments → labels is always the identity.
+    Segments → labels → segments is the identity for aligned segments: start and end are instants of snippets at least
+    two apart (or end = duration), rows are sorted by class and start, and segments of one class do not overlap.
 
     Args:
       labels: `[T, C]`, nonzero where the class is active.
@@ -93,16 +96,19 @@ def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
 
 
 def resample_scores(scores: np.ndarray, num_frames: int, *, method: str = "nearest") -> np.ndarray:
-    """Brings snippet scores to another resolution, such as that of the ground truth.
+    """Resamples snippet scores to another resolution, such as that of the ground truth.
 
     Args:
       scores: `[T, C]`.
       num_frames: F.
-      method: 'nearest': frame f takes snippet `floor(f·T/F)`, each snippet repeated, as the TSU evaluation does;
-        'linear': interpolated between the centres of snippets, constant beyond the first and last.
+      method: 'nearest': frame f has the scores of snippet `floor(f·T/F)`, as in the TSU evaluation; 'linear':
+        interpolation between the centres of snippets, constant before the first and after the last.
 
     Returns:
       `[F, C]`, in the dtype of `scores`.
+
+    Raises:
+      ValueError: for scores that are not `[T, C]` with T > 0, F below 1, or an unknown method.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or not len(scores) or num_frames < 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax import config as schema
-from kd_jax.evaluation.scoring import Scoring, evaluate
+from kd_jax.evaluation.scoring import Scoring, score_split
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training.checkpoints import build_model, load_teacher
 from kd_jax.training.experiment import make_run
@@ -43,7 +43,7 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
             predictor = SplitPredictor(model, source, "test", "flow", batch_size=8, num_buckets=2)
             (logits,) = predictor(jax.tree.map(lambda x: x[None], trained.variables))
             assert all(table.dtype == np.float32 for table in logits.values())
-            scores.append(evaluate(logits, predictor.videos, source.info, Scoring(("frame_map",)))[MAP])
+            scores.append(score_split(logits, predictor.videos, source.info, Scoring(("frame_map",)))[MAP])
         assert scores[0] > 20 and abs(scores[0] - scores[1]) < 0.3 and scores[0] != scores[1]
         own.append(scores[0 if name == "float32" else 1])
     assert abs(own[0] - own[1]) < 0.3  # trained and computed in either way

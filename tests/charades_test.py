@@ -1,4 +1,4 @@
-"""Charades v1 localize: by hand, against the official script's numbers, and what it refuses."""
+"""Charades v1 localize: values by hand, values of the official script, and messages."""
 
 import pathlib
 
@@ -24,7 +24,7 @@ def golden(name):
 
 
 def slow(scores, segments, durations, num_classes):
-    """AP per class as a loop over ranks, in [0, 1]; None for a class that never occurs."""
+    """Computes AP per class as a loop over ranks, in [0, 1]; None for a class that never occurs."""
     result = []
     for class_id in range(num_classes):
         ranked = []

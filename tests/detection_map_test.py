@@ -1,4 +1,4 @@
-"""Detection mAP: the public codes' numbers, every option by hand, loops, laws, and what it refuses."""
+"""Detection mAP: values of the public codes, every option by hand, loops, laws, and messages."""
 
 import pathlib
 
@@ -28,7 +28,7 @@ def golden(name):
 
 
 def score(detections, truths, threshold=0.5, num_classes=1, **options):
-    """mAP of one video at one threshold; seconds are no matter unless cleaning is named."""
+    """Computes mAP of one video at one threshold, without cleaning unless it is named."""
     options = {"cleaning": "none"} | options
     result = detection_map(
         {"v": detections}, {"v": truths}, num_classes=num_classes, thresholds=(threshold,), **options
@@ -142,7 +142,7 @@ def test_ambiguous_detections_are_neither_true_nor_false():
     assert score(detections, truths, ignored={"v": [[0, 100]]}) == 100  # those with a ground truth stay true
     for nothing in ({"v": [[60, 70]]}, {"w": [[0, 100]]}, {"v": np.zeros((0, 2))}, {}, None):  # touching is no overlap
         assert score(detections, truths, ignored=nothing) == score(detections, truths)
-    # Of any class, and a duplicate is a detection without a ground truth of its own.
+    # The segment is ambiguous for any class, and a duplicate is a detection without a match.
     two = [[0, 0, 10, 0.9], [0, 0, 10, 0.8], [1, 0, 10, 0.7], [1, 20, 30, 0.6]]
     both = [[0, 0, 10], [0, 40, 50], [1, 20, 30]]
     assert score(two, both, num_classes=2) == pytest.approx((50 + 50) / 2)
@@ -178,7 +178,7 @@ def test_by_length_ignores_ground_truth_of_other_lengths():
 
 
 def slow(detections, ground_truth, num_classes, threshold, kit, ignored, limits=(-1, np.inf)):
-    """AP per class in [0, 1]; None without ground truth of a length within the limits."""
+    """Computes AP per class in [0, 1]; None without ground truth of a length within the limits."""
 
     def overlap(a, b):
         both = max(0, min(a[1], b[1]) - max(a[0], b[0]))
@@ -217,7 +217,7 @@ def slow(detections, ground_truth, num_classes, threshold, kit, ignored, limits=
 
 @st.composite
 def scenes(draw):
-    """Few classes, instants and scores: many ties, duplicates, empty segments and empty videos."""
+    """Draws from few classes, instants and scores, for many ties, duplicates, empty segments and empty videos."""
     times = st.tuples(st.integers(0, 12), st.integers(0, 6)).map(lambda t: (t[0], t[0] + t[1]))
     truth = st.tuples(st.integers(0, 2), times).map(lambda t: [t[0], *t[1]])
     found = st.tuples(truth, st.sampled_from([0.1, 0.2, 0.5, 0.9])).map(lambda t: [*t[0], t[1]])
@@ -251,14 +251,14 @@ def test_equals_the_loop(scene, threshold, kit):
 
 @settings(max_examples=50, deadline=None)
 @given(scenes())
-def test_videos_with_nothing_change_nothing(scene):
+def test_empty_videos_change_nothing(scene):
     detections, ground_truth, _ = scene
     result = detection_map(detections, ground_truth, num_classes=3)
     more = detection_map(detections | {"x": np.zeros((0, 4))}, {"y": []} | ground_truth, num_classes=3)
     np.testing.assert_equal(more, result)
 
 
-def test_without_ties_order_is_no_matter_and_scores_may_be_rescaled():
+def test_without_ties_order_and_scale_of_scores_do_not_matter():
     _, detections, ground_truth, num_classes = golden("det_map_20cls")
     result = detection_map(detections, ground_truth, num_classes=num_classes)
     rng = np.random.default_rng(0)
@@ -280,7 +280,7 @@ def test_perfect_detections_give_100(options):
     np.testing.assert_array_equal(result["recall"][:, 1], 100)
 
 
-def test_nothing_found_and_nothing_to_find():
+def test_no_detections_and_no_ground_truth():
     truth = {"v": [[0, 0, 9]]}
     result = detection_map({}, truth, num_classes=1)
     assert (result["average_mAP"], result["recall"].max()) == (0, 0)

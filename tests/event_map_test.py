@@ -1,4 +1,4 @@
-"""Event mAP: every quirk by hand, the official script's numbers, the strict reading, and a loop for each."""
+"""Event mAP: every quirk by hand, values of the official script, the strict variant, and loops for both."""
 
 import pathlib
 
@@ -29,7 +29,7 @@ def golden(path):
 
 
 def score(detections, ground_truth, metric=event_map, num_classes=51, thresholds=(0.5,)):
-    """(mAP_action · C, mAP_video) of one video, one threshold."""
+    """Returns (mAP_action · C, mAP_video) of one video at one threshold."""
     result = metric(
         {"v": np.array(detections)}, {"v": np.array(ground_truth)}, num_classes=num_classes, thresholds=thresholds
     )
@@ -47,7 +47,7 @@ def test_official_script(name):
     check_golden(data, event_map(detections, ground_truth, num_classes=51))  # default thresholds are the file's
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} stands beside the checkout only where goldens are shared")
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is missing; real annotations may not be committed")
 def test_official_script_on_its_own_sample():
     data, detections, ground_truth = golden(SAMPLE)
     check_golden(data, event_map(detections, ground_truth, num_classes=51, thresholds=data["thetas"]))
@@ -72,7 +72,7 @@ def test_official_script_on_cases_of_one_class(case):
 
 def test_by_hand():
     # Ascending: 0.1 + (truth B), 0.2 −, 0.3 + (truth A). Start: 2 found of 3, P = 2/3. Without 0.1: P = 1/2, R 1 → 1/2:
-    # AP = 2/3 · 1/2. Without 0.2: nobody looks. Without 0.3: P = 0, R → 0: AP += 2/3 · 1/2.
+    # AP = 2/3 · 1/2. Without 0.2: not evaluated. Without 0.3: P = 0, R → 0: AP += 2/3 · 1/2.
     detections = [[0, 0, 10, 0.3], [0, 50, 60, 0.2], [0, 20, 30, 0.1]]
     truths = [[0, 0, 10], [0, 20, 30]]
     assert score(detections, truths, num_classes=1) == pytest.approx((100 * 2 / 3, 100 * 2 / 3))
@@ -103,7 +103,7 @@ def test_quirks(quirk, detections, truths, official, strict):
     assert (action, video) == pytest.approx((strict, strict))  # and is not in the strict mean
 
 
-def test_equal_scores_the_earlier_row_is_the_less_confident_officially_and_the_more_confident_strictly():
+def test_with_equal_scores_the_earlier_row_is_last_officially_and_first_strictly():
     true, false, truths = [0, 0, 9, 0.5], [0, 50, 60, 0.5], [[0, 0, 9], [0, 20, 30]]
     second = [0, 20, 30, 0.5]
     # Official, removal in row order. + − +: see test_by_hand. − + +: P = 2/3 at the start, 1 of 1 left after the first
@@ -205,7 +205,7 @@ def slow_strict(detections, ground_truth, num_classes, threshold):
 
 @st.composite
 def scenes(draw):
-    """Few classes, instants and scores: many ties, duplicates, empty segments and empty videos."""
+    """Draws from few classes, instants and scores, for many ties, duplicates, empty segments and empty videos."""
     times = st.tuples(st.integers(0, 12), st.integers(0, 6)).map(lambda t: (t[0], t[0] + t[1]))
     truth = st.tuples(st.integers(0, 2), times).map(lambda t: [t[0], *t[1]])
     found = st.tuples(truth, st.sampled_from([0.1, 0.2, 0.5, 0.9])).map(lambda t: [*t[0], t[1]])
@@ -241,7 +241,7 @@ def test_strict_equals_detection_map_and_ignores_empty_videos_and_the_order_of_t
 
 
 @pytest.mark.parametrize("metric", [event_map, event_map_strict])
-def test_without_ties_the_order_of_rows_and_videos_is_no_matter_and_scores_may_be_rescaled(metric):
+def test_without_ties_order_and_scale_of_scores_do_not_matter(metric):
     _, detections, ground_truth = golden(DATA / "event_map_synth_0.npz")
     rng = np.random.default_rng(0)
     scores = iter(rng.permutation(1000) / 1000)

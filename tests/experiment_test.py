@@ -223,9 +223,9 @@ def test_table_rows_gains_and_fusion(finished):
     source = prepare(config, workdir)
     streams = [read_arrays(workdir / n / "predictions_test.npz") for n in ("flow_teacher", "vanilla_rgb")]
     fused = {video: (streams[0][video] + streams[1][video]) / 2 for video in streams[0]}
-    from kd_jax.evaluation.scoring import Scoring, evaluate
+    from kd_jax.evaluation.scoring import Scoring, score_split
 
-    again = evaluate(fused, source.videos("test", []), source.info, Scoring(("frame_map",)))
+    again = score_split(fused, source.videos("test", []), source.info, Scoring(("frame_map",)))
     assert again["frame_map/present_classes"] == score["two_stream"]
 
 

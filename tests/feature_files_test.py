@@ -1,4 +1,4 @@
-"""Feature files: every shape in use becomes [T, D]; several modalities in one file; snippets placed in time."""
+"""Feature files: shapes, files with several modalities, padding, and messages."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax.data import feature_files
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
-from kd_jax.data.checks import CLIPPED, CROPPED, LATE, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, UNTOLD, Findings
+from kd_jax.data.checks import CLIPPED, CROPPED, LATE, NO_MANIFEST, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, Findings
 from kd_jax.data.feature_files import FeatureFolder, check_file, load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
@@ -68,7 +68,7 @@ def folders(tmp_path):
 
 
 def fill(folders, lengths):
-    """Files of 6 + 3 channels; {video: (T of the first folder, T of the second)}."""
+    """Writes files of 6 and 3 channels for {video: (T of the first folder, T of the second)}."""
     for folder, size in zip(folders, (6, 3), strict=True):
         folder.path.mkdir(exist_ok=True)
         for video, of_folders in lengths.items():
@@ -105,7 +105,7 @@ def test_two_modalities_in_one_file(folders):
     assert findings.handled[CROPPED] == ["v: rgb+flow 5, pose 4"]
 
 
-def test_channels_that_cannot_be_shared(tmp_path):
+def test_channels_that_do_not_divide_into_modalities(tmp_path):
     folder = FeatureFolder(("rgb", "flow"), tmp_path)
     save(tmp_path / "v.npy", np.ones((4, 7)))
     shapes, findings = feature_files.check_video_files("v", [folder])
@@ -116,7 +116,7 @@ def test_two_files_for_one_video_and_none(tmp_path):
     folder = FeatureFolder(("rgb",), tmp_path)
     for suffix in ("npy", "npz"):
         save(tmp_path / f"v.{suffix}", TABLE)
-    assert "only one can be meant" in feature_files.check_video_files("v", [folder])[1].problems["two feature files"][0]
+    assert "remove one" in feature_files.check_video_files("v", [folder])[1].problems["two feature files"][0]
     shapes, findings = feature_files.check_video_files("w", [folder])
     assert shapes == {} and list(findings.problems) == ["missing feature file, see --skip_missing"]
     shapes, findings = feature_files.check_video_files("w", [folder], skip_missing=True)
@@ -130,8 +130,8 @@ def test_two_files_for_one_video_and_none(tmp_path):
     assert findings.handled[UNANNOTATED] == [f"rgb: {tmp_path / 'z.npy'}"]
 
 
-def test_windows_that_overlap_are_placed_at_their_centres(folders):
-    """16 frames every 4 of a 100-frame video: 22 windows, centred at frames 8, 12, … 92; row i shall be at frame 4i."""
+def test_padding_aligns_overlapping_windows_with_their_centres(folders):
+    """16 frames every 4 of a 100-frame video: 22 windows with centres 8, 12, … 92. Row i must be at 4i."""
     fill(folders, {"v": (22, 22)})
     findings = Findings()
     video = annotated("v", 100 / 25, fps=25.0)
@@ -139,21 +139,21 @@ def test_windows_that_overlap_are_placed_at_their_centres(folders):
     loaded = feature_files.load(matched)
     assert loaded.num_snippets == 25 and findings.handled[PADDED] == ["v: 2 before, 1 after 22"]
     windows = 8 + 4 * np.arange(22)
-    first = np.arange(22) * 3.0  # what the file holds in the first channel of pose
+    first = np.arange(22) * 3.0  # the first channel of pose in the file
     for i, value in enumerate(loaded.features["pose"][:, 0]):
         nearest = np.abs(windows - 4 * i).argmin()
         assert value == first[nearest], i
 
 
-@pytest.mark.parametrize("length", [25, 26, 12], ids=["as many as strides", "one more", "another stride"])
-def test_other_features_are_left_as_they_are(folders, length):
+@pytest.mark.parametrize("length", [25, 26, 12], ids=["one per stride", "one more", "another stride"])
+def test_features_of_another_length_are_not_padded(folders, length):
     fill(folders, {"v": (length, length)})
     findings = Findings()
     (matched,), _ = match([annotated("v", 100 / 25, fps=25.0)], folders, findings, stride=4, window=16)
     assert feature_files.load(matched).num_snippets == length and not findings.handled
 
 
-def test_a_duration_that_only_the_features_tell(folders):
+def test_a_duration_known_only_from_the_features(folders):
     fill(folders, {"v": (5, 5)})
     findings = Findings()
     rows = [(0, 10.0, 40.0), (1, 70.0, 90.0), (2, 80.0, 85.0)]
@@ -195,6 +195,6 @@ def test_manifests_say_how_features_were_made_if_all_agree(manifests, problem, n
     matched, _ = match([annotated(video, 10.0) for video in "abc"], folders, findings)
     made = feature_files.how_made(matched, folders, findings)
     assert made == ({"pose": MADE} if manifests and not noted else {})
-    told = findings.problems["features made in different ways"]
-    assert len(told) == bool(problem) and all(problem in line for line in told)
-    assert len(findings.handled[UNTOLD]) == noted
+    found = findings.problems["features made in different ways"]
+    assert len(found) == bool(problem) and all(problem in line for line in found)
+    assert len(findings.handled[NO_MANIFEST]) == noted

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes of files."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from kd_jax import files
 
 
-def test_arrays_come_back_under_any_name(tmp_path):
+def test_arrays_are_read_back_under_any_name(tmp_path):
     arrays = {"file": np.arange(3), "a b": np.ones((2, 2), np.float32)}
     files.write_arrays(tmp_path / "x.npz", arrays)
     back = files.read_arrays(tmp_path / "x.npz")

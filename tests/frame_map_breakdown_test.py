@@ -1,4 +1,4 @@
-"""Frame mAP by length and by concurrency: by hand, against masks written as loops, and what they refuse."""
+"""Frame mAP by length and by concurrency: values by hand, masks written as loops, and messages."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Frame mAP: by hand, against the published code's numbers, and what it refuses."""
+"""Frame mAP: values by hand, values of the published code, and messages."""
 
 import pathlib
 

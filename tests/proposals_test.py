@@ -1,4 +1,4 @@
-"""Scores → detections: by hand, and the laws that tie detections, labels, thresholds and suppression to each other."""
+"""Proposals: values by hand, and laws of detections, labels, thresholds and suppression."""
 
 import time
 
@@ -42,7 +42,7 @@ def test_classes_by_hand():
     np.testing.assert_allclose(found, [[0, 0, 4, 0.7], [0, 6, 8, 0.9], [1, 2, 4, 0.5]])
     assert found.dtype == np.float64
     assert segments_from_scores(scores, 2.0, threshold=0.95).shape == (0, 4)
-    sparse = np.concatenate([scores, np.ones((4, 1))], axis=1)  # the background is no class
+    sparse = np.concatenate([scores, np.ones((4, 1))], axis=1)  # the background is ignored
     np.testing.assert_array_equal(segments_from_scores(sparse, 2.0, head="sparse"), found)
 
 
@@ -81,17 +81,17 @@ def test_short_runs_and_gaps_by_hand():
 
 
 @given(LABELS, SECONDS)
-def test_law_start_gives_the_labels_back(labels, seconds):
+def test_law_start_inverts_labels(labels, seconds):
     num_snippets, num_classes = labels.shape
     found = segments_from_scores(labels, seconds, convention="start", duration=num_snippets * seconds)
     back = labels_from_segments(found[:, :3], num_snippets * seconds, num_snippets, num_classes)
     expected = labels.copy()
-    expected[0] = 0  # no segment from 0 on marks it, so no annotation does
+    expected[0] = 0  # no segment that starts at 0 or later marks it
     np.testing.assert_array_equal(back, expected)
 
 
 @given(LABELS, SECONDS)
-def test_law_centre_holds_the_centres_of_its_run(labels, seconds):
+def test_law_centre_contains_the_centres_of_its_run(labels, seconds):
     # On a grid twice as fine the odd instants are the centres of the snippets.
     num_snippets, num_classes = labels.shape
     found = segments_from_scores(labels, seconds, convention="centre", duration=num_snippets * seconds)
@@ -100,7 +100,7 @@ def test_law_centre_holds_the_centres_of_its_run(labels, seconds):
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(1, 3)), max_size=6), SECONDS)
-def test_law_background_gives_separate_actions_back(actions, seconds):
+def test_law_background_recovers_separate_actions(actions, seconds):
     # (class, length, background before it); the first snippet is background, as in every annotation.
     labels = [np.eye(4)[[3]]]
     for class_id, length, gap in actions:
@@ -162,7 +162,7 @@ def test_soft_nms_by_hand():
 
 
 def hard_nms(table, max_tiou):
-    """Written out: best first, each kept unless it overlaps a kept one of its class by at least `max_tiou`."""
+    """Keeps, best first, each detection that does not overlap a kept one of its class by `max_tiou` or more."""
     kept = []
     for c, s, e, score in sorted(table.tolist(), key=lambda row: -row[3]):
         overlaps = [max(0, min(e, b) - max(s, a)) / (max(e, b) - min(s, a)) for k, a, b, _ in kept if k == c]
@@ -174,11 +174,11 @@ def hard_nms(table, max_tiou):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_law_suppression_in_the_limit(seed, count):
     table = random_detections(np.random.default_rng(seed), count)
-    tiny = np.nextafter(0, 1)  # any overlap at all
+    tiny = np.nextafter(0, 1)  # any overlap
     np.testing.assert_array_equal(soft_nms(table, sigma=1e-12), hard_nms(table, 1e-4))
     for max_tiou in (1e-4, 0.3, 0.7):
         np.testing.assert_array_equal(soft_nms(table, method="hard", max_tiou=max_tiou), hard_nms(table, max_tiou))
-    same = soft_nms(table, sigma=1e300, min_score=tiny)  # a boundless sigma changes nothing
+    same = soft_nms(table, sigma=1e300, min_score=tiny)  # an unlimited sigma changes nothing
     np.testing.assert_allclose(same, sorted(table.tolist()))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_jax import sharding
-from kd_jax.data.batches import Example, bucket_lengths, collate, epoch, plan_epoch
+from kd_jax.data.batches import Example, bucket_lengths, collate, iterate_epoch, schedule_epoch
 from kd_jax.models import Detector
 from kd_jax.training import on_device
 from kd_jax.training.state import Optimization, create_train_state
@@ -44,7 +44,7 @@ def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_bucke
     examples, mesh = examples_of(lengths, teachers), sharding.data_mesh()
     buckets = bucket_lengths(lengths, num_buckets, batch_size)
     data = on_device.put([examples], max(buckets), mesh)
-    batches = plan_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
+    batches = schedule_epoch(lengths, buckets, batch_size, seed=1, epoch=2)
     rows = sharding.device_rows(batch_size, mesh)
     for bucket, of_videos in zip(*on_device.index_plan(batches, buckets, len(examples), rows), strict=True):
         length = buckets[bucket]
@@ -97,11 +97,11 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
     rows = sharding.device_rows(2, mesh)
     for number in (1, 2, 3):
         buckets_of, videos = on_device.index_plan(
-            plan_epoch(lengths, buckets, 2, seed=7, epoch=number), buckets, len(examples), rows
+            schedule_epoch(lengths, buckets, 2, seed=7, epoch=number), buckets, len(examples), rows
         )
         states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], each)
         losses = []
-        for _, batch, teachers in epoch(examples, buckets, 2, mesh, seed=7, epoch=number):
+        for _, batch, teachers in iterate_epoch(examples, buckets, 2, mesh, seed=7, epoch=number):
             streamed, measured = sent_step(streamed, teachers, batch, given)
             losses.append(measured["loss"])
         np.testing.assert_allclose(stacked["loss"][:, 0], losses, rtol=1e-5)
@@ -124,10 +124,10 @@ def test_the_sequence_of_lengths_does_not_depend_on_the_seed(seed):
     lengths = list(np.random.default_rng(0).integers(1, 200, 30))
     buckets = bucket_lengths(lengths, 4, 4)
     sequences = {
-        tuple(length for length, _ in plan_epoch(lengths, buckets, 4, seed=s, epoch=5)) for s in (seed, seed + 10)
+        tuple(length for length, _ in schedule_epoch(lengths, buckets, 4, seed=s, epoch=5)) for s in (seed, seed + 10)
     }
     videos = {
-        tuple(map(tuple, (indices for _, indices in plan_epoch(lengths, buckets, 4, seed=s, epoch=5))))
+        tuple(map(tuple, (indices for _, indices in schedule_epoch(lengths, buckets, 4, seed=s, epoch=5))))
         for s in (seed, seed + 10)
     }
     assert len(sequences) == 1 and len(videos) == 2

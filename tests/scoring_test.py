@@ -1,4 +1,4 @@
-"""From logits to values under named protocols: every protocol is reached, the perfect get 100, absent is None."""
+"""Scoring: perfect predictions get 100 under every protocol, and values that do not exist are None."""
 
 import json
 
@@ -10,13 +10,13 @@ from kd_jax.data.annotations import DATASETS
 from kd_jax.evaluation.metrics.event_map import event_map
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, score
-from kd_jax.evaluation.scoring import Scoring, evaluate, make_truth, probabilities, ranking_scores
+from kd_jax.evaluation.scoring import Scoring, make_truth, probabilities, ranking_scores, score_split
 from kd_jax.segments import labels_from_segments
 
 T, SECONDS = 40, 0.5
 INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3}, "seconds", 1 / SECONDS, SECONDS)
 SPARSE = base.Info("mine", ("a", "b"), "sparse", {"rgb": 3}, "seconds", 1 / SECONDS, SECONDS)
-# Actions of 2, 4, 8 and 13 seconds, two at once in the second video.
+# Actions of 2, 4, 8 and 13 seconds; two are concurrent in the second video.
 SEGMENTS = {
     "v": np.array([[0, 1.9, 3.9], [1, 6.1, 10.1]]),
     "w": np.array([[0, 1.2, 14.2], [1, 4.9, 12.9]]),
@@ -38,7 +38,7 @@ def perfect() -> Predictions:
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_perfect_predictions_have_100(name):
+def test_perfect_predictions_get_100(name):
     values, per_class = score(perfect(), make_truth(VIDEOS, INFO), [name])
     assert values and all(key.startswith(f"{name}/") for key in values)
     assert np.nanmin(list(values.values())) == pytest.approx(100) and np.nanmax(list(values.values())) == pytest.approx(
@@ -49,7 +49,7 @@ def test_perfect_predictions_have_100(name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_worse_predictions_have_less(name):
+def test_random_predictions_get_less(name):
     rng = np.random.default_rng(0)
     wrong = Predictions(
         {v: rng.random(t.shape) for v, t in LABELS.items()},
@@ -60,15 +60,15 @@ def test_worse_predictions_have_less(name):
     assert np.nanmin(list(values.values())) < 95
 
 
-def test_every_data_set_names_protocols_that_exist():
+def test_the_protocols_of_every_data_set_exist():
     for name, description in DATASETS.items():
         assert description.protocols and set(description.protocols) <= set(PROTOCOLS), name
 
 
-def test_dense_logits_by_the_metrics_themselves():
+def test_scores_of_dense_logits_equal_the_metrics():
     rng = np.random.default_rng(1)
     logits = {name: rng.standard_normal((T, 2)).astype(np.float32) for name in SEGMENTS}
-    results = evaluate(logits, VIDEOS, INFO, Scoring(("frame_map", "event_map"), threshold=0.6))
+    results = score_split(logits, VIDEOS, INFO, Scoring(("frame_map", "event_map"), threshold=0.6))
     frames = frame_map(list(logits.values()), list(LABELS.values()))
     assert results["frame_map/present_classes"] == frames["mean_over_present_classes"]
     assert results["per_class"]["frame_map"] == dict(zip("ab", frames["per_class"], strict=True))
@@ -79,31 +79,31 @@ def test_dense_logits_by_the_metrics_themselves():
     json.dumps(results, allow_nan=False)
 
 
-def test_sparse_logits_rank_by_their_probability_and_find_by_the_background():
+def test_sparse_logits_rank_by_probability_and_detect_by_background():
     logits = {}
     for name, labels in LABELS.items():
         background = 1.0 - labels.max(axis=1, keepdims=True)
         logits[name] = 8 * np.concatenate([labels * [1.0, 1.01], background], axis=1)
-    results = evaluate(logits, VIDEOS, SPARSE, Scoring(("frame_map", "event_map")))
+    results = score_split(logits, VIDEOS, SPARSE, Scoring(("frame_map", "event_map")))
     shifted = {v: np.exp(t) / np.exp(t).sum(axis=1, keepdims=True) for v, t in logits.items()}
     expected = frame_map([t[:, :2] for t in shifted.values()], list(LABELS.values()))
     assert results["frame_map/present_classes"] == pytest.approx(expected["mean_over_present_classes"])
-    # w is one run without background: one proposal for its two actions, of the class that is on longer
+    # w is one run without background, so its two actions get one proposal, with the class that is active longer.
     assert results["per_class"]["event_map@0.3"] == {"a": pytest.approx(100), "b": pytest.approx(50)}
 
 
 def test_absent_values_are_none():
     videos = [base.Video("v", {}, SEGMENTS["v"][:1], T * SECONDS)]
-    results = evaluate({"v": np.zeros((T, 2))}, videos, INFO, Scoring(("frame_map", "charades_localize")))
+    results = score_split({"v": np.zeros((T, 2))}, videos, INFO, Scoring(("frame_map", "charades_localize")))
     assert results["per_class"]["frame_map"]["b"] is None and results["charades_localize/official_mean"] is None
     json.dumps(results, allow_nan=False)
 
 
-def test_what_cannot_be_scored_is_said():
+def test_messages_for_what_cannot_be_scored():
     with pytest.raises(ValueError, match="no prediction for 1 of 2 videos, first 'w'"):
-        evaluate({"v": np.zeros((T, 2))}, VIDEOS, INFO, Scoring(("frame_map",)))
+        score_split({"v": np.zeros((T, 2))}, VIDEOS, INFO, Scoring(("frame_map",)))
     with pytest.raises(ValueError, match="protocol 'frame_mapp' is unknown; known protocols: frame_map, "):
-        evaluate({}, [], INFO, Scoring(("frame_mapp",)))
+        score_split({}, [], INFO, Scoring(("frame_mapp",)))
     with pytest.raises(ValueError, match="event_map needs detections, and these predictions hold none"):
         score(Predictions(), make_truth(VIDEOS, INFO), ["event_map"])
     with pytest.raises(ValueError, match="has no background probability"):
@@ -125,18 +125,18 @@ def test_ranking_scores_by_hand():
 
 
 def test_overlaps_of_whole_frames_are_exact():
-    """Frames 0 … 3k of 0 … 10k overlap by exactly 0.3, which counts; their seconds, some of them, by a bit less."""
+    """Frames 0 … 3k of 0 … 10k have an overlap of exactly 0.3, which counts; in seconds it can round to less."""
     info = base.Info("mine", ("a",), "dense", {"rgb": 3}, "frames", 30.0, 0.5)
     videos = [base.Video(f"v{k}", {}, np.array([[0, k, 11.0 * k]]), 12.0 * k) for k in range(1, 100)]
     truth = make_truth(videos, info)
     found = {f"v{k}": np.array([[0, k / 30, 4 * k / 30, 0.5]]) for k in range(1, 100)}
     in_seconds = event_map(found, truth.segments, num_classes=1, thresholds=[0.3])["mAP_video"][0]
-    assert in_seconds < 100  # so the case is not an idle one
+    assert in_seconds < 100  # so the conversion to frames matters
     values, _ = score(Predictions(detections=found), truth, ["event_map", "event_map_strict"])
     assert values["event_map/mAP_video@0.3"] == values["event_map_strict/mAP_video@0.3"] == 100
 
 
-def test_official_protocols_see_the_rows_as_written():
+def test_official_protocols_use_the_rows_as_written():
     rows = np.array([[0, 1.0, 3.0], [0, 1.0, 3.0]])
     video = base.Video("v", {}, rows[:1], 10.0, written=rows)
     found = Predictions(detections={"v": np.array([[0, 1.0, 3.0, 0.5]])})
@@ -144,7 +144,7 @@ def test_official_protocols_see_the_rows_as_written():
     assert (values["event_map/mAP_video@0.5"], values["event_map_strict/mAP_video@0.5"]) == (50, 100)
 
 
-def test_ambiguous_segments_forgive_detections_in_the_kit_of_the_challenge():
+def test_detections_in_ambiguous_segments_are_ignored_by_the_kit():
     segments, ambiguous = np.array([[0, 1.0, 3.0]]), np.array([[5.0, 8.0]])
     found = Predictions(detections={"v": np.array([[0, 5.0, 8.0, 0.9], [0, 1.0, 3.0, 0.5]])})
     values = {}

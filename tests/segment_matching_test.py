@@ -1,4 +1,4 @@
-"""Pairs and greedy matching against loops, in one piece and in small chunks; average precision by hand."""
+"""Pairs and greedy matching equal loops, for any chunk size; average precision by hand."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def tables(draw, max_size):
 
 @settings(max_examples=100, deadline=None)
 @given(tables(12), tables(8), st.sampled_from([1, 3, 1000]), st.sampled_from([0.0, 0.3]))
-def test_pairs_equal_the_loop_however_they_are_cut(detections, truths, at_once, minimum):
+def test_pairs_equal_the_loop_for_any_chunk_size(detections, truths, at_once, minimum):
     expected = []
     for d, (video, class_id, start, end, _) in enumerate(zip(*detections, strict=True)):
         for t, (truth_video, truth_class, truth_start, truth_end, _) in enumerate(zip(*truths, strict=True)):
@@ -71,7 +71,7 @@ def test_average_precision_by_hand():
     assert np.isnan(average_precision_of_ranks(rising, 0, interpolated=True))
 
 
-def test_groups_are_ranked_apart_and_may_leave_detections_out():
+def test_groups_are_ranked_separately_and_can_leave_detections_out():
     positive, group = np.array([[0, 1, 1, 0, 1]], bool), np.array([0, 1, 0, 2, 0])
     result = average_precisions(positive, group, np.array([0, 0, 1, 3]), 4, interpolated=False)
     np.testing.assert_allclose(result, [[(1 / 2 + 2 / 3) / 2, 1, np.nan, 0]])

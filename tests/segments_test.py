@@ -1,4 +1,4 @@
-"""Seconds ↔ snippets: by hand, against the public code's labels, and the laws that tie both directions."""
+"""Segments and labels: values by hand, labels of the public code, and laws of both directions."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_labels_equal_the_public_code():
 def test_labels_equal_the_public_code_on_real_annotations():
     path = SHARED / "golden/tsu_labels.npz"
     if not path.exists():
-        pytest.skip(f"{path} is not beside this checkout; real annotations may not be committed")
+        pytest.skip(f"{path} is missing; real annotations may not be committed")
     assert_golden(path)
 
 

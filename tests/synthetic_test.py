@@ -1,4 +1,4 @@
-"""The synthetic set: reproducible, consistent, and hard in the way it claims."""
+"""The synthetic set is reproducible and consistent, and flow knows what RGB has to learn."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def labels_of(video, info):
     return labels_from_segments(video.segments, video.duration, video.num_snippets, len(info.classes))
 
 
-def test_videos_are_what_info_says():
+def test_videos_agree_with_info():
     info, splits = synthetic.tiny()
     base.check_info(info)
     for video in splits["train"] + splits["test"]:
@@ -23,7 +23,7 @@ def test_videos_are_what_info_says():
     assert len(set(info.modalities.values())) == 3, "different widths catch a mix-up of modalities"
 
 
-def test_a_seed_is_a_data_set():
+def test_equal_seeds_give_equal_data():
     first, again, other = (synthetic.tiny(seed)[1]["train"][1] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.features["rgb"], again.features["rgb"])
     np.testing.assert_array_equal(first.segments, again.segments)
@@ -33,7 +33,7 @@ def test_a_seed_is_a_data_set():
     )
 
 
-def test_a_larger_set_begins_with_the_smaller():
+def test_a_larger_set_starts_with_the_smaller():
     small, large = (synthetic.make(num_train=n, num_test=1, length=(20, 40))[1]["train"] for n in (1, 3))
     np.testing.assert_array_equal(small[0].features["flow"], large[0].features["flow"])
 

@@ -1,1 +1,1 @@
-"""Videos on disk and in memory: annotations, features, records, batches."""
+"""Data: annotations, features, records and batches of videos."""

@@ -1,21 +1,22 @@
-"""Videos → padded, masked batches on the device mesh.
+"""Batches: videos become padded, masked arrays on the device mesh.
 
     examples = make_examples(videos, 'rgb', num_classes=51)
     buckets = bucket_lengths([len(e.features) for e in examples], num_buckets=4, batch_size=2)
-    for indices, batch, teachers in epoch(examples, buckets, 2, data_mesh(), seed=0, epoch=3): ...
+    for indices, batch, teachers in iterate_epoch(examples, buckets, 2, data_mesh(), seed=0, epoch=3): ...
 
-Whole videos travel: no cropping. A video is padded to one of a few lengths, so that a step compiles a few times and
-then never again. The order of an epoch depends on (seed, epoch) alone, so a resumed run sees what it would have seen.
+Videos are never cropped. Each is padded to one of a few lengths, the buckets, so a step compiles once per bucket. The
+order of an epoch depends only on (seed, epoch), so a resumed run sees the same batches as an uninterrupted one.
 
-Features that do not fit the host's memory stay in their records: `epoch` reads each video when its batch comes near, a
-few batches ahead. These batches, the labels and the teachers' outputs are what streaming keeps in memory.
+Features that do not fit the host's memory stay in their records, and `iterate_epoch` reads them a few batches ahead.
+Memory then holds only these batches, the labels and the teachers' outputs.
 """
 
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +27,24 @@ from kd_jax.sharding import device_rows, local_rows, shard
 from kd_jax.types import Batch, Outputs
 
 LENGTH_MULTIPLE = 16  # bucket lengths are rounded up to this many snippets
-AHEAD = 2  # batches that are read from disk while a step runs, a thread each
+AHEAD = 2  # batches that are read from disk while a step runs, one thread for each
 
 
 @dataclass(frozen=True)
 class Example:
-    """One video as the model sees it, on the host."""
+    """One video as a model reads it, on the host.
+
+    Attributes:
+      id: of the video.
+      features: `[T, D]` of one modality.
+      labels: `[T, C]` uint8.
+      teachers: the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`.
+    """
 
     id: str
-    features: np.ndarray | base.OnDisk  # [T, D]
-    labels: np.ndarray  # [T, C] uint8
-    teachers: tuple[Outputs, ...] = ()  # what each frozen teacher says of it: [T, H], [T, C]
+    features: base.Features
+    labels: np.ndarray
+    teachers: tuple[Outputs, ...] = ()
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
@@ -52,7 +60,11 @@ def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int)
 
 
 def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> list[Example]:
-    """Adds a teacher's outputs, computed once, to every example."""
+    """Adds the outputs of one more teacher, one for each example.
+
+    Raises:
+      ValueError: if the output for a video does not have the T of its example.
+    """
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
             raise ValueError(
@@ -63,15 +75,15 @@ def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> l
 
 
 def bucket_lengths(lengths: Sequence[int], num_buckets: int, batch_size: int) -> tuple[int, ...]:
-    """The `num_buckets` padded lengths with which the batches of `plan` waste the fewest snippets, ascending.
+    """Chooses at most `num_buckets` padded lengths, ascending, so that `group_into_batches` pads the fewest snippets.
 
-    Exact, by dynamic programming over the distinct rounded lengths.
+    The result is optimal among multiples of LENGTH_MULTIPLE, by dynamic programming over the distinct rounded lengths.
     """
     rounded = -(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     sizes, counts = np.unique(rounded, return_counts=True)
-    batches = np.concatenate([[0], np.cumsum(counts) // batch_size])  # what is left over joins the next bucket
+    batches = np.concatenate([[0], np.cumsum(counts) // batch_size])  # an incomplete batch joins the next bucket
     batches[-1] = -(-len(rounded) // batch_size)
-    best = np.concatenate([[0.0], batches[1:] * sizes])  # best[j]: padded total of the j shortest sizes, one bucket
+    best = np.concatenate([[0.0], batches[1:] * sizes])  # best[j]: padded total of the j shortest sizes
     choices = []
     for _ in range(min(num_buckets, len(sizes)) - 1):
         cost = best[:-1, None] + (batches[None, 1:] - batches[:-1, None]) * sizes[None, :]
@@ -86,16 +98,25 @@ def bucket_lengths(lengths: Sequence[int], num_buckets: int, batch_size: int) ->
     return tuple(int(size) for size in sizes[used])
 
 
-def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order: Sequence[int]) -> list:
-    """Groups videos of like length into batches: [(padded length, indices), …], ceil(N / batch_size) of them.
+Batches = list[tuple[int, list[int]]]  # (padded length, indices of the videos) of each batch
 
-    `order` decides who shares a batch. What is left over in a bucket joins the next longer one, so that only the last
-    batch may be short.
+
+def group_into_batches(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order: Sequence[int]
+) -> Batches:
+    """Groups videos of similar length into ceil(N / batch_size) batches.
+
+    Videos that are close in `order` share a batch. The videos that do not fill a batch of their bucket join the next
+    longer bucket, so only the last batch may be smaller.
+
+    Raises:
+      ValueError: if a video is longer than every bucket.
     """
-    lengths = np.asarray(lengths)
-    if len(lengths) and lengths.max() > max(buckets):
-        raise ValueError(f"a video of {lengths.max()} snippets does not fit the longest bucket of {max(buckets)}")
-    batches, waiting, lower = [], [], 0
+    if len(lengths) and max(lengths) > max(buckets):
+        raise ValueError(f"a video of {max(lengths)} snippets does not fit the longest bucket of {max(buckets)}")
+    batches: Batches = []
+    waiting: list[int] = []
+    lower = 0
     for bucket in sorted(buckets):
         waiting += [i for i in order if lower < lengths[i] <= bucket]
         lower = bucket
@@ -105,18 +126,18 @@ def plan(lengths: Sequence[int], buckets: Sequence[int], batch_size: int, order:
     return batches
 
 
-def plan_epoch(
+def schedule_epoch(
     lengths: Sequence[int], buckets: Sequence[int], batch_size: int, *, seed: int | None = None, epoch: int = 0
-) -> list[tuple[int, list[int]]]:
-    """An epoch's batches: [(padded length, indices), …].
+) -> Batches:
+    """Returns the batches of an epoch in their order.
 
-    With a seed, (seed, epoch) draws who shares a batch; the sequence of padded lengths is drawn from the epoch alone,
-    so that runs of other seeds can go through one compiled program side by side. Without, they come in order of length.
+    With a seed, (seed, epoch) determines which videos share a batch. The sequence of padded lengths depends only on the
+    epoch, so runs with different seeds can share one compiled program. Without a seed, videos are in order of length.
     """
     if seed is None:
-        return plan(lengths, buckets, batch_size, [int(i) for i in np.argsort(lengths, kind="stable")])
+        return group_into_batches(lengths, buckets, batch_size, np.argsort(lengths, kind="stable").tolist())
     rng = np.random.default_rng([seed, epoch])
-    batches = plan(lengths, buckets, batch_size, [int(i) for i in rng.permutation(len(lengths))])
+    batches = group_into_batches(lengths, buckets, batch_size, rng.permutation(len(lengths)).tolist())
     batches = [batches[i] for i in rng.permutation(len(batches))]
     waiting = {length: iter([batch for batch in batches if batch[0] == length]) for length in buckets}
     sequence = np.random.default_rng(epoch).permutation(sorted(length for length, _ in batches))
@@ -129,41 +150,53 @@ def collate(
     rows: int,
     *,
     like: Example | None = None,
-    starts: Sequence[int] | None = None,
+    starts: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[Batch, tuple[Outputs, ...]]:
-    """Stacks examples into host arrays of `rows` videos × `length` snippets; what is padded is masked.
+    """Stacks examples into host arrays of `rows` videos × `length` snippets; the mask is False in padding.
 
-    `like` tells sizes and dtypes where there may be no examples. `starts` become `Batch.first`, as in `on_device.take`.
+    Args:
+      examples: at most `rows`; they fill the first ones.
+      length: the padded T.
+      rows: B.
+      like: an example with the sizes and dtypes; needed if `examples` may be empty.
+      starts: the values of `Batch.first`; None leaves it out.
+
+    Returns:
+      The batch, and the outputs of each teacher.
     """
     like = like or examples[0]
 
-    def stack(of: Callable[[Example], np.ndarray]):
-        out = _zeros((rows, length, of(like).shape[-1]), of(like).dtype)
-        for row, example in zip(out, examples, strict=False):
-            row[: len(of(example))] = of(example)
+    def stack(arrays: Sequence[Any], like: Any) -> Any:  # NumPy arrays, where Batch declares those of JAX
+        out = _zeros((rows, length, like.shape[-1]), like.dtype)
+        for row, array in zip(out, arrays, strict=False):
+            row[: len(array)] = array
         return out
 
-    mask = np.zeros((rows, length), bool)
-    for row, example in zip(mask, examples, strict=False):
-        row[: len(example.features)] = True
     teachers = tuple(
-        Outputs(stack(lambda e, i=i: e.teachers[i].features), stack(lambda e, i=i: e.teachers[i].logits))
-        for i in range(len(like.teachers))
+        Outputs(
+            stack([e.teachers[i].features for e in examples], teacher.features),
+            stack([e.teachers[i].logits for e in examples], teacher.logits),
+        )
+        for i, teacher in enumerate(like.teachers)
     )
-    first = None if starts is None else np.array(starts, np.int32)
-    return Batch(stack(lambda e: e.features), stack(lambda e: e.labels), mask, first), teachers
+    features = stack([e.features for e in examples], like.features)
+    labels = stack([e.labels for e in examples], like.labels)
+    mask = stack([np.ones((len(e.features), 1), bool) for e in examples], np.zeros((0, 1), bool))[:, :, 0]
+    first: Any = None if starts is None else np.array(starts, np.int32)
+    return Batch(features, labels, mask, first), teachers
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As np.zeros, but given back at once: malloc has an arena for each thread, and there what is freed stays.
+    """Returns zeros in memory of their own, which is released at once when they are freed.
 
-    With 24 TSU-length videos the process grew to 0.7 GB, and with np.zeros to 1.4 GB.
+    malloc keeps an arena per thread and does not return freed memory. With 24 videos of the length of TSU the process
+    grew to 0.7 GB; with np.zeros it grew to 1.4 GB.
     """
     count = math.prod(shape)
     return np.frombuffer(mmap.mmap(-1, max(count * dtype.itemsize, 1)), dtype, count).reshape(shape)
 
 
-def epoch(
+def iterate_epoch(
     examples: Sequence[Example],
     buckets: Sequence[int],
     batch_size: int,
@@ -172,30 +205,29 @@ def epoch(
     seed: int | None = None,
     epoch: int = 0,
 ) -> Iterator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
-    """Yields (indices of the videos, batch, teachers' outputs) on the device, in the order of `plan_epoch`.
+    """Yields (indices of the videos, batch, teachers' outputs) on the device, in the order of `schedule_epoch`.
 
-    From disk, AHEAD batches are read and sent while the caller works on one; closing the generator stops the threads.
-    Features in memory need none: a step is under way when it is called, and the next batch is copied meanwhile. Each
-    process reads only the videos of its own rows.
+    If features are on disk, AHEAD threads read and send the next batches while the caller works on one; closing the
+    generator stops them. Features in memory need no threads, because JAX runs a step asynchronously while the next
+    batch is copied. Each process reads only the videos of its own rows.
 
     Raises:
-      ValueError: for a record that is damaged, when its batch comes.
+      ValueError: at the batch of a damaged record.
     """
-    import grain  # here, because it takes a second
+    import grain  # its import takes a second
 
     lengths, rows = [len(e.features) for e in examples], device_rows(batch_size, mesh)
-    local = local_rows(rows, mesh)
+    starts, local = np.cumsum([0, *lengths]), local_rows(rows, mesh)
 
-    starts = np.cumsum([0, *lengths])
-
-    def prepare(planned):
-        length, indices = planned
+    def prepare(scheduled: tuple[int, list[int]]) -> tuple:
+        length, indices = scheduled
         own = [indices[row] for row in local if row < len(indices)]
         first = starts[own + [len(examples)] * (len(local) - len(own))]
         batch = collate([examples[i] for i in own], length, len(local), like=examples[0], starts=first)
         return indices, *shard(batch, rows, mesh)
 
-    batches = grain.MapDataset.source(plan_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch)).map(prepare)
+    schedule = schedule_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch)
+    batches = grain.MapDataset.source(schedule).map(prepare)
     ahead = AHEAD if any(isinstance(e.features, base.OnDisk) for e in examples) else 0
     options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     with contextlib.closing(iter(batches.to_iter_dataset(options))) as prepared:

@@ -1,20 +1,26 @@
-"""What is wrong with a user's files, and what was dirty and handled; told all at once.
+"""Findings: what is wrong with a user's files, reported all at once, and what was dirty and handled.
 
-findings = Findings()
-findings.note(DUPLICATE, "kitchen_1: [3, 0.5, 4]")          # handled, counted, shown
-findings.problem("duration", "kitchen_2: -1, expected a number above 0")
-findings.raise_problems()                                    # DataError: everything that is wrong
+    findings = Findings()
+    findings.note(DUPLICATE, "kitchen_1: [3, 0.5, 4]")                     # handled, counted, listed in the report
+    findings.problem("duration", "kitchen_2: -1, expected a number above 0")
+    findings.raise_problems()                                              # DataError that lists every problem
+
+The functions below read files and values; each reports what it cannot read to a `Findings`.
 """
 
+import contextlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-LINES_PER_KIND = 10  # of problems, in the error
+from kd_jax.data.base import is_file_name
 
-# Kinds of dirt that were handled; the keys stand in report.json.
+LINES_PER_KIND = 20  # problems of one kind that the error lists; it counts the others
+
+# Kinds of dirt that are handled. They are the keys of 'handled' in report.json.
 DUPLICATE = "dropped: exact duplicate of another action"
 EMPTY = "dropped: end at or before start"
 LATE = "dropped: starts at or past the duration"
@@ -25,46 +31,57 @@ TOO_SHORT = "kept: action too short to label any snippet"
 CROPPED = "cropped: modalities differ by one snippet"
 PADDED = "padded: first and last snippet repeated, so that snippet i is centred at i strides"
 CONVERTED = "converted: features that are not floating point"
-UNTOLD = "kept: feature file without a manifest, which others have, so that runs do not know how features were made"
+NO_MANIFEST = "kept: feature file without a manifest although others have one; how it was made is not recorded"
 UNANNOTATED = "ignored: feature file without annotation"
 UNLISTED = "ignored: label file that the split does not list"
 TRIMMED = "ignored: video of a subset that is neither trained nor tested on"
 SKIPPED = "skipped: video without a feature file"
 
+Content = TypeVar("Content", dict, list)
+
 
 class DataError(ValueError):
-    """Input that cannot become records; the message lists every problem."""
+    """Input that cannot be used. The message lists every problem."""
 
 
 class Findings:
-    """What is wrong with the input, and what was dirty and handled: {kind: [one line per case]}."""
+    """Collects what is wrong with the input and what was dirty and handled.
 
-    def __init__(self):
+    Attributes:
+      subject: what is read or written; the error names it.
+      problems: {kind: one line per case} of what is wrong.
+      handled: {kind: one line per case} of what was dirty and handled.
+    """
+
+    def __init__(self, subject: str | Path = "the input"):
+        self.subject = subject
         self.problems: dict[str, list[str]] = defaultdict(list)
         self.handled: dict[str, list[str]] = defaultdict(list)
 
     def problem(self, kind: str, case: str) -> None:
+        """Adds something wrong; `case` names place, value and what was expected."""
         self.problems[kind].append(case)
 
     def note(self, kind: str, case: str) -> None:
+        """Adds something dirty that was handled; `kind` is one of the constants above."""
         self.handled[kind].append(case)
 
     def as_json(self) -> dict:
-        """Both as plain JSON, for another process."""
+        """Problems and handled cases as plain JSON, for another process."""
         return {"problems": dict(self.problems), "handled": dict(self.handled)}
 
     def add(self, other: Mapping) -> None:
-        """Adds what `as_json` of another one gave."""
+        """Adds what another Findings returned from `as_json`."""
         for mine, others in ((self.problems, other["problems"]), (self.handled, other["handled"])):
             for kind, cases in others.items():
                 mine[kind] += cases
 
     def raise_problems(self, consequence: str = "nothing was written") -> None:
-        """Raises DataError with all problems at once, if there are any."""
+        """Raises DataError with all problems, grouped by kind, if there are any."""
         if not self.problems:
             return
         total = sum(map(len, self.problems.values()))
-        lines = [f"{total} {'problem' if total == 1 else 'problems'} in the input; {consequence}"]
+        lines = [f"{total} {'problem' if total == 1 else 'problems'} in {self.subject}; {consequence}"]
         for kind, cases in self.problems.items():
             lines.append(f"{kind} ({len(cases)}):")
             lines += [f"  {case}" for case in cases[:LINES_PER_KIND]]
@@ -73,59 +90,81 @@ class Findings:
         raise DataError("\n".join(lines))
 
 
-def load_json_object(path: Path, findings: Findings) -> dict:
-    """The object that a JSON file holds, {} after naming what is wrong with it; a key that repeats is a problem."""
-    repeated = Counter()
+def load_json(path: Path, kind: type[Content], expected: str, findings: Findings) -> Content:
+    """Reads a JSON file that holds an object with at least one key, or a list.
 
-    def pairs_to_dict(pairs):  # json itself keeps the last of equal keys without a word
-        for key, count in Counter(key for key, _ in pairs).items():
+    Args:
+      path: of the file.
+      kind: dict or list.
+      expected: what the file must hold, for the message.
+      findings: gets what is wrong; a key that occurs twice in an object is a problem.
+
+    Returns:
+      The content, or an empty `kind` if it cannot be used.
+    """
+
+    def to_dict(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:  # json keeps the last of equal keys
+        entry = dict(pairs)
+        for key, count in Counter(key for key, _ in pairs).items() if len(entry) < len(pairs) else ():
             if count > 1:
-                repeated[key] += count
-        return dict(pairs)
+                case = f"{path}: the key {key!r} occurs {count} times in one object; remove all but one"
+                findings.problem("repeated key", case)
+        return entry
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs_to_dict)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=to_dict)
     except (OSError, ValueError, RecursionError) as error:
-        findings.problem("unreadable annotations", f"{path}: {reason(error)}")
-        return {}
-    for key, count in repeated.items():
-        findings.problem("repeated key", f"{path}: {key!r} stands {count} times in one object; only one can be meant")
-    if not isinstance(content, dict) or not content:
-        findings.problem("annotation layout", f"{path}: expected an object with at least one video")
-        return {}
+        findings.problem("unreadable file", f"{path}: not readable as JSON ({reason(error)})")
+        return kind()
+    if not isinstance(content, kind) or content == {}:
+        findings.problem("layout", f"{path}: {short(content)}, expected {expected}")
+        return kind()
     return content
 
 
 def read_text(path: Path, findings: Findings) -> str | None:
-    """The content of a text file, None after naming what is wrong with it."""
+    """Reads a UTF-8 file; returns None and reports a problem if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        findings.problem("unreadable annotations", f"{path}: {reason(error)}")
+        findings.problem("unreadable file", f"{path}: not readable as text ({reason(error)})")
         return None
 
 
-def number(value) -> float:
-    """A JSON number as float; NaN for everything else."""
+def check_video_id(video: object, findings: Findings, where: str = "", *, blanks: bool = True) -> bool:
+    """Whether an id can name a file in a folder and none outside it; without `blanks`, whether it is one word."""
+    if not isinstance(video, str) or not is_file_name(video):
+        expected = 'the name of a file in a folder (no separators, control characters, "..")'
+        case = f"video {short(video)}, expected {expected}"
+    elif not blanks and video.split() != [video]:
+        case = f"video {video!r} has blanks, which separate the fields of this format; rename it"
+    else:
+        return True
+    findings.problem("video id", f"{where}: {case}" if where else case)
+    return False
+
+
+def number(value: object) -> float:
+    """A JSON number as float; NaN for every other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
-    try:
+    with contextlib.suppress(OverflowError):
         return float(value)
-    except OverflowError:
-        return math.inf
+    return math.inf
 
 
-def parse_number(text: str) -> float:
-    """A number written in a text file as float; NaN for everything else."""
+def parse(text: str) -> float | str:
+    """The number that a text spells, or the text itself, which `number` turns into NaN."""
     try:
-        return float(text) if text.isascii() and "_" not in text else math.nan
+        return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
-        return math.nan
+        return text
 
 
-def short(value) -> str:
-    """A value as JSON of at most 60 characters."""
+def short(value: object) -> str:
+    """A value as printable JSON of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = text if text.isprintable() else json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -1,11 +1,12 @@
-"""Feature files: found, read once and checked, brought to `[T, D]` float16, and paired with their annotation.
+"""Feature files: checks them, matches them with the annotation, and loads them as `[T, D]` float16.
 
     folder = FeatureFolder(("rgb", "flow"), Path("i3d"))                 # [T, 2048] = rgb ‖ flow
-    shapes, findings = check_video_files("video_1", [folder])            # of each video, in any process
-    matched, sizes = match(videos, [folder], shapes, findings, …)        # all videos together
+    shapes, findings = check_video_files("video_1", [folder])            # for each video, in any process
+    matched, sizes = match(videos, [folder], shapes, findings, …)        # once, for all videos
     video = load(matched[0])                                             # base.Video
 
-A file is `.npy`, or `.npz` with one array; `[T, D]`, `[T, 1, 1, D]`, or `[D, T]` where asked for; of any real type.
+A file is `.npy`, or `.npz` with one array. The array is `[T, D]`, `[T, 1, 1, D]`, or `[D, T]` if `channels_first`, of
+any real type.
 """
 
 import json
@@ -14,21 +15,21 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.data.annotations.cleaning import Annotated, settle
+from kd_jax.data.annotations.cleaning import Annotated, with_duration
 from kd_jax.data.checks import (
     CONVERTED,
     CROPPED,
+    NO_MANIFEST,
     PADDED,
     SKIPPED,
     TOO_SHORT,
     UNANNOTATED,
-    UNTOLD,
     Findings,
     reason,
     short,
@@ -36,19 +37,19 @@ from kd_jax.data.checks import (
 from kd_jax.files import read_json
 from kd_jax.segments import snippets_inside
 
-CHUNK_VALUES = 2**20  # feature files are checked so many values at a time
+CHUNK_VALUES = 2**20  # values of a feature file that are checked at once
 SUFFIXES = (".npy", ".npz")
-MADE = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # in <video>.json, by data_prep.extract
+MANIFEST_FIELDS = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # of data_prep.extract
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of `<video>.npy` or `<video>.npz`.
+    """A folder of `<video>.npy` or `<video>.npz` files.
 
     Attributes:
-      modalities: what a file holds; several share its channels in equal parts, in this order.
-      path: the folder.
+      modalities: those in a file; several modalities are equal parts of its channels, in this order.
+      path: of the folder.
       channels_first: the files are `[D, T]`.
     """
 
@@ -58,28 +59,28 @@ class FeatureFolder:
 
     @property
     def name(self) -> str:
-        """As in --features=NAME=FOLDER."""
+        """The NAME of --features=NAME=FOLDER."""
         return "+".join(self.modalities)
 
     def files(self) -> dict[str, Path]:
-        """{video: file} of all feature files; of two for one video, the `.npz`."""
+        """Returns {video: file} of all feature files; the `.npz` if a video has two."""
         return {path.stem: path for suffix in SUFFIXES for path in sorted(self.path.glob(f"*{suffix}"))}
 
     def find(self, video: str) -> list[Path]:
-        """The files of one video; more than one is a mistake."""
+        """Returns the files of one video; two are a mistake."""
         return [path for suffix in SUFFIXES if (path := self.path / f"{video}{suffix}").is_file()]
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """An annotated video whose feature files were read once and found good.
+    """An annotated video whose feature files passed all checks.
 
     Attributes:
-      annotated: with its duration.
-      files: of each folder.
+      annotated: with a finite duration.
+      files: (folder, file) of each folder.
       num_snippets: T of the record.
-      cropped: T that the modalities share in the files.
-      front: so many copies of the first snippet come before it; the rest up to `num_snippets` follow the last.
+      cropped: T that all modalities have in their files.
+      front: copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`.
     """
 
     annotated: Annotated
@@ -89,8 +90,11 @@ class Matched:
     front: int = 0
 
 
+Shape = tuple[int, int]  # (T, D)
+
+
 def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findings: Findings) -> list[FeatureFolder]:
-    """The folders that hold features of these videos; for the others one problem each, not one for every video."""
+    """Returns the folders with features of these videos; reports one problem for each other folder."""
     present = []
     for folder in folders:
         if not folder.path.is_dir():
@@ -98,14 +102,9 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
             continue
         files = folder.files()
         if videos and not files.keys() & set(videos):
-            there = (
-                f"{len(files)} other feature files, e.g. {files[min(files)].name}"
-                if files
-                else "no feature file at all"
-            )
-            findings.problem(
-                "missing feature folder", f"{folder.name}: {folder.path} has no file <video>.npy, but {there}"
-            )
+            others = f"{len(files)} other feature files, e.g. {files[min(files)].name}" if files else "no feature file"
+            case = f"{folder.name}: {folder.path} has no file <video>.npy, but {others}"
+            findings.problem("missing feature folder", case)
             continue
         present.append(folder)
         for name in sorted(files.keys() - set(videos)):
@@ -115,30 +114,37 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
 
 def check_video_files(
     video: str, folders: Sequence[FeatureFolder], *, skip_missing: bool = False
-) -> tuple[dict[str, tuple[int, int]] | None, Findings]:
-    """Reads every feature file of a video once, a part at a time.
+) -> tuple[dict[str, Shape] | None, Findings]:
+    """Reads every feature file of a video once, in parts.
 
     Returns:
-      {name of the folder: (T, D)} of the files without a problem, None if the video is left out, and what was found.
+      {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if a file
+      is missing.
     """
-    shapes, findings, complete = {}, Findings(), True
+    shapes, findings, skipped = {}, Findings(), False
     for folder in folders:
         paths = folder.find(video)
         if len(paths) > 1:
-            findings.problem("two feature files", f"{folder.name}: {paths[0]} and {paths[1]}; only one can be meant")
+            findings.problem("two feature files", f"{folder.name}: {paths[0]} and {paths[1]}; remove one")
         elif paths:
-            if shape := check_file(folder.name, paths[0], findings, channels_first=folder.channels_first):
-                if shape[1] % len(folder.modalities):
-                    parts = f"{len(folder.modalities)} equal parts ({', '.join(folder.modalities)})"
-                    findings.problem("wrong dimension", f"{folder.name}: {paths[0]}: D = {shape[1]} has no {parts}")
-                else:
-                    shapes[folder.name] = shape
+            if shape := _check_parts(folder, paths[0], findings):
+                shapes[folder.name] = shape
         elif skip_missing:
             findings.note(SKIPPED, f"{video}: {folder.path / video}.npy")
-            complete = False
+            skipped = True
         else:
             findings.problem("missing feature file, see --skip_missing", f"{folder.name}: {folder.path / video}.npy")
-    return shapes if complete else None, findings
+    return None if skipped else shapes, findings
+
+
+def _check_parts(folder: FeatureFolder, path: Path, findings: Findings) -> Shape | None:
+    """Checks one file and that its channels divide into one part for each modality."""
+    shape = check_file(folder.name, path, findings, channels_first=folder.channels_first)
+    if shape and shape[1] % len(folder.modalities):
+        parts = f"{len(folder.modalities)} equal parts ({', '.join(folder.modalities)})"
+        findings.problem("wrong dimension", f"{folder.name}: {path}: D = {shape[1]} has no {parts}")
+        return None
+    return shape
 
 
 def check_file(
@@ -148,8 +154,19 @@ def check_file(
     *,
     channels_first: bool = False,
     check: Callable[[np.ndarray], object] = base.to_float16,
-) -> tuple[int, int] | None:
-    """(T, D) of one feature file, or None after naming what is wrong with it; `check` raises for bad values."""
+) -> Shape | None:
+    """Checks one feature file.
+
+    Args:
+      modality: for messages.
+      path: of the file.
+      findings: gets what is wrong.
+      channels_first: the file is `[D, T]`.
+      check: called with parts of the file; it raises ValueError for values that cannot be used.
+
+    Returns:
+      (T, D), or None after a problem.
+    """
     try:
         array = _open(path)
     except UNREADABLE as error:
@@ -158,13 +175,13 @@ def check_file(
     if array.dtype.kind not in "fiub":
         findings.problem("feature type", f"{modality}: {path}: {array.dtype}, expected real numbers")
         return None
-    shape, expected = list(array.shape), "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
     table = _as_table(array, channels_first)
     if table is None:
-        findings.problem("feature shape", f"{modality}: {path}: {shape}, expected {expected}")
+        expected = "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
+        findings.problem("feature shape", f"{modality}: {path}: {list(array.shape)}, expected {expected}")
         return None
     if not len(table):
-        findings.problem("no snippets", f"{modality}: {path}: {shape}")
+        findings.problem("no snippets", f"{modality}: {path}: {list(array.shape)}")
         return None
     rows = max(1, CHUNK_VALUES // table.shape[1])
     try:
@@ -175,21 +192,23 @@ def check_file(
         return None
     if array.dtype.kind != "f":
         findings.note(CONVERTED, f"{modality}: {path}: {array.dtype}")
-    return table.shape
+    return len(table), table.shape[1]
 
 
 def load_file(path: Path, *, channels_first: bool = False) -> np.ndarray:
-    """`[T, D]` float16: a feature file that `check_file` found good."""
+    """Reads a feature file that passed `check_file`, as `[T, D]` float16."""
     return base.to_float16(load_table(path, channels_first=channels_first))
 
 
 def load_table(path: Path, *, channels_first: bool = False) -> np.ndarray:
-    """The same in the type of the file."""
-    return _as_table(_open(path), channels_first)
+    """Reads a feature file that passed `check_file`, as `[T, D]` in the type of the file."""
+    table = _as_table(_open(path), channels_first)
+    assert table is not None, f"{path} was not checked"
+    return table
 
 
 def _as_table(array: np.ndarray, channels_first: bool) -> np.ndarray | None:
-    """`[T, D]`; None for a shape that cannot be read so."""
+    """Returns a `[T, D]` view; None if the shape does not allow it."""
     if channels_first:
         array = array.reshape(array.shape[1:]) if array.ndim == 3 and len(array) == 1 else array
         return array.T if array.ndim == 2 and len(array) else None
@@ -199,7 +218,7 @@ def _as_table(array: np.ndarray, channels_first: bool) -> np.ndarray | None:
 
 
 def _open(path: Path) -> np.ndarray:
-    """The array of a file; that of a `.npy` is mapped, not read."""
+    """Opens the array of a file; a `.npy` is mapped into memory, not read."""
     if path.suffix == ".npz":
         with path.open("rb") as file:
             if file.read(2) != b"PK":
@@ -224,22 +243,23 @@ def _open(path: Path) -> np.ndarray:
 def match(
     videos: Sequence[Annotated],
     folders: Sequence[FeatureFolder],
-    shapes: Mapping[str, Mapping[str, tuple[int, int]] | None],
+    shapes: Mapping[str, Mapping[str, Shape] | None],
     findings: Findings,
     *,
     fps: float,
     stride: float | None,
     window: float | None,
 ) -> tuple[list[Matched], dict[str, int]]:
-    """Compares the files of each video with each other, with those of the other videos, and with the annotation.
+    """Compares the files of each video with each other, with those of other videos, and with the annotation.
 
     Args:
       videos: annotated.
-      folders: all that were asked for.
-      shapes: {video: {folder name: (T, D)}} from `check_video_files`; None = left out.
-      findings: gets what is wrong, cropped, padded, too short, and what a duration that is now known settles.
-      fps: frames per second of a video that does not tell its own.
-      stride, window: frames from one snippet to the next, and seen by one; None if not known.
+      folders: all that the user named.
+      shapes: {video: {folder name: (T, D)}} from `check_video_files`; None for a skipped video.
+      findings: gets problems and what was cropped, padded, clipped or too short.
+      fps: frames per second of a video whose annotation has none.
+      stride: frames from one snippet to the next; None if unknown.
+      window: frames that one snippet covers; None if unknown.
 
     Returns:
       The videos without a problem, and {modality: D}.
@@ -259,7 +279,12 @@ def match(
         if found is not None and _check_shapes(video.id, folders, found, sizes, findings):
             files = tuple((folder, folder.find(video.id)[0]) for folder in folders)
             cropped = min(length for length, _ in found.values())
-            matched.append(_match_one(video, files, cropped, findings, fps, stride, window))
+            if math.isinf(video.duration) and stride:
+                video = with_duration(video, cropped * stride, findings)
+                matched.append(Matched(video, files, cropped, cropped))
+            else:
+                matched.append(_pad(Matched(video, files, cropped, cropped), findings, fps, stride, window))
+            _note_short_actions(matched[-1], findings)
     modalities = {
         modality: sizes[folder.name] // len(folder.modalities)
         for folder in folders
@@ -269,94 +294,100 @@ def match(
     return matched, modalities
 
 
-def _check_shapes(video: str, folders, found: Mapping, sizes: Mapping, findings: Findings) -> bool:
+def _check_shapes(
+    video: str,
+    folders: Sequence[FeatureFolder],
+    found: Mapping[str, Shape],
+    sizes: Mapping[str, int],
+    findings: Findings,
+) -> bool:
+    """Whether all files of a video were found, with the D of the other videos and one T."""
     good = len(found) == len(folders)
     for folder in folders:
         if folder.name in found and found[folder.name][1] != sizes[folder.name]:
             path, size = folder.find(video)[0], found[folder.name][1]
-            findings.problem(
-                "wrong dimension", f"{folder.name}: {path}: D = {size}, most files have {sizes[folder.name]}"
-            )
+            case = f"{folder.name}: {path}: D = {size}, most files have {sizes[folder.name]}"
+            findings.problem("wrong dimension", case)
             good = False
-    lengths = {name: length for name, (length, _) in found.items()}
-    if not lengths:
+    if not found:
         return False
-    text = f"{video}: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
+    lengths = {name: length for name, (length, _) in found.items()}
+    case = f"{video}: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
     difference = max(lengths.values()) - min(lengths.values())
     if difference > 1:
-        findings.problem("modalities disagree in T", f"{text}; all need the same snippets")
+        findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
         return False
     if difference and good:
-        findings.note(CROPPED, text)
+        findings.note(CROPPED, case)
     return good
 
 
-def _match_one(
-    video: Annotated, files: tuple, cropped: int, findings: Findings, fps: float, stride: float | None, window
-) -> Matched:
-    num_snippets, front = cropped, 0
-    if math.isinf(video.duration):
-        video = settle(video, cropped * stride, findings)
-    elif stride and window and video.duration > 0:
-        # Windows that overlap end before the video does, and the first is centred half a window after its start.
-        missing = round(video.duration * (video.fps or fps) / stride) - cropped
-        if 0 < missing <= window / stride + 1:
-            front = min(missing, round(window / stride / 2))
-            num_snippets += missing
-            findings.note(PADDED, f"{video.id}: {front} before, {missing - front} after {cropped}")
-    if video.duration > 0:
-        first, stop = snippets_inside(video.segments, video.duration, num_snippets)
-        for class_id, start, end in video.segments[first >= stop]:
-            findings.note(TOO_SHORT, f"{video.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
-    return Matched(video, files, num_snippets, cropped, front)
+def _pad(video: Matched, findings: Findings, fps: float, stride: float | None, window: float | None) -> Matched:
+    """Adds the snippets that are missing at both ends because overlapping windows must lie inside the video."""
+    annotated = video.annotated
+    if not stride or not window or not annotated.duration > 0:
+        return video
+    missing = round(annotated.duration * (annotated.fps or fps) / stride) - video.cropped
+    if not 0 < missing <= window / stride + 1:
+        return video
+    front = min(missing, round(window / stride / 2))  # the first window is centred half a window after the start
+    findings.note(PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
+    return replace(video, num_snippets=video.cropped + missing, front=front)
+
+
+def _note_short_actions(video: Matched, findings: Findings) -> None:
+    """Notes actions without a snippet inside."""
+    annotated = video.annotated
+    if annotated.duration > 0:
+        first, stop = snippets_inside(annotated.segments, annotated.duration, video.num_snippets)
+        for class_id, start, end in annotated.segments[first >= stop]:
+            findings.note(TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
 
 
 def load(video: Matched) -> base.Video:
     """Reads the features of a video into memory, as float16."""
-    features = {}
+    features: dict[str, base.Features] = {}
     for folder, path in video.files:
         table = load_file(path, channels_first=folder.channels_first)[: video.cropped]
         table = np.pad(table, ((video.front, video.num_snippets - video.cropped - video.front), (0, 0)), mode="edge")
         parts = np.split(table, len(folder.modalities), axis=1)
-        features |= dict(zip(folder.modalities, parts, strict=True))
-    annotated = video.annotated
-    return base.Video(
-        annotated.id, features, annotated.segments, annotated.duration, annotated.written, annotated.ambiguous
-    )
+        features |= zip(folder.modalities, parts, strict=True)
+    of = video.annotated
+    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous)
 
 
-def is_manifest(content) -> bool:
-    """Whether JSON is what `data_prep.extract` writes beside a feature file."""
-    return isinstance(content, dict) and content.keys() >= {*MADE, "seconds_per_snippet"}
+def is_manifest(content: object) -> bool:
+    """Whether JSON content is a manifest that `data_prep.extract` writes next to a feature file."""
+    return isinstance(content, dict) and content.keys() >= {*MANIFEST_FIELDS, "seconds_per_snippet"}
 
 
 def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:
-    """How features were extracted: of the modalities whose files all have a manifest beside them.
+    """Returns how features were extracted, for the modalities whose files all have a manifest.
 
-    Manifests of one modality that differ are problems; files without one, where others have one, are noted.
+    Manifests of one modality that differ are problems. Files without a manifest are noted if others have one.
 
     Returns:
-      {modality: its fields MADE, and the median seconds from one snippet to the next}. (A video's duration / T is
-      longer where snippets overlap, much so in a short video.)
+      {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
+      differs from duration / T, which is longer if snippets overlap, in short videos much longer.
     """
     made = {}
     for folder in folders:
         paths = [path for video in videos for of, path in video.files if of == folder]
-        manifests = {path: told for path in paths if (told := _manifest(path.with_suffix(".json")))}
+        manifests = {path: manifest for path in paths if (manifest := _manifest(path.with_suffix(".json")))}
         if len(folder.modalities) > 1 or not manifests:
             continue
-        if untold := [path for path in paths if path not in manifests]:
-            for path in untold:
-                findings.note(UNTOLD, f"{folder.name}: {path}")
+        if without := [path for path in paths if path not in manifests]:
+            for path in without:
+                findings.note(NO_MANIFEST, f"{folder.name}: {path}")
             continue
-        ways = {path: {name: told[name] for name in MADE} for path, told in manifests.items()}
-        most = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])
+        ways = {path: {name: manifest[name] for name in MANIFEST_FIELDS} for path, manifest in manifests.items()}
+        usual = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])
         for path, way in ways.items():
-            if others := [name for name in MADE if way[name] != most[name]]:
-                differ = "; ".join(f"{name} {short(way[name])}, others {short(most[name])}" for name in others)
+            if others := [name for name in MANIFEST_FIELDS if way[name] != usual[name]]:
+                differ = "; ".join(f"{name} {short(way[name])}, others {short(usual[name])}" for name in others)
                 findings.problem("features made in different ways", f"{folder.name}: {path}: {differ}")
-        seconds = float(np.median([told["seconds_per_snippet"] for told in manifests.values()]))
-        made[folder.name] = most | {"seconds_per_snippet": seconds}
+        seconds = float(np.median([manifest["seconds_per_snippet"] for manifest in manifests.values()]))
+        made[folder.name] = usual | {"seconds_per_snippet": seconds}
     return made
 
 

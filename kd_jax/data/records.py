@@ -1,15 +1,15 @@
-"""One record layout for every data set: TFDS data sets of ArrayRecord shards.
+"""Records: the layout in which every data set is stored, a TFDS data set of ArrayRecord shards.
 
     write('data/mine', info, {'train': videos, 'test': more})          # the values may be generators
     info = read_info('data/mine')
     videos = read('data/mine', 'train', modalities=['rgb'])            # only these features are decoded
-    videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # no shard is touched until one is asked for
+    videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # features are read when an array is made
 
-The folder is also a TFDS data set: `tfds.builder_from_directory('data/mine').as_data_source('train')`. TensorFlow is
-not needed to write or read it. Features are stored as raw float16, uncompressed: on one server core that wrote 290 MB/s
-and read 580 MB/s, against 100 and 450 MB/s with ArrayRecord's default compression; and what is not asked for is not
-copied. All else that is known of a video is written a second time, to videos.jsonl: who does not ask for features, or
-not yet, reads no shard.
+The folder is also a TFDS data set: `tfds.builder_from_directory('data/mine').as_data_source('train')`. Writing and
+reading do not need TensorFlow. Features are stored as raw float16, uncompressed. On one server core this wrote 290 MB/s
+and read 580 MB/s; ArrayRecord's default compression wrote 100 MB/s and read 450 MB/s. Modalities that are not requested
+are not copied. Everything except the features is also stored in videos.jsonl, so reading without features, or with
+`on_disk`, opens no shard.
 """
 
 import contextlib
@@ -22,28 +22,38 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from kd_jax.data.base import SPLITS, Info, OnDisk, Video, check_info, check_video, to_float16
+from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_float16
 from kd_jax.data.staging import staged
 
 INFO_FILE = "kd_jax.json"  # Info and the size of every shard; written last
-VIDEOS_FILE = "videos.jsonl"  # a line for each video: all of it but the features, and their checksums
+VIDEOS_FILE = "videos.jsonl"  # one line per video: everything but the features, and checksums
 REPORT_FILE = "report.json"
-SHARD_BYTES = 256 * 2**20  # a shard is closed once it holds this much
+SHARD_BYTES = 256 * 2**20  # the most that the features of a shard take, unless a single video takes more
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one video is one chunk: random access by video
 FORMAT = 4
-ROWS = ("segments", "written", "ambiguous")  # the fields of Video that are tables of rows
+TABLES = {"segments": 3, "written": 3, "ambiguous": 2}  # fields of Video that are tables: number of columns
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What is known of a shard once it is written."""
+    """A shard that was written.
 
-    file: str  # its name
-    size: int  # bytes
-    videos: tuple[dict, ...]  # in order: what VIDEOS_FILE says of each, but the split
+    Attributes:
+      file: its name.
+      size: in bytes.
+      videos: the entries of VIDEOS_FILE, in order, without the split.
+    """
+
+    file: str
+    size: int
+    videos: tuple[dict, ...]
 
 
 def write(
@@ -54,21 +64,21 @@ def write(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a data set, whole or not at all.
+    """Writes a data set; after an error nothing is left.
 
-    Videos are written as they come: no more than a shard of them is in memory at a time. Everything goes to a sibling
-    folder that takes the final name when it is complete.
+    At most one shard of videos is in memory at a time. The files go to a sibling folder that gets the final name when
+    it is complete.
 
     Args:
-      directory: of the data set; it must not exist, or be empty.
+      directory: of the data set; it must be empty or not exist.
       info: what the videos share.
-      splits: {'train': videos, 'test': videos}; iterated once.
-      report: what is known of how the data was made, stored beside it as report.json.
+      splits: {'train': videos, 'test': videos}; each is iterated once.
+      report: how the data was made, stored in the folder as report.json.
       overwrite: replace an older data set in `directory`; anything else there is never deleted.
 
     Raises:
-      FileExistsError: if `directory` holds something else, or an older data set without `overwrite`.
-      ValueError: for a video that contradicts `info`, comes twice, or does not fit float16.
+      FileExistsError: if `directory` holds something else, or an older data set and `overwrite` is False.
+      ValueError: for a video that contradicts `info`, occurs twice, or does not fit float16.
     """
     check_info(info)
     if set(splits) != set(SPLITS):
@@ -84,13 +94,14 @@ def write(
 
 
 def video_bytes(num_snippets: int, info: Info) -> int:
-    """What the features of a video take in a shard."""
+    """The size of the features of a video in a shard."""
     return 2 * num_snippets * sum(info.modalities.values())
 
 
-def group_by_size(items: Iterable, size_of: Callable[..., int]) -> Iterator[list]:
-    """Splits items, in order, into groups of at most SHARD_BYTES, or of a single larger one."""
-    group, total = [], 0
+def group_by_size(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Splits items, in order, into groups of at most SHARD_BYTES; a larger item is a group of one."""
+    group: list[Item] = []
+    total = 0
     for item in items:
         size = size_of(item)
         if group and total + size > SHARD_BYTES:
@@ -111,7 +122,7 @@ def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    def call(action, *arguments):  # array_record says "disk full" as a RuntimeError
+    def call(action: Callable, *arguments: bytes) -> None:  # array_record raises RuntimeError if the disk is full
         try:
             action(*arguments)
         except RuntimeError as error:
@@ -124,42 +135,40 @@ def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
         for video in videos:
             check_video(video, info)
             video = _with_float16(video)
-            written.append(_facts(video))
+            written.append(_entry(video))
             call(writer.write, features.serialize_example(_to_record(video)))
     finally:
         call(writer.close)
     return Shard(path.name, path.stat().st_size, tuple(written))
 
 
-def _facts(video: Video) -> dict:
-    """All of a video but its features, as plain JSON, which keeps every bit of a float64."""
-    tables = {name: np.asarray(getattr(video, name), np.float64).tolist() for name in ROWS}
+def _tables(video: Video) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(getattr(video, name), np.float64) for name in TABLES}
+
+
+def _entry(video: Video) -> dict:
+    """The line of a video in VIDEOS_FILE. JSON keeps every bit of a float64."""
     known = {"id": video.id, "snippets": video.num_snippets, "duration": float(video.duration)}
-    return {**known, **tables, "crc32": checksums(video)}
+    return known | {name: table.tolist() for name, table in _tables(video).items()} | {"crc32": checksums(video)}
 
 
 def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], report: Mapping | None) -> None:
-    """Makes a data set of the shards in a folder: gives them their names and writes what TFDS and `read` need.
+    """Makes a data set of the shards in a folder: names them and writes the files that TFDS and `read` need.
 
     Args:
-      folder: where the shards are.
-      info: as they were written with.
+      folder: with the shards.
+      info: the one that the shards were written with.
       shards: of each split, in order.
       report: see `write`.
 
     Raises:
-      ValueError: for a video that comes twice, or if there are none.
+      ValueError: if a video occurs twice, or if there are none.
     """
     from tensorflow_datasets.core import folder_dataset
     from tensorflow_datasets.core.splits import SplitInfo
 
-    facts = [(split, video) for split, of_split in shards.items() for shard in of_split for video in shard.videos]
-    every_id = [video["id"] for _, video in facts]
-    if len(set(every_id)) != len(every_id):
-        twice = next(video for video, count in Counter(every_id).items() if count > 1)
-        raise ValueError(f"video {twice!r} comes twice; an id names one video of one split")
-    if not every_id:
-        raise ValueError("there are no videos in any split; a data set needs at least one")
+    entries = [(split, video) for split, of_split in shards.items() for shard in of_split for video in shard.videos]
+    _check_ids([video["id"] for _, video in entries])
     stored, split_infos = {}, []
     for split, of_split in shards.items():
         files = {}
@@ -175,47 +184,58 @@ def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], repo
         data_dir=folder,
         features=_features(info, info.modalities),
         split_infos=split_infos,
-        check_data=False,  # that check needs TensorFlow
+        check_data=False,  # the check needs TensorFlow
         description=f"{info.name}: videos for kd_jax; {INFO_FILE} holds classes and units.",
     )
     if report is not None:
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    lines = [json.dumps({"split": split, **video}, ensure_ascii=False) + "\n" for split, video in facts]
+    lines = [json.dumps({"split": split, **video}, ensure_ascii=False) + "\n" for split, video in entries]
     (folder / VIDEOS_FILE).write_text("".join(lines), encoding="utf-8")
     content = {"format": FORMAT, "info": dataclasses.asdict(info), "splits": stored}
     (folder / INFO_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _check_ids(ids: Sequence[str]) -> None:
+    if not ids:
+        raise ValueError("there are no videos in any split; a data set needs at least one")
+    video, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"video {video!r} occurs twice; an id names one video of one split")
+
+
 def _features(info: Info, modalities: Iterable[str]):
-    """The TFDS features of a record, with these modalities of it."""
+    """The TFDS features of a record, restricted to these modalities."""
     from tensorflow_datasets import features as tfds
+
+    def tensor(shape: tuple, dtype: type) -> tfds.Tensor:
+        return tfds.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
     return tfds.FeaturesDict(
         {
             "id": tfds.Text(),
-            "duration": tfds.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
-            "segments": tfds.Tensor(shape=(None, 3), dtype=np.float64, encoding="bytes"),
-            "written": tfds.Tensor(shape=(None, 3), dtype=np.float64, encoding="bytes"),
-            "ambiguous": tfds.Tensor(shape=(None, 2), dtype=np.float64, encoding="bytes"),
-            "features": {
-                m: tfds.Tensor(shape=(None, info.modalities[m]), dtype=np.float16, encoding="bytes") for m in modalities
-            },
+            "duration": tensor((), np.float64),
+            **{name: tensor((None, columns), np.float64) for name, columns in TABLES.items()},
+            "features": {m: tensor((None, info.modalities[m]), np.float16) for m in modalities},
         }
     )
 
 
 def checksums(video: Video) -> dict[str, int]:
-    """{modality: CRC-32 of its float16 features, '': of all the rest}. Of the content: equal builds differ in bytes."""
-    tables = {name: np.asarray(getattr(video, name), np.float64) for name in ROWS}
-    rest = repr((video.id, float(video.duration), {name: table.tolist() for name, table in tables.items()})).encode()
-    arrays = {modality: np.ascontiguousarray(array, np.float16) for modality, array in video.features.items()}
-    return {"": zlib.crc32(rest), **{modality: zlib.crc32(array) for modality, array in arrays.items()}}
+    """Returns {modality: CRC-32 of its float16 features, '': CRC-32 of everything else}.
+
+    They are checksums of the content, because the files of two equal builds can differ.
+    """
+    tables = {name: table.tolist() for name, table in _tables(video).items()}
+    parts = {"": zlib.crc32(repr((video.id, float(video.duration), tables)).encode())}
+    for modality, features in video.features.items():
+        parts[modality] = zlib.crc32(np.ascontiguousarray(features, np.float16).data)
+    return parts
 
 
 def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
-    """A short name of a data set: the same only for the same Info and the same `checksums` of each split's videos."""
+    """A short hash of a data set: equal only for an equal Info and equal `checksums` of the videos of each split."""
     known = dataclasses.asdict(info)
-    del known["extraction"]  # not content: records of the same features are the same, whether it is known or not
+    del known["extraction"]  # it is not content: the same features may have been written without it
     text = json.dumps([known, checksums_of], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -231,11 +251,11 @@ def _with_float16(video: Video) -> Video:
 
 
 def _to_record(video: Video) -> dict:
-    tables = {name: np.ascontiguousarray(getattr(video, name), np.float64) for name in ROWS}
-    return {"id": video.id, "duration": float(video.duration), **tables, "features": video.features}
+    return {"id": video.id, "duration": float(video.duration), **_tables(video), "features": video.features}
 
 
 def _read_content(directory: str | os.PathLike) -> dict:
+    """Reads INFO_FILE."""
     directory = Path(directory)
     remedy = f"build them with `python -m data_prep.build … --output={directory}`, or name another folder"
     if not directory.is_dir():
@@ -245,47 +265,42 @@ def _read_content(directory: str | os.PathLike) -> dict:
     if not path.is_file():
         names = sorted(p.name for p in directory.iterdir())
         listing = ", ".join(names[:5]) + (f" … and {len(names) - 5} more" if len(names) > 5 else "")
-        raise FileNotFoundError(
-            f"no records in {directory}: no {INFO_FILE} there, only {listing or 'nothing'}; {remedy}"
-        )
+        found = f"no {INFO_FILE} there, only {listing or 'nothing'}"
+        raise FileNotFoundError(f"no records in {directory}: {found}; {remedy}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["format"]
+        version = content["format"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from None
-    if found != FORMAT:
-        raise ValueError(f"{path} has the format {found}, this version reads {FORMAT}; {remedy}")
+    if version != FORMAT:
+        raise ValueError(f"{path} has the format {version}, this version reads {FORMAT}; {remedy}")
     return content
 
 
-def _read_splits(directory: str | os.PathLike) -> dict:
-    """{split: {'videos': their number, 'shards': {file: bytes}}}."""
-    return _read_content(directory)["splits"]
-
-
-def _read_facts(directory: str | os.PathLike) -> dict[str, list[dict]]:
-    """{split: what VIDEOS_FILE says of each video}, checked to be what was written."""
+def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
+    """Reads {split: entries of VIDEOS_FILE} and checks that they are complete and unchanged."""
     path = Path(directory) / VIDEOS_FILE
-    splits = _read_splits(directory)
-    facts = {split: [] for split in splits}
+    splits = _read_content(directory)["splits"]
+    entries: dict[str, list[dict]] = {split: [] for split in splits}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             video = json.loads(line)
-            facts[video.pop("split")].append(video)
+            entries[video.pop("split")].append(video)
             if checksums(_to_video(video, {}))[""] != video["crc32"][""]:
-                raise ValueError(f"{video['id']!r} is not what was written there")
-        if any(len(facts[split]) != stored["videos"] for split, stored in splits.items()):
+                raise ValueError(f"{video['id']!r} is not what was written")
+        if any(len(entries[split]) != stored["videos"] for split, stored in splits.items()):
             raise ValueError("lines are missing")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set anew") from None
-    return facts
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from None
+    return entries
 
 
 def read_info(directory: str | os.PathLike) -> Info:
-    """What the videos of a data set share.
+    """Reads what the videos of a data set share.
 
     Raises:
       FileNotFoundError: if there is no finished data set in `directory`.
+      ValueError: if its description is damaged or has another format.
     """
     info = dict(_read_content(directory)["info"])
     info["classes"] = tuple(info["classes"])
@@ -293,14 +308,15 @@ def read_info(directory: str | os.PathLike) -> Info:
 
 
 def read_fingerprint(directory: str | os.PathLike) -> str:
-    """The `fingerprint` of the records in a folder.
+    """Reads the `fingerprint` of the records in a folder.
 
     Raises:
       FileNotFoundError: if there is no finished data set in `directory`.
+      ValueError: if the data set is damaged.
     """
-    facts = _read_facts(directory)
+    entries = _read_entries(directory)
     return fingerprint(
-        read_info(directory), {split: [video["crc32"] for video in facts[split]] for split in _read_splits(directory)}
+        read_info(directory), {split: [video["crc32"] for video in videos] for split, videos in entries.items()}
     )
 
 
@@ -315,20 +331,20 @@ def read(
     """Reads a split.
 
     Args:
-      directory: where `write` wrote.
+      directory: of the data set.
       split: 'train' or 'test'.
       modalities: those to decode; None = all, empty = none.
-      first: read only so many videos from the start; None = all.
-      on_disk: leave the features where they are, see `base.OnDisk`; what is damaged is noticed when it is asked for.
+      first: the number of videos to read, from the start; None = all.
+      on_disk: leave the features in their records, see `base.OnDisk`; damage is found when the features are read.
 
     Returns:
-      The videos in the order they were written; features are read-only float16 arrays, or OnDisk.
+      The videos in the order in which they were written; features are read-only float16 arrays, or OnDisk.
 
     Raises:
-      FileNotFoundError: if there is no finished data set in `directory`, or one of its shards is gone.
-      ValueError: for an unknown split or modality, or a shard that is not what was written.
+      FileNotFoundError: if there is no finished data set in `directory`, or a shard is missing.
+      ValueError: for an unknown split or modality, or a shard that has changed.
     """
-    splits, info = _read_splits(directory), read_info(directory)
+    splits, info = _read_content(directory)["splits"], read_info(directory)
     if split not in splits:
         raise ValueError(f"{directory} has no split {split!r}; it has {', '.join(splits)}")
     modalities = tuple(info.modalities) if modalities is None else tuple(modalities)
@@ -336,69 +352,67 @@ def read(
         if modality not in info.modalities:
             raise ValueError(
                 f"{directory} has no modality {modality!r}; it has {', '.join(info.modalities)}. "
-                f"Build it anew with --features={modality}=DIR to add it"
+                f"Build it again with --features={modality}=DIR to add it"
             )
     _check_shards(Path(directory), splits[split]["shards"])
-    facts = _read_facts(directory)[split][:first]
-    if not facts or not modalities:
-        return [_to_video(video, {}) for video in facts]
+    entries = _read_entries(directory)[split][:first]
+    if not entries or not modalities:
+        return [_to_video(entry, {}) for entry in entries]
     records = _Records(directory, split, info)
-    if not on_disk:
-        return [_to_video(video, records.features(i, video, modalities)) for i, video in enumerate(facts)]
-    return [_to_video(video, {m: records.on_disk(i, video, m) for m in modalities}) for i, video in enumerate(facts)]
+    if on_disk:
+        return [_to_video(e, {m: records.on_disk(i, e, m) for m in modalities}) for i, e in enumerate(entries)]
+    return [_to_video(entry, records.features(i, entry, modalities)) for i, entry in enumerate(entries)]
 
 
-def _to_video(facts: Mapping, features: dict) -> Video:
-    tables = {name: np.array(facts[name], np.float64).reshape(-1, 2 if name == "ambiguous" else 3) for name in ROWS}
-    return Video(facts["id"], features, duration=facts["duration"], **tables)
+def _to_video(entry: Mapping, features: Mapping[str, Features]) -> Video:
+    tables = {name: np.array(entry[name], np.float64).reshape(-1, columns) for name, columns in TABLES.items()}
+    return Video(entry["id"], features, duration=entry["duration"], **tables)
 
 
 class _Records:
-    """The records of a split, at random; several threads may read at once."""
+    """The records of a split, read in any order and by any number of threads."""
 
     def __init__(self, directory: str | os.PathLike, split: str, info: Info):
         import tensorflow_datasets as tfds
 
         self._directory, self._split, self._info = directory, split, info
-        with self._damage():
+        with self._named_damage():
             self._source = tfds.builder_from_directory(os.path.abspath(directory)).as_data_source(
                 split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
 
     @contextlib.contextmanager
-    def _damage(self):
+    def _named_damage(self) -> Iterator[None]:
+        """Turns every exception of the libraries into a ValueError that names the data set and the remedy."""
         try:
             yield
-        except Exception as error:  # array_record and TFDS raise whatever they like
+        except Exception as error:  # array_record and TFDS document no exception types
             raise ValueError(
                 f"{self._directory}: a shard of {self._split} is damaged "
-                f"({type(error).__name__}: {str(error)[:200]}); build it anew"
+                f"({type(error).__name__}: {str(error)[:200]}); build it again"
             ) from error
 
-    def features(self, index: int, facts: Mapping, modalities: Sequence[str]) -> dict[str, np.ndarray]:
-        """These features of a video, of which `facts` are known, checked against what was written."""
-        with self._damage():
+    def features(self, index: int, entry: Mapping, modalities: Sequence[str]) -> Mapping[str, Features]:
+        """Reads features of a video and checks them against its entry in VIDEOS_FILE."""
+        with self._named_damage():
             record = _features(self._info, modalities).deserialize_example_np(self._source[index])
-            tables = {name: record[name] for name in ROWS}
+            tables = {name: record[name] for name in TABLES}
             video = Video(record["id"].decode(), record["features"], duration=float(record["duration"]), **tables)
-            if any(checksum != facts["crc32"][part] for part, checksum in checksums(video).items()):
-                raise ValueError(f"{video.id!r} is not what was written there; was a shard swapped or changed?")
+            if any(checksum != entry["crc32"][part] for part, checksum in checksums(video).items()):
+                raise ValueError(f"{video.id!r} is not what was written; was a shard swapped or changed?")
         return video.features
 
-    def on_disk(self, index: int, facts: Mapping, modality: str) -> OnDisk:
-        shape = (facts["snippets"], self._info.modalities[modality])
-        return OnDisk(shape, lambda: self.features(index, facts, [modality])[modality])
+    def on_disk(self, index: int, entry: Mapping, modality: str) -> OnDisk:
+        """Returns features of a video that are read when they are used."""
+        shape = (entry["snippets"], self._info.modalities[modality])
+        return OnDisk(shape, lambda: np.asarray(self.features(index, entry, [modality])[modality]))
 
 
 def _check_shards(directory: Path, shards: Mapping[str, int]) -> None:
+    """Raises unless every shard has the size with which it was written."""
     for name, size in shards.items():
-        path = directory / name
+        path, remedy = directory / name, "build the data set again, or copy the shard again"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is gone: the data set is not whole; build it anew, or copy the shard again"
-            )
-        if path.stat().st_size != size:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes of {size}: the shard is not what was written; "
-                "build the data set anew, or copy the shard again"
-            )
+            raise FileNotFoundError(f"{path} is missing: the data set is incomplete; {remedy}")
+        if (found := path.stat().st_size) != size:
+            raise ValueError(f"{path} has {found} bytes of {size}: the shard has changed; {remedy}")

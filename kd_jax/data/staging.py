@@ -1,7 +1,7 @@
-"""Folders that appear under their name when they are complete, and not before.
+"""Folders that get their final name only when they are complete.
 
 with staged(Path('data/mine'), marker='kd_jax.json', overwrite=False) as folder:
-    ...                                 # write into `folder`; an exception leaves nothing behind
+    ...                             # write into `folder`; after an exception it is deleted
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
-    """Gives a new folder beside `directory` that takes its place when the block ends without an exception.
+    """Yields a new sibling folder that becomes `directory` when the block ends without an exception.
 
     Args:
-      directory: the final name; it must be free, or hold `marker` and `overwrite` be true.
-      marker: the file by which a folder is known as one of ours; nothing else is ever deleted.
+      directory: the final name; see `check_free`.
+      marker: a file that only folders of this kind hold; other folders are never deleted.
       overwrite: replace an older folder.
 
     Raises:
@@ -32,7 +32,7 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     unfinished = _make_beside(directory, "unfinished")
     try:
         yield unfinished
-        check_free(directory, marker=marker, overwrite=overwrite)  # hours may have passed
+        check_free(directory, marker=marker, overwrite=overwrite)  # it may have been hours
         if directory.exists():
             replaced = _beside(directory, "replaced")
             directory.rename(replaced)
@@ -46,7 +46,7 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """A hidden folder beside `directory` for results on their way; gone when the block ends."""
+    """Yields a hidden sibling folder for intermediate results, which is deleted when the block ends."""
     directory = Path(os.path.abspath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory)
@@ -58,7 +58,7 @@ def scratch(directory: Path) -> Iterator[Path]:
 
 
 def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:
-    """Raises FileExistsError unless `directory` is free, or holds `marker` and may be overwritten."""
+    """Raises FileExistsError unless `directory` is missing, empty, or holds `marker` and `overwrite` is True."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not (directory / marker).is_file():
@@ -77,13 +77,13 @@ def _beside(directory: Path, state: str) -> Path:
 
 def _make_beside(directory: Path, state: str) -> Path:
     folder = _beside(directory, state)
-    shutil.rmtree(folder, ignore_errors=True)  # of an older process that had our number
+    shutil.rmtree(folder, ignore_errors=True)  # of an older process with the same number
     folder.mkdir()
     return folder
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Removes what processes of this machine left when they were killed."""
+    """Removes the folders of killed processes of this machine."""
     pattern = re.compile(
         rf"\.{re.escape(directory.name)}\.(unfinished|scratch|replaced)-{re.escape(socket.gethostname())}-(\d+)"
     )
@@ -99,5 +99,5 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # another user's process
     return True

@@ -1,11 +1,11 @@
-"""Videos made from a seed, with the asymmetry that cross-modal distillation is about: nothing to download.
+"""The synthetic data set: videos made from a seed in which flow knows what RGB has to learn.
 
     info, splits = make(seed=0)          # {'train': [Video], 'test': [Video]}, three modalities: rgb, flow, pose
 
-Classes come in pairs that look alike and move differently ("take pills" / "drink"). RGB shows the pair clearly and the
-motion faintly, under much nuisance; flow shows the motion clearly and the pair less so; pose stands in between. So an
-RGB detector confuses the two of a pair, although what tells them apart is there to be learnt. Several actions may
-happen at once, boundaries ramp, noise is correlated in time, and the test shows people whom training never saw.
+Classes form pairs that look alike and move differently, such as "take pills" and "drink". RGB shows the pair clearly
+and the motion faintly, with much noise. Flow shows the motion clearly and the pair less clearly. Pose lies in between.
+An RGB detector therefore confuses the classes of a pair, although its features contain the difference. Several actions
+may happen at once, boundaries are gradual, noise is correlated in time, and the test subjects are not in training.
 """
 
 from dataclasses import dataclass
@@ -21,27 +21,38 @@ PAIRS = ("cup", "phone", "door", "chair", "book", "pan")
 MOTIONS = ("pick_up", "put_down")
 CLASSES = tuple(f"{motion}_{pair}" for pair in PAIRS for motion in MOTIONS)  # class = 2 · pair + motion
 
-# What is on screen.
-CLASSES_PER_VIDEO = (5, 9)  # a video shows so many of the classes
+# The content of the videos.
+CLASSES_PER_VIDEO = (5, 9)  # fewest and most classes in a video
 EVENTS_PER_SNIPPET = 0.1  # actions per snippet of video; several may overlap
 MEDIAN_SECONDS, SPREAD = 6.0, 0.6  # length of an action: log-normal
-GAIN_SPREAD = 0.35  # how strongly one instance of an action shows: log-normal around 1
-ANNOTATION_JITTER = 0.4  # seconds, standard deviation: annotators do not agree on boundaries
-SHARED_MOTION = 0.6  # how much of a motion is the same whatever the object, so flow confuses objects
-TRAIN_SUBJECTS, TEST_SUBJECTS = 10, 6  # different people
+GAIN_SPREAD = 0.35  # strength of one action: log-normal around 1
+ANNOTATION_JITTER = 0.4  # standard deviation in seconds: annotators disagree on boundaries
+SHARED_MOTION = 0.6  # the part of a motion that all objects share, so that flow confuses objects
+TRAIN_SUBJECTS, TEST_SUBJECTS = 10, 6  # no subject is in both
+SUBJECT_RANK = 4  # dimensions of the space in which the bias of a video lies
 
 
 @dataclass(frozen=True)
 class Modality:
-    """How much of what a modality shows, in standard deviations of its noise (per snippet, along one direction)."""
+    """The signal of a modality, in standard deviations of its noise (per snippet, along one direction).
 
-    size: int  # D
-    appearance: float  # of the pair: the same for both of its classes
-    motion: float  # of the class within its pair
-    bias: float  # per video: constant in time, along the appearance of its subject and room
-    style: float  # per subject: how far the directions above are turned, relative to their length
-    ramp: float  # seconds that an action takes to appear and to vanish
-    correlation: float  # of the noise from snippet to snippet
+    Attributes:
+      size: D.
+      appearance: strength of the pair, equal for its two classes.
+      motion: strength of the class within its pair.
+      bias: strength of an offset that is constant within a video.
+      style: rotation of the class directions for each subject, relative to their length.
+      ramp: seconds in which an action appears and vanishes.
+      correlation: of the noise from snippet to snippet.
+    """
+
+    size: int
+    appearance: float
+    motion: float
+    bias: float
+    style: float
+    ramp: float
+    correlation: float
 
 
 MODALITIES = {
@@ -62,7 +73,6 @@ python -m data_prep.build --dataset=synthetic --output=data/synthetic""",
     protocols=("frame_map", "frame_map_upsampled"),
     read=None,
 )
-SUBJECT_RANK = 4  # the bias of a video lies in so many directions
 
 
 def make(
@@ -71,8 +81,9 @@ def make(
     """Makes the data set.
 
     Args:
-      seed: of everything. A larger data set of the same seed and length begins with the videos of a smaller one.
-      num_train, num_test: videos.
+      seed: of all random numbers. A larger data set with the same seed and length starts with the same videos.
+      num_train: number of training videos.
+      num_test: number of test videos.
       length: fewest and most snippets of a video.
 
     Returns:
@@ -93,17 +104,18 @@ def make(
 
 
 def tiny(seed: int = 0) -> tuple[base.Info, dict[str, list[base.Video]]]:
-    """The same in small, for tests: 4 training and 2 test videos of 20 to 40 snippets."""
+    """Makes a tiny data set for tests: 4 training and 2 test videos of 20 to 40 snippets."""
     return make(seed, num_train=4, num_test=2, length=(20, 40))
 
 
 class _World:
-    """What all videos of a seed share: how classes look and move, and who performs them."""
+    """What all videos of a seed share: the directions of each class, subject and room in feature space."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng([seed, 0])
         self.seed = seed
-        self.directions, self.rooms = {}, {}
+        self.directions: dict[str, np.ndarray] = {}  # [subjects, C, D]
+        self.rooms: dict[str, np.ndarray] = {}  # [SUBJECT_RANK, D]
         subjects = TRAIN_SUBJECTS + TEST_SUBJECTS
         for name, m in MODALITIES.items():
             appearance = np.repeat(_unit_rows(rng, (len(PAIRS), m.size)), len(MOTIONS), axis=0)
@@ -111,7 +123,7 @@ class _World:
             motion = motion + np.sqrt(1 - SHARED_MOTION**2) * _unit_rows(rng, (len(CLASSES), m.size))
             common = m.appearance * appearance + m.motion * motion
             turned = _unit_rows(rng, (subjects, len(CLASSES), m.size)) * np.linalg.norm(common, axis=-1)[:, None]
-            self.directions[name] = common + m.style * turned  # [subjects, C, D]
+            self.directions[name] = common + m.style * turned
             self.rooms[name] = _unit_rows(rng, (SUBJECT_RANK, m.size))
 
 
@@ -139,7 +151,7 @@ def _make_video(world: _World, split: str, index: int, length: tuple[int, int]) 
 
 
 def _draw_events(rng: np.random.Generator, num_snippets: int, duration: float) -> tuple[np.ndarray, np.ndarray]:
-    """`[N, 3]` segments that do not overlap within a class, by start, and how strongly each shows, `[N]`."""
+    """Draws `[N, 3]` segments, sorted by start, without overlap within a class, and the gain of each, `[N]`."""
     shown = rng.permutation(len(CLASSES))[: rng.integers(CLASSES_PER_VIDEO[0], CLASSES_PER_VIDEO[1] + 1)]
     events: list[tuple[int, float, float]] = []
     for _ in range(max(3, rng.poisson(EVENTS_PER_SNIPPET * num_snippets))):
@@ -153,21 +165,28 @@ def _draw_events(rng: np.random.Generator, num_snippets: int, duration: float) -
     return table, np.exp(GAIN_SPREAD * rng.standard_normal(len(table)))
 
 
-def _observe(rng, modality: Modality, directions, rooms, events, gains, num_snippets: int) -> np.ndarray:
-    """`[T, D]` float16: what one modality shows of the events."""
+def _observe(
+    rng: np.random.Generator,
+    modality: Modality,
+    directions: np.ndarray,
+    rooms: np.ndarray,
+    events: np.ndarray,
+    gains: np.ndarray,
+    num_snippets: int,
+) -> np.ndarray:
+    """Returns the features of one modality, `[T, D]` float16."""
     instants = np.arange(num_snippets)[:, None] * SECONDS_PER_SNIPPET
     rise = np.clip((instants - events[:, 1]) / modality.ramp + 0.5, 0, 1)
     fall = np.clip((events[:, 2] - instants) / modality.ramp + 0.5, 0, 1)
     intensity = gains * np.minimum(rise, fall)  # [T, N]
     signal = intensity @ directions[events[:, 0].astype(int)]
     bias = modality.bias * rng.standard_normal(len(rooms)) @ rooms
-    return (signal + bias + _correlated_noise(rng, (num_snippets, modality.size), modality.correlation)).astype(
-        np.float16
-    )
+    noise = _correlated_noise(rng, (num_snippets, modality.size), modality.correlation)
+    return (signal + bias + noise).astype(np.float16)
 
 
 def _correlated_noise(rng: np.random.Generator, shape: tuple[int, int], correlation: float) -> np.ndarray:
-    """Unit-variance noise, an autoregressive process of order 1 along the first axis."""
+    """Draws noise of unit variance, an autoregressive process of order 1 along the first axis."""
     noise = rng.standard_normal(shape)
     noise[1:] *= np.sqrt(1 - correlation**2)
     for t in range(1, len(noise)):

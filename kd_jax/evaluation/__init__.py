@@ -1,1 +1,1 @@
-"""Scores to detections, protocols, metrics and the official file formats."""
+"""Evaluation: scores become detections and named results; the official file formats."""

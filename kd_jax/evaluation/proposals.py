@@ -1,33 +1,33 @@
-"""Scores → detections: which stretches of a video are actions, of which class, and how sure.
+"""Proposals: scores of snippets become detections.
 
     found = segments_from_scores(probabilities, seconds_per_snippet=0.64, threshold=0.5)
     found = choose("multi_threshold", "sparse", convention="start")(probabilities, 0.64, duration=61.5)
 
-A detection table is `[N, 4]` float64 rows (class, start s, end s, score), sorted by class, start and end, whatever made
-it; `kd_jax.evaluation.formats` writes and reads such tables, `kd_jax.evaluation.metrics` scores them.
+A detection table is `[N, 4]` float64 rows (class, start s, end s, score), sorted by class, start and end. All rules
+return such tables, `kd_jax.evaluation.formats` writes and reads them, and `kd_jax.evaluation.metrics` scores them.
 
-A model says for each snippet whether an action is on, so the end of an action is known only to lie between the last
-snippet inside and the first one outside: half-way between their instants is taken. What the instant of snippet i is,
-the *convention* says; s stands for the seconds per snippet:
+A model predicts for each snippet whether an action is on. The end of an action lies between the last snippet inside and
+the first one outside, and the midpoint of their instants is used. The *convention* defines the instant of snippet i; s
+is the seconds per snippet:
 
     convention   snippet i is the instant     a run of snippets a … b-1 becomes
     'start'      its start, i·s               [(a - ½)·s, (b - ½)·s]
     'centre'     its centre, (i + ½)·s        [a·s, b·s]
 
-'start' is how ground truth becomes labels (`labels_from_segments`, all public loaders). It therefore gives the labels
-back: `labels_from_segments` of such detections marks exactly the snippets of the runs, except snippet 0, which no
-segment that starts at 0 or later can mark. 'centre' is the reading of detectors (Graph Distillation, and the feature
-grid of ActionFormer and OpenTAD): a run covers the intervals `[i·s, (i + 1)·s)` of its snippets, and the centres inside
-a detection are those of its run, the first and the last included. Graph Distillation names the last *frame*
-of a run, one frame before the end used here. Both are half a snippet apart; [default] 'centre'.
+'start' is the convention of ground truth labels (`labels_from_segments`, all public loaders). It inverts them:
+`labels_from_segments` of such detections marks exactly the snippets of the runs, except snippet 0, which no segment
+that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, and the
+feature grid of ActionFormer and OpenTAD). A run covers the intervals `[i·s, (i + 1)·s)` of its snippets, and a
+detection contains the centres of exactly the snippets of its run. Graph Distillation writes the last *frame* of a run,
+one frame before the end used here. The two conventions differ by half a snippet.
 
-Either way a start before 0 becomes 0 and, where a duration is given, an end past it becomes the duration; what lies
-past the duration altogether is dropped.
+A start before 0 becomes 0. If the duration is known, an end after it becomes the duration, and a detection that starts
+after it is dropped.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -35,8 +35,9 @@ from kd_jax.segments import runs
 
 CONVENTIONS = {"start": -0.5, "centre": 0.0}  # from the index of a snippet to the boundary before it, in snippets
 HEADS = ("dense", "sparse")
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of segments_from_thresholds [default]
-SUPPRESSION = {  # what soft-NMS multiplies a score with, given the tIoU with a better detection
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # default of segments_from_thresholds
+Rule = Callable[..., np.ndarray]  # (scores, seconds_per_snippet, *, head, convention, duration, …) → detection table
+SUPPRESSION: dict[str, Callable] = {  # factor of a score, given the tIoU with a better detection
     "gaussian": lambda tiou, sigma, max_tiou: np.exp(-(tiou**2) / sigma),
     "linear": lambda tiou, sigma, max_tiou: np.where(tiou >= max_tiou, 1 - tiou, 1.0),
     "hard": lambda tiou, sigma, max_tiou: np.where(tiou >= max_tiou, 0.0, 1.0),
@@ -54,29 +55,29 @@ def segments_from_scores(
     min_length: int = 1,
     max_gap: int = 0,
 ) -> np.ndarray:
-    """Per class, every run of snippets with `score >= threshold`; its score is the mean over the run.
+    """Makes a detection of each run of snippets with `score >= threshold`, per class; its score is the mean of the run.
 
     Args:
-      scores: `[T, C]` probabilities, or `[T, C + 1]` with the background last for a sparse head, which is left out.
-      seconds_per_snippet: s of the module's table.
+      scores: `[T, C]` probabilities, or `[T, C + 1]` for a sparse head, whose last column, the background, is ignored.
+      seconds_per_snippet: s in the table of the module docstring.
       head: 'dense' or 'sparse'.
-      threshold: [default] 0.5.
-      convention: 'start' or 'centre', see above.
-      duration: of the video in seconds; None = not known, ends are not clipped.
-      min_length: shorter runs, in snippets, are left out; applied after gaps are closed.
-      max_gap: two runs of a class with at most so many snippets between them are one, whose score is the mean over all
-        of its snippets, those between included.
+      threshold: least score of a snippet of a run.
+      convention: 'start' or 'centre', see the module docstring.
+      duration: of the video in seconds; None if unknown, and then ends are not clipped.
+      min_length: shorter runs, in snippets, are dropped, after gaps are closed.
+      max_gap: two runs of a class with at most this many snippets between them are joined. The score is then the mean
+        over all snippets, including those between.
 
     Returns:
       A detection table.
 
     Raises:
-      ValueError: for scores that are not finite `[T, C]`, or an option out of its range.
+      ValueError: for scores that are not finite `[T, C]`, or an option out of range.
     """
-    scores = _scores(scores, head)
+    scores = _check_scores(scores, head)
     classes = scores[:, :-1] if head == "sparse" else scores
     class_id, first, stop = _clean_runs(classes >= _finite("threshold", threshold), min_length, max_gap)
-    # One long column, class after class: the runs are its slices.
+    # The runs are slices of one long column, class after class.
     mean = _means(classes.T.reshape(-1, 1), class_id * len(scores) + first, class_id * len(scores) + stop)[:, 0]
     return _table(class_id, first, stop, mean, seconds_per_snippet, convention, duration)
 
@@ -92,29 +93,29 @@ def segments_from_background(
     min_length: int = 1,
     max_gap: int = 0,
 ) -> np.ndarray:
-    """Every run of `1 - background >= threshold` is one action, of its most probable class.
+    """Makes a detection of each run of `1 - background >= threshold`, with its most probable class.
 
-    Class = argmax over the non-background probabilities averaged over the run, score = that average; no suppression
-    of overlaps, as there are none. The rule of the public Graph Distillation code (Luo et al., ECCV 2018), which keeps
-    the background in column 0.
+    Class probabilities are averaged over the run; the class is the largest average, and the score is its value.
+    Detections do not overlap, so none is suppressed. This is the rule of the public Graph Distillation code (Luo et
+    al., ECCV 2018), which has the background in column 0.
 
     Args:
       probabilities: `[T, C + 1]`, rows sum to 1, background last.
       head: 'sparse'; a dense head has no background probability and is refused.
-      threshold: 0.4 in that code.
+      threshold: of `1 - background`; 0.4 in that code.
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
 
     Returns:
       A detection table.
 
     Raises:
-      ValueError: as `segments_from_scores`.
+      ValueError: as in `segments_from_scores`.
     """
     if head != "sparse":
         raise ValueError(
             f"head={head!r} has no background probability; choose 'classes' or 'multi_threshold' proposals"
         )
-    probabilities = _scores(probabilities, head)
+    probabilities = _check_scores(probabilities, head)
     active = 1 - probabilities[:, -1:] >= _finite("threshold", threshold)
     _, first, stop = _clean_runs(active, min_length, max_gap)
     mean = _means(probabilities[:, :-1], first, stop)
@@ -137,32 +138,38 @@ def segments_from_thresholds(
     max_tiou: float = 0.3,
     min_score: float = 0.001,
 ) -> np.ndarray:
-    """The head's simple rule at several thresholds, then soft-NMS: nested proposals instead of one cut.
+    """Applies the head's simple rule at several thresholds, then soft-NMS.
 
-    The rule is `segments_from_scores` for a dense head, `segments_from_background` for a sparse one; what several
-    thresholds propose alike counts once. The thresholds are our [default]; proposals at many thresholds are common in
-    weakly supervised detection (for instance W-TALC, Paul et al., ECCV 2018).
+    The rule is `segments_from_scores` for a dense head and `segments_from_background` for a sparse one. If segments are
+    equal, the one with the highest score is kept. The thresholds are our choice; proposals at many thresholds are
+    common in weakly supervised detection, for instance in W-TALC (Paul et al., ECCV 2018).
 
     Args:
       scores: `[T, C]`, or `[T, C + 1]` with the background last for a sparse head.
       head: 'dense' or 'sparse'.
       thresholds: on the class probability (dense) or on `1 - background` (sparse).
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
-      suppression, sigma, max_tiou, min_score: as `method` and so on in `soft_nms`.
+      suppression: the `method` of `soft_nms`.
+      sigma, max_tiou, min_score: as in `soft_nms`.
 
     Returns:
       A detection table.
 
     Raises:
-      ValueError: as `segments_from_scores` and `soft_nms`.
+      ValueError: as in `segments_from_scores` and `soft_nms`.
     """
     _one_of("head", head, HEADS)
-    thresholds = np.atleast_1d(thresholds).tolist()
-    if not thresholds:
+    if not np.size(thresholds):
         raise ValueError("thresholds is empty; give at least one")
-    rule = segments_from_scores if head == "dense" else segments_from_background
-    options = {"convention": convention, "duration": duration, "min_length": min_length, "max_gap": max_gap}
-    tables = [rule(scores, seconds_per_snippet, head=head, threshold=value, **options) for value in thresholds]
+    rule = functools.partial(
+        segments_from_scores if head == "dense" else segments_from_background,
+        head=head,
+        convention=convention,
+        duration=duration,
+        min_length=min_length,
+        max_gap=max_gap,
+    )
+    tables = [rule(scores, seconds_per_snippet, threshold=value) for value in np.atleast_1d(thresholds).tolist()]
     found = _sorted(np.concatenate(tables))
     last_alike = np.append((found[1:, :3] != found[:-1, :3]).any(axis=1), True)[: len(found)]
     return soft_nms(found[last_alike], method=suppression, sigma=sigma, max_tiou=max_tiou, min_score=min_score)
@@ -176,24 +183,24 @@ def soft_nms(
     max_tiou: float = 0.3,
     min_score: float = 0.001,
 ) -> np.ndarray:
-    """Within each class, lowers the score of what overlaps a better detection (Bodla et al., ICCV 2017).
+    """Lowers the scores of detections that overlap a better one of their class (Bodla et al., ICCV 2017).
 
-    The best detection is kept and the scores of the others are multiplied with a weight of their tIoU with it, again
-    and again. tIoU = intersection / union of the two intervals, 0 where both are empty.
+    Repeatedly, the best detection is kept, and the scores of the others are multiplied by a weight of their tIoU with
+    it. tIoU is intersection / union of the two intervals, and 0 if both are empty.
 
     Args:
       detections: `[N, 4]` rows (class, start, end, score) of one video, in any order.
-      method: the weight; 'gaussian': `exp(-tIoU² / sigma)`; 'linear': `1 - tIoU` where tIoU >= max_tiou, else 1;
-        'hard': 0 where tIoU >= max_tiou, else 1, the classical suppression. A vanishing sigma suppresses all overlap.
-      sigma: of 'gaussian', above 0; 0.5 in the paper.
+      method: the weight. 'gaussian': `exp(-tIoU² / sigma)`; 'linear': `1 - tIoU` if tIoU >= max_tiou, else 1; 'hard',
+        the classical suppression: 0 if tIoU >= max_tiou, else 1.
+      sigma: of 'gaussian', above 0; 0.5 in the paper. The smaller it is, the more overlap is suppressed.
       max_tiou: of 'linear' and 'hard'; 0.3 in the paper.
-      min_score: what is below, or falls below, is dropped; the paper's Gaussian keeps all above 0.001.
+      min_score: a detection whose score is or falls below it is dropped; 0.001 in the paper, for 'gaussian'.
 
     Returns:
-      A detection table; every order of the input gives the same.
+      A detection table, which does not depend on the order of the input.
 
     Raises:
-      ValueError: for a table that is not finite `[N, 4]`, or an option out of its range.
+      ValueError: for a table that is not finite `[N, 4]`, or an option out of range.
     """
     weight = SUPPRESSION[_one_of("method", method, SUPPRESSION)]
     if not 0 < sigma < math.inf:
@@ -215,9 +222,9 @@ def soft_nms(
 
 
 def _suppress(rows: np.ndarray, weight: Callable[[np.ndarray], np.ndarray], min_score: float) -> np.ndarray:
-    """`soft_nms` of one class."""
+    """Applies `soft_nms` to one class."""
     class_id, start, end, score = rows.T
-    kept = []
+    kept: list[tuple[float, float, float, float]] = []
     alive = score >= min_score
     while True:
         start, end, score = start[alive], end[alive], score[alive]
@@ -232,7 +239,7 @@ def _suppress(rows: np.ndarray, weight: Callable[[np.ndarray], np.ndarray], min_
         alive[best] = False
 
 
-PROPOSALS = {  # name: function of (scores, seconds_per_snippet, *, head, convention, duration, …)
+PROPOSALS: dict[str, Rule] = {
     "classes": segments_from_scores,
     "background": segments_from_background,
     "multi_threshold": segments_from_thresholds,
@@ -240,18 +247,20 @@ PROPOSALS = {  # name: function of (scores, seconds_per_snippet, *, head, conven
 DEFAULTS = {"dense": "classes", "sparse": "background"}  # head: name
 
 
-def choose(name: str | None, head: str, *, threshold: float | None = None, **options) -> Callable[..., np.ndarray]:
-    """A rule of PROPOSALS with its options: a function of (scores, seconds_per_snippet, duration=None).
+def choose(name: str | None, head: str, *, threshold: float | None = None, **options) -> Rule:
+    """Returns a rule of PROPOSALS with its options, a function of (scores, seconds_per_snippet, duration=None).
+
+    All arguments are checked here, before there are any scores.
 
     Args:
-      name: a key of PROPOSALS; None = the one that DEFAULTS has for the head.
+      name: a key of PROPOSALS; None = the default of the head.
       head: 'dense' or 'sparse'.
-      threshold: None = the rule's own.
-      options: those of the rule, such as `convention`.
+      threshold: None = the default of the rule.
+      options: other options of the rule, such as `convention`.
 
     Raises:
-      ValueError: for an unknown name or head, a rule that the head has no scores for, a threshold given to
-        'multi_threshold', or options out of range; so all is checked before there are any scores.
+      ValueError: for an unknown name or head, a rule that the head has no scores for, a threshold for
+        'multi_threshold', or an option that is unknown or out of range.
     """
     _one_of("head", head, HEADS)
     name = DEFAULTS[head] if name is None else _one_of("proposals", name, PROPOSALS)
@@ -267,7 +276,8 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
     return rule
 
 
-def _scores(scores: np.ndarray, head: str) -> np.ndarray:
+def _check_scores(scores: np.ndarray, head: str) -> np.ndarray:
+    """Returns the scores as float64; raises ValueError unless they are finite and of the shape of the head."""
     _one_of("head", head, HEADS)
     scores = np.asarray(scores)
     if scores.ndim != 2:
@@ -282,7 +292,7 @@ def _scores(scores: np.ndarray, head: str) -> np.ndarray:
 
 
 def _clean_runs(active: np.ndarray, min_length: int, max_gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`runs`, without gaps up to `max_gap` and without those that are shorter than `min_length`."""
+    """Returns the `runs`, joined over gaps up to `max_gap`, that are at least `min_length` long."""
     if min_length < 1 or max_gap < 0:
         raise ValueError(f"min_length={min_length} must be at least 1 and max_gap={max_gap} at least 0 snippets")
     column, first, stop = runs(active)
@@ -294,7 +304,7 @@ def _clean_runs(active: np.ndarray, min_length: int, max_gap: int) -> tuple[np.n
 
 
 def _means(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """The mean of `values[first:stop]` for each of R slices: `[N, C]` → `[R, C]`."""
+    """Averages each of R slices `values[first:stop]`: `[N, C]` → `[R, C]`."""
     padded = np.concatenate([values, np.zeros((1, values.shape[1]))])  # so that stop = N is an index
     if not len(first):
         return padded[:0]
@@ -302,8 +312,16 @@ def _means(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarra
     return sums / (stop - first)[:, None]
 
 
-def _table(class_id, first, stop, score, seconds_per_snippet, convention, duration) -> np.ndarray:
-    """Runs as a detection table, in seconds."""
+def _table(
+    class_id: np.ndarray,
+    first: np.ndarray,
+    stop: np.ndarray,
+    score: np.ndarray,
+    seconds_per_snippet: float,
+    convention: str,
+    duration: float | None,
+) -> np.ndarray:
+    """Converts runs to a detection table in seconds."""
     shift = CONVENTIONS[_one_of("convention", convention, CONVENTIONS)]
     if not 0 < seconds_per_snippet < math.inf:
         raise ValueError(f"seconds_per_snippet={seconds_per_snippet} must be a number above 0")
@@ -327,7 +345,7 @@ def _finite(name: str, value: float) -> float:
     return value
 
 
-def _one_of(name: str, value: str, known) -> str:
+def _one_of(name: str, value: str, known: Iterable[str]) -> str:
     if value not in known:
         raise ValueError(f"{name}={value!r} is unknown; choose {' or '.join(repr(key) for key in known)}")
     return value

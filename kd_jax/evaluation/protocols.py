@@ -1,12 +1,12 @@
-"""The protocols a data set is published with, by name: predictions and ground truth → named values in percent.
+"""PROTOCOLS: the evaluation protocols of published results, by name.
 
     predictions = Predictions(scores={'video7': table}, detections={'video7': found})
-    values, per_class = PROTOCOLS["event_map"].score(predictions, truth)
+    values, per_class = score(predictions, truth, ["frame_map", "event_map"])     # percent
 
-Each entry brings predictions to the form that its function of `kd_jax.evaluation.metrics` reads, and says what it needs of them.
+Each entry converts predictions to the form that its function in `kd_jax.evaluation.metrics` reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +24,13 @@ from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurren
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
 from kd_jax.segments import labels_from_segments, resample_scores
 
+Tables = Mapping[str, np.ndarray]  # {video: array}
+Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {measure: `[C]` percent per class}
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a method says of the videos; each protocol reads one of the three.
+    """The predictions of a method; each protocol reads one attribute, and None means that the method has none.
 
     Attributes:
       scores: {video: `[T, C]`}, without background; they rank the snippets of a class, on any monotone scale.
@@ -35,9 +38,9 @@ class Predictions:
       instants: {video: `[25, C]`}, scores at the 25 instants of Charades.
     """
 
-    scores: Mapping[str, np.ndarray] | None = None
-    detections: Mapping[str, np.ndarray] | None = None
-    instants: Mapping[str, np.ndarray] | None = None
+    scores: Tables | None = None
+    detections: Tables | None = None
+    instants: Tables | None = None
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,25 @@ class Truth:
     """The ground truth of one split.
 
     Attributes:
-      segments: {video: `[N, 3]` rows (class, start s, end s)}, of every video that counts; cleaned.
-      written: the same as the annotation file has them, duplicates and all: what official scripts see.
+      segments: {video: `[N, 3]` rows (class, start s, end s)}, cleaned; these are the videos that are scored.
+      written: the rows as the annotation file has them, with duplicates, as official scripts read them.
       durations: {video: seconds}.
       num_frames: {video: frames}, the resolution of up-sampled scores.
       num_classes: C.
-      ambiguous: {video: `[M, 2]` rows (start s, end s)}, where a detection is neither right nor wrong.
-      units_per_second: of the annotation file: its frames a second, 1 if it is in seconds.
+      ambiguous: {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong.
+      units_per_second: frames per second of an annotation file in frames; 1 for one in seconds.
     """
 
-    segments: Mapping[str, np.ndarray]
-    written: Mapping[str, np.ndarray]
+    segments: Tables
+    written: Tables
     durations: Mapping[str, float]
     num_frames: Mapping[str, int]
     num_classes: int
-    ambiguous: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ambiguous: Tables = field(default_factory=dict)
     units_per_second: float = 1.0
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
-        """`[T, C]` of each video at the resolution asked for."""
+        """Returns the labels `[T, C]` of each video, with T from `num_snippets`."""
         return [
             labels_from_segments(segments, self.durations[video], num_snippets[video], self.num_classes)
             for video, segments in self.segments.items()
@@ -76,59 +79,58 @@ class Protocol:
 
     Attributes:
       needs: the attribute of Predictions that it reads.
-      score: (predictions, truth) → ({measure: percent}, {measure: `[C]` percent per class}).
-      columns: {measure: title} of what a table shows; the rest stands in results.json.
+      score: (that attribute, truth) → values and values per class.
+      columns: {measure: title} of the columns in a table of results; results.json has all measures.
     """
 
     needs: str
-    score: Callable[[Predictions, Truth], tuple[dict, dict]]
+    score: Callable[[Tables, Truth], Scored]
     columns: Mapping[str, str]
 
 
-def _means(result: Mapping, suffix: str = "") -> dict:
-    return {f"{mean}{suffix}": result[f"mean_over_{mean}"] for mean in ("present_classes", "all_classes")}
+def _frame_map(scores: Tables, truth: Truth) -> Scored:
+    labels = truth.labels({video: len(scores[video]) for video in truth.segments})
+    return _means(frame_map([scores[video] for video in truth.segments], labels))
 
 
-def _frame_map(predictions: Predictions, truth: Truth):
-    scores = [predictions.scores[video] for video in truth.segments]
-    result = frame_map(scores, truth.labels({v: len(predictions.scores[v]) for v in truth.segments}))
-    return _means(result), {"": result["per_class"]}
+def _frame_map_upsampled(scores: Tables, truth: Truth) -> Scored:
+    upsampled = [resample_scores(scores[video], truth.num_frames[video]) for video in truth.segments]
+    return _means(frame_map(upsampled, truth.labels(truth.num_frames)))
 
 
-def _frame_map_upsampled(predictions: Predictions, truth: Truth):
-    scores = [resample_scores(predictions.scores[video], truth.num_frames[video]) for video in truth.segments]
-    result = frame_map(scores, truth.labels(truth.num_frames))
-    return _means(result), {"": result["per_class"]}
+def _means(result: Mapping) -> Scored:
+    means = {mean: result[f"mean_over_{mean}"] for mean in ("present_classes", "all_classes")}
+    return means, {"": result["per_class"]}
 
 
-def _frame_map_by_length(predictions: Predictions, truth: Truth):
-    scores = [predictions.scores[video] for video in truth.segments]
+def _frame_map_by_length(scores: Tables, truth: Truth) -> Scored:
     durations = [truth.durations[video] for video in truth.segments]
-    return _by_bin(frame_map_by_length(scores, list(truth.segments.values()), durations))
+    tables = [scores[video] for video in truth.segments]
+    return _by_bin(frame_map_by_length(tables, list(truth.segments.values()), durations), "mean_over_present_classes")
 
 
-def _frame_map_by_concurrency(predictions: Predictions, truth: Truth):
-    scores = [predictions.scores[video] for video in truth.segments]
-    labels = truth.labels({v: len(predictions.scores[v]) for v in truth.segments})
-    return _by_bin(frame_map_by_concurrency(scores, labels))
+def _frame_map_by_concurrency(scores: Tables, truth: Truth) -> Scored:
+    labels = truth.labels({video: len(scores[video]) for video in truth.segments})
+    tables = [scores[video] for video in truth.segments]
+    return _by_bin(frame_map_by_concurrency(tables, labels), "mean_over_present_classes")
 
 
-def _by_bin(results: Mapping[str, Mapping]):
-    return {name: result["mean_over_present_classes"] for name, result in results.items()}, {}
+def _by_bin(results: Mapping[str, Mapping], measure: str) -> Scored:
+    return {name: result[measure] for name, result in results.items()}, {}
 
 
-def _charades_localize(predictions: Predictions, truth: Truth):
-    result = charades_localize(predictions.instants, truth.written, truth.durations, num_classes=truth.num_classes)
+def _charades_localize(instants: Tables, truth: Truth) -> Scored:
+    result = charades_localize(instants, truth.written, truth.durations, num_classes=truth.num_classes)
     per_class = result.pop("per_class")
     return result, {"": per_class}
 
 
-def _at(thresholds: Sequence[float], values: Sequence[float], name: str) -> dict:
+def _at(thresholds: Sequence[float], values: Iterable, name: str) -> dict:
     return {f"{name}@{threshold:g}": value for threshold, value in zip(thresholds, values, strict=True)}
 
 
-def _in_file_units(segments: Mapping[str, np.ndarray], per_second: float) -> Mapping[str, np.ndarray]:
-    """Whole frames stay whole: an overlap of exactly the threshold counts, and must not hang on a last bit."""
+def _in_file_units(segments: Tables, per_second: float) -> Tables:
+    """Converts seconds to frames, whole where the file has them: an overlap equal to the threshold must count."""
     if per_second == 1:
         return segments
     tables = {video: np.array(rows, np.float64) for video, rows in segments.items()}
@@ -137,35 +139,34 @@ def _in_file_units(segments: Mapping[str, np.ndarray], per_second: float) -> Map
     return tables
 
 
-def _event(function, rows: str):
-    def score(predictions: Predictions, truth: Truth):
-        found = _in_file_units(predictions.detections, truth.units_per_second)
+def _event(function: Callable[..., dict], rows: str) -> Callable[[Tables, Truth], Scored]:
+    def score(detections: Tables, truth: Truth) -> Scored:
+        found = _in_file_units(detections, truth.units_per_second)
         actions = _in_file_units(getattr(truth, rows), truth.units_per_second)
         result = function(found, actions, num_classes=truth.num_classes)
-        values = {}
-        for mean in ("mAP_action", "mAP_video"):
-            values |= _at(result["thresholds"], result[mean], mean)
-        return values, _at(result["thresholds"], result["per_class"], "")
+        limits = result["thresholds"]
+        means = [_at(limits, result[mean], mean) for mean in ("mAP_action", "mAP_video")]
+        return means[0] | means[1], _at(limits, result["per_class"], "")
 
     return score
 
 
-def _detection(**options):
-    def score(predictions: Predictions, truth: Truth):
+def _detection(**options) -> Callable[[Tables, Truth], Scored]:
+    def score(detections: Tables, truth: Truth) -> Scored:
         choices = options | ({"ignored": truth.ambiguous} if options.get("matching") == "by_ground_truth" else {})
-        result = detection_map(predictions.detections, truth.written, num_classes=truth.num_classes, **choices)
+        result = detection_map(detections, truth.written, num_classes=truth.num_classes, **choices)
         values = _at(result["thresholds"], result["mAP"], "mAP") | {"average_mAP": result["average_mAP"]}
         return values, _at(result["thresholds"], result["per_class"], "")
 
     return score
 
 
-def _detection_by_length(bins: Mapping, **options):
-    def score(predictions: Predictions, truth: Truth):
+def _detection_by_length(bins: Mapping, **options) -> Callable[[Tables, Truth], Scored]:
+    def score(detections: Tables, truth: Truth) -> Scored:
         results = detection_map_by_length(
-            predictions.detections, truth.written, num_classes=truth.num_classes, bins=bins, **options
+            detections, truth.written, num_classes=truth.num_classes, bins=bins, **options
         )
-        return {name: result["average_mAP"] for name, result in results.items()}, {}
+        return _by_bin(results, "average_mAP")
 
     return score
 
@@ -182,7 +183,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "event_map": Protocol("detections", _event(event_map, "written"), _EVENT_COLUMNS),
     "event_map_strict": Protocol("detections", _event(event_map_strict, "segments"), {"mAP_action@0.5": "strict@0.5"}),
-    # THUMOS14 as ActionFormer and OpenTAD report it, and as the kit of the challenge does.
+    # THUMOS14: as in ActionFormer and OpenTAD, and as in the kit of the challenge.
     "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(
         "detections",
@@ -207,38 +208,47 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def check_protocols(names: Sequence[str]) -> None:
-    """Raises ValueError, listing the known names, for a protocol that does not exist, or none at all."""
+    """Raises ValueError that lists the known names for an unknown protocol, or if there are none."""
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:
         what = f"the protocol {unknown[0]!r} is unknown" if unknown else "there is no protocol to score with"
         raise ValueError(f"{what}; known protocols: {', '.join(PROTOCOLS)}")
 
 
-def score(predictions: Predictions, truth: Truth, names: Sequence[str]) -> tuple[dict, dict]:
+def check_complete(tables: Tables, truth: Truth) -> None:
+    """Raises ValueError unless every video of the ground truth has a table."""
+    if missing := [video for video in truth.segments if video not in tables]:
+        raise ValueError(f"no prediction for {len(missing)} of {len(truth.segments)} videos, first {missing[0]!r}")
+
+
+def score(
+    predictions: Predictions, truth: Truth, names: Sequence[str]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Scores predictions under several protocols.
 
     Args:
-      predictions: with all that these protocols need; a video of the ground truth must be in `scores`.
+      predictions: with all that these protocols need; `scores` must have every video of the ground truth.
       truth: the ground truth.
       names: keys of PROTOCOLS.
 
     Returns:
-      {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}; NaN where a value does not
-      exist (a class without ground truth).
+      {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not exist
+      is NaN, for instance the AP of a class without ground truth.
 
     Raises:
-      ValueError: for an unknown protocol, predictions it cannot read, or a video without scores.
+      ValueError: for an unknown protocol, predictions that it cannot read, or a video without scores.
     """
     check_protocols(names)
-    values, per_class = {}, {}
+    values: dict[str, float] = {}
+    per_class: dict[str, np.ndarray] = {}
     for name in names:
         protocol = PROTOCOLS[name]
-        given = getattr(predictions, protocol.needs)
-        if given is None:
+        tables: Tables | None = getattr(predictions, protocol.needs)
+        if tables is None:
             raise ValueError(f"the protocol {name} needs {protocol.needs}, and these predictions hold none")
-        if protocol.needs == "scores" and (missing := [video for video in truth.segments if video not in given]):
-            raise ValueError(f"no prediction for {len(missing)} of {len(truth.segments)} videos, first {missing[0]!r}")
-        measures, classes = protocol.score(predictions, truth)
+        if protocol.needs == "scores":
+            check_complete(tables, truth)
+        measures, classes = protocol.score(tables, truth)
         values |= {f"{name}/{measure}": float(value) for measure, value in measures.items()}
         per_class |= {f"{name}{measure}": value for measure, value in classes.items()}
     return values, per_class

@@ -1,8 +1,8 @@
-"""Logits of whole videos → {protocol/measure: value}, in percent.
+"""Scoring: logits of whole videos become {protocol/measure: value} in percent.
 
-    results = evaluate(logits, videos, info, Scoring(("frame_map", "event_map")))
+    results = score_split(logits, videos, info, Scoring(("frame_map", "event_map")))
 
-The protocols are those of kd_jax/evaluation/protocols.py; this file makes what they read: ranking scores, detections, instants.
+This module makes the ranking scores, detections and instants that `kd_jax.evaluation.protocols` read.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.evaluation import proposals
 from kd_jax.evaluation.formats import charades_frames
-from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
+from kd_jax.evaluation.proposals import Rule, choose
+from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_complete, check_protocols, score
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How predictions are scored.
+    """How to score predictions.
 
     Attributes:
       protocols: keys of PROTOCOLS.
-      proposals: how scores become detections, a key of `proposals.PROPOSALS`; '' = the rule of the head.
-      threshold: of that rule; None = its own.
-      convention: where a snippet is, 'start' or 'centre', see kd_jax/evaluation/proposals.py.
+      proposals: the rule that turns scores into detections, a key of `proposals.PROPOSALS`; '' = the head's default.
+      threshold: of the rule; None = its default.
+      convention: the position of a snippet in time, 'start' or 'centre', see `kd_jax.evaluation.proposals`.
     """
 
     protocols: tuple[str, ...]
@@ -35,12 +35,12 @@ class Scoring:
     threshold: float | None = None
     convention: str = "centre"
 
-    def rule(self, head: str):
-        """The function from probabilities to detections; ValueError for choices that do not exist or fit the head."""
-        return proposals.choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
+    def rule(self, head: str) -> Rule:
+        """Returns the function from probabilities to detections; see `proposals.choose` for errors."""
+        return choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
 
     def as_json(self) -> dict:
-        """The fields, as JSON gives them back."""
+        """Returns the fields as JSON returns them, with lists for tuples."""
         return {**dataclasses.asdict(self), "protocols": list(self.protocols)}
 
     def check(self, head: str) -> None:
@@ -50,7 +50,7 @@ class Scoring:
 
 
 def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
-    """Sigmoid (dense) or softmax with the background last (sparse) of `[T, C]` logits."""
+    """Applies sigmoid (dense) or softmax (sparse, with the background last) to `[T, C]` logits."""
     if head == "dense":
         return np.exp(-np.logaddexp(0, -logits))
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -58,7 +58,7 @@ def probabilities(logits: np.ndarray, head: str) -> np.ndarray:
 
 
 def ranking_scores(logits: np.ndarray, head: str) -> np.ndarray:
-    """`[T, C]` scores that rank snippets: logits (dense), log-probabilities without the background (sparse)."""
+    """Returns `[T, C]` scores that rank snippets: logits (dense) or log-probabilities without background (sparse)."""
     if head == "dense":
         return logits
     shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -68,22 +68,20 @@ def ranking_scores(logits: np.ndarray, head: str) -> np.ndarray:
 def make_predictions(
     tables: Mapping[str, np.ndarray], truth: Truth, head: str, scoring: Scoring, *, logits: bool
 ) -> Predictions:
-    """What the protocols of `scoring` read.
+    """Makes what the protocols of `scoring` read.
 
     Args:
       tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
       truth: its durations place the snippets in time.
       head: 'dense' or 'sparse'.
-      scoring: which protocols, and how scores become detections.
-      logits: whether the tables hold logits or probabilities.
+      scoring: the protocols, and how scores become detections.
+      logits: True if the tables hold logits, False for probabilities.
 
     Raises:
-      ValueError: for a video without a table, or a protocol that does not exist.
+      ValueError: for a video without a table, or an unknown protocol.
     """
     check_protocols(scoring.protocols)
-    missing = [video for video in truth.segments if video not in tables]
-    if missing:
-        raise ValueError(f"no prediction for {len(missing)} of {len(truth.segments)} videos, first {missing[0]!r}")
+    check_complete(tables, truth)
     needs = {PROTOCOLS[name].needs for name in scoring.protocols}
     columns = slice(None) if head == "dense" else slice(-1)
     rank = functools.partial(ranking_scores, head=head) if logits else lambda table: table[:, columns]
@@ -101,7 +99,7 @@ def make_predictions(
 
 
 def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
-    """The ground truth of these videos, in seconds; a duration may be infinite, where no protocol asks for it."""
+    """Returns the ground truth of these videos in seconds; a duration may be infinite if no protocol needs it."""
     scale = np.array([1.0, info.seconds(1.0), info.seconds(1.0)])
     return Truth(
         segments={video.id: video.segments * scale for video in videos},
@@ -114,20 +112,23 @@ def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
     )
 
 
-def evaluate(logits: Mapping[str, np.ndarray], videos: Sequence[base.Video], info: base.Info, scoring: Scoring) -> dict:
-    """Scores one split.
+def score_split(
+    logits: Mapping[str, np.ndarray], videos: Sequence[base.Video], info: base.Info, scoring: Scoring
+) -> dict:
+    """Scores the logits of one split.
 
     Args:
-      logits: {video id: `[T, C]`, with the background logit last if the head is sparse}.
-      videos: the ground truth; every one must have logits.
+      logits: {video id: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
+      videos: the ground truth; each needs logits.
       info: classes, head and frame rate.
-      scoring: which protocols, and how scores become detections.
+      scoring: the protocols, and how scores become detections.
 
     Returns:
-      {'protocol/measure': percent, None where it does not exist; 'per_class': {protocol: {class: AP in percent}}}.
+      {'protocol/measure': percent or None, 'per_class': {protocol: {class: AP in percent or None}}}. None is a value
+      that does not exist.
 
     Raises:
-      ValueError: for a video without logits, or a protocol that does not exist.
+      ValueError: for a video without logits, or an unknown protocol.
     """
     truth = make_truth(videos, info)
     predictions = make_predictions(logits, truth, info.head, scoring, logits=True)
@@ -135,9 +136,9 @@ def evaluate(logits: Mapping[str, np.ndarray], videos: Sequence[base.Video], inf
 
 
 def as_results(values: Mapping[str, float], per_class: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict:
-    """What `protocols.score` returns as plain JSON: None for NaN, classes by name."""
+    """Converts what `protocols.score` returns to plain JSON: None for NaN, classes by name."""
 
-    def plain(value) -> float | None:
+    def plain(value: float) -> float | None:
         return None if np.isnan(value) else float(value)
 
     named = {

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kd_jax import runtime, sharding
-from kd_jax.data.batches import Example, bucket_lengths, epoch, make_examples
+from kd_jax.data.batches import Example, bucket_lengths, iterate_epoch, make_examples
 from kd_jax.data.source import Source
 from kd_jax.types import Outputs
 
@@ -76,7 +76,7 @@ def predict(
     quiet = None if progress and runtime.is_first() else True
     with (
         tqdm(total=len(examples), desc=progress, unit="video", disable=quiet, leave=False) as bar,
-        contextlib.closing(epoch(examples, buckets, batch_size, mesh)) as batches,
+        contextlib.closing(iterate_epoch(examples, buckets, batch_size, mesh)) as batches,
     ):
         for indices, batch, _ in batches:
             options = {"side_by_side": side_by_side, "with_features": with_features}

@@ -20,7 +20,7 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import runtime, sharding
-from kd_jax.data.batches import AHEAD, Example, bucket_lengths, epoch, plan_epoch
+from kd_jax.data.batches import AHEAD, Example, bucket_lengths, iterate_epoch, schedule_epoch
 from kd_jax.training import on_device
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_train_step
@@ -147,7 +147,7 @@ class Population:
         rows = sharding.device_rows(batch_size, self._mesh)
         plans = []
         for seed in self._seeds:
-            batches = plan_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=number)[:max_steps]
+            batches = schedule_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=number)[:max_steps]
             plans.append(on_device.index_plan(batches, self._buckets, len(self._lengths), rows))
         buckets_of, rows = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # the same buckets for all runs
         buckets_of, rows = sharding.replicate((buckets_of, rows), self._mesh)
@@ -157,7 +157,7 @@ class Population:
         state, settings = jax.tree.map(lambda x: x[0], (self.states, self._settings))
         steps: list[Mapping[str, jax.Array]] = []
         options = {"seed": self._seeds[0], "epoch": number}
-        batches = epoch(self._sets[0], self._buckets, self._training.batch_size, self._mesh, **options)
+        batches = iterate_epoch(self._sets[0], self._buckets, self._training.batch_size, self._mesh, **options)
         with contextlib.closing(batches):
             for _, batch, teachers in batches:
                 if len(steps) == max_steps:

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, make_examples
 from kd_jax.data.source import Source
-from kd_jax.evaluation.scoring import evaluate
+from kd_jax.evaluation.scoring import score_split
 from kd_jax.files import read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training.checkpoints import Checkpoints, load_teacher, new_best, saved_epochs
@@ -317,7 +317,7 @@ def _validate(
     if predictor.videos:
         predictions = predictor({"params": model_params(states.params), **states.constants})
         for record, logits in zip(records, predictions, strict=True):
-            scores = evaluate(logits, predictor.videos, predictor.info, VALIDATION)
+            scores = score_split(logits, predictor.videos, predictor.info, VALIDATION)
             record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
     selecting = [
         record.get(f"validation/{SELECTION}", math.nan) if "task" in run.weights else math.nan

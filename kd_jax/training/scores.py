@@ -6,7 +6,7 @@ from etils import epath
 
 from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
-from kd_jax.evaluation.scoring import Scoring, evaluate
+from kd_jax.evaluation.scoring import Scoring, score_split
 from kd_jax.files import read_arrays, write_json
 from kd_jax.inference.predict import fuse
 
@@ -30,7 +30,7 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
     for split, how in {"validation": VALIDATION, "test": scoring}.items():
         if videos := source.videos(split, []):
             logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
-            scores[split] = evaluate(logits, videos, source.info, how)
+            scores[split] = score_split(logits, videos, source.info, how)
     return scores
 
 

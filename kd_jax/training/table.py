@@ -13,7 +13,7 @@ from kd_jax.training.scores import scoring_of
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{title of a column: (split, key of evaluate's result)}; the gain is that of the first column."""
+    """{title of a column: (split, key of score_split's result)}; the gain is that of the first column."""
     titles: dict[str, tuple[str, str]] = {}
     for protocol in protocols:
         for measure, title in PROTOCOLS[protocol].columns.items():

@@ -1,7 +1,7 @@
-"""Data sets by name: one literal table of what is known of each before its files are seen.
+"""DATASETS: every data set by name, with what is known about it before its files are read.
 
-`base` holds what all share, `records` writes and reads it; `common_layout` and the data sets' own files read
-annotations, `feature_files` features, `findings` collects what is dirty or wrong; `synthetic` makes videos from a seed.
+Each module here reads the annotation files of one data set. `common_layout` reads the layout that several share, and
+`cleaning` checks and cleans the annotation of one video.
 """
 
 from kd_jax.data import base, synthetic
@@ -19,7 +19,7 @@ DATASETS: dict[str, base.Description] = {
 
 
 def describe(name: str) -> base.Description:
-    """The entry of DATASETS; ValueError, listing the known names, for any other."""
+    """Returns the entry of DATASETS; raises ValueError that lists the known names for any other name."""
     if name not in DATASETS:
         raise ValueError(f"the data set {name!r} is unknown; known data sets: {', '.join(DATASETS)}")
     return DATASETS[name]

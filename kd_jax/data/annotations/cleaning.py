@@ -1,4 +1,4 @@
-"""One video's annotation, whatever file it comes from: checked, and its dirt handled and counted.
+"""Checks and cleans the annotation of one video, whatever file it comes from.
 
 rows = [row for action in actions if (row := check_action("kitchen_1", action, labels, findings)) is not None]
 video = annotate("kitchen_1", "train", 61.5, rows, findings)
@@ -6,7 +6,7 @@ video = annotate("kitchen_1", "train", 61.5, rows, findings)
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,17 +14,19 @@ import numpy as np
 from kd_jax.data import base
 from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, Findings, number, short
 
+Action = tuple[float, float, float]  # (class, start, end)
+
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """A video of an annotation file; times in the file's unit.
+    """A video of an annotation file. Times are in the file's unit.
 
     Attributes:
       id: its name.
-      split: 'train' or 'test'; '' after a problem.
-      duration: infinite where the file does not tell it, until `settle`.
+      split: 'train' or 'test'; '' if the file has a problem there.
+      duration: infinite if the file does not have it, until `with_duration`.
       segments, written, ambiguous: as in `base.Video`.
-      fps: of this video, where the file tells it.
+      fps: frames per second of this video, if the file has it.
     """
 
     id: str
@@ -38,32 +40,42 @@ class Annotated:
 
 @dataclass
 class Labels:
-    """The class numbers that a file may use: `first` … `first + count - 1`; count 0 = not known, so not checked."""
+    """The class numbers that a file may use, `first` … `first + count - 1`; 0 if the number of classes is unknown."""
 
     count: int
     first: int = 0
-    seen: Counter = field(default_factory=Counter)
+    seen: Counter[int] = field(default_factory=Counter)
 
 
-def annotate(video: str, split: str, duration: float, rows: Sequence[tuple], findings: Findings, **others) -> Annotated:
-    """Cleans the checked rows (class, start, end) of one video; `others` are further fields of Annotated."""
+def annotate(
+    video: str,
+    split: str,
+    duration: float,
+    rows: Sequence[Action],
+    findings: Findings,
+    *,
+    ambiguous: Sequence[tuple[float, float]] = (),
+    fps: float | None = None,
+) -> Annotated:
+    """Cleans the checked rows (class, start, end) of one video."""
     written = [row for row in rows if row[2] >= row[1]]  # no script can score an end before its start
     segments = _clean(video, rows, duration, findings)
     if not len(segments):
         findings.note(NO_ACTIONS, video)
-    return Annotated(video, split, duration, segments, _table(written), **others)
+    spans = np.array(ambiguous, np.float64).reshape(-1, 2)
+    return Annotated(video, split, duration, segments, _table(written), spans, fps)
 
 
-def settle(video: Annotated, duration: float, findings: Findings) -> Annotated:
-    """Gives a duration to a video whose annotation does not tell it."""
+def with_duration(video: Annotated, duration: float, findings: Findings) -> Annotated:
+    """Gives a duration to a video whose annotation has none, and clips its segments there."""
     segments = _clean(video.id, video.segments.tolist(), duration, findings)
     if len(video.segments) and not len(segments):
         findings.note(NO_ACTIONS, video.id)
     return replace(video, duration=duration, segments=segments)
 
 
-def _clean(video: str, rows: Sequence[Sequence[float]], duration: float, findings: Findings) -> np.ndarray:
-    """Drops duplicates and what is empty or late, clips at the duration; `[N, 3]`, in the order of the file."""
+def _clean(video: str, rows: Iterable[Sequence[float]], duration: float, findings: Findings) -> np.ndarray:
+    """Drops duplicate, empty and late rows and clips at the duration; `[N, 3]` in the order of the file."""
     kept, seen = [], set()
     for class_id, start, end in rows:
         case = f"{video}: [{class_id:g}, {start:.10g}, {end:.10g}]"
@@ -82,35 +94,27 @@ def _clean(video: str, rows: Sequence[Sequence[float]], duration: float, finding
     return _table(kept)
 
 
-def check_video(video: str, where, findings: Findings) -> bool:
-    """Whether an id, which stands in the file `where`, can name a file in a folder, and none outside it."""
-    if base.is_file_name(video):
-        return True
-    findings.problem(
-        "video id",
-        f'{where}: {video!r} is not the name of a file in a folder (no separators, control characters, "..")',
-    )
-    return False
-
-
-def check_duration(video: str, value, findings: Findings, *, field: str = "duration") -> float:
-    """The duration (or another number above 0) as float; NaN after naming what is wrong with it."""
-    duration = number(value)
-    if 0 < duration < math.inf:
-        return duration
+def check_positive(video: str, field: str, value: object, findings: Findings) -> float:
+    """Returns a number above 0 as float; reports any other value under `field` and returns NaN."""
+    positive = number(value)
+    if 0 < positive < math.inf:
+        return positive
     findings.problem(field, f"{video}: {short(value)}, expected a number above 0")
     return math.nan
 
 
-def check_action(video: str, action, labels: Labels, findings: Findings, *, shown: str = "") -> tuple | None:
-    """(class from 0, start, end) of a list of three numbers, as floats; None after naming what is wrong with it.
+def check_action(video: str, action: object, labels: Labels, findings: Findings, *, shown: str = "") -> Action | None:
+    """Checks a list of three numbers and shifts its class to count from 0.
 
     Args:
       video: its name, for messages.
       action: [class, start, end] as the file has it.
-      labels: the class numbers that may stand there; counts those seen.
+      labels: the class numbers that may occur; counts those seen.
       findings: gets what is wrong.
-      shown: how the action is called in messages; its JSON by default.
+      shown: the action in messages; its JSON by default.
+
+    Returns:
+      (class, start, end), or None after a problem.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:
@@ -126,29 +130,27 @@ def check_action(video: str, action, labels: Labels, findings: Findings, *, show
         last = labels.first + labels.count - 1
         findings.problem("class", f"{case}: the class is not one of {labels.first} … {last}")
         return None
-    span = check_span(case, start, end, findings)
-    return span and (class_id, *span)
+    return (class_id, start, end) if check_times(case, start, end, findings) else None
 
 
-def check_span(case: str, start: float, end: float, findings: Findings) -> tuple | None:
-    """(start, end) if both are finite and not before the video; None after naming what is wrong."""
+def check_times(case: str, start: float, end: float, findings: Findings) -> bool:
+    """Whether start and end are finite and the start is not negative; reports a problem otherwise."""
     if not (math.isfinite(start) and math.isfinite(end)):
         findings.problem("time", f"{case}: start and end must be finite numbers")
     elif start < 0:
         findings.problem("time", f"{case}: it starts before the video")
     else:
-        return start, end
-    return None
+        return True
+    return False
 
 
 def check_splits(videos: Sequence[Annotated], source: str, findings: Findings) -> None:
-    """Both splits need videos; where one has a problem with its split, that is enough."""
+    """Reports a split without videos, unless the split of a video is already a problem."""
     splits = {video.split for video in videos}
     for split in base.SPLITS:
         if videos and not splits & {split, ""}:
-            findings.problem(
-                "empty split", f"{source}: none of its {len(videos)} videos is for {split}, so it would be empty"
-            )
+            case = f"{source}: none of its {len(videos)} videos is for {split}, so it would be empty"
+            findings.problem("empty split", case)
 
 
 def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     {video: {"subset": "training" or "testing", "duration": 61.5, "actions": [[class, start, end], …]}}
 
-What is dirty is handled on purpose and counted; what is wrong is refused; nothing is skipped in silence.
+Dirt is cleaned by rules and counted; errors are refused. No entry is skipped without a report.
 """
 
 import re
@@ -10,18 +10,38 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_duration, check_video
-from kd_jax.data.checks import Findings, load_json_object, reason, short
+from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive
+from kd_jax.data.checks import Findings, check_video_id, load_json, read_text, short
 
 SUBSETS = {"training": "train", "testing": "test"}
+FIELDS = ("subset", "duration", "actions")
 
 
-def one_file(paths: Sequence[Path], findings: Findings) -> Path | None:
-    """The annotation file of a data set that has one."""
-    if len(paths) == 1:
-        return paths[0]
-    findings.problem("annotation files", f"expected one --annotations, got {len(paths)}")
-    return None
+def load_one_file(paths: Sequence[Path], expected: str, findings: Findings) -> dict:
+    """Reads the JSON object of a data set with one annotation file; returns {} after a problem."""
+    if len(paths) != 1:
+        findings.problem("annotation files", f"expected one --annotations, got {len(paths)}")
+        return {}
+    return load_json(paths[0], dict, expected, findings)
+
+
+def check_fields(video: str, entry: object, fields: Sequence[str], findings: Findings) -> dict:
+    """Returns the entry of a video, or {} if it is not an object; reports that and missing fields."""
+    if not isinstance(entry, dict):
+        findings.problem("annotation layout", f"{video}: {short(entry)} is not an object")
+        return {}
+    if missing := [field for field in fields if field not in entry]:
+        findings.problem("annotation layout", f"{video}: the field {', '.join(missing)} is missing")
+    return entry
+
+
+def list_field(video: str, entry: dict, field: str, findings: Findings) -> list:
+    """Returns the list in a field, or [] after reporting that the field holds something else."""
+    value = entry.get(field, [])
+    if isinstance(value, list):
+        return value
+    findings.problem("annotation layout", f"{video}: {field} is {short(value)}, expected a list")
+    return []
 
 
 def read_annotations(
@@ -31,66 +51,56 @@ def read_annotations(
 
     Args:
       paths: the JSON file.
-      names: of the classes; empty = the class list could not be read, so classes are not checked.
+      names: of the classes; empty if the class list could not be read, and then classes are not checked.
       findings: gets what is wrong, and what was dropped or clipped.
       first_class: the number of the first class in the file.
 
     Returns:
-      The videos in the order of the file. One that has a problem comes with what could be read of it, so that its
-      feature files are checked too: call `findings.raise_problems` before using any.
+      The videos in the order of the file. A video with a problem has what could be read of it, so that its feature
+      files can be checked too. Call `findings.raise_problems` before using any.
     """
-    path = one_file(paths, findings)
-    entries = load_json_object(path, findings) if path else {}
     labels = Labels(len(names), first_class)
-    videos = [video for name, entry in entries.items() if (video := _read_video(name, entry, path, labels, findings))]
+    entries = load_one_file(paths, "an object with at least one video", findings)
+    videos = [_read_video(name, entry, labels, findings) for name, entry in entries.items()]
     if labels.count and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == labels.count:
-        findings.problem(
-            "class ids", f"they run from 1 to {labels.count}: this file counts from 1, subtract 1 from each"
-        )
-    return videos
+        case = f"they run from 1 to {labels.count}: this file counts from 1, subtract 1 from each"
+        findings.problem("class ids", case)
+    return [video for video in videos if check_video_id(video.id, findings, str(paths[0]))]
 
 
-def _read_video(name: str, entry, path: Path, labels: Labels, findings: Findings) -> Annotated | None:
-    good_name = check_video(name, path, findings)
-    if not isinstance(entry, dict):
-        findings.problem("annotation layout", f"{name}: {short(entry)} is not an object")
-        entry = {}
-    elif missing := [field for field in ("subset", "duration", "actions") if field not in entry]:
-        findings.problem("annotation layout", f"{name}: the field {', '.join(missing)} is missing")
+def _read_video(name: str, entry: object, labels: Labels, findings: Findings) -> Annotated:
+    entry = check_fields(name, entry, FIELDS, findings)
     subset = entry.get("subset")
     split = SUBSETS.get(subset, "") if isinstance(subset, str) else ""
     if "subset" in entry and not split:
         findings.problem("subset", f"{name}: {short(subset)}, expected {' or '.join(SUBSETS)}")
-    duration = check_duration(name, entry["duration"], findings) if "duration" in entry else float("nan")
-    actions = entry.get("actions", [])
-    if not isinstance(actions, list):
-        findings.problem("annotation layout", f"{name}: actions is {short(actions)}, expected a list")
-        actions = []
+    duration = float("nan")
+    if "duration" in entry:
+        duration = check_positive(name, "duration", entry["duration"], findings)
+    actions = list_field(name, entry, "actions", findings)
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
-    return annotate(name, split, duration, rows, findings) if good_name else None
+    return annotate(name, split, duration, rows, findings)
 
 
 def read_classes(path: Path, findings: Findings) -> tuple[str, ...]:
-    """Reads class names, one a line; the line number is the class id.
+    """Reads class names, one per line; the line number, from 0, is the class id.
 
-    Numbers before the names are taken off if all lines have them, in order: `c000 Holding …` (Charades) or
+    Numbers before the names are removed if all lines have them, in order: `c000 Holding …` (Charades) or
     `1 BaseballPitch` (MultiTHUMOS).
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        findings.problem("unreadable class list", f"{path}: {reason(error)}")
+    text = read_text(path, findings)
+    if text is None:
         return ()
-    numbered = [re.fullmatch(r"c?(\d+)[\s:,]+(.+)", name) for name in names]
-    if names and all(numbered):
-        numbers = [int(match[1]) for match in numbered]
-        if numbers == list(range(numbers[0], numbers[0] + len(names))) and numbers[0] in (0, 1):
-            names = [match[2] for match in numbered]
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    numbered = [match for name in names if (match := re.fullmatch(r"c?(\d+)[\s:,]+(.+)", name))]
+    numbers = [int(match[1]) for match in numbered]
+    if numbers and numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(names))):
+        names = [match[2] for match in numbered]
     for name, count in Counter(names).items():
         if not name:
             findings.problem("class list", f"{path}: an empty line within the list; the line number is the class id")
         elif count > 1:
-            findings.problem("class list", f"{path}: {name!r} stands there {count} times")
+            findings.problem("class list", f"{path}: {name!r} occurs {count} times")
     if not names:
         findings.problem("class list", f"{path}: it is empty")
     return tuple(names)

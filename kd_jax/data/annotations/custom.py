@@ -1,4 +1,4 @@
-"""Your own data: an annotation file of the common layout, a list of class names, a folder of features per modality."""
+"""Your own data: an annotation file in the common layout, a class list, and one folder of features per modality."""
 
 from kd_jax.data import base
 from kd_jax.data.annotations.common_layout import read_annotations
@@ -7,7 +7,7 @@ DESCRIPTION = base.Description(
     title="your own data",
     needs="""\
 annotations.json   {"kitchen_1": {"subset": "training", "duration": 61.5, "actions": [[0, 3.2, 10.8], …]}, …}
-classes.txt        one name a line; the line number, from 0, is the class id
+classes.txt        one name per line; the line number, from 0, is the class id
 one folder of <video>.npy per modality
 
 python -m data_prep.build --dataset=custom --annotations=annotations.json --classes=classes.txt \\

@@ -1,9 +1,9 @@
-"""PKU-MMD: 51 sparse actions, one text file of labels per video and one file that splits the videos.
+"""PKU-MMD: 51 sparse actions, one text file of labels per video and one split file.
 
     0002-L.txt          label,start,end,confidence per line; label 1 … 51, times in frames at 30 frames per second
     cross-subject.txt   four lines: a heading, the training videos, a heading, the test videos (also cross-view.txt)
 
-The files do not tell how long a video is: it is taken to be T snippets of 16 frames.
+The files do not contain the length of a video. It is taken as T snippets of 16 frames.
 """
 
 import math
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.data import base
-from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_video
-from kd_jax.data.checks import UNLISTED, Findings, parse_number, read_text, short
+from kd_jax.data.annotations.cleaning import Action, Annotated, Labels, annotate, check_action
+from kd_jax.data.checks import UNLISTED, Findings, check_video_id, parse, read_text, short
 
 LINES = ("a heading", "the training videos", "a heading", "the test videos")
 
 
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
-    """Reads the folder of label files and the split file, given in either order.
+    """Reads the folder of label files and the split file, in either order.
 
-    Args, returns: as `common_layout.read_annotations`; durations are infinite until the features are known.
+    Arguments and result are those of `common_layout.read_annotations`; durations are infinite.
     """
     folders, files = [p for p in paths if p.is_dir()], [p for p in paths if not p.is_dir()]
     if len(folders) != 1 or len(files) != 1:
@@ -33,7 +33,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
     split_of = _read_split(files[0], findings)
     labels, videos = Labels(len(names), first=1), []
     for video, split in split_of.items():
-        if check_video(video, files[0], findings):
+        if check_video_id(video, findings, str(files[0])):
             path = folders[0] / f"{video}.txt"
             if path.is_file():
                 videos.append(annotate(video, split, math.inf, _read_labels(path, video, labels, findings), findings))
@@ -45,7 +45,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
 
 
 def _read_split(path: Path, findings: Findings) -> dict[str, str]:
-    """{video: split}; by position, since the real headings are misspelt."""
+    """Returns {video: split}. The lines are read by position, because the official headings are misspelt."""
     text = read_text(path, findings)
     if text is None:
         return {}
@@ -61,7 +61,7 @@ def _read_split(path: Path, findings: Findings) -> dict[str, str]:
     return split_of
 
 
-def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> list[tuple]:
+def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> list[Action]:
     rows = []
     for i, line in enumerate((read_text(path, findings) or "").splitlines(), start=1):
         if not line.strip():
@@ -70,7 +70,7 @@ def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> 
         shown = f"line {i} of {path.name}, {short(line)}"
         if len(fields) not in (3, 4):
             findings.problem("action", f"{video}: {shown}, expected label,start,end,confidence")
-        elif row := check_action(video, [parse_number(field) for field in fields[:3]], labels, findings, shown=shown):
+        elif row := check_action(video, [parse(field) for field in fields[:3]], labels, findings, shown=shown):
             rows.append(row)
     return rows
 
@@ -80,7 +80,7 @@ DESCRIPTION = base.Description(
     needs="""\
 Train_Label_PKU_final/<video>.txt, and cross-subject.txt or cross-view.txt
 one folder of <video>.npy per modality (I3D 1024, AGCN 256), one row per 16 frames; other strides: --stride
-class names, if you like: --classes=FILE of 51 lines; otherwise action_01 … action_51
+class names (optional): --classes=FILE of 51 lines; otherwise action_01 … action_51
 
 python -m data_prep.build --dataset=pku_mmd --annotations=Train_Label_PKU_final --annotations=cross-subject.txt \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --features=pose=POSE_DIR --output=data/pku_mmd""",

@@ -1,24 +1,22 @@
-"""THUMOS14: 20 sports actions, from the JSON of ActionFormer or OpenTAD.
+"""THUMOS14: 20 sports actions, from the JSON file of ActionFormer or OpenTAD.
 
     {"database": {video: {"subset": …, "duration": s, "fps": …, "annotations": [{"label": …, "segment": [s, s]}]}}}
 
-OpenTAD tells the number of frames instead of fps.
+OpenTAD has the number of frames, `frame`, instead of `fps`.
 
-The challenge trains on its 200 validation videos and tests on 213 test videos. ActionFormer calls them so; OpenTAD
-calls the first training and the second validation. Segments labelled Ambiguous are set aside: they are no action, and
-a detection there is no mistake (the kit of the challenge; ActionFormer and OpenTAD leave them out).
+The challenge trains on its 200 validation videos and tests on 213 test videos. ActionFormer uses these names; OpenTAD
+calls the two subsets training and validation. Segments labelled Ambiguous are not actions, and a detection there is
+neither right nor wrong, as in the kit of the challenge. (ActionFormer and OpenTAD leave these segments out.)
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from kd_jax.data import base
-from kd_jax.data.annotations.cleaning import Annotated, annotate, check_duration, check_span, check_video
-from kd_jax.data.annotations.common_layout import one_file
-from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, load_json_object, number, short
+from kd_jax.data.annotations.cleaning import Annotated, annotate, check_positive, check_times
+from kd_jax.data.annotations.common_layout import check_fields, list_field, load_one_file
+from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, check_video_id, number, short
 
 NAMES = (
     "BaseballPitch",
@@ -42,7 +40,7 @@ NAMES = (
     "ThrowDiscus",
     "VolleyballSpiking",
 )
-# Which subsets a file has → what they are used for.
+# The subsets of a file → the split that each is used for.
 SUBSETS = {
     frozenset({"validation", "test"}): {"validation": "train", "test": "test"},
     frozenset({"training", "validation"}): {"training": "train", "validation": "test"},
@@ -51,85 +49,78 @@ SUBSETS = {
     # The training videos of the challenge are trimmed clips of one action each.
     frozenset({"training", "validation", "test"}): {"training": "", "validation": "train", "test": "test"},
 }
+FIELDS = ("subset", "duration", "annotations")
 
 
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
     """Reads the JSON file.
 
-    Args, returns: as `common_layout.read_annotations`; labels are found by their name.
+    Arguments and result are those of `common_layout.read_annotations`; classes are found by their name.
     """
-    path = one_file(paths, findings)
-    content = load_json_object(path, findings) if path else {}
-    database = content.get("database", {})
+    layout = '{"database": {video: …}} with at least one video'
+    content = load_one_file(paths, layout, findings)
+    database = content.get("database")
     if content and not (isinstance(database, dict) and database):
-        findings.problem("annotation layout", f'{path}: expected {{"database": {{video: …}}}} with at least one video')
-        return []
+        findings.problem("annotation layout", f"{paths[0]}: expected {layout}")
     entries = {}
-    for name, entry in database.items():
-        if not isinstance(entry, dict):
-            findings.problem("annotation layout", f"{name}: {short(entry)} is not an object")
-        elif missing := [field for field in ("subset", "duration", "annotations") if field not in entry]:
-            findings.problem("annotation layout", f"{name}: the field {', '.join(missing)} is missing")
-        elif check_video(name, path, findings):
+    for name, entry in (database if isinstance(database, dict) else {}).items():
+        entry = check_fields(name, entry, FIELDS, findings)
+        if all(field in entry for field in FIELDS) and check_video_id(name, findings, str(paths[0])):
             entries[name] = entry
+    if not entries:
+        return []
     subsets = {name: str(entry["subset"]).lower() for name, entry in entries.items()}
-    meaning = SUBSETS.get(frozenset(subsets.values()))
-    if entries and meaning is None:
-        meaning = _one_split(subsets)
-        if not meaning:
-            first = {subset: name for name, subset in reversed(subsets.items())}
-            found = ", ".join(f"{short(subset)} ({name})" for subset, name in sorted(first.items()))
-            findings.problem("subset", f"{path}: {found}; expected validation and test, or training and validation")
+    split_of = SUBSETS.get(frozenset(subsets.values())) or _split_by_names(subsets)
+    if not split_of:
+        first = {subset: name for name, subset in reversed(subsets.items())}
+        found = ", ".join(f"{short(subset)} ({name})" for subset, name in sorted(first.items()))
+        case = f"{paths[0]}: {found}; expected validation and test, or training and validation"
+        findings.problem("subset", case)
     videos, class_of = [], {name: i for i, name in enumerate(names)}
     for name, entry in entries.items():
-        split = (meaning or {}).get(subsets[name], "")
-        if meaning and not split:
+        split = split_of.get(subsets[name], "")
+        if split_of and not split:
             findings.note(TRIMMED, f"{name}: {subsets[name]}")
         else:
             videos.append(_read_video(name, entry, split, class_of, findings))
     return videos
 
 
-def _one_split(subsets: dict[str, str]) -> dict[str, str]:
-    """A file of one subset is of the test videos if their names say so, or of the training videos."""
+def _split_by_names(subsets: dict[str, str]) -> dict[str, str]:
+    """{subset: split} of a file with one subset, from the official video names; {} if they do not agree."""
     if len(set(subsets.values())) != 1:
         return {}
-    kinds = {word for name in subsets for word in ("video_test_", "video_validation_") if name.startswith(word)}
-    split = {"video_test_": "test", "video_validation_": "train"}.get(kinds.pop()) if len(kinds) == 1 else None
-    return dict.fromkeys(subsets.values(), split) if split else {}
+    prefixes = {"video_test_": "test", "video_validation_": "train"}
+    found = {split for name in subsets for prefix, split in prefixes.items() if name.startswith(prefix)}
+    return dict.fromkeys(subsets.values(), found.pop()) if len(found) == 1 else {}
 
 
 def _read_video(name: str, entry: dict, split: str, class_of: dict[str, int], findings: Findings) -> Annotated:
-    duration = check_duration(name, entry["duration"], findings)
-    fps = None
+    duration = check_positive(name, "duration", entry["duration"], findings)
+    fps = math.nan
     if "fps" in entry:
-        fps = check_duration(name, entry["fps"], findings, field="fps")
-    elif "frame" in entry:  # OpenTAD: how many the video has
-        fps = check_duration(name, entry["frame"], findings, field="frame") / duration
-    fps = fps if fps and math.isfinite(fps) else None
-    actions = entry["annotations"]
-    if not isinstance(actions, list):
-        findings.problem("annotation layout", f"{name}: annotations is {short(actions)}, expected a list")
-        actions = []
+        fps = check_positive(name, "fps", entry["fps"], findings)
+    elif "frame" in entry:  # OpenTAD: the number of frames
+        fps = check_positive(name, "frame", entry["frame"], findings) / duration
     rows, ambiguous = [], []
-    for action in actions:
+    for action in list_field(name, entry, "annotations", findings):
         label = action.get("label") if isinstance(action, dict) else None
         segment = action.get("segment") if isinstance(action, dict) else None
         if not isinstance(label, str) or not isinstance(segment, list) or len(segment) != 2:
             findings.problem("action", f'{name}: {short(action)}, expected {{"label": NAME, "segment": [start, end]}}')
             continue
-        span = check_span(f"{name}: {short(action)}", *map(number, segment), findings)
+        start, end = map(number, segment)
+        good = check_times(f"{name}: {short(action)}", start, end, findings)
         if label.lower() == "ambiguous":
-            if span and span[1] >= span[0]:
-                ambiguous.append(span)
+            if good and end >= start:
+                ambiguous.append((start, end))
             findings.note(AMBIGUOUS, f"{name}: {short(segment)}")
         elif class_of and label not in class_of:
             findings.problem("class", f"{name}: {short(action)}: the label {short(label)} is unknown")
-        elif span:
-            rows.append((float(class_of.get(label, 0)), *span))
-    return annotate(
-        name, split, duration, rows, findings, ambiguous=np.array(ambiguous, np.float64).reshape(-1, 2), fps=fps
-    )
+        elif good:
+            rows.append((float(class_of.get(label, 0)), start, end))
+    known_fps = fps if math.isfinite(fps) else None
+    return annotate(name, split, duration, rows, findings, ambiguous=ambiguous, fps=known_fps)
 
 
 DESCRIPTION = base.Description(
@@ -142,7 +133,7 @@ python -m data_prep.build --dataset=thumos14 --annotations=thumos14.json --featu
     --output=data/thumos14""",
     head="sparse",
     unit="seconds",
-    fps=30.0,  # of most videos; the file tells each one's own
+    fps=30.0,  # most videos; the file has that of each
     names=NAMES,
     protocols=("detection_map_thumos14", "detection_map_thumos14_kit", "frame_map"),
     read=read_annotations,

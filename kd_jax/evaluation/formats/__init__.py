@@ -1,20 +1,20 @@
-"""Predictions in files: the formats that official evaluation scripts read, and this project's own, written and read.
+"""Prediction files: readers and writers of the formats of official evaluation scripts and of this project.
 
     write_activitynet(Path('thumos.json'), {'video7': found}, classes)
-    detections = read_activitynet(Path('thumos.json'), classes)   # also what ActionFormer, OpenTAD and others wrote
+    detections = read_activitynet(Path('thumos.json'), classes)   # also files of ActionFormer, OpenTAD and others
 
 | module | holds | read by |
 |---|---|---|
 | `native` | `scores.npz`: {video: `[T, C]`}; `detections.json`: a list of {video, class, start, end, score} | kd_jax |
 | `activitynet` | JSON with {results: {video: [{label, score, segment}]}} | ActivityNet, THUMOS14 |
 | `pku_mmd` | a folder of `<video>.txt`, lines `label,start,end,confidence` in frames | PKU-MMD, TSU event mAP |
-| `charades` | a text of lines `video frame score × 157`, 25 frames a video | Charades_v1_localize.m |
+| `charades` | a text of lines `video frame score × 157`, 25 frames per video | Charades_v1_localize.m |
 
-In memory detections are {video: `[N, 4]`} float64 rows (class, start s, end s, score), see `kd_jax.evaluation.proposals`, in the
-order of the file: it decides between equal scores. Numbers are written with the digits it takes to read the same
-number in the same dtype (times in PKU-MMD's frames: but for the last bit). Writers leave a whole file, or what was
-there before. Readers raise one ValueError with everything that is wrong with a file, up to 20 lines; a video id that
-could not name a file in a folder is refused, so it may be used for one.
+In memory, detections are {video: `[N, 4]`} float64 rows (class, start s, end s, score), see
+`kd_jax.evaluation.proposals`. Their order is that of the file and decides between equal scores. Numbers are written
+with enough digits to read the same number in the same dtype; only times in the frames of PKU-MMD may differ in the last
+bit. A writer that fails leaves the previous file. A reader raises one DataError that lists all problems of a file, up
+to 20 of each kind. Video ids that cannot name a file in a folder are refused.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_jax.data.checks import Findings, check_video_id
 from kd_jax.evaluation.formats.activitynet import read_activitynet, write_activitynet
 from kd_jax.evaluation.formats.charades import CHARADES_CLASSES, charades_frames, read_charades, write_charades
 from kd_jax.evaluation.formats.native import read_native, read_scores, write_native, write_scores
 from kd_jax.evaluation.formats.pku_mmd import read_pku_mmd, write_pku_mmd
-from kd_jax.evaluation.formats.problems import Problems, check_video
 
 __all__ = [
     "FORMATS",
@@ -45,7 +45,7 @@ __all__ = [
     "write_scores",
 ]
 
-FORMATS = {  # format: what `write` leaves in a folder
+FORMATS = {  # format: the files that `write` puts into a folder
     "native": ("scores.npz", "detections.json"),
     "activitynet": ("activitynet.json",),
     "pku_mmd": ("pku_mmd",),
@@ -54,23 +54,24 @@ FORMATS = {  # format: what `write` leaves in a folder
 
 
 def check_formats(formats: Iterable[str], videos: Iterable[str], num_classes: int) -> None:
-    """Raises ValueError for a format that these predictions cannot have, before there are any.
+    """Raises DataError if these predictions cannot be written in one of the formats.
 
     Args:
       formats: keys of FORMATS.
-      videos: the ids.
+      videos: ids.
       num_classes: C, without the background.
     """
-    problems = Problems("predictions to write")
+    findings = Findings("the predictions to write")
     formats = list(formats)
     for name in formats:
         if name not in FORMATS:
-            problems.add("", f"the format {name!r} is unknown; known formats: {', '.join(FORMATS)}")
+            findings.problem("format", f"{name!r} is unknown; known formats: {', '.join(FORMATS)}")
     if "charades" in formats and num_classes != CHARADES_CLASSES:
-        problems.add("", f"{num_classes} classes, the format charades has {CHARADES_CLASSES}; choose another format")
+        case = f"{num_classes} classes, the format charades has {CHARADES_CLASSES}; choose another format"
+        findings.problem("format", case)
     for video in videos:
-        check_video(video, problems, blanks="charades" not in formats)
-    problems.check()
+        check_video_id(video, findings, blanks="charades" not in formats)
+    findings.raise_problems()
 
 
 def write(
@@ -84,17 +85,17 @@ def write(
     """Writes predictions into a folder, under the names in FORMATS.
 
     Args:
-      directory: it must exist; files of the same name are replaced.
+      directory: an existing folder; files with these names are replaced.
       formats: keys of FORMATS.
       scores: {video: `[T, C]`}, or `[T, C + 1]` with the background last.
       detections: {video: `[N, 4]`}.
       classes: names by class id.
 
     Returns:
-      The files and folders written.
+      The files and folders that were written.
 
     Raises:
-      ValueError: as the writers of the formats.
+      ValueError: see `check_formats` and the writers of the formats.
     """
     formats = list(dict.fromkeys(formats))
     check_formats(formats, scores, len(classes))

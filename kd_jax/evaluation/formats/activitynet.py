@@ -3,7 +3,7 @@
     {"version": "VERSION 1.3", "external_data": {},
      "results": {"video7": [{"label": "Diving", "score": 0.93, "segment": [3.2, 9.9]}]}}
 
-Segments are [start, end] in seconds. A label is the name of a class; a number is read as its id, from 0.
+Segments are [start, end] in seconds. A label is the name of a class; a number is read as a class id, from 0.
 """
 
 import json
@@ -12,19 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.evaluation.formats.problems import (
-    Problems,
+from kd_jax.data.checks import Findings, check_video_id, load_json, short
+from kd_jax.evaluation.formats.fields import (
     check_detections,
-    check_video,
-    class_id_of_label,
-    class_id_of_name,
     class_ids,
+    class_of_label,
+    class_of_name,
     existing,
-    has_fields,
-    load_json,
-    score_of,
-    short,
-    times_of,
+    finite,
+    object_with,
+    start_and_end,
 )
 from kd_jax.files import write_atomically
 
@@ -37,17 +34,17 @@ def write_activitynet(
     version: str = "VERSION 1.3",
     external_data: Mapping | None = None,
 ) -> None:
-    """Writes detections as the ActivityNet and THUMOS14 tools read them, times in seconds.
+    """Writes detections in the format of the ActivityNet and THUMOS14 tools, times in seconds.
 
     Args:
       path: of the JSON file.
       detections: {video: `[N, 4]`}; a video without detections keeps an empty list.
       classes: names by class id.
-      version: of the data set's release, as in the official example.
-      external_data: what the submission says of it; None = {}.
+      version: of the data set, as in the official example.
+      external_data: the statement about external data of a challenge submission; None = {}.
 
     Raises:
-      ValueError: as `write_native`.
+      ValueError: see `write_native`.
     """
     names = list(class_ids(classes))
     results = {
@@ -63,7 +60,7 @@ def write_activitynet(
 def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads detections from ActivityNet-style JSON, written here or by another tool.
 
-    Only `results` is needed, and of its entries label, score and segment; what else stands there is not read.
+    Only `results` is needed, and in its entries label, score and segment. Other fields are ignored.
 
     Args:
       path: of the JSON file.
@@ -74,41 +71,40 @@ def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: naming video, entry, field and value of everything that is wrong.
+      DataError: naming video, entry, field and value of every problem.
     """
-    path = existing(path)
-    problems = Problems(path)
-    ids = class_ids(classes)
-    content = load_json(path, dict, problems)
-    problems.check()
+    path, ids = existing(path), class_ids(classes)
+    findings = Findings(path)
+    content = load_json(path, dict, "an object with results", findings)
+    findings.raise_problems("nothing was read")
     results = content.get("results")
     if not isinstance(results, dict):
-        what = short(results) if "results" in content else f"missing, there are {short(list(content))}"
-        raise ValueError(f"{path}: results: {what}; expected {{video: [{{label, score, segment}}]}}")
+        found = short(results) if "results" in content else f"missing, there are {short(list(content))}"
+        findings.problem("layout", f"results: {found}; expected {{video: [{{label, score, segment}}]}}")
+        results = {}
     detections = {}
     for video, entries in results.items():
-        check_video(video, problems)
+        check_video_id(video, findings, "results")
         if not isinstance(entries, list):
-            problems.add(f"results[{video!r}]", f"{short(entries)}, expected a list")
+            findings.problem("layout", f"results[{video!r}]: {short(entries)}, expected a list")
             continue
-        rows = []
-        for number, entry in enumerate(entries):
-            where = f"results[{video!r}] entry {number}"
-            if not isinstance(entry, dict):
-                problems.add(where, f"{short(entry)}, expected an object with label, score and segment")
-                continue
-            if not has_fields(where, entry, ("label", "score", "segment"), problems):
-                continue
-            label, segment = entry["label"], entry["segment"]
-            if not isinstance(segment, list) or len(segment) != 2:
-                problems.add(f"{where} segment", f"{short(segment)}, expected [start, end] in seconds")
-                continue
-            if isinstance(label, (int, float)):
-                class_id = class_id_of_label(f"{where} label", label, len(ids), 0, problems)
-            else:
-                class_id = class_id_of_name(f"{where} label", label, ids, problems)
-            score = score_of(f"{where} score", entry["score"], problems)
-            rows.append((class_id, *times_of(where, segment, problems), score))
-        detections[video] = np.array(rows, np.float64).reshape(-1, 4)
-    problems.check()
+        rows = [_read_entry(f"results[{video!r}] entry {i}", entry, ids, findings) for i, entry in enumerate(entries)]
+        detections[video] = np.array([row for row in rows if row], np.float64).reshape(-1, 4)
+    findings.raise_problems("nothing was read")
     return detections
+
+
+def _read_entry(where: str, entry: object, ids: Mapping[str, int], findings: Findings) -> tuple | None:
+    fields = object_with(where, entry, ("label", "score", "segment"), findings)
+    if fields is None:
+        return None
+    label, segment = fields["label"], fields["segment"]
+    if not isinstance(segment, list) or len(segment) != 2:
+        findings.problem("segment", f"{where} segment: {short(segment)}, expected [start, end] in seconds")
+        return None
+    if isinstance(label, (int, float)):
+        class_id = class_of_label(f"{where} label", label, len(ids), 0, findings)
+    else:
+        class_id = class_of_name(f"{where} label", label, ids, findings)
+    score = finite(f"{where} score", fields["score"], findings)
+    return class_id, *start_and_end(where, segment, findings), score

@@ -1,32 +1,34 @@
-"""Lines `video frame score × 157`, 25 frames a video: what the official Charades_v1_localize.m reads.
+"""The text format of the official Charades_v1_localize.m: lines `video frame score × 157`, 25 frames per video.
 
     write_charades(Path('localize.txt'), {video: charades_frames(table) for video, table in scores.items()})
     frames = read_charades(Path('localize.txt'))
 
-All 1,863 test videos are 46,575 lines.
+The 1,863 test videos give 46,575 lines.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from kd_jax.evaluation.formats.problems import Problems, check_video, existing, parse, reason, short
+from kd_jax.data.checks import Findings, check_video_id, parse, reason, short
+from kd_jax.evaluation.formats.fields import existing
 from kd_jax.files import write_atomically
 from kd_jax.segments import resample_scores
 
 CHARADES_CLASSES = 157
-CHARADES_FRAMES = 25  # of every video: frame j of 1 … 25 is the time (j - 1) / 25 · length
+CHARADES_FRAMES = 25  # per video: frame j of 1 … 25 is the time (j - 1) / 25 · length
 
 
 def charades_frames(scores: np.ndarray) -> np.ndarray:
-    """Snippet scores at the 25 times of the Charades localization protocol.
+    """Samples snippet scores at the 25 times of the Charades localization protocol.
 
-    Time `(j - 1) / 25 · length` lies in snippet `floor((j - 1) · T / 25)`, whose scores it takes: snippet i covers
-    `[i, i + 1)` times length / T, so no length is needed.
+    Snippet i covers `[i, i + 1) · length / T`, so time `(j - 1) / 25 · length` has the scores of snippet
+    `floor((j - 1) · T / 25)`, whatever the length.
 
     Args:
       scores: `[T, C]`.
@@ -38,111 +40,123 @@ def charades_frames(scores: np.ndarray) -> np.ndarray:
 
 
 def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes: int = CHARADES_CLASSES) -> None:
-    """Writes lines `video frame score × 157`, frame from 1 to 25, as Charades_v1_localize.m reads them.
+    """Writes lines `video frame score × 157`, frames from 1 to 25, for Charades_v1_localize.m.
 
     Args:
       path: of the text file.
-      frames: {video: `[25, C]`}, from `charades_frames`; a frame of which all scores are -inf is not written: the
+      frames: {video: `[25, C]`}, from `charades_frames`. A frame whose scores are all -inf is not written, because the
         script gives missing frames -inf.
       num_classes: C, 157 in the official script.
 
     Raises:
-      ValueError: for another shape, scores that are neither finite nor -inf, or a video id that is no file name or has
-        blanks.
+      DataError: for another shape, scores that are neither finite nor -inf, or a video id that is not a file name or
+        has blanks.
     """
-    problems = Problems("scores to write")
-    chunks = []
+    findings = Findings("the scores to write")
+    lines = []
     for video, table in frames.items():
         table = np.asarray(table)
-        if not check_video(video, problems, blanks=False):
+        if not check_video_id(video, findings, blanks=False):
             continue
         if table.shape != (CHARADES_FRAMES, num_classes) or table.dtype.kind not in "fiu":
-            problems.add(
-                repr(video),
-                f"{table.dtype} {list(table.shape)}, expected numbers [{CHARADES_FRAMES}, {num_classes}]; "
-                "charades_frames brings snippet scores to 25 frames",
-            )
+            expected = f"expected numbers [{CHARADES_FRAMES}, {num_classes}]"
+            remedy = "charades_frames converts snippet scores to 25 frames"
+            findings.problem("scores", f"{video!r}: {table.dtype} {list(table.shape)}, {expected}; {remedy}")
             continue
         if not (table < np.inf).all():  # also False for NaN
-            problems.add(repr(video), "holds NaN or inf; expected finite numbers, or -inf for what is missing")
+            case = f"{video!r}: holds NaN or inf; expected finite numbers, or -inf for a missing score"
+            findings.problem("scores", case)
             continue
-        number = "%.9g" if table.dtype in (np.float16, np.float32) else "%.17g"  # enough to read the same value back
-        pattern = " ".join(["%s %d", *[number] * num_classes])
-        for frame, row in enumerate(table.tolist(), 1):
-            if max(row) > -math.inf:
-                chunks.append(pattern % (video, frame, *row))
-    problems.check()
-    chunks.append("")
-    write_atomically(path, "\n".join(chunks).encode())
+        digits = "%.9g" if table.dtype in (np.float16, np.float32) else "%.17g"  # enough to read the same value back
+        pattern = " ".join(["%s %d", *[digits] * num_classes])
+        lines += [pattern % (video, i, *row) for i, row in enumerate(table.tolist(), 1) if max(row) > -math.inf]
+    findings.raise_problems()
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[str, np.ndarray]:
-    """Reads lines `video frame score × 157`, as Charades_v1_localize.m does.
+    """Reads lines `video frame score × 157`, like Charades_v1_localize.m.
 
-    A file whose frames start at 0 is shifted by one, with a warning, as the script does. What that script overlooks
-    or trips over is refused: a frame outside of 1 … 25, a frame that stands there twice, another number of scores.
+    If the frames start at 0, 1 is added to all of them, with a warning, as in the script. Errors that the script does
+    not handle are refused: a frame outside 1 … 25, a frame that occurs twice, another number of scores.
 
     Args:
       path: of the text file.
       num_classes: C, 157 in the official script.
 
     Returns:
-      {video: `[25, C]`} float64, -inf in the frames that the file does not have; videos in the order of the file.
+      {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: naming line, field and value of everything that is wrong.
+      DataError: naming line, field and value of every problem.
     """
     path = existing(path)
-    problems = Problems(path)
-    lines = []  # (number, video, frame, scores)
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip() and (parsed := _charades_line(line, num_classes, f"line {number}", problems)):
-                    lines.append((number, *parsed))
-    except (UnicodeDecodeError, OSError) as error:
-        problems.add(f"after line {number}", f"not readable as text ({reason(error)})")
-    first = 1 if min((frame for _, _, frame, _ in lines), default=1) else 0
+    findings = Findings(path)
+    lines = _read_lines(path, num_classes, findings)
+    first = 0 if min((line.frame for line in lines), default=1) == 0 else 1
     if not first:
         logging.warning("%s counts frames from 0; 1 is added to all of them, as the official script does", path)
     frames: dict[str, np.ndarray] = {}
     seen: dict[tuple[str, int], int] = {}
-    for number, video, frame, scores in lines:
-        if not first <= frame < first + CHARADES_FRAMES:
+    for line in lines:
+        frame = f"line {line.number}: frame {line.frame} of {line.video!r}"
+        if not first <= line.frame < first + CHARADES_FRAMES:
             expected = f"{first} … {first + CHARADES_FRAMES - 1}" + ("" if first else " in a file that has a frame 0")
-            problems.add(f"line {number}", f"frame {frame} of {video!r}, expected {expected}")
+            findings.problem("frame", f"{frame}, expected {expected}")
             continue
-        if seen.setdefault((video, frame), number) != number:
-            problems.add(f"line {number}", f"frame {frame} of {video!r} stands already in line {seen[video, frame]}")
+        if (before := seen.setdefault((line.video, line.frame), line.number)) != line.number:
+            findings.problem("frame", f"{frame} is already in line {before}")
             continue
-        if video not in frames:
-            frames[video] = np.full((CHARADES_FRAMES, num_classes), -np.inf)
-        frames[video][frame - first] = scores
-    problems.check()
+        if line.video not in frames:
+            frames[line.video] = np.full((CHARADES_FRAMES, num_classes), -np.inf)
+        frames[line.video][line.frame - first] = line.scores
+    findings.raise_problems("nothing was read")
     return frames
 
 
-def _charades_line(line: str, num_classes: int, where: str, problems: Problems) -> tuple[str, int, np.ndarray] | None:
-    video, *rest = line.split()
-    if not check_video(video, problems, where):
+class _Line(NamedTuple):
+    number: int  # from 1
+    video: str
+    frame: int
+    scores: np.ndarray  # [C]
+
+
+def _read_lines(path: Path, num_classes: int, findings: Findings) -> list[_Line]:
+    lines, i = [], 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for i, text in enumerate(file, 1):
+                if text.strip() and (line := _parse_line(i, text, num_classes, findings)):
+                    lines.append(line)
+    except (UnicodeDecodeError, OSError) as error:
+        findings.problem("unreadable file", f"after line {i}: not readable as text ({reason(error)})")
+    return lines
+
+
+def _parse_line(i: int, text: str, num_classes: int, findings: Findings) -> _Line | None:
+    where = f"line {i}"
+    video, *rest = text.split()
+    if not check_video_id(video, findings, where):
         return None
     if not rest or not re.fullmatch(r"-?[0-9]{1,9}", rest[0]):
-        value = short(rest[0]) if rest else "missing"
-        problems.add(where, f"frame {value} of {video!r}, expected `video frame score × {num_classes}`")
+        found = short(rest[0]) if rest else "missing"
+        expected = f"expected `video frame score × {num_classes}`"
+        findings.problem("frame", f"{where}: frame {found} of {video!r}, {expected}")
         return None
     frame = int(rest[0])
     if len(rest) - 1 != num_classes:
-        problems.add(where, f"{len(rest) - 1} scores of {video!r}, frame {frame}; expected {num_classes}")
+        case = f"{where}: {len(rest) - 1} scores of {video!r}, frame {frame}; expected {num_classes}"
+        findings.problem("scores", case)
         return None
     try:
         scores = np.array(list(map(float, rest[1:])))
-        good = bool((scores < np.inf).all()) and line.count("_") == video.count("_")  # float reads 1_0 as 10
+        good = bool((scores < np.inf).all()) and text.count("_") == video.count("_")  # float reads 1_0 as 10
     except ValueError:
         good = False
     if not good:
-        value = next(text for text in rest[1:] if isinstance(score := parse(text), str) or not score < math.inf)
-        problems.add(where, f"score {short(value)} of {video!r}, frame {frame}; expected a finite number or -inf")
+        score = next(score for score in rest[1:] if isinstance(value := parse(score), str) or not value < math.inf)
+        expected = "expected a finite number or -inf"
+        findings.problem("scores", f"{where}: score {short(score)} of {video!r}, frame {frame}; {expected}")
         return None
-    return video, frame, scores
+    return _Line(i, video, frame, scores)

@@ -1,4 +1,4 @@
-"""This project's own files: `scores.npz`, {video: `[T, C]`}, and `detections.json`, a list of single detections."""
+"""The files of this project: `scores.npz`, {video: `[T, C]`}, and `detections.json`, a list of detections."""
 
 import json
 from collections import Counter, defaultdict
@@ -7,87 +7,89 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.evaluation.formats.problems import (
-    Problems,
+from kd_jax.data.checks import Findings, check_video_id, load_json, reason
+from kd_jax.evaluation.formats.fields import (
     check_detections,
-    check_video,
-    class_id_of_name,
     class_ids,
+    class_of_name,
     existing,
-    has_fields,
-    load_json,
-    reason,
-    score_of,
-    short,
-    times_of,
+    finite,
+    object_with,
+    start_and_end,
 )
 from kd_jax.files import write_arrays, write_atomically
 
 
 def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
-    """Writes {video: `[T, C]`} as `.npz`, in the dtypes given.
+    """Writes {video: `[T, C]`} as `.npz`, keeping the dtypes.
 
     Raises:
-      ValueError: for what `read_scores` would refuse.
+      DataError: for scores that `read_scores` would refuse.
     """
     scores = {video: np.asarray(table) for video, table in scores.items()}
-    problems = Problems("scores to write")
-    _check_scores(scores, problems)
-    problems.check()
+    findings = Findings("the scores to write")
+    _check_scores(scores, findings)
+    findings.raise_problems()
     write_arrays(path, scores)
 
 
 def read_scores(path: Path) -> dict[str, np.ndarray]:
-    """Reads {video: `[T, C]`} from an `.npz`; nothing is unpickled.
+    """Reads {video: `[T, C]`} from an `.npz` file, without unpickling.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a file that is not an .npz of finite real `[T, C]` with T > 0 and one C for all, or video ids that
-        are no file names.
+      ValueError: for a file that is not an .npz of finite real `[T, C]` with T > 0 and one C, or video ids that are not
+        file names.
     """
     path = existing(path)
-    problems = Problems(path)
+    findings = Findings(path)
     scores: dict[str, np.ndarray] = {}
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array; write {video: scores} with np.savez")
-    except Exception as error:  # zip and NumPy raise whatever they like on a damaged file
+    except Exception as error:  # zipfile and NumPy raise exceptions of many types for a damaged file
         raise ValueError(f"{path} is not a readable .npz file ({reason(error)}); write it again") from None
     with archive:
         for video, count in Counter(archive.files).items():
             if count > 1:
-                problems.add(repr(video), f"it stands there {count} times; only one can be meant")
+                findings.problem("repeated video", f"{video!r}: it occurs {count} times; remove all but one")
             try:
                 scores[video] = archive[video]
             except Exception as error:
-                problems.add(repr(video), f"not readable ({reason(error)}); expected an array of numbers [T, C]")
-    _check_scores(scores, problems)
-    problems.check()
+                case = f"{video!r}: not readable ({reason(error)}); expected an array of numbers [T, C]"
+                findings.problem("scores", case)
+    _check_scores(scores, findings)
+    findings.raise_problems("nothing was read")
     return scores
 
 
-def _check_scores(scores: Mapping[str, np.ndarray], problems: Problems) -> None:
-    sizes = Counter(table.shape[1] for table in scores.values() if isinstance(table, np.ndarray) and table.ndim == 2)
+def _check_scores(scores: Mapping[str, object], findings: Findings) -> None:
+    arrays = [table for table in scores.values() if isinstance(table, np.ndarray) and table.ndim == 2]
+    sizes = Counter(table.shape[1] for table in arrays)
     usual = sizes.most_common(1)[0][0] if sizes else None
     for video, table in scores.items():
-        check_video(video, problems)
+        check_video_id(video, findings)
         if not isinstance(table, np.ndarray) or table.dtype.kind not in "fiu":
-            problems.add(repr(video), f"{getattr(table, 'dtype', 'no array')}, expected real numbers [T, C]")
+            found = table.dtype if isinstance(table, np.ndarray) else "no array"
+            case = f"{found}, expected real numbers [T, C]"
         elif table.ndim != 2 or not table.size:
-            problems.add(repr(video), f"shape {list(table.shape)}, expected [T, C] with T and C above 0")
+            case = f"shape {list(table.shape)}, expected [T, C] with T and C above 0"
         elif table.shape[1] != usual:
-            problems.add(repr(video), f"{table.shape[1]} classes, most videos have {usual}")
+            case = f"{table.shape[1]} classes, most videos have {usual}"
         elif not np.isfinite(table).all():
             snippet, class_id = np.argwhere(~np.isfinite(table))[0]
             value = table[snippet, class_id]
-            problems.add(repr(video), f"{value} at snippet {snippet}, class {class_id}; expected finite numbers")
+            case = f"{value} at snippet {snippet}, class {class_id}; expected finite numbers"
+        else:
+            continue
+        findings.problem("scores", f"{video!r}: {case}")
 
 
 def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
-    """Writes detections as a JSON list of {video, class, start, end, score}, one a line, times in seconds.
+    """Writes detections as a JSON list of {video, class, start, end, score}, one per line, times in seconds.
 
-    A video without detections leaves no trace in this format.
+    This format does not contain videos without detections.
 
     Args:
       path: of the file.
@@ -96,7 +98,7 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
 
     Raises:
       ValueError: for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a video
-        id that is no file name.
+        id that is not a file name.
     """
     names = list(class_ids(classes))
     lines = [
@@ -111,27 +113,21 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
 
 
 def read_native(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads what `write_native` wrote: {video: `[N, 4]`}, without the videos that have no detections.
+    """Reads the file of `write_native`: {video: `[N, 4]`}, without the videos that have no detections.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: naming entry, field and value of everything that is wrong.
+      DataError: naming entry, field and value of every problem.
     """
-    path = existing(path)
-    problems = Problems(path)
-    ids = class_ids(classes)
-    entries = load_json(path, list, problems)
+    path, ids = existing(path), class_ids(classes)
+    findings = Findings(path)
     rows = defaultdict(list)
-    for number, entry in enumerate(entries):
-        where = f"entry {number}"
-        if not isinstance(entry, dict):
-            problems.add(where, f"{short(entry)}, expected an object with video, class, start, end and score")
-            continue
-        if not has_fields(where, entry, ("video", "class", "start", "end", "score"), problems):
-            continue
-        if check_video(entry["video"], problems, where):
-            class_id = class_id_of_name(f"{where} class", entry["class"], ids, problems)
-            start, end = times_of(where, (entry["start"], entry["end"]), problems)
-            rows[entry["video"]].append((class_id, start, end, score_of(f"{where} score", entry["score"], problems)))
-    problems.check()
+    for i, entry in enumerate(load_json(path, list, "a list of detections", findings)):
+        where = f"entry {i}"
+        fields = object_with(where, entry, ("video", "class", "start", "end", "score"), findings)
+        if fields and check_video_id(fields["video"], findings, where):
+            class_id = class_of_name(f"{where} class", fields["class"], ids, findings)
+            times = start_and_end(where, (fields["start"], fields["end"]), findings)
+            rows[fields["video"]].append((class_id, *times, finite(f"{where} score", fields["score"], findings)))
+    findings.raise_problems("nothing was read")
     return {video: np.array(found, np.float64).reshape(-1, 4) for video, found in rows.items()}

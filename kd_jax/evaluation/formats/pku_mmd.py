@@ -1,6 +1,6 @@
-"""A folder of `<video>.txt`, lines `label,start,end,confidence`: what the event mAP of PKU-MMD and TSU reads.
+"""A folder of `<video>.txt` with lines `label,start,end,confidence`, for the event mAP scripts of PKU-MMD and TSU.
 
-PKU-MMD counts labels from 1 and time in frames at 30 per second; the evaluation code of TSU counts labels from 0.
+PKU-MMD counts labels from 1 and time in frames at 30 per second. The evaluation code of TSU counts labels from 0.
 """
 
 import math
@@ -11,17 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.evaluation.formats.problems import (
-    Problems,
-    check_detections,
-    check_video,
-    class_id_of_label,
-    parse,
-    read_text,
-    score_of,
-    short,
-    times_of,
-)
+from kd_jax.data.checks import Findings, check_video_id, parse, read_text, short
+from kd_jax.evaluation.formats.fields import check_detections, class_of_label, finite, start_and_end
 
 
 def write_pku_mmd(
@@ -33,31 +24,27 @@ def write_pku_mmd(
     frames_per_second: float = 30.0,
     overwrite: bool = False,
 ) -> None:
-    """Writes a folder of `<video>.txt`, lines `label,start,end,confidence`; a video without detections: an empty file.
+    """Writes a folder of `<video>.txt` with lines `label,start,end,confidence`.
+
+    A video without detections gets an empty file.
 
     Args:
-      directory: of the files; it appears when all are written.
+      directory: of the files. It appears when all are written.
       detections: {video: `[N, 4]`}, times in seconds.
       num_classes: C.
       first_label: the label of class 0; 1 in PKU-MMD, 0 in the evaluation code of TSU.
-      frames_per_second: of the times in the files; 30 in PKU-MMD. 1 writes seconds. Fractions of frames are kept: the
-        official scripts read real numbers.
-      overwrite: replace a folder that holds nothing but .txt files.
+      frames_per_second: of the times in the files; 30 in PKU-MMD, 1 for seconds. Fractions of frames are kept, because
+        the official scripts read real numbers.
+      overwrite: replace a folder that holds only .txt files.
 
     Raises:
-      FileExistsError: if `directory` is not empty and not to be overwritten.
-      ValueError: as `write_native`, or for a rate that is not above 0.
+      FileExistsError: if `directory` is not empty and may not be overwritten.
+      ValueError: see `write_native`; also for a rate that is not above 0.
     """
     _check_rate(frames_per_second)
     tables = check_detections(detections, num_classes)
     directory = Path(os.path.abspath(directory))
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file; name a folder for the files of the videos")
-    if directory.is_dir() and (entries := list(directory.iterdir())):
-        if not overwrite:
-            raise FileExistsError(f"{directory} is not empty; choose another folder, or remove it")
-        if not all(map(_is_table, entries)):
-            raise FileExistsError(f"{directory} holds more than .txt files, so it is left alone; choose another folder")
+    _check_free(directory, overwrite=overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished, replaced = (directory.with_name(f".{directory.name}.{w}-{os.getpid()}") for w in ("new", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -80,9 +67,9 @@ def write_pku_mmd(
 def read_pku_mmd(
     directory: Path, num_classes: int, *, first_label: int = 1, frames_per_second: float = 30.0
 ) -> dict[str, np.ndarray]:
-    """Reads a folder of `<video>.txt`, lines `label,start,end,confidence`: predictions, or PKU-MMD's own labels.
+    """Reads a folder of `<video>.txt` with lines `label,start,end,confidence`: predictions, or the labels of PKU-MMD.
 
-    As in the official script commas and blanks separate alike. Empty lines are skipped; an empty file is a video
+    Commas and blanks both separate fields, as in the official script. Empty lines are ignored. An empty file is a video
     without detections.
 
     Args:
@@ -94,39 +81,59 @@ def read_pku_mmd(
 
     Raises:
       FileNotFoundError: if there is no such folder, or no .txt file in it.
-      ValueError: naming file, line, field and value of everything that is wrong.
+      DataError: naming file, line, field and value of every problem.
     """
     _check_rate(frames_per_second)
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not a folder; give the one that holds <video>.txt files")
+        raise FileNotFoundError(f"{directory} is not a folder; name the folder of the <video>.txt files")
     entries = sorted(entry for entry in directory.iterdir() if entry.suffix == ".txt" or entry.name[:1] != ".")
     paths = [entry for entry in entries if _is_table(entry)]
     if not paths:
         inside = [entry.name for entry in entries if entry.is_dir() and any(entry.glob("*.txt"))]
         hint = f"; did you mean {directory / inside[0]}?" if inside else ""
         raise FileNotFoundError(f"{directory} has no <video>.txt file{hint}")
-    problems = Problems(directory)
+    findings = Findings(directory)
     for entry in entries:
         if not _is_table(entry):
-            problems.add(entry.name, "not a .txt file; only <video>.txt files can stand in this folder")
+            findings.problem("other file", f"{entry.name}: not a .txt file; move it out of this folder")
+    seconds = [1, frames_per_second, frames_per_second, 1]
     detections = {}
     for path in paths:
-        check_video(path.stem, problems)
-        rows = []
-        for number, line in enumerate(read_text(path, problems).splitlines(), 1):
-            fields = line.replace(",", " ").split()
-            where = f"{path.name} line {number}"
-            if fields and len(fields) != 4:
-                problems.add(where, f"{len(fields)} fields in {short(line)}, expected label,start,end,confidence")
-            elif fields:
-                label, start, end, confidence = map(parse, fields)
-                class_id = class_id_of_label(f"{where} label", label, num_classes, first_label, problems)
-                score = score_of(f"{where} confidence", confidence, problems)
-                rows.append((class_id, *times_of(where, (start, end), problems), score))
-        detections[path.stem] = np.array(rows, np.float64).reshape(-1, 4) / [1, frames_per_second, frames_per_second, 1]
-    problems.check()
+        check_video_id(path.stem, findings)
+        lines = enumerate((read_text(path, findings) or "").splitlines(), 1)
+        rows = [
+            row
+            for i, line in lines
+            if (row := _parse_line(f"{path.name} line {i}", line, num_classes, first_label, findings))
+        ]
+        detections[path.stem] = np.array(rows, np.float64).reshape(-1, 4) / seconds
+    findings.raise_problems("nothing was read")
     return detections
+
+
+def _parse_line(where: str, line: str, num_classes: int, first_label: int, findings: Findings) -> tuple | None:
+    fields = line.replace(",", " ").split()
+    if not fields:
+        return None
+    if len(fields) != 4:
+        expected = "expected label,start,end,confidence"
+        findings.problem("layout", f"{where}: {len(fields)} fields in {short(line)}, {expected}")
+        return None
+    label, start, end, confidence = map(parse, fields)
+    class_id = class_of_label(f"{where} label", label, num_classes, first_label, findings)
+    score = finite(f"{where} confidence", confidence, findings)
+    return class_id, *start_and_end(where, (start, end), findings), score
+
+
+def _check_free(directory: Path, *, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; name a folder for the files of the videos")
+    entries = list(directory.iterdir()) if directory.is_dir() else []
+    if entries and not overwrite:
+        raise FileExistsError(f"{directory} is not empty; choose another folder, or remove it")
+    if not all(map(_is_table, entries)):
+        raise FileExistsError(f"{directory} holds more than .txt files, so it is not replaced; choose another folder")
 
 
 def _check_rate(frames_per_second: float) -> None:
@@ -139,5 +146,5 @@ def _is_table(path: Path) -> bool:
 
 
 def _digits(value: float) -> str:
-    """All the digits of a number, without `.0` where it is whole."""
+    """Formats a number with all its digits, a whole number without `.0`."""
     return str(int(value)) if value.is_integer() else repr(value)

@@ -1,1 +1,1 @@
-"""Metrics on whole videos, in NumPy: nothing here imports JAX."""
+"""Metrics on whole videos, in NumPy without JAX."""

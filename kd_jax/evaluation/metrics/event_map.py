@@ -1,10 +1,10 @@
-"""Event mAP: the PKU-MMD protocol as its script computes it, and the same question asked without the script's quirks.
+"""Event mAP: the PKU-MMD protocol exactly like its script, and a variant without the quirks of the script.
 
     result = event_map(detections, ground_truth, num_classes=51)
     dict(zip(result["thresholds"], result["mAP_action"]))   # {0.1: …, 0.3: …, 0.5: …}, percent
 
 Both take {video: `[N, 4]` rows (class, start, end, score)} and {video: `[N, 3]` rows (class, start, end)}, in any unit
-of time. PKU-MMD numbers its classes 1 … 51: pass 0 … 50.
+of time. Classes are 0 … C-1; those of PKU-MMD, 1 … 51, must be shifted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,28 +25,28 @@ def event_map(
     num_classes: int,
     thresholds: Sequence[float] = EVENT_THRESHOLDS,
 ) -> dict:
-    """Event mAP of the PKU-MMD and TSU evaluation scripts, quirks included; for published numbers.
+    """Computes the event mAP of the PKU-MMD and TSU evaluation scripts, including their quirks.
 
-    Every detection is matched, independently of all others, to the ground truth of its video and class with the
-    largest overlap, if that reaches the threshold (`>=`); among equal overlaps the later row wins. Then detections
-    are removed from the least confident on (equal scores: the earlier row first), and whenever a *matched* one goes
-    `AP += P_max · (R_old - R_new)`, with P_max the highest precision seen at the start or after removing a matched one.
+    Each detection is matched, independently of all others, to the ground truth of its video and class with the largest
+    overlap, if the overlap reaches the threshold (`>=`). If overlaps are equal, the later row is matched. Then
+    detections are removed by ascending score; if scores are equal, the earlier row is removed first. Whenever a
+    *matched* one is removed, `AP += P_max · (R_old - R_new)`, with P_max the highest precision at the start or after
+    removing a matched one.
 
-    What the scripts do and `event_map_strict` does not:
-      * Several detections may share one ground truth, even where another one is free. Precision counts it once, yet
-        each of them is matched, so a duplicate less confident than the detection it repeats costs nothing.
+    The quirks, which `event_map_strict` does not have:
+      * Several detections may share one ground truth, even if another one is free. Precision counts it once, but all of
+        them are matched, so a duplicate that is less confident than the first detection costs nothing.
       * Only the last of identical ground truths can be matched.
-      * Precision is not looked at after an unmatched detection is removed, and a matched one is already gone when it
-        is; one true detection above one false one gives 50.
+      * Precision is not evaluated after removing an unmatched detection, and after removing a matched one that is
+        already missing. So one true detection above one false one gives 50.
       * Overlap is intersection over hull, and 0 if the hull has no length.
-      * Only videos in `detections` exist: ground truth of others is ignored, also in the recall. A video with an
-        empty array exists and has AP 0.
-      * `mAP_action` divides by all classes, a class without ground truth counts 0; `mAP_video` divides by all videos
-        in `detections`, one without ground truth counts 0.
+      * Only the videos in `detections` exist: ground truth of others is ignored, also in the recall.
+      * `mAP_action` divides by all classes, and a class without ground truth counts as 0. `mAP_video` divides by all
+        videos in `detections`, and a video without detections or ground truth counts as 0.
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
-      ground_truth: {video: `[M, 3]` rows (class, start, end)}; a video that is not there has none.
+      ground_truth: {video: `[N, 3]` rows (class, start, end)}.
       num_classes: C.
       thresholds: K overlaps in (0, 1].
 
@@ -65,19 +65,12 @@ def event_map(
     """
     limits = check_thresholds("event_map", thresholds)
     found, truths, _ = read_both("event_map", detections, ground_truth, num_classes)
-    truths = truths.take(truths.video < len(detections))  # the videos of `detections` come first
+    truths = truths.take(truths.video < len(detections))  # videos of `detections` have the lowest numbers
     removal = found.take(np.argsort(found.score, kind="stable"))
     best_truth, overlap = _best_truth(removal, truths)
     matched = [np.where(overlap >= limit, best_truth, -1) for limit in limits]
-
-    def percent(group: np.ndarray, truth_group: np.ndarray, num_groups: int) -> np.ndarray:
-        members = split_by(group, num_groups)
-        counts = np.bincount(truth_group, minlength=num_groups)
-        values = [[_removal_average_precision(m[members[g]], counts[g]) for g in range(num_groups)] for m in matched]
-        return 100 * np.array(values).reshape(len(limits), num_groups)
-
-    per_class = percent(removal.class_id, truths.class_id, num_classes)
-    per_video = percent(removal.video, truths.video, len(detections))
+    per_class = _removal_average_precisions(matched, removal.class_id, truths.class_id, num_classes)
+    per_video = _removal_average_precisions(matched, removal.video, truths.video, len(detections))
     return {
         "thresholds": limits,
         "mAP_action": per_class.mean(axis=1),
@@ -86,15 +79,25 @@ def event_map(
     }
 
 
+def _removal_average_precisions(
+    matched: Sequence[np.ndarray], group: np.ndarray, truth_group: np.ndarray, num_groups: int
+) -> np.ndarray:
+    """Computes the average precision by removal of each group at each threshold, `[K, G]` percent."""
+    members = split_by(group, num_groups)
+    counts = np.bincount(truth_group, minlength=num_groups)
+    values = [[_removal_average_precision(m[members[g]], counts[g]) for g in range(num_groups)] for m in matched]
+    return 100 * np.array(values).reshape(len(matched), num_groups)
+
+
 def _hull_overlap(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray) -> np.ndarray:
-    """Intersection over hull: tIoU where segments overlap, negative where they do not."""
+    """Computes intersection over hull: tIoU if the segments overlap, negative if they do not."""
     hull = np.maximum(end, other_end) - np.minimum(start, other_start)
     both = np.minimum(end, other_end) - np.maximum(start, other_start)
     return np.divide(both, hull, out=np.zeros_like(hull), where=hull > 0)
 
 
 def _best_truth(detections: Rows, truths: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Per detection the last ground truth of largest overlap, `[N]`, and the overlap, `[N]`; -1 and 0 without one."""
+    """Returns the last ground truth with the largest overlap and that overlap, `[N]` each; -1 and 0 without one."""
     pairs = pairs_of_one_class(detections, truths, _hull_overlap, minimum=np.nextafter(0, 1))
     pairs = pairs.take(np.lexsort((pairs.truth, pairs.overlap, pairs.detection)))
     last = np.flatnonzero(np.diff(pairs.detection, append=-1))
@@ -104,20 +107,20 @@ def _best_truth(detections: Rows, truths: Rows) -> tuple[np.ndarray, np.ndarray]
 
 
 def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
-    """Average precision by removal.
+    """Computes the average precision by removal of one group.
 
     Args:
-      matched: `[N]` ground truth of each detection or -1, least confident first.
+      matched: `[N]`, the ground truth of each detection or -1, least confident first.
       num_truths: M.
 
     Returns:
-      In [0, 1]; 0 without detections or without ground truth.
+      A fraction; 0 without detections or without ground truth.
     """
     if len(matched) == 0 or num_truths == 0:
         return 0.0
-    remaining = np.arange(len(matched) - 1, -1, -1)  # after removing each
+    remaining = np.arange(len(matched) - 1, -1, -1)  # detections left after removing each
     is_matched = matched >= 0
-    last_of_truth = np.zeros(len(matched), bool)  # removing it loses a ground truth
+    last_of_truth = np.zeros(len(matched), bool)  # its removal loses a ground truth
     last_of_truth[len(matched) - 1 - np.unique(matched[::-1], return_index=True)[1]] = True
     last_of_truth &= is_matched
     still_found = last_of_truth.sum() - np.cumsum(last_of_truth)
@@ -134,16 +137,16 @@ def event_map_strict(
     num_classes: int,
     thresholds: Sequence[float] = EVENT_THRESHOLDS,
 ) -> dict:
-    """Event mAP without the quirks of `event_map`: one detection per ground truth, all videos, all precisions.
+    """Computes event mAP without the quirks of `event_map`.
 
-    Detections, most confident first (equal scores: the earlier row first), take the free ground truth of their video
-    and class with the highest tIoU, if that reaches the threshold (`>=`; equal tIoU: the later row). All others,
-    duplicates among them, are false positives. Precision at a rank is the highest one at this or any later rank.
-    A video counts if it is in either mapping; one with ground truth and without detections is missed recall.
+    Detections, by descending score, take the free ground truth of their video and class with the highest tIoU, if it
+    reaches the threshold (`>=`). If scores are equal, the earlier row is first; if tIoUs are equal, the later ground
+    truth is taken. All others, such as duplicates, are false positives. Precision at a rank is the highest one at this
+    or any later rank. The videos of both mappings count; one without detections lowers the recall.
 
-    Classes without ground truth have no AP and are not in the mean over classes. Likewise for videos without ground
-    truth in the mean over videos: their detections are punished by `mAP_action`, where they are false positives.
-    `mAP_action` is `detection_map` with these thresholds and `cleaning="none"`.
+    Classes without ground truth have no AP and are not in the mean over classes. Videos without ground truth are not in
+    the mean over videos; their detections are false positives in `mAP_action`. `mAP_action` equals `detection_map` with
+    these thresholds and `cleaning="none"`.
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
@@ -158,7 +161,7 @@ def event_map_strict(
       `per_class`: `[K, C]` percent, NaN for a class without ground truth.
 
     Raises:
-      ValueError: as `event_map`.
+      ValueError: as in `event_map`.
     """
     limits = check_thresholds("event_map_strict", thresholds)
     found, truths, videos = read_both("event_map_strict", detections, ground_truth, num_classes)

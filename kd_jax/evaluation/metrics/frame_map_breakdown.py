@@ -1,4 +1,4 @@
-"""Frame mAP taken apart: by the length of actions, and by how many actions go on at once.
+"""Frame mAP by the length of actions, and by the number of concurrent actions.
 
 frame_map_by_length(scores, segments, durations)["XS"]["mean_over_present_classes"]
 frame_map_by_concurrency(scores, labels)["2"]["mean_over_present_classes"]
@@ -23,23 +23,24 @@ def frame_map_by_length(
     *,
     bins: Mapping[str, tuple[float, float]] = THUMOS14_LENGTH_BINS,
 ) -> dict[str, dict]:
-    """Frame mAP for the actions of each bin of lengths.
+    """Computes frame mAP for the actions of each bin of lengths.
 
-    In a bin the positives of a class are the snippets inside one of its actions of such a length. Snippets that are
-    inside actions of that class of other lengths only are not ranked for that class; all others are its negatives, the
-    same in every bin. So AP rises with the share of positives: compare methods within a bin, not bins with each other.
+    In a bin, the positives of a class are the snippets inside one of its actions of these lengths. Snippets that are
+    only inside its actions of other lengths are left out of the ranking of that class. All other snippets are its
+    negatives, the same in every bin. AP therefore rises with the share of positives: compare methods within a bin, not
+    bins with each other.
 
     Args:
       scores: per video `[T, C]`, higher means more confident.
       segments: per video `[N, 3]` rows (class, start, end), in seconds; `labels_from_segments` labels the snippets.
-      durations: per video, seconds.
+      durations: of each video, in seconds.
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
 
     Returns:
-      {name: what `frame_map` returns, and `num_positives`, the snippets that are positive, summed over classes}.
+      {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over classes}.
 
     Raises:
-      ValueError: for lists of unequal length, bins that are empty or reversed, or as `frame_map` and
+      ValueError: for lists of unequal length, bins that are empty or reversed, and as in `frame_map` and
         `labels_from_segments`.
     """
     name = "frame_map_by_length"
@@ -87,25 +88,24 @@ def frame_map_by_concurrency(
     bins: Mapping[str, tuple[float, float]] = CONCURRENCY_BINS,
     with_background: bool = False,
 ) -> dict[str, dict]:
-    """Frame mAP on the snippets where a certain number of classes is active at once.
+    """Computes frame mAP on the snippets with a certain number of active classes.
 
-    In a bin only these snippets exist, as if the others had been cut out: a class is ranked among snippets in which
-    it or others are active, in the same number. The share of positives rises with that number, and chance level with
-    it: compare methods within a bin, not bins with each other. There is no one published definition; this is the
-    plain restriction. Snippets without any action are in no bin, unless `with_background` adds them to each as
-    negatives, which asks for detection as well as for recognition.
+    In a bin, only these snippets exist, as if the others had been cut out. The share of positives, and with it the
+    score of a random ranking, rises with the number of active classes: compare methods within a bin, not bins with each
+    other. There is no published definition. Snippets without any action are in no bin, unless `with_background` adds
+    them to every bin as negatives. Then detection counts as well as recognition.
 
     Args:
       scores: per video `[T, C]`, higher means more confident.
       labels: per video `[T, C]`, 0 or 1; instances of one class that overlap are one active class.
       bins: {name: (at least, at most)} active classes.
-      with_background: snippets without any action are ranked in every bin.
+      with_background: rank snippets without any action in every bin.
 
     Returns:
-      {name: what `frame_map` returns, and `num_snippets` in the bin, without the background}.
+      {name: the result of `frame_map`, and `num_snippets` in the bin, without the background}.
 
     Raises:
-      ValueError: for bins that are empty or reversed, or as `frame_map`.
+      ValueError: for bins that are empty or reversed, and as in `frame_map`.
     """
     name = "frame_map_by_concurrency"
     if not bins:

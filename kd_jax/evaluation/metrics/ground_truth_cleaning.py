@@ -1,4 +1,4 @@
-"""What the public detection codes do to dirty ground truth before they score, by the name of the code."""
+"""CLEANINGS: how each public detection code cleans the ground truth before it scores."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from kd_jax.evaluation.metrics.segment_rows import Rows
 
 
 class Cleaning(NamedTuple):
-    """What a code does to ground truth of (nearly) no length or of (nearly) equal rows; seconds.
+    """How a code treats ground truth of no length and duplicates. Times are in seconds.
 
     Attributes:
       drops_below: shorter ground truths are dropped.
-      duplicate_tolerance: one whose start and end are both this close to those of an earlier one that was kept, of
-        the same video and class, is dropped; -1 keeps all.
-      empty_matches_empty: a detection and a ground truth of length 0 at the same time match at every tIoU, as the
-        0/0 of the ActivityNet code does; otherwise nothing matches a segment of length 0.
+      duplicate_tolerance: a ground truth is dropped if its start and end are both this close to those of an earlier one
+        of the same video and class that was kept; -1 keeps all.
+      empty_matches_empty: a detection and a ground truth of length 0 at the same time match at every tIoU, because of
+        a 0/0 in the ActivityNet code. Otherwise nothing matches a segment of length 0.
     """
 
     drops_below: float = 0.0
@@ -34,7 +34,7 @@ CLEANINGS = {
 
 
 def clean(truths: Rows, cleaning: str) -> Rows:
-    """The ground truths that a code keeps, in their order; `cleaning` is a key of `CLEANINGS`."""
+    """Returns the ground truths that a code keeps, in their order; `cleaning` is a key of `CLEANINGS`."""
     rule = CLEANINGS[cleaning]
     truths = truths.take(truths.end - truths.start >= rule.drops_below)
     close = pairs_of_one_class(truths, truths, _closeness, minimum=-rule.duplicate_tolerance)
@@ -46,7 +46,7 @@ def clean(truths: Rows, cleaning: str) -> Rows:
 
 
 def iou_of_cleaned(cleaning: str) -> Callable:
-    """The tIoU that a code computes on what its cleaning keeps."""
+    """Returns the function with which a code computes tIoU after its cleaning."""
     return _iou_of_empty_segments if CLEANINGS[cleaning].empty_matches_empty else temporal_iou
 
 
@@ -57,6 +57,6 @@ def _closeness(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, othe
 def _iou_of_empty_segments(
     start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray
 ) -> np.ndarray:
-    """tIoU, but infinite for two segments of length 0 at the same time: the NaN of 0/0 sorts above every number."""
+    """Computes tIoU, infinite for two segments of length 0 at the same time: the NaN of 0/0 sorts above all numbers."""
     empty = (end == start) & (other_end == other_start) & (start == other_start)
     return np.where(empty, np.inf, temporal_iou(start, end, other_start, other_end))

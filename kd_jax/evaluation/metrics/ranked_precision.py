@@ -1,4 +1,4 @@
-"""Average precision of ranked detections, one value per class or per video."""
+"""Average precision of ranked detections, per class or per video."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def average_precision_of_ranks(positive: np.ndarray, num_truths: int, *, interpolated: bool) -> float:
-    """Average precision of one ranked list.
+    """Computes the average precision of one ranked list.
 
     Args:
-      positive: `[N]` bool, most confident first: this detection is a true positive.
-      num_truths: M, positives that could have been found.
+      positive: `[N]` bool, most confident first: whether the detection is a true positive.
+      num_truths: M, the number of ground truths.
       interpolated: the precision at a rank is the highest one at this or any later rank (all points, as in
         PASCAL VOC 2011 and ActivityNet); otherwise the precision at the rank itself (THUMOS14).
 
@@ -26,7 +26,7 @@ def average_precision_of_ranks(positive: np.ndarray, num_truths: int, *, interpo
 
 
 def split_by(group: np.ndarray, num_groups: int) -> list[np.ndarray]:
-    """Per group 0 … G-1 the indices of its members, in ascending order."""
+    """Returns the indices of the members of each group 0 … G-1, in ascending order."""
     order = np.argsort(group, kind="stable")
     return np.split(order, np.searchsorted(group[order], np.arange(1, num_groups)))[:num_groups]
 
@@ -40,15 +40,15 @@ def average_precisions(
     interpolated: bool,
     left_out: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Average precision of every group at every threshold, as a fraction.
+    """Computes the average precision of every group at every threshold, as a fraction.
 
     Args:
-      positive: per threshold `[N]` bool, most confident first: this detection is a true positive.
-      group: `[N]` the class (or video) that a detection is ranked in, 0 … G-1.
-      truth_group: `[M]` that of every ground truth.
+      positive: per threshold `[N]` bool, most confident first: whether the detection is a true positive.
+      group: `[N]`, the class (or video) of each detection, 0 … G-1.
+      truth_group: `[M]`, that of each ground truth.
       num_groups: G.
       interpolated: see `average_precision_of_ranks`.
-      left_out: per threshold `[N]` bool: this detection is not ranked.
+      left_out: per threshold `[N]` bool: whether the detection is left out of the ranking.
 
     Returns:
       `[K, G]`, NaN for a group without ground truth.
@@ -64,6 +64,6 @@ def average_precisions(
 
 
 def mean_over_present(values: np.ndarray) -> np.ndarray:
-    """`[K]` means over the columns of `[K, G]` that are not NaN; NaN if none is."""
+    """Averages the columns of `[K, G]` that are not NaN: `[K]`, NaN if there is no such column."""
     present = ~np.isnan(values).any(axis=0)
     return values[:, present].mean(axis=1) if present.any() else np.full(len(values), np.nan)

@@ -1,4 +1,4 @@
-"""Which detection finds which ground truth: tIoU, candidate pairs, greedy matching.
+"""Matching of detections and ground truth: tIoU, candidate pairs, greedy matching.
 
 pairs = pairs_of_one_class(found, truths, temporal_iou, minimum=0.5)  # found: Rows, the most confident first
 matched = match_greedily(pairs, len(found.start), len(truths.start))  # [N] index of a ground truth, or -1
@@ -11,38 +11,39 @@ import numpy as np
 
 from kd_jax.evaluation.metrics.segment_rows import Rows
 
-_PAIRS_AT_ONCE = 2_000_000  # bounds the memory for candidate pairs; most of them do not overlap and are dropped
+_PAIRS_AT_ONCE = 2_000_000  # bounds memory: most candidate pairs do not overlap and are dropped
 
 
 class Pairs(NamedTuple):
-    """Candidate pairs, `[P]` each: indices of a detection and of a ground truth, and how well they agree."""
+    """Candidate pairs, `[P]` each: indices of a detection and of a ground truth, and their overlap."""
 
     detection: np.ndarray
     truth: np.ndarray
     overlap: np.ndarray
 
     def take(self, index: np.ndarray) -> "Pairs":
+        """Selects pairs by a boolean or integer index."""
         return Pairs(*(column[index] for column in self))
 
 
 def temporal_iou(start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray) -> np.ndarray:
-    """tIoU of segments, element by element: intersection over union, 0 where the union has no length."""
+    """Computes tIoU elementwise: intersection over union, and 0 if the union is empty."""
     both = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0)
     either = (end - start) + (other_end - other_start) - both
     return np.divide(both, either, out=np.zeros_like(either), where=either > 0)
 
 
 def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, minimum: float) -> Pairs:
-    """All pairs of the same video and class with `overlap(start, end, other_start, other_end) >= minimum`.
+    """Finds all pairs of the same video and class with `overlap(start, end, other_start, other_end) >= minimum`.
 
     Args:
       detections: N rows.
       truths: M rows.
-      overlap: of two segments, on arrays, such as `temporal_iou`.
-      minimum: of the overlap.
+      overlap: a function of arrays, such as `temporal_iou`.
+      minimum: the least overlap.
 
     Returns:
-      The pairs by detection, then by ground truth.
+      The pairs, sorted by detection and then by ground truth.
     """
     num_classes = 1 + max(detections.class_id.max(initial=0), truths.class_id.max(initial=0))
     truth_group = truths.video * num_classes + truths.class_id
@@ -55,7 +56,7 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
     while begin < len(counts):
         stop = max(np.searchsorted(total, total[begin] + _PAIRS_AT_ONCE, side="right") - 1, begin + 1)
         detection = np.repeat(np.arange(begin, stop), counts[begin:stop])
-        place = np.arange(len(detection)) - (total[detection] - total[begin])  # of the truth within its group
+        place = np.arange(len(detection)) - (total[detection] - total[begin])  # of the truth in its group
         truth = order[first[detection] + place]
         value = overlap(detections.start[detection], detections.end[detection], truths.start[truth], truths.end[truth])
         parts.append(Pairs(detection, truth, value).take(value >= minimum))
@@ -64,16 +65,17 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
 
 
 def match_greedily(pairs: Pairs, num_detections: int, num_truths: int) -> np.ndarray:
-    """One to one: in the order of their index, detections take the free ground truth that overlaps them most.
+    """Matches one to one: in the order of their index, detections take the free ground truth that overlaps them most.
 
-    Of equal overlaps the later ground truth is taken, as the reversed argsort of the public evaluation codes does.
-    Computed without a loop over detections: every detection asks for its favourite, each ground truth keeps the first
-    in the order and turns the others down, who ask for their next one, until nobody asks. Since all ground truths
-    agree on the order this deferred acceptance (Gale and Shapley, 1962) ends in the greedy matching, after a few
-    rounds of array operations.
+    If overlaps are equal, the later ground truth is taken, as by the reversed argsort of the public evaluation codes.
+
+    The algorithm is deferred acceptance (Gale and Shapley, 1962), which needs a few rounds of array operations and no
+    loop over detections. In each round, every unmatched detection proposes to the best ground truth that has not
+    rejected it, and each ground truth keeps the proposal of the first detection and rejects the others. All ground
+    truths prefer detections in the same order, so the result is the greedy matching.
 
     Args:
-      pairs: those that may be matched, in any order.
+      pairs: the candidates, in any order.
       num_detections: N.
       num_truths: M.
 
@@ -82,18 +84,19 @@ def match_greedily(pairs: Pairs, num_detections: int, num_truths: int) -> np.nda
     """
     pairs = pairs.take(np.lexsort((-pairs.truth, -pairs.overlap, pairs.detection)))
     edges = np.searchsorted(pairs.detection, np.arange(num_detections + 1))
-    wish, stop = edges[:-1].copy(), edges[1:]
+    choice, stop = edges[:-1].copy(), edges[1:]  # the pair that each detection proposes next
     nobody = num_detections
     holder = np.full(num_truths, nobody)
-    asking = np.flatnonzero(wish < stop)
-    while len(asking):
-        wanted = pairs.truth[wish[asking]]
+    proposing = np.flatnonzero(choice < stop)
+    while len(proposing):
+        wanted = pairs.truth[choice[proposing]]
         before = holder[wanted]
-        np.minimum.at(holder, wanted, asking)
+        np.minimum.at(holder, wanted, proposing)
         now = holder[wanted]
-        refused = np.unique(np.concatenate([asking[now != asking], before[(now != before) & (before != nobody)]]))
-        wish[refused] += 1
-        asking = refused[wish[refused] < stop[refused]]
+        dismissed = before[(now != before) & (before != nobody)]
+        rejected = np.unique(np.concatenate([proposing[now != proposing], dismissed]))
+        choice[rejected] += 1
+        proposing = rejected[choice[rejected] < stop[rejected]]
     matched = np.full(num_detections, -1)
     taken = np.flatnonzero(holder != nobody)
     matched[holder[taken]] = taken

@@ -1,22 +1,24 @@
-"""Rows of segments: checked, and laid out as one array per column, video after video.
+"""Rows: segments of all videos, checked, with one array per column.
 
     found, truths, videos = read_both("my_metric", detections, ground_truth, num_classes=51)
 
-Whatever depends on an order (ties) depends on that of the mapping and of the rows in it.
+Rows are in the order of the mapping and of its arrays, which decides ties.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing
 
 TRUTH_COLUMNS = ("class", "start", "end")
 DETECTION_COLUMNS = ("class", "start", "end", "score")
-REGION_COLUMNS = ("start", "end")  # of no class in particular
+REGION_COLUMNS = ("start", "end")  # of any class
+Video = TypeVar("Video")  # an id or a number
 
 
 class Rows(NamedTuple):
-    """Segments of all videos, one `[N]` array per column, video after video; columns that were not read are 0."""
+    """Segments of all videos, one `[N]` array per column, sorted by video; columns that were not read are 0."""
 
     video: np.ndarray
     class_id: np.ndarray
@@ -25,18 +27,18 @@ class Rows(NamedTuple):
     score: np.ndarray
 
     def take(self, index: np.ndarray) -> "Rows":
-        """The rows of a boolean or integer index."""
+        """Selects rows by a boolean or integer index."""
         return Rows(*(column[index] for column in self))
 
     def ranked(self) -> "Rows":
-        """The rows by descending score; equal scores keep their order."""
+        """Sorts the rows by descending score; equal scores keep their order."""
         return self.take(np.argsort(-self.score, kind="stable"))
 
 
 def read_both(
     function: str, detections: Mapping[str, np.ndarray], ground_truth: Mapping[str, np.ndarray], num_classes: int
 ) -> tuple[Rows, Rows, list[str]]:
-    """Checks detections and ground truth and lays their rows out.
+    """Checks detections and ground truth and reads them into Rows.
 
     Args:
       function: the caller, for messages.
@@ -45,11 +47,11 @@ def read_both(
       num_classes: C; classes are 0 … C-1.
 
     Returns:
-      The detections, the ground truth, each in the order of its mapping, and the videos that `Rows.video` indexes:
-      those of `detections`, then those that only `ground_truth` has.
+      The detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video` indexes:
+      those of `detections`, then those that are only in `ground_truth`.
 
     Raises:
-      ValueError: naming function, argument, video and value, as `read_rows`.
+      ValueError: naming function, argument, video and value; see `read_rows`.
     """
     check_mapping(function, "detections", detections)
     check_mapping(function, "ground_truth", ground_truth)
@@ -69,19 +71,19 @@ def check_mapping(function: str, argument: str, value: object) -> None:
 
 def read_rows(
     name: str,
-    segments: Mapping[str, np.ndarray],
-    index: Mapping[str, int],
+    segments: Mapping[Video, np.ndarray],
+    index: Mapping[Video, int],
     num_classes: int,
     columns: Sequence[str],
 ) -> Rows:
-    """Checks one mapping of segments and lays its rows out in its order.
+    """Checks one mapping of segments and reads it into Rows, in its order.
 
     Args:
       name: of the mapping, for messages.
-      segments: {video: `[N, len(columns)]`}; an array without elements may have any shape.
-      index: {video: what stands for it in `Rows.video`}.
+      segments: {video: `[N, len(columns)]`}; an empty array may have any shape.
+      index: {video: its number in `Rows.video`}.
       num_classes: C; classes are 0 … C-1.
-      columns: some of `DETECTION_COLUMNS`, with start and end.
+      columns: some of `DETECTION_COLUMNS`, including start and end.
 
     Returns:
       The rows.
@@ -107,8 +109,8 @@ def read_rows(
     return Rows(np.concatenate(videos), values[0].astype(np.int64), *values[1:])
 
 
-def numbers(name: str, values: np.ndarray) -> np.ndarray:
-    """The values as float64; raises ValueError naming them if they are not numbers in an array."""
+def numbers(name: str, values: np.typing.ArrayLike) -> np.ndarray:
+    """Returns the values as float64; raises ValueError with their name if they are not an array of numbers."""
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
@@ -134,7 +136,7 @@ def _check_values(where: str, read: Mapping[str, np.ndarray], num_classes: int) 
 
 
 def check_thresholds(function: str, thresholds: Sequence[float]) -> np.ndarray:
-    """The thresholds as `[K]` float64; raises ValueError unless there is one and all lie in (0, 1]."""
+    """Returns the thresholds as `[K]` float64; raises ValueError unless there is one and all are in (0, 1]."""
     values = np.asarray(thresholds, np.float64)
     if values.ndim != 1 or not len(values) or not ((values > 0) & (values <= 1)).all():
         raise ValueError(f"{function}: thresholds must be one or more numbers in (0, 1]; got {thresholds}.")

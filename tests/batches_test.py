@@ -1,4 +1,4 @@
-"""Batches: lengths, order, masks, the validation split."""
+"""Batches: lengths, order, masks, and batches from disk."""
 
 import dataclasses
 import gc
@@ -18,11 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_jax import runtime, sharding
+from kd_jax import sharding
 from kd_jax.data import base, records
-from kd_jax.data import source as source_module
-from kd_jax.data.batches import AHEAD, Example, attach_teacher, bucket_lengths, collate, epoch, make_examples, plan
-from kd_jax.data.source import open_source, split_validation
+from kd_jax.data.batches import (
+    AHEAD,
+    Example,
+    attach_teacher,
+    bucket_lengths,
+    collate,
+    group_into_batches,
+    iterate_epoch,
+    make_examples,
+)
 from kd_jax.types import Outputs
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=30)
@@ -38,9 +45,9 @@ def examples_of(lengths, width=3, classes=2, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 5))
-def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
+def test_buckets_pad_as_few_snippets_as_possible(lengths, num_buckets, batch_size):
     def padded_total(buckets):
-        return sum(length for length, _ in plan(lengths, buckets, batch_size, range(len(lengths))))
+        return sum(length for length, _ in group_into_batches(lengths, buckets, batch_size, range(len(lengths))))
 
     buckets = bucket_lengths(lengths, num_buckets, batch_size)
     sizes = sorted({-(-n // 16) * 16 for n in lengths})
@@ -48,15 +55,17 @@ def test_buckets_waste_as_little_as_possible(lengths, num_buckets, batch_size):
     best = min(padded_total((*other, sizes[-1])) for other in others)
     assert len(buckets) <= num_buckets
     assert padded_total(buckets) == best
-    assert {length for length, _ in plan(lengths, buckets, batch_size, range(len(lengths)))} == set(buckets)
+    assert {length for length, _ in group_into_batches(lengths, buckets, batch_size, range(len(lengths)))} == set(
+        buckets
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
-def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
+def test_an_epoch_has_every_video_once_in_as_few_batches_as_possible(lengths, batch_size, num_buckets, seed):
     buckets = bucket_lengths(lengths, num_buckets, batch_size)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    batches = plan(lengths, buckets, batch_size, order)
+    batches = group_into_batches(lengths, buckets, batch_size, order)
     assert sorted(i for _, indices in batches for i in indices) == list(range(len(lengths)))
     assert len(batches) == -(-len(lengths) // batch_size)
     assert all(length in buckets and length >= max(lengths[i] for i in indices) for length, indices in batches)
@@ -64,7 +73,7 @@ def test_an_epoch_visits_every_video_once_in_as_few_batches_as_possible(lengths,
 
 def test_a_video_longer_than_every_bucket_is_refused():
     with pytest.raises(ValueError, match="40 snippets does not fit the longest bucket of 32"):
-        plan([40], [16, 32], 1, [0])
+        group_into_batches([40], [16, 32], 1, [0])
 
 
 def test_collate_by_hand():
@@ -84,7 +93,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     mesh, examples = sharding.data_mesh(), examples_of([5, 40, 17, 33, 20, 8])
 
     def order(seed, epoch):
-        return [tuple(i) for i, _, _ in epoch(examples, (32, 48), 2, mesh, seed=seed, epoch=epoch)]
+        return [tuple(i) for i, _, _ in iterate_epoch(examples, (32, 48), 2, mesh, seed=seed, epoch=epoch)]
 
     assert order(0, 3) == order(0, 3)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2, 3)}) > 3
@@ -93,27 +102,14 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 def test_batches_keep_dtype_and_values():
     examples = examples_of([5, 9])
     examples = [Example(e.id, e.features.astype(np.float16), e.labels) for e in examples]
-    ((indices, batch, teachers),) = epoch(examples, (16,), 2, sharding.data_mesh())
+    ((indices, batch, teachers),) = iterate_epoch(examples, (16,), 2, sharding.data_mesh())
     assert batch.features.dtype == np.float16 and batch.mask.dtype == bool and teachers == ()
     for row, index in enumerate(indices):
         np.testing.assert_array_equal(batch.features[row, : len(examples[index].features)], examples[index].features)
     assert int(jax.numpy.sum(batch.mask)) == 14
 
 
-@pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.01, 1), (0.2, 2), (0.5, 5)])
-def test_validation_split(fraction, held_out):
-    ids = [f"v{i}" for i in range(10)]
-    train, validation = split_validation(ids[::-1], fraction, seed=3)
-    assert (len(validation), sorted(train + validation)) == (held_out, ids)
-    assert split_validation(ids, fraction, seed=3) == (train, validation)
-
-
-def test_validation_must_leave_training_videos():
-    with pytest.raises(ValueError, match=r"validation_fraction=0.9 of 2 training videos leaves none"):
-        split_validation(["a", "b"], 0.9, 0)
-
-
-def test_a_teacher_of_other_length_is_refused():
+def test_teacher_outputs_of_another_length_are_refused():
     outputs = [Outputs(np.zeros((4, 1)), np.zeros((4, 2)))]
     with pytest.raises(ValueError, match="video '0': the teacher has 4 snippets and the student 5"):
         attach_teacher(examples_of([5]), outputs)
@@ -124,7 +120,7 @@ INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 
 
 @pytest.fixture
 def stored(tmp_path):
-    """Records of a dozen training videos."""
+    """Records with twelve training videos."""
     rng = np.random.default_rng(0)
     videos = [
         base.Video(
@@ -145,7 +141,7 @@ def examples_from(directory, **options):
 
 def one_epoch(examples, batch_size=2, **order):
     buckets = bucket_lengths([len(e.features) for e in examples], 3, batch_size)
-    return epoch(examples, buckets, batch_size, sharding.data_mesh(), **order)
+    return iterate_epoch(examples, buckets, batch_size, sharding.data_mesh(), **order)
 
 
 @pytest.mark.parametrize("order", [{"seed": 1, "epoch": 2}, {}], ids=["training", "prediction"])
@@ -162,11 +158,11 @@ def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
     chex.assert_trees_all_equal_dtypes(*epochs)
 
 
-def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
+def test_an_epoch_reads_each_video_once_and_few_batches_ahead(stored):
     alive, read, most = weakref.WeakSet(), [], 0
 
     class Tracked(np.ndarray):
-        """An array that a WeakSet can hold."""
+        """An array that can be an element of a WeakSet."""
 
         __hash__ = object.__hash__
 
@@ -186,7 +182,7 @@ def test_an_epoch_reads_each_video_once_and_few_ahead(stored):
     taken = 0
     for indices, _, _ in one_epoch(examples, seed=0, epoch=1):
         taken += len(indices)
-        time.sleep(0.05)  # the threads get as far ahead as they may
+        time.sleep(0.05)  # lets the threads read as far ahead as they can
         most = max(most, len(alive))
         assert len(read) <= taken + 2 * AHEAD
     assert sorted(read) == list(range(12))
@@ -208,41 +204,14 @@ def test_an_interrupted_epoch_stops_its_threads(stored):
     assert not threads()
 
 
-def test_damage_arrives_as_one_clear_error(stored):
+def test_a_damaged_record_is_a_clear_error(stored):
     (shard,) = stored.glob("*train*")
     content = shard.read_bytes()
     place = content.index(b"v7")
     examples = examples_from(stored, on_disk=True)
     shard.write_bytes(content[:place] + b"w" + content[place + 1 :])
-    with pytest.raises(ValueError, match="records: a shard of train is damaged.*build it anew"):
+    with pytest.raises(ValueError, match="records: a shard of train is damaged.*build it again"):
         list(one_epoch(examples, seed=0))
-
-
-def test_features_are_on_disk_where_they_do_not_fit_the_host(stored, monkeypatch):
-    def features(**options):
-        source = open_source(
-            "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
-        )
-        return [v.features["rgb"] for split in ("train", "validation", "test") for v in source.videos(split, ["rgb"])]
-
-    assert all(isinstance(f, np.ndarray) for f in features())
-    assert all(isinstance(f, base.OnDisk) for f in features(streamed=True))
-    monkeypatch.setattr(source_module, "host_memory", lambda: 100)
-    assert all(isinstance(f, base.OnDisk) for f in features())
-
-
-def test_the_memory_of_a_batch_job_is_its_own_share(tmp_path):
-    whole, root, groups = runtime.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
-    v2, v1 = root / "slurm" / "job_1" / "memory.max", root / "memory" / "docker" / "memory.limit_in_bytes"
-    for path in (v2, v1):
-        path.parent.mkdir(parents=True)
-    groups.write_text("3:cpu,cpuacct:/docker\n2:memory:/docker\n0::/slurm/job_1/step_0\n")
-    v2.write_text("max\n"), v1.write_text(f"{2**63 - 4096}\n")
-    assert runtime.host_memory(groups, root) == whole > 2**28
-    v1.write_text(f"{2**28}\n")
-    assert runtime.host_memory(groups, root) == 2**28
-    v2.write_text(f"{2**27}\n")  # of a parent
-    assert runtime.host_memory(groups, root) == 2**27
 
 
 TWO_PROCESSES = """
@@ -252,9 +221,9 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from kd_jax.data import batches
+from kd_jax import sharding
 from kd_jax.data import base
-from kd_jax.data.batches import Example
+from kd_jax.data.batches import Example, iterate_epoch
 
 def load(i):
     read.append(i)
@@ -264,7 +233,7 @@ read, mesh = [], sharding.data_mesh()
 examples = [
     Example(str(i), base.OnDisk((i + 1, 3), lambda i=i: load(i)), np.zeros((i + 1, 2), np.uint8)) for i in range(6)
 ]
-for indices, batch, _ in epoch(examples, (16,), 4, mesh, seed=0, epoch=1):
+for indices, batch, _ in iterate_epoch(examples, (16,), 4, mesh, seed=0, epoch=1):
     assert batch.features.shape == (4, 16, 3) and batch.mask.shape == (4, 16)
     for piece in batch.features.addressable_shards:
         (row,) = range(*piece.index[0].indices(4))
@@ -297,4 +266,4 @@ def test_each_of_two_processes_reads_only_the_videos_of_its_rows():
     assert [p.returncode for p in processes] == [0, 0], results
     read = [set(map(int, out.splitlines()[-1][1:-1].split(","))) for out, _ in results]
     assert read[0] | read[1] == set(range(6)) and not read[0] & read[1]
-    assert sorted(map(len, read)) == [2, 4]  # of the four videos of a batch two each; the last batch has two
+    assert sorted(map(len, read)) == [2, 4]  # two of the four videos of the first batch each; the last batch has two

@@ -1,4 +1,4 @@
-"""Prediction files: by hand as the official tools write them, round trips, and broken files told in one error."""
+"""Prediction files: files in the layout of the official tools, round trips, and errors for broken files."""
 
 import json
 import re
@@ -40,11 +40,11 @@ def assert_equal(found, expected, **tolerance):
         np.testing.assert_allclose(found[video], table, **{"rtol": 0, "atol": 0, **tolerance})
 
 
-# Files as other tools write them, word for word.
+# Files exactly as other tools write them.
 
 
 def test_activitynet_by_hand(tmp_path):
-    # An example in the style of the ActivityNet challenge; some tools add fields, most have no spaces of note.
+    # An example in the style of the ActivityNet challenge, with a field that some tools add.
     text = """{
       "version": "VERSION 1.3",
       "results": {
@@ -74,7 +74,7 @@ def test_activitynet_by_hand(tmp_path):
     }
 
 
-def test_activitynet_with_results_alone_and_class_ids_for_labels(tmp_path):
+def test_activitynet_with_only_results_and_class_ids_as_labels(tmp_path):
     results = '{"v": [{"label": 2, "score": 0.5, "segment": [1, 2]}, {"label": "run", "score": 1, "segment": [0, 1]}]}'
     (tmp_path / "x.json").write_text(f'{{"results": {results}}}')
     found = formats.read_activitynet(str(tmp_path / "x.json"), CLASSES)
@@ -99,8 +99,8 @@ def test_pku_mmd_by_hand(tmp_path):
     assert {p.name: p.read_text() for p in (tmp_path / "mine").iterdir()} == {"a.txt": "13,177,243,0.66\n", "b.txt": ""}
 
 
-def test_pku_mmd_as_tsu_counts(tmp_path):
-    # TSU_evaluation: labels from 0, and whatever unit the ground truth has.
+def test_pku_mmd_with_the_labels_of_tsu(tmp_path):
+    # TSU_evaluation counts labels from 0; times have the unit of the ground truth.
     folder = tmp_path / "test"
     folder.mkdir()
     (folder / "P02T02C03.txt").write_text("0,7,12,0.6621531\n1,11,15,0.86118686\n")
@@ -111,7 +111,7 @@ def test_pku_mmd_as_tsu_counts(tmp_path):
 
 
 def test_charades_by_hand(tmp_path):
-    # As the README of Charades describes it: id, frame number from 1, 157 scores, separated by whitespace.
+    # The README of Charades: id, frame number from 1, 157 scores, separated by whitespace.
     first, last = [f"{i / 100:.2f}" for i in range(157)], ["-1e-3"] * 157
     (tmp_path / "x.txt").write_text(f"YSKX3 1 {' '.join(first)}\nYSKX3\t25  {' '.join(last)} \n\n")
     found = formats.read_charades(tmp_path / "x.txt")
@@ -123,7 +123,7 @@ def test_charades_by_hand(tmp_path):
     assert [line.split()[:3] for line in lines] == [["YSKX3", "1", "0"], ["YSKX3", "25", "-0.001"]]
 
 
-def test_charades_frames_from_0_are_shifted_as_the_official_script_does(tmp_path):
+def test_charades_frames_from_0_are_shifted_as_in_the_official_script(tmp_path):
     (tmp_path / "x.txt").write_text("a 0 0.5\na 24 0.25\nb 3 1\n")
     found = formats.read_charades(tmp_path / "x.txt", num_classes=1)
     assert found["a"][0, 0] == 0.5 and found["a"][24, 0] == 0.25 and found["b"][3, 0] == 1
@@ -206,7 +206,7 @@ def test_round_trip_of_scores_and_frames(tmp_path, seeds, dtype):
 
 def test_charades_is_fast(tmp_path):
     rng = np.random.default_rng(0)
-    frames = {f"V{i:04d}": rng.random((25, 157), np.float32) for i in range(300)}  # of 1,863
+    frames = {f"V{i:04d}": rng.random((25, 157), np.float32) for i in range(300)}  # the test split has 1,863
     started = time.monotonic()
     formats.write_charades(tmp_path / "x.txt", frames)
     found = formats.read_charades(tmp_path / "x.txt")
@@ -214,7 +214,7 @@ def test_charades_is_fast(tmp_path):
     assert_equal({video: table.astype(np.float32) for video, table in found.items()}, frames)
 
 
-# Broken files: one ValueError that names file, place and value.
+# Broken files: one DataError that names file, place and value.
 
 
 def refuses(read, path, message):
@@ -264,7 +264,7 @@ def test_json_refuses_text_and_repeated_keys(tmp_path):
         (tmp_path / "x.json").write_bytes(content)
         refuses(read, tmp_path / "x.json", "not readable as JSON")
     (tmp_path / "x.json").write_text('{"results": {"v": [], "v": []}}')
-    refuses(read, tmp_path / "x.json", "'v': it stands 2 times in one object")
+    refuses(read, tmp_path / "x.json", "the key 'v' occurs 2 times in one object")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_pku_mmd_refuses_folders(tmp_path):
         (["a 1 0 0", "a 26 0 0"], "line 2: frame 26 of 'a', expected 1 … 25"),
         (["a 0 0 0", "a 25 0 0"], "line 2: frame 25 of 'a', expected 0 … 24 in a file that has a frame 0"),
         (["a -1 0 0"], "line 1: frame -1"),
-        (["a 1 0 0", "b 1 0 0", "a 1 1 1"], "line 3: frame 1 of 'a' stands already in line 1"),
+        (["a 1 0 0", "b 1 0 0", "a 1 1 1"], "line 3: frame 1 of 'a' is already in line 1"),
         (["../a 1 0 0"], 'line 1: video "../a"'),
         (["a 1 0 0", "\udcff"], "after line"),
     ],
@@ -362,7 +362,9 @@ def test_scores_refuse(tmp_path):
     assert "'flat': shape [3], expected [T, C]" in text and "'empty': shape [0, 2]" in text
     assert "'text': <U1, expected real numbers" in text and "'object': not readable" in text
     assert "'nan': nan at snippet 0, class 1" in text and "'wide': 3 classes, most videos have 2" in text
-    with pytest.raises(ValueError, match="scores to write: 'nan'"):
+    with pytest.raises(
+        ValueError, match=r"1 problem in the scores to write; nothing was written\nscores \(1\):\n  'nan'"
+    ):
         formats.write_scores(path, {"nan": arrays["nan"]})
 
 
@@ -375,10 +377,10 @@ def test_missing_files(tmp_path):
             read(tmp_path, CLASSES)
 
 
-def test_all_problems_are_told_at_once_up_to_a_limit(tmp_path):
+def test_one_error_lists_all_problems_up_to_a_limit(tmp_path):
     (tmp_path / "x.txt").write_text("".join(f"a {i} x\n" for i in range(1, 26)))
     text = refuses(lambda path: formats.read_charades(path, num_classes=1), tmp_path / "x.txt", "25 problems")
-    assert text.count("\n") == 21 and text.endswith("… and 5 more")
+    assert text.count("\n") == 22 and text.endswith("… and 5 more")
 
 
 @QUICK
@@ -445,7 +447,7 @@ def test_any_damaged_archive_is_read_or_refused(tmp_path, data):
         ({"v": [[0, 2, 1, 1]]}, r"'v': \(0, 2, 1, 1\)"),
     ],
 )
-def test_writers_refuse_what_no_reader_would_take(tmp_path, detections, message):
+def test_writers_refuse_what_readers_refuse(tmp_path, detections, message):
     for write in (formats.write_native, formats.write_activitynet):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "x", detections, CLASSES)
@@ -454,7 +456,7 @@ def test_writers_refuse_what_no_reader_would_take(tmp_path, detections, message)
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_need_a_name_each(tmp_path):
+def test_each_class_needs_a_name(tmp_path):
     for classes in ((), ("a", "a")):
         with pytest.raises(ValueError, match="no name twice"):
             formats.write_native(tmp_path / "x", {}, classes)
@@ -474,7 +476,7 @@ def test_charades_writer_refuses(tmp_path, frames, message):
         formats.write_charades(tmp_path / "x", frames, num_classes=2)
 
 
-def test_pku_mmd_replaces_only_what_it_could_have_written(tmp_path):
+def test_pku_mmd_replaces_only_folders_of_text_files(tmp_path):
     folder = tmp_path / "pred"
     formats.write_pku_mmd(folder, {"a": [], "b": []}, 3)
     with pytest.raises(FileExistsError, match="not empty"):
@@ -519,7 +521,7 @@ def test_every_format_of_a_folder(tmp_path):
     np.testing.assert_array_equal(frames["v"].astype(np.float32), scores["v"][np.arange(25) * 30 // 25])
 
 
-def test_formats_are_checked_before_there_are_predictions():
+def test_formats_can_be_checked_before_predicting():
     formats.check_formats(["native", "pku_mmd"], ["a b"], 3)
     with pytest.raises(ValueError, match="'csv' is unknown; known formats: native, activitynet, pku_mmd, charades"):
         formats.check_formats(["csv"], [], 3)

@@ -1,6 +1,6 @@
-"""Annotation files of every public format, dirt included: what is read, what is handled, what is refused.
+"""Annotation files of every public format: what is read, cleaned and refused.
 
-The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed: these are made here, in their exact layout.
+The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed. The tests write files in the same layout.
 """
 
 import csv
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data import base
-from kd_jax.data.annotations import describe
+from kd_jax.data import base, synthetic
+from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.checks import (
     AMBIGUOUS,
@@ -43,7 +43,7 @@ CHARADES_COLUMNS = [
 
 
 def read(dataset, *paths):
-    """The videos by id, and the counts of what was handled; raises all problems."""
+    """Returns the videos by id and {kind: number of handled cases}; raises all problems."""
     findings, description = Findings(), describe(dataset)
     videos = description.read(list(paths), description.names, findings)
     findings.raise_problems()
@@ -70,7 +70,7 @@ def write_json(path, content):
 
 
 class PkuMmd:
-    """The folder of label files and the split file of PKU-MMD."""
+    """Writes the folder of label files and the split file of PKU-MMD."""
 
     def __init__(self, root, labels, train, test):
         self.labels, self.split = root / "Train_Label_PKU_final", root / "cross-subject.txt"
@@ -84,7 +84,7 @@ class PkuMmd:
         return self.labels, self.split
 
 
-# What the files say.
+# Valid and invalid files of each format.
 
 
 def test_charades_csv(tmp_path):
@@ -131,8 +131,12 @@ def test_charades_json_has_the_common_layout(tmp_path):
         ("train.csv", {"id": "A", "length": "1", "actions": "c001 0 1;"}, 'A: "", expected cNNN START END'),
         ("train.csv", {"id": "A", "length": "", "actions": ""}, 'length (1):\n  A: "", expected a number above 0'),
         ("train.csv", {"id": "A", "length": "-3", "actions": ""}, "A: -3.0, expected a number above 0"),
-        ("train.csv", {"id": "../A", "length": "1", "actions": ""}, "'../A' is not the name of a file"),
-        ("all.csv", {"id": "A", "length": "1", "actions": ""}, "all.csv: the name does not tell the split"),
+        (
+            "train.csv",
+            {"id": "../A", "length": "1", "actions": ""},
+            'train.csv line 10: video "../A", expected the name of a file',
+        ),
+        ("all.csv", {"id": "A", "length": "1", "actions": ""}, "all.csv: the name does not contain the split"),
     ],
 )
 def test_bad_charades_rows(tmp_path, name, row, message):
@@ -150,10 +154,10 @@ def test_bad_charades_tables(tmp_path):
     path.write_text('id,length,actions\nA,3,"c001\n')
     assert "train.csv: " in problems("charades", path)
     path.write_bytes(b"\xff\xfe\x00")
-    assert "unreadable annotations" in problems("charades", path)
+    assert "unreadable file (1):" in problems("charades", path)
     row = {"id": "A", "length": "1", "actions": ""}
     paths = [write_charades(tmp_path / name, [row]) for name in ("train.csv", "test.csv")]
-    assert "A stands in the annotations twice" in problems("charades", *paths)
+    assert "test.csv: A occurs twice" in problems("charades", *paths)
 
 
 def test_multithumos_counts_from_one(tmp_path):
@@ -194,7 +198,7 @@ def test_thumos14_of_either_project(tmp_path, train, test):
     assert handled == {DUPLICATE: 1, CLIPPED: 1, AMBIGUOUS: 1, EMPTY: 1, NO_ACTIONS: 1}
 
 
-def test_opentad_tells_frames_instead_of_fps(tmp_path):
+def test_opentad_has_the_number_of_frames_instead_of_fps(tmp_path):
     content = {name: thumos(subset, DIVE, frame=1500) for name, subset in (("a", "training"), ("b", "validation"))}
     for entry in content.values():
         del entry["fps"]
@@ -235,7 +239,10 @@ def test_thumos14_of_one_split_is_known_by_its_names(tmp_path):
         ({"database": {"v": thumos("test", duration=0), "w": thumos("validation")}}, "duration (1):\n  v: 0"),
         ({"database": {"v": thumos("test", fps="x"), "w": thumos("validation")}}, 'fps (1):\n  v: "x"'),
         ({"database": {"v": {**thumos("test"), "annotations": {}}, "w": thumos("validation")}}, "expected a list"),
-        ({"database": {"../v": thumos("test"), "w": thumos("validation")}}, "'../v' is not the name of a file"),
+        (
+            {"database": {"../v": thumos("test"), "w": thumos("validation")}},
+            'thumos14.json: video "../v", expected the name of a file',
+        ),
     ],
 )
 def test_bad_thumos14(tmp_path, content, message):
@@ -274,7 +281,9 @@ def test_bad_pku_mmd_labels(tmp_path, lines, message):
 def test_bad_pku_mmd_splits(tmp_path):
     tree = PkuMmd(tmp_path, {"a": "", "b": ""}, ["a", "b"], ["b", "../c", "d"])
     text = problems("pku_mmd", *tree.paths())
-    assert "b is listed for training and for test" in text and "'../c' is not the name of a file" in text
+    assert (
+        "b is listed for training and for test" in text and 'cross-subject.txt: video "../c", expected the name' in text
+    )
     assert "missing label file (1):" in text and "d.txt" in text
     tree.split.write_text("Training videos:\na\n")
     assert "2 lines, expected 4: a heading, the training videos" in problems("pku_mmd", *tree.paths())
@@ -288,7 +297,7 @@ def test_bad_pku_mmd_splits(tmp_path):
         ("walk\nsit down", ("walk", "sit down")),
         ("c000 Holding some clothes\nc001 Putting clothes", ("Holding some clothes", "Putting clothes")),
         ("1 BaseballPitch\n2 BasketballBlock", ("BaseballPitch", "BasketballBlock")),
-        ("3 steps\n1 jump", ("3 steps", "1 jump")),  # not in order: these numbers belong to the names
+        ("3 steps\n1 jump", ("3 steps", "1 jump")),  # not in order, so the numbers are part of the names
     ],
 )
 def test_class_lists_with_numbers(tmp_path, lines, names):
@@ -296,7 +305,7 @@ def test_class_lists_with_numbers(tmp_path, lines, names):
     assert read_classes(tmp_path / "classes.txt", Findings()) == names
 
 
-# Properties: what is valid comes back, what is broken is named.
+# Properties: valid values are read back; broken values are named.
 
 times = st.floats(0, 90).map(lambda t: round(t, 3))
 ids = st.text("abcXYZ019-_ é.", min_size=1, max_size=8).filter(lambda name: name.strip(". ") == name)
@@ -315,7 +324,7 @@ def valid_videos(draw, num_classes=5):
 
 
 def check_cleaned(video, rows, duration):
-    """The laws of cleaning, without the code of cleaning."""
+    """Asserts the rules of cleaning, independently of its code."""
     np.testing.assert_array_equal(video.written, np.array(rows, float).reshape(-1, 3))
     expected = dict.fromkeys((c, s, min(e, duration)) for c, s, e in rows if s < min(e, duration))
     assert set(map(tuple, video.segments)) == set(expected)
@@ -392,7 +401,7 @@ def break_thumos14(entry, field, wrong):
         entry["annotations"].append(action)
 
 
-FIELDS = {  # what may be broken → a word of the message that says so
+FIELDS = {  # field to break → a word of the message
     "tsu": {
         "subset": "subset",
         "duration": "duration",
@@ -416,7 +425,7 @@ FIELDS = {  # what may be broken → a word of the message that says so
 @given(valid_videos(), st.sampled_from([(d, f) for d in FIELDS for f in FIELDS[d]]), WRONG_VALUES, st.data())
 @settings(max_examples=150, deadline=None)
 def test_one_broken_value_is_an_error_that_names_the_video_and_the_field(tmp_path_factory, videos, where, wrong, data):
-    """Whatever stands where a subset, a duration, a list of actions, a class, a label or a time belongs."""
+    """The broken value replaces a subset, a duration, a list of actions, a class, a label or a time."""
     dataset, field = where
     name = data.draw(st.sampled_from(sorted(videos)))
     path = tmp_path_factory.mktemp("broken") / "annotations.json"
@@ -469,7 +478,7 @@ def test_charades_cells_are_read_or_named(tmp_path_factory, field, text, length)
     st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
     st.sampled_from(["tsu", "charades", "thumos14", "pku_mmd"]),
 )
-@example(b"\x00\n\x00\n\x00\n\x01", "pku_mmd")  # as many lines as a split file has
+@example(b"\x00\n\x00\n\x00\n\x01", "pku_mmd")  # four lines, like a split file
 @settings(max_examples=150, deadline=None)
 def test_any_bytes_are_an_error_that_names_the_file(tmp_path_factory, content, dataset):
     root = tmp_path_factory.mktemp("bytes")
@@ -494,7 +503,7 @@ def test_any_label_lines_of_pku_mmd_are_read_or_named(tmp_path_factory, lines):
         assert all(0 <= row[0] <= 50 and 0 <= row[1] < row[2] for row in videos["a"].segments)
 
 
-def test_every_data_set_with_files_reads_them():
+def test_every_data_set_with_files_has_a_reader():
     for name in ("custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd"):
         description = describe(name)
         assert description.read and description.head in ("dense", "sparse") and "data_prep.build" in description.needs
@@ -507,3 +516,11 @@ def test_every_data_set_with_files_reads_them():
         51,
     ]
     assert base.SPLITS == ("train", "test")
+
+
+def test_data_sets_by_name():
+    assert len(describe("tsu").names) == 51 and describe("tsu").unit == "frames"
+    assert describe("synthetic").names == synthetic.CLASSES
+    with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, charades, "):
+        describe("tvseries")
+    assert set(DATASETS) == {"custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd", "synthetic"}

@@ -1,0 +1,69 @@
+"""Sources: the validation split, and where features are kept."""
+
+import numpy as np
+import pytest
+
+from kd_jax import runtime
+from kd_jax.data import base, records
+from kd_jax.data import source as source_module
+from kd_jax.data.source import open_source, split_validation
+
+
+@pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.01, 1), (0.2, 2), (0.5, 5)])
+def test_validation_split(fraction, held_out):
+    ids = [f"v{i}" for i in range(10)]
+    train, validation = split_validation(ids[::-1], fraction, seed=3)
+    assert (len(validation), sorted(train + validation)) == (held_out, ids)
+    assert split_validation(ids, fraction, seed=3) == (train, validation)
+
+
+def test_validation_must_leave_training_videos():
+    with pytest.raises(ValueError, match=r"validation_fraction=0.9 of 2 training videos leaves none"):
+        split_validation(["a", "b"], 0.9, 0)
+
+
+INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Records with twelve training videos."""
+    rng = np.random.default_rng(0)
+    videos = [
+        base.Video(
+            f"v{i}",
+            {m: rng.standard_normal((n, d)).astype(np.float16) for m, d in INFO.modalities.items()},
+            np.array([[i % 2, 0.5, n / 2]]),
+            float(n),
+        )
+        for i, n in enumerate(rng.integers(3, 60, 13))
+    ]
+    records.write(tmp_path / "records", INFO, {"train": videos[:12], "test": videos[12:]})
+    return tmp_path / "records"
+
+
+def test_features_stay_on_disk_if_they_do_not_fit_the_host(stored, monkeypatch):
+    def features(**options):
+        source = open_source(
+            "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
+        )
+        return [v.features["rgb"] for split in ("train", "validation", "test") for v in source.videos(split, ["rgb"])]
+
+    assert all(isinstance(f, np.ndarray) for f in features())
+    assert all(isinstance(f, base.OnDisk) for f in features(streamed=True))
+    monkeypatch.setattr(source_module, "host_memory", lambda: 100)
+    assert all(isinstance(f, base.OnDisk) for f in features())
+
+
+def test_host_memory_is_the_limit_of_the_control_group(tmp_path):
+    whole, root, groups = runtime.host_memory(tmp_path / "none"), tmp_path / "cgroup", tmp_path / "groups"
+    v2, v1 = root / "slurm" / "job_1" / "memory.max", root / "memory" / "docker" / "memory.limit_in_bytes"
+    for path in (v2, v1):
+        path.parent.mkdir(parents=True)
+    groups.write_text("3:cpu,cpuacct:/docker\n2:memory:/docker\n0::/slurm/job_1/step_0\n")
+    v2.write_text("max\n"), v1.write_text(f"{2**63 - 4096}\n")
+    assert runtime.host_memory(groups, root) == whole > 2**28
+    v1.write_text(f"{2**28}\n")
+    assert runtime.host_memory(groups, root) == 2**28
+    v2.write_text(f"{2**27}\n")  # the limit of a parent group
+    assert runtime.host_memory(groups, root) == 2**27
