@@ -22,7 +22,7 @@ _DIM, _DIM_SIZE = 2, 1
 
 
 def prefix_of(path: Path) -> Path | None:
-    """Returns the prefix of the checkpoint that `path` names, as a prefix or as one of its files; None if there is none."""
+    """Returns the prefix of a checkpoint from its prefix or one of its files; None if there is no checkpoint."""
     for suffix in (".index", ".meta", ".data-00000-of-00001"):
         path = path.with_name(path.name.removesuffix(suffix))
     return path if path.with_name(f"{path.name}.index").is_file() else None
@@ -77,6 +77,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
     """The (number, value) fields of a protocol buffer message, in order."""
     at = 0
+    value: Any
     while at < len(data):
         tag, at = _varint(data, at)
         kind = tag & 7
