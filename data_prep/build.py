@@ -319,34 +319,34 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.build", "Build records from annotations and features.")
     add = options.add_argument
-    add("--list", action="store_true", help="print what each data set needs, and stop")
-    add("--dataset", choices=list(DATASETS), help="data set")
-    add("--output", help="folder for the records")
-    add("--annotations", action="append", default=[], help="annotation file; repeat it if there are several")
-    add("--classes", help="file of class names, one per line; the line number from 0 is the class id")
+    add("--list", action="store_true", help="Print what each data set needs, and stop.")
+    add("--dataset", choices=list(DATASETS), help="Data set.")
+    add("--output", help="Folder for the records.")
+    add("--annotations", action="append", default=[], help="Annotation file; repeat it if there are several.")
+    add("--classes", help="File of class names, one per line; the line number from 0 is the class id.")
     add(
         "--features",
         action="append",
         default=[],
         metavar="MODALITY=FOLDER",
-        help="folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both",
+        help="Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both.",
     )
-    add("--channels_first", action="append", default=[], help="MODALITY of --features whose files are [D, T]")
-    add("--head", choices=["dense", "sparse"], help="concurrent actions, or one at a time with background")
-    add("--unit", choices=["seconds", "frames"], help="custom: unit of times in the file (seconds)")
-    add("--fps", type=float, help="frames per second of the ground truth (the data set's own; custom: 25)")
-    add("--stride", type=float, help="frames from one snippet to the next (that of the public features)")
-    add("--skip_missing", action="store_true", help="leave out, and list, videos that lack a feature file")
-    add("--overwrite", action="store_true", help="replace older records in --output")
-    add("--check", action="store_true", help="read and check everything, write nothing")
-    add("--seed", type=int, help="synthetic: seed (0)")
-    add("--workers", type=at_least(1), help="processes (one per processor; 1 for little data)")
-    add("--runner", help="run as an Apache Beam pipeline: DirectRunner, FlinkRunner, SparkRunner, …")
+    add("--channels_first", action="append", default=[], help="MODALITY of --features whose files are [D, T].")
+    add("--head", choices=["dense", "sparse"], help="Concurrent actions, or one at a time with background.")
+    add("--unit", choices=["seconds", "frames"], help="Unit of times in the file, for custom (seconds).")
+    add("--fps", type=float, help="Frames per second of the ground truth (the data set's own; custom: 25).")
+    add("--stride", type=float, help="Frames from one snippet to the next (that of the public features).")
+    add("--skip_missing", action="store_true", help="Leave out, and list, videos that lack a feature file.")
+    add("--overwrite", action="store_true", help="Replace older records in --output.")
+    add("--check", action="store_true", help="Read and check everything, write nothing.")
+    add("--seed", type=int, help="Seed, for synthetic (0).")
+    add("--workers", type=at_least(1), help="Processes (one per processor; 1 for little data).")
+    add("--runner", help="Run as an Apache Beam pipeline: DirectRunner, FlinkRunner, SparkRunner and others.")
     add(
         "--beam_options",
         action="append",
         default=[],
-        help="option of the runner, e.g. --beam_options=--flink_master=HOST; repeat it for several",
+        help="Option of the runner, e.g. --beam_options=--flink_master=HOST; repeat it for several.",
     )
     return options
 

@@ -308,10 +308,10 @@ def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Seq
 def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.convert_weights", "Convert published weights of an encoder or a temporal filter.")
-    options.add_argument("--state", help="state dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint")
-    options.add_argument("--records", help="temporal filter: records with the classes and features it is for")
-    options.add_argument("--modality", help="temporal filter: the modality of the records that it reads")
-    options.add_argument("--output", help="FILE.npz for an encoder, folder of the run for a temporal filter")
+    options.add_argument("--state", help="State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint.")
+    options.add_argument("--records", help="Records with the classes and features that a temporal filter is for.")
+    options.add_argument("--modality", help="Modality of the records that a temporal filter reads.")
+    options.add_argument("--output", help="FILE.npz for an encoder, folder of the run for a temporal filter.")
     return options
 
 

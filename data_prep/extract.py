@@ -5,7 +5,7 @@
     python -m data_prep.extract --skeletons=DIR --modality=pose --weights=weights/agcn.npz --output=features/pose
 
 The command writes `<video>.npy`, `[T, D]` float32, and the manifest `<video>.json`: frames and frames per second of the
-file, sampling, sha256 of the weights, and versions of the libraries. If it runs again, it skips finished files. A broken
+file, sampling, sha256 of the weights, and versions of the libraries. When run again, it skips finished files. A broken
 file does not stop the others; the last lines list all broken files. The command needs `pip install -e .[video]`.
 """
 
@@ -396,18 +396,18 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.extract", "Extract features of videos or skeletons.")
     add = options.add_argument
-    add("--videos", help="rgb, flow: folder of video files, or one file")
-    add("--skeletons", help="pose: folder of NTU's .skeleton or PKU-MMD's .txt files, or one file")
-    add("--modality", choices=["rgb", "flow", "pose"], help="kind of features")
-    add("--weights", help="the encoder's weights, from data_prep.convert_weights")
-    add("--output", "--out", help="folder for <video>.npy and <video>.json")
-    add("--fps", type=float, help="frames per second to sample videos at (their own); rate of skeletons (30)")
+    add("--videos", help="Folder of video files, or one file, for rgb and flow.")
+    add("--skeletons", help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
+    add("--modality", choices=["rgb", "flow", "pose"], help="Kind of features.")
+    add("--weights", help="The encoder's weights, from data_prep.convert_weights.")
+    add("--output", "--out", help="Folder for <video>.npy and <video>.json.")
+    add("--fps", type=float, help="Frames per second to sample videos at (their own); rate of skeletons (30).")
     videos.add_options(options, otherwise="")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the encoder's computation (float32)")
-    add("--batch_size", type=at_least(1), default=8, help="snippets per forward pass, over all devices (8)")
-    add("--workers", type=at_least(0), help="processes that read files (one per processor)")
-    add("--runner", help="run as an Apache Beam pipeline: DirectRunner, DataflowRunner, …")
-    add("--beam_options", action="append", help="option of the runner; repeat it for several")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="Precision of the encoder (float32).")
+    add("--batch_size", type=at_least(1), default=8, help="Snippets per forward pass, over all devices (8).")
+    add("--workers", type=at_least(0), help="Processes that read files (one per processor).")
+    add("--runner", help="Run as an Apache Beam pipeline: DirectRunner, DataflowRunner and others.")
+    add("--beam_options", action="append", help="Option of the runner; repeat it for several.")
     return options
 
 

@@ -127,14 +127,16 @@ def add_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
       otherwise: how the help introduces the default values; '' for the values alone.
     """
     group = parser.add_argument_group("snippets")
-    group.add_argument("--length", type=int, help=f"frames per snippet ({otherwise}16)")
-    group.add_argument("--stride", type=int, help=f"frames from one snippet to the next ({otherwise}16)")
-    group.add_argument("--last", choices=ENDS, help=f"fill or drop an incomplete last snippet ({otherwise}repeat)")
-    group.add_argument("--size", type=int, help=f"side of the central square, pixels ({otherwise}the weights', 224)")
+    group.add_argument("--length", type=int, help=f"Frames per snippet ({otherwise}16).")
+    group.add_argument("--stride", type=int, help=f"Frames from one snippet to the next ({otherwise}16).")
+    group.add_argument("--last", choices=ENDS, help=f"Fill or drop an incomplete last snippet ({otherwise}repeat).")
+    group.add_argument("--size", type=int, help=f"Side of the central square, pixels ({otherwise}the weights', 224).")
     group.add_argument(
-        "--shorter_side", type=int, help=f"shorter side of the frame before that, pixels ({otherwise}the weights', 256)"
+        "--shorter_side",
+        type=int,
+        help=f"Shorter side of the frame before that, pixels ({otherwise}the weights', 256).",
     )
-    group.add_argument("--flow", choices=FLOWS, help=f"method for optical flow; tvl1 is published ({otherwise}dis)")
+    group.add_argument("--flow", choices=FLOWS, help=f"Method for optical flow; tvl1 is published ({otherwise}dis).")
 
 
 def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sampling:

@@ -69,7 +69,8 @@ class _Graph(nn.Module):
     def __call__(self, x):
         fixed = adjacency()
         learnt = self.param("links", nn.initializers.constant(1e-6), fixed.shape)
-        inner, y = self.channels // 4, 0
+        inner = self.channels // 4
+        y: jax.Array | int = 0
         for i in range(len(fixed)):
             a, b = (nn.Dense(inner, dtype=self.dtype, name=f"{part}_{i}")(x) for part in ("a", "b"))
             similar = jnp.einsum("nfvc,nfwc->nvw", a, b, preferred_element_type=jnp.float32)
