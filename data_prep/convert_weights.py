@@ -52,7 +52,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} is no file of tensors alone ({_reason(error)}); save one with the public code: "
+            f"{path} is not a file of plain tensors ({_reason(error)}); save one with the public code: "
             "torch.save(model.state_dict(), path)"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
@@ -64,7 +64,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     ):
         keys = f" (its keys: {', '.join(map(str, [*state][:4]))})" if isinstance(state, dict) else ""
         raise ValueError(
-            f"{path} holds no state dict of plain tensors{keys}; save that alone, with the public code: "
+            f"{path} holds no state dict of plain tensors{keys}; save only that, with the public code: "
             "torch.save(model.state_dict(), path)"
         )
     arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
@@ -75,8 +75,8 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # its own message is a page about torch.load
-        return "it is broken, or holds Python objects, a whole model perhaps, which are not read"
-    return f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0][:120]}"
+        return "it is broken, or holds Python objects such as a whole model, which are not read"
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:120]}"
 
 
 def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:

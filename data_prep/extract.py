@@ -207,7 +207,7 @@ class Writer:
         self.failed: dict[str, str] = {}
 
     def begin(self, index: int, facts: dict) -> None:
-        """Begins a video, whose facts come before its rows."""
+        """Begins a video with its facts, before its rows."""
         self._facts[index] = facts
         self._progress.begin(self._files[index][0], facts["snippets"] * self._frames)
 
@@ -324,7 +324,7 @@ def unfinished(
     """Compares files with the features in a folder.
 
     Returns:
-      (name, file) of the files without features; {name: reason} of those whose features must be left alone, because
+      (name, file) of the files without features; {name: reason} of those with features that are left alone because
       they were not written by this command or are those of another file.
 
     Raises:

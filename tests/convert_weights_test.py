@@ -1,4 +1,4 @@
-"""Public PyTorch weights become a run; a state dict that does not fit is refused with the whole list."""
+"""Conversion of public weights into runs and encoders; a state dict that does not fit is refused with a list."""
 
 import hashlib
 import json
@@ -151,11 +151,11 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, read, state)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(
-        ValueError, match="is no file of tensors alone .it is broken, or holds Python objects, a whole model perhaps"
+        ValueError, match="is not a file of plain tensors .it is broken, or holds Python objects such as a whole model"
     ):
         read_state(tmp_path / "model.pth")
     (tmp_path / "empty.pth").touch()
-    with pytest.raises(ValueError, match=r"empty.pth is no file of tensors alone \(EOFError"):
+    with pytest.raises(ValueError, match=r"empty.pth is not a file of plain tensors \(EOFError"):
         read_state(tmp_path / "empty.pth")
     odd = (
         torch.zeros(1, dtype=torch.complex64),

@@ -91,7 +91,7 @@ def test_actions_move_as_they_are_called():
             assert np.all(sign * np.diff(heights) > 0.1), name
 
 
-def test_features_are_those_of_the_snippets_and_the_manifest_tells_of_them(figures, tmp_path):
+def test_features_are_those_of_the_snippets_and_the_manifest_describes_them(figures, tmp_path):
     path = figures / "videos" / "figure_000.mp4"
     made = settings(figures, stride=8)
     assert extract.extract_features(tmp_path, made, [("a", path)], batch_size=4, workers=0, progress=False) == {}
@@ -131,8 +131,8 @@ def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(fig
         np.testing.assert_allclose(np.load(tmp_path / f"{modality}.npy"), expected, atol=ROUNDING)
 
 
-def test_features_are_the_same_bits_whatever_else_is_extracted_and_whoever_does(figures, features, tmp_path):
-    """Of a video alone, in other company, begun anew, in another process, by a pipeline and by predict."""
+def test_features_are_bitwise_equal_whatever_else_is_extracted(figures, features, tmp_path):
+    """A video by itself, with others, run again, in another process, as a task of a pipeline, and by predict."""
     made, paths = settings(figures, stride=4), extract.files_of(figures / "videos", "rgb")[0]
     weights = read_weights(made.weights)
     for number, (name, path) in enumerate(paths.items()):
@@ -168,7 +168,7 @@ def copy(figures, folder, **names):
     return folder
 
 
-def test_the_command_goes_on_and_names_what_is_broken(figures, tmp_path):
+def test_the_command_resumes_and_lists_broken_files(figures, tmp_path):
     folder, output = copy(figures, tmp_path / "videos", a=0, b=1, c=2, S001C001P001R001A001_rgb=0), tmp_path / "rgb"
     (folder / "b.mkv").write_bytes((folder / "b.mp4").read_bytes())
     (folder / "text.avi").write_text("no video")
@@ -308,7 +308,7 @@ def test_a_pipeline_gives_the_same(figures, tmp_path):
 
 
 def _count(start, stop, end):
-    """For the tests of `prefetch`: a task that counts, and then goes wrong if it is told to."""
+    """An item for the tests of `prefetch`: counts, and then fails as `end` says."""
     yield from range(start, stop)
     if end == "error":
         raise VideoError("it went wrong")

@@ -1,4 +1,4 @@
-"""Skeleton files → two bodies a frame, moved and turned alike."""
+"""Reading of skeleton files: two bodies per frame, translated and rotated."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_one_body_leaves_the_second_empty_and_pku_mmd_is_read_alike(tmp_path):
 
 
 def test_normalised_by_hand():
-    """A figure that leans to its left at (1, 2, 3), and one beside it."""
+    """Two figures side by side; the first one is at (1, 2, 3) and leans to its left."""
     first = np.zeros((25, 3))
     first[0] = [1, 2, 3]
     first[1] = [2, 2, 3]  # the spine points along x

@@ -1,4 +1,4 @@
-"""Video files → frames and snippets: times, rotation, cuts, and files that are no good."""
+"""Reading of videos: frame times, rotation, flow and snippets; refusal of files that cannot be used."""
 
 import struct
 import wave
@@ -35,7 +35,7 @@ def grey(levels, height=48, width=64):
 
 
 def levels(video):
-    """The grey level of each frame, as written: a step of 5 is more than what compression changes."""
+    """The grey level of each frame, rounded to steps of 5, which are larger than changes by compression."""
     return [round(frame.mean() / 5) * 5 for frame in read_frames(video, 32)]
 
 
@@ -190,7 +190,7 @@ def test_one_frame_is_a_snippet_if_it_may_be_repeated(tmp_path):
 
 
 def bad_files(folder):
-    """{name: what is said of it}"""
+    """Writes files that cannot be used; returns {name: pattern of the reason}."""
     (folder / "notes.txt").write_text("no video at all\n" * 50)
     av.VideoFrame.from_ndarray(grey([100])[0], format="rgb24").save(str(folder / "picture.png"))
     (folder / "empty.mp4").touch()
@@ -230,7 +230,7 @@ def test_a_file_that_is_cut_short_is_noticed_by_its_duration(name, codec, tmp_pa
     with pytest.raises(VideoError, match=rf"cut_{name} is cut short: [12]\.\d of its 4\.0 seconds are there; copy it"):
         probe_video(tmp_path / f"cut_{name}")
 
-    live = write(tmp_path / f"live_{name}", pictures, codec=codec, options={"live": "1"})  # tells no duration
+    live = write(tmp_path / f"live_{name}", pictures, codec=codec, options={"live": "1"})  # states no duration
     assert probe_video(live).num_frames == 100
     times = [40 * i for i in range(50)] + [9000]  # the last but one is shown for seven seconds
     assert probe_video(write(tmp_path / f"uneven_{name}", pictures[:51], codec=codec, times=times)).stored_frames == 51
@@ -272,7 +272,7 @@ def test_a_video_is_called_as_its_file_and_one_of_ntu_as_its_skeletons(file, nam
 SHARED = Path(__file__).parents[2] / "shared" / "real" / "videos"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real videos lie beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real videos, which are not committed")
 def test_real_videos_have_the_frames_that_their_readme_states():
     expected = {"demo.mp4": 280, "test.mp4": 300, "test.avi": 164, "PS7A1P1T1.avi": 109, "PS7A2P2T1.avi": 61}
     expected |= {"PS7A3P3T1.avi": 78, "S001C001P001R001A001_rgb.avi": 103, "v_CricketShot_g04_c01_rgb.gif": 79}

@@ -124,7 +124,7 @@ def add_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
 
     Args:
       parser: of the command.
-      otherwise: how the help introduces the default values; '' for the values alone.
+      otherwise: how the help introduces the default values; '' for only the values.
     """
     group = parser.add_argument_group("snippets")
     group.add_argument("--length", type=int, help=f"Frames per snippet ({otherwise}16).")
@@ -420,7 +420,7 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _decode(path: Path, packets: Iterator) -> Iterator:
-    """The items of an iterator of PyAV, whose errors become VideoError."""
+    """Yields from an iterator of PyAV and turns its errors into VideoError."""
     import av
 
     try:

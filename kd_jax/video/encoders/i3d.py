@@ -108,7 +108,7 @@ def _convolve_images(x, kernel, strides=(1, 1)):
 
 
 def _convolve_frames(x, kernel, strides):
-    """An image convolution whose channels are those of all frames under the kernel.
+    """A convolution of images that have the channels of all frames under the kernel.
 
     Eigen is three times as fast on images as on volumes.
     """
