@@ -112,8 +112,8 @@ def _parse_pku_mmd(text: str) -> np.ndarray:
 def normalize(skeletons: np.ndarray) -> np.ndarray:
     """Translates and rotates skeletons as the weights of 2s-AGCN expect.
 
-    Every frame is translated so that the first body's spine is at the origin. All frames are rotated by the same matrix,
-    which turns the first body of the first frame so that its spine points along z and its shoulders lie along x.
+    Every frame is translated so that the first body's spine is at the origin. One rotation is applied to all frames: it
+    turns the first body, in the first frame that shows it, so that its spine points along z and its shoulders along x.
 
     Args:
       skeletons: `[F, 2, 25, 3]`, 0 where a body is absent.
