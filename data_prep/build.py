@@ -352,11 +352,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command.
-
-    Args:
-      argv: arguments without the program name; None for those of the process.
-    """
+    """Runs the command with the arguments `argv`, or those of the process."""
     command_line = parser()
     given = vars(command_line.parse_args(argv))
     if given.pop("list"):

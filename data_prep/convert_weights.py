@@ -316,11 +316,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command.
-
-    Args:
-      argv: arguments without the program name; None for those of the process.
-    """
+    """Runs the command with the arguments `argv`, or those of the process."""
     options = parser()
     given = options.parse_args(argv)
     if lacking := [f"--{name}" for name in ("state", "output") if not getattr(given, name)]:

@@ -199,23 +199,14 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
 
 @dataclass(frozen=True)
 class _Timing:
-    """Times in a file, and what its header states about them.
+    """Times in a file, in seconds, and what its header states about them."""
 
-    Attributes:
-      times: the time of each frame in seconds, sorted; None if the file does not have them.
-      num_frames: frames in the file.
-      stated_frames: frames that the header states; 0 or less if it states none.
-      end: the end of the last packet of any stream, seconds.
-      stated_end: the duration that the header states, seconds; 0 if it states none.
-      stated_rate: frames per second that the header states.
-    """
-
-    times: np.ndarray | None
+    times: np.ndarray | None  # of each frame, sorted; None if the file does not have them
     num_frames: int
-    stated_frames: int
-    end: float
-    stated_end: float
-    stated_rate: float
+    stated_frames: int  # 0 or less if the header states none
+    end: float  # of the last packet of any stream
+    stated_end: float  # 0 if the header states none
+    stated_rate: float  # frames per second
 
 
 def _read_timing(path: Path) -> _Timing:
