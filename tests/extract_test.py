@@ -482,7 +482,7 @@ def test_predictions_of_videos_refuse_other_encoders_and_vain_options(figures, t
     for option, replacement, message in (
         (encoder, f"--encoder_weights={figures / 'weights' / 'flow.npz'}", "features of flow; the run reads"),
         (video, f"--video={figures / 'classes.txt'}", "classes.txt cannot be read as a video"),
-        (encoder, f"--encoder_weights={tmp_path / 'other.npz'}", "are not the weights that the run's features are fr"),
+        (encoder, f"--encoder_weights={tmp_path / 'other.npz'}", "are not the weights that made the run's features"),
         (threshold, "--flow=dis", "--flow would have no effect on rgb; leave it out"),
         (threshold, "--seconds_per_snippet=1", "--seconds_per_snippet would have no effect on --video"),
         (threshold, "--stride=0", "stride=0; it must be at least 1"),
