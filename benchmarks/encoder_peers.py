@@ -1,4 +1,4 @@
-"""I3D and AGCN in PyTorch with our weights, for `benchmarks.encoders`."""
+"""I3D and AGCN in PyTorch with weights of kd_jax, for `benchmarks.encoders`."""
 
 from collections.abc import Callable, Mapping
 
@@ -20,7 +20,7 @@ def _normalization(params: Mapping, stats: Mapping, epsilon: float) -> tuple[tor
 
 
 def _same(x: torch.Tensor, kernel, strides) -> torch.Tensor:
-    """TensorFlow's padding."""
+    """Pads as TensorFlow's 'SAME' does."""
     pads = []
     for size, k, s in reversed(list(zip(x.shape[2:], kernel, strides, strict=True))):
         total = max(k - (size % s or s), 0)
@@ -29,7 +29,7 @@ def _same(x: torch.Tensor, kernel, strides) -> torch.Tensor:
 
 
 def make_i3d(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
-    """A call that encodes the clips `x`."""
+    """Returns a call that encodes the clips `x`."""
     dtype, layers = getattr(torch, dtype), {}
 
     def prepare(params, stats):
@@ -47,7 +47,7 @@ def make_i3d(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.n
     def unit(x, weights, strides=(1, 1, 1)):
         kernel, shift = weights
         size = kernel.shape[2:]
-        if strides == (1, 1, 1):  # PyTorch's own padding is the same, and faster
+        if strides == (1, 1, 1):  # PyTorch's own padding is equal here, and faster
             return F.relu_(F.conv3d(x, kernel, shift, padding=[k // 2 for k in size]))
         return F.relu_(F.conv3d(_same(x, size, strides), kernel, shift, strides))
 
@@ -84,7 +84,7 @@ def make_i3d(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.n
 
 
 def make_agcn(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.ndarray]:
-    """A call that encodes the skeletons `x`."""
+    """Returns a call that encodes the skeletons `x`."""
     dtype, params, stats = getattr(torch, dtype), variables["params"], variables["batch_stats"]
     fixed = _tensor(agcn.adjacency())
 

@@ -1,11 +1,11 @@
-"""Clips → features: I3D and AGCN against the same network with the same weights in PyTorch.
+"""Compares I3D and AGCN with the same network and weights in PyTorch, and measures the extraction of long videos.
 
     python -m benchmarks.encoders [--encoders=i3d,agcn] [--clips=2] [--size=224] [--repeats=5] [--output=FILE.json]
 
-Clips of 16 frames, random weights, float32 (`--dtype=bfloat16` on both sides). PyTorch's side runs under
-`inference_mode` in the layout that its convolutions want, with batch normalisation taken into the kernels as ours is.
-The floor is the FLOPs of all convolutions at the speed of a large product. Then the extraction of a made-up video of
-`--minutes`, decoding included, with the memory that it takes above imports and weights.
+Clips have 16 frames, weights are random, both sides compute in float32 (or `--dtype=bfloat16`). PyTorch runs under
+`inference_mode` in the memory layout that its convolutions prefer, with batch normalisation folded into the kernels as
+here. The floor is the FLOPs of all convolutions at the speed of a large matrix product. The extraction of a generated
+video of `--minutes` includes decoding; its memory is measured above imports and weights.
 """
 
 import json
@@ -29,7 +29,7 @@ FRAMES = 16
 
 
 def make(name: str, clips: int, size: int, dtype: str, width: float):
-    """The encoder, its variables and its input."""
+    """Returns an encoder, its variables and its input."""
     if name == "agcn":
         model, x = AGCN(60, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
     else:
@@ -38,20 +38,21 @@ def make(name: str, clips: int, size: int, dtype: str, width: float):
     return model, random_variables(model, "pose" if name == "agcn" else "rgb", 0), x
 
 
-def ours(model, variables, x) -> Callable:
+def make_call(model, variables, x) -> Callable:
+    """Returns a call that encodes `x`."""
     run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
     variables, x = jax.device_put((variables, x))
     return lambda: run(variables, x)
 
 
 def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, width: float) -> list[dict]:
-    """One row for each encoder."""
+    """Returns a row of the table for each encoder."""
     rows, flops = [], measuring.peaks()["flops"]
     for name in names:
         model, variables, x = make(name, clips, size, dtype, width)
-        calls = {"kd_jax": ours(model, variables, x)}
+        calls = {"kd_jax": make_call(model, variables, x)}
         if measuring.with_peers():
-            from benchmarks import encoder_peers  # here, because it needs PyTorch
+            from benchmarks import encoder_peers  # here because it needs PyTorch
 
             calls["torch"] = encoder_peers.PEERS[name](variables, x, dtype)
             np.testing.assert_allclose(
@@ -74,8 +75,8 @@ def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, w
 
 
 def measure_video(minutes: float, clips: int, size: int, width: float) -> dict:
-    """Peak memory and speed of the features of one long video, 320 × 240 at 15 frames per second."""
-    import av  # here, because only this needs it
+    """Returns peak memory and speed of extracting features of a video, 320 × 240 at 15 frames per second."""
+    import av  # here because only this needs it
 
     with tempfile.TemporaryDirectory() as folder:
         path, rng = Path(folder) / "long.mp4", np.random.default_rng(0)
@@ -92,7 +93,7 @@ def measure_video(minutes: float, clips: int, size: int, width: float) -> dict:
         seconds, used = [], []
 
         def extract():
-            video = videos.probe(path)
+            video = videos.probe_video(path)
             used.append(video.num_frames)
             seconds.append(measuring.seconds(lambda: encode_video(weights, video, sampling, batch_size=clips)))
 
@@ -115,9 +116,9 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("encoders", ["i3d", "agcn"], "Which.")
-    flags.DEFINE_list("minutes", ["0.5", "2"], "Lengths of the videos whose extraction is measured too; may be empty.")
-    flags.DEFINE_float("model_width", 1.0, "Part of the published channels.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation, on both sides.")
-    flags.DEFINE_float("memory_of", None, "Only the extraction of so many minutes; how it starts itself.")
+    flags.DEFINE_list("encoders", ["i3d", "agcn"], "Encoders to measure.")
+    flags.DEFINE_list("minutes", ["0.5", "2"], "Lengths of videos to extract features of; may be empty.")
+    flags.DEFINE_float("model_width", 1.0, "Fraction of the published channels.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the computation, on both sides.")
+    flags.DEFINE_float("memory_of", None, "Internal: only measure the extraction of a video of these minutes.")
     measuring.run(main, repeats=5, clips=2, size=224)

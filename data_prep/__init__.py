@@ -1,1 +1,1 @@
-"""From what a data set's owner gives you to the records that kd_jax reads."""
+"""Commands that prepare data: features from videos, records from annotations and features, weights from other code."""

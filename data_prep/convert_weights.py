@@ -1,4 +1,4 @@
-"""Published weights → what kd_jax reads: an encoder's as one file, a temporal filter's as a run.
+"""Converts published weights: those of an encoder into one file, those of a temporal filter into a run.
 
     python -m data_prep.convert_weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
     python -m data_prep.extract --videos=DIR --modality=rgb --weights=weights/i3d_rgb.npz --output=features/rgb
@@ -6,23 +6,25 @@
     python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
     python -m kd_jax.predict --run=workdir/public_pdan --features=DIR --output=OUT
 
-reads state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code, and TensorFlow
-checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`, without TensorFlow). Of a temporal filter, `--records`
-say which classes it knows. Nothing is unpickled but tensors (`weights_only=True`). State dicts need
+The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code, and
+TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`, read without TensorFlow). A temporal filter
+takes its class names from `--records`. Only tensors are unpickled (`weights_only=True`). State dicts need
 `pip install -e .[torch]`.
 """
 
+import dataclasses
 import pickle
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 
 from data_prep import encoder_weights, tensorflow_checkpoint
-from kd_jax.data import records
+from kd_jax.command_line import Parser
+from kd_jax.data import base, records
 from kd_jax.files import sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
@@ -30,17 +32,19 @@ from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.terms import TASKS
 from kd_jax.video.encoders.weights import write_weights
 
-_LAYER = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}
+_LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}  # that only layers of this filter have
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch state dict by key, float32; also of one inside a checkpoint, or of DataParallel.
+    """Reads a PyTorch state dict as float32 arrays by key.
+
+    The dict may also be the entry `state_dict` of a checkpoint, or have the prefixes of DataParallel.
 
     Raises:
-      FileNotFoundError: where there is none.
-      ValueError: for a file that is no state dict, a pickled model for instance, or values that are not finite.
+      FileNotFoundError: if there is no such file.
+      ValueError: for a file that is no state dict, for example a pickled model, and for values that are not finite.
     """
-    import torch  # here, because only this conversion needs it
+    import torch  # here because only this conversion needs it
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -48,7 +52,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} is no file of tensors alone ({_reason(error)}); save one with the public code: "
+            f"{path} is not a file of plain tensors ({_reason(error)}); save one with the public code: "
             "torch.save(model.state_dict(), path)"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
@@ -60,7 +64,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     ):
         keys = f" (its keys: {', '.join(map(str, [*state][:4]))})" if isinstance(state, dict) else ""
         raise ValueError(
-            f"{path} holds no state dict of plain tensors{keys}; save that alone, with the public code: "
+            f"{path} holds no state dict of plain tensors{keys}; save only that, with the public code: "
             "torch.save(model.state_dict(), path)"
         )
     arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
@@ -70,27 +74,27 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # whose own message is a page on torch.load
-        return "it is broken, or holds Python objects, a whole model perhaps, which are not read"
-    return f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0][:120]}"
+    if isinstance(error, pickle.UnpicklingError):  # its own message is a page about torch.load
+        return "it is broken, or holds Python objects such as a whole model, which are not read"
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:120]}"
 
 
 def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
-    """The detector that a public state dict belongs to, and its parameters.
+    """Converts a public state dict of a temporal filter.
 
     Args:
       state: arrays in PyTorch's layout, `[out, in, taps]`.
 
     Returns:
-      The model, and `{'temporal_filter': …, 'head': …}` for `model.apply({'params': …}, x, mask)`.
+      The detector, and `{'temporal_filter': …, 'head': …}` for `model.apply({'params': …}, x, mask)`.
 
     Raises:
-      ValueError: for keys of no known filter, or missing, extra or misshapen ones; all of them are listed where the
-        first and last layers, whose shapes are the sizes, are there.
+      ValueError: if the keys are those of no known filter, or keys are missing, unknown or misshapen. All problems are
+        listed if the first and last layers are there, since their shapes give the sizes of the others.
     """
     if "sub_event1.center" in state:
         return _convert_tgm(state)
-    for name, key in _LAYER.items():
+    for name, key in _LAYER_KEYS.items():
         if f"stage1.layers.0.{key}" in state:
             return _convert_stages(state, name)
     shown = ", ".join(["", *sorted(state)[:3], "…"])
@@ -101,12 +105,15 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
 
 
 class _Reader:
-    """Takes arrays of known shapes from a state dict, and knows at the end what was wrong with it."""
+    """Takes arrays of known shapes from a state dict and collects its problems."""
 
     def __init__(self, state: Mapping[str, np.ndarray]):
-        self._state, self._seen, self._problems = state, set(), []
+        self._state = state
+        self._seen: set[str] = set()
+        self._problems: list[str] = []
 
     def take(self, key: str, *shape: int) -> np.ndarray:
+        """Returns an array; zeros after a problem."""
         self._seen.add(key)
         value = self._state.get(key)
         if value is None:
@@ -118,10 +125,12 @@ class _Reader:
         return np.zeros(shape, np.float32)
 
     def pointwise(self, key: str, inputs: int, outputs: int, *, bias: bool = True) -> dict:
+        """Returns the parameters of a linear layer, from a convolution with one tap."""
         kernel = {"kernel": self.take(f"{key}.weight", outputs, inputs, 1)[:, :, 0].T}
         return kernel | ({"bias": self.take(f"{key}.bias", outputs)} if bias else {})
 
     def finish(self, ignored: str = "") -> None:
+        """Raises ValueError with all problems; keys that match `ignored` may be left over."""
         extra = [key for key in self._state if key not in self._seen and not (ignored and re.fullmatch(ignored, key))]
         problems = self._problems + [f"{key} is not known" for key in extra]
         if problems:
@@ -138,31 +147,16 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
     return len({match[1] for key in state if (match := re.match(pattern, key))})
 
 
-def _convert_stages(state, name):
-    """PDAN's and MS-TCN's code: `stage1`, `stages.0`, …, each with an input, layers and an output."""
+def _convert_stages(state: Mapping[str, np.ndarray], name: str) -> tuple[Detector, dict]:
+    """Converts PDAN, SS-TCN and MS-TCN: `stage1`, `stages.0`, …, each with an input, layers and an output."""
     hidden, inputs = (_size(state, "stage1.conv_1x1.weight", axis) for axis in (0, 1))
     classes = _size(state, "stage1.conv_out.weight", 0)
     layers, stages = _count(state, r"stage1\.layers\.(\d+)\."), 1 + _count(state, r"stages\.(\d+)\.")
     reader, params = _Reader(state), {}
-
-    def layer(key):
-        if name == "ss_tcn":
-            dilated = {
-                "kernel": reader.take(f"{key}.conv_dilated.weight", hidden, hidden, 3).transpose(2, 1, 0),
-                "bias": reader.take(f"{key}.conv_dilated.bias", hidden),
-            }
-            return {"dilated": dilated, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
-        key_of = f"{key}.conv_attention"
-        attention = {
-            part: reader.pointwise(f"{key_of}.{part}_conv", hidden, hidden, bias=False)
-            for part in ("query", "key", "value")
-        }
-        attention["relative"] = reader.take(f"{key_of}.rel_t", hidden, 1, 3)[:, 0].T
-        return {"attention": attention, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
-
+    take_layer = _take_ss_tcn_layer if name == "ss_tcn" else _take_pdan_layer
     for stage in range(stages):
         key, suffix = (f"stages.{stage - 1}", f"_{stage + 1}") if stage else ("stage1", "")
-        stacked = [layer(f"{key}.layers.{i}") for i in range(layers)]
+        stacked = [take_layer(reader, f"{key}.layers.{i}", hidden) for i in range(layers)]
         params[f"temporal_filter{suffix}"] = {
             "input": reader.pointwise(f"{key}.conv_1x1", classes if stage else inputs, hidden),
             "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *stacked),
@@ -174,10 +168,27 @@ def _convert_stages(state, name):
     return Detector(name, classes, hidden=hidden, num_layers=layers, num_stages=stages), params
 
 
-def _convert_tgm(state):
-    """TGM's three mixture layers with the released code's Cauchy curve; its `delta` has no effect and is left out.
+def _take_ss_tcn_layer(reader: _Reader, key: str, hidden: int) -> dict:
+    dilated = {
+        "kernel": reader.take(f"{key}.conv_dilated.weight", hidden, hidden, 3).transpose(2, 1, 0),
+        "bias": reader.take(f"{key}.conv_dilated.bias", hidden),
+    }
+    return {"dilated": dilated, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
 
-    Its Hierarchy has super-events too. Their curves have two names there, `sup` and `super_event`.
+
+def _take_pdan_layer(reader: _Reader, key: str, hidden: int) -> dict:
+    attention: dict = {
+        part: reader.pointwise(f"{key}.conv_attention.{part}_conv", hidden, hidden, bias=False)
+        for part in ("query", "key", "value")
+    }
+    attention["relative"] = reader.take(f"{key}.conv_attention.rel_t", hidden, 1, 3)[:, 0].T
+    return {"attention": attention, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
+
+
+def _convert_tgm(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
+    """Converts TGM's three mixture layers, with the Cauchy curve of the released code. Its `delta` has no effect.
+
+    The released Hierarchy also has super-events. The state dict has their curves twice, as `sup` and `super_event`.
     """
     hidden, width = (_size(state, "h.weight", axis) for axis in (0, 1))
     classes, mixture = _size(state, "classify.weight", 0), _size(state, "sub_event1.center", 0)
@@ -210,19 +221,26 @@ def _convert_tgm(state):
 
 
 def input_size(model: Detector, params: Mapping) -> int:
-    """D, the features that a converted detector reads."""
+    """Returns D, the number of input features of a converted detector."""
     part = params["temporal_filter"]
     if "input" in part:
         return part["input"]["kernel"].shape[0]
     return part["super_events"]["kernel"].shape[0] if "super_events" in part else part["hidden"]["kernel"].shape[0] // 2
 
 
-def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str, source: str) -> None:
-    """A run's folder of the converted weights, which `predict` and `load_teacher` read.
+def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, modality: str, source: str) -> None:
+    """Converts weights of a temporal filter into the folder of a run, which `predict` and `load_teacher` read.
+
+    Args:
+      output: the folder, which must not exist.
+      state: a public state dict.
+      info: of records with the classes and features that the weights are for.
+      modality: of the records, which the filter reads.
+      source: name of the file of weights, for the run's config.
 
     Raises:
       FileExistsError: if the folder exists.
-      ValueError: if the weights fit neither the classes nor the features of the records.
+      ValueError: if the weights fit no known filter, or do not fit the classes or features of the records.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another --output")
@@ -236,10 +254,19 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
             f"{info.modalities[modality]} features of {modality!r} and {len(info.classes)} classes ({outputs} logits)"
         )
     fresh = create_train_state(model, Optimization().make(), jax.random.key(0), size)
-    state = fresh.replace(params=jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params))
+    params = jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params)
+    trained = dataclasses.replace(fresh, params=params)
+    output.mkdir(parents=True)
+    write_json(output / "config.json", _run_config(output.name, model, size, info, modality, source))
+    with Checkpoints(output) as keeper:
+        keeper.save(0, trained, new_best(trained.params, trained.constants))
+    write_json(output / "results.json", {"best_epoch": 0})
+
+
+def _run_config(name: str, model: Detector, size: int, info: base.Info, modality: str, source: str) -> dict:
     attributes = ("num_outputs", "hidden", "num_layers", "num_stages", "dropout", "standardize")
-    config = {
-        "run": output.name,
+    return {
+        "run": name,
         "seed": 0,
         "modality": modality,
         "filter": model.filter,
@@ -254,53 +281,68 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info, modality: str
         "seconds_per_snippet": info.seconds_per_snippet,
         "extraction": info.extraction.get(modality),
     }
-    output.mkdir(parents=True)
-    write_json(output / "config.json", config)
-    with Checkpoints(output) as keeper:
-        keeper.save(0, state, new_best(state.params, state.constants))
-    write_json(output / "results.json", {"best_epoch": 0})
 
 
-def main(argv):
-    logging.set_verbosity(logging.WARNING)  # JAX would tell of the devices that it does not find
-    given = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; write --flag=value")
-    if lacking := [f"--{name}" for name in ("state", "output") if not given[name].value]:
-        raise app.UsageError(f"{', '.join(lacking)} must be given")
+def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Sequence[Path]) -> None:
+    """Writes converted weights of an encoder as one file.
+
+    Args:
+      output: the file, which must not exist, with ending .npz.
+      encoder: from `encoder_weights.convert`.
+      sources: the published files, for the manifest.
+
+    Raises:
+      FileExistsError: if the file exists.
+      ValueError: for another ending.
+    """
+    if output.suffix != ".npz":
+        raise ValueError(f"--output={output}: the weights of an encoder are one file; its name must end in .npz")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    source = {"files": [{"name": file.name, "sha256": sha256(file)} for file in sources]}
+    model, modality, persons, variables = encoder
+    write_weights(output, model, variables, modality=modality, persons=persons, source=source)
+
+
+def parser() -> Parser:
+    """Returns the parser of the command line."""
+    options = Parser("data_prep.convert_weights", "Convert published weights of an encoder or a temporal filter.")
+    options.add_argument("--state", help="State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint.")
+    options.add_argument("--records", help="Records with the classes and features that a temporal filter is for.")
+    options.add_argument("--modality", help="Modality of the records that a temporal filter reads.")
+    options.add_argument("--output", help="FILE.npz for an encoder, folder of the run for a temporal filter.")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with the arguments `argv`, or those of the process."""
+    options = parser()
+    given = options.parse_args(argv)
+    if lacking := [f"--{name}" for name in ("state", "output") if not getattr(given, name)]:
+        options.error(f"{', '.join(lacking)} must be given")
     path, output = Path(given.state), Path(given.output)
     try:
         checkpoint = tensorflow_checkpoint.prefix_of(path)
         state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read_state(path)
-        encoder = encoder_weights.convert(state)
-        if encoder:
-            _write_encoder(output, checkpoint, path, *encoder)
+        if encoder := encoder_weights.convert(state):
+            write_encoder(output, encoder, _files_of(checkpoint) if checkpoint else [path])
+            what = f"{type(encoder.model).__name__} for {encoder.modality}, {encoder.model.num_classes} classes"
+            print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
             return
-        if lacking := [f"--{name}" for name in ("records", "modality") if not given[name].value]:
-            raise ValueError(f"{path} holds no encoder; of a temporal filter, {' and '.join(lacking)} must be given")
+        if lacking := [f"--{name}" for name in ("records", "modality") if not getattr(given, name)]:
+            raise ValueError(f"{path} holds no encoder; a temporal filter also needs {' and '.join(lacking)}")
         write_run(output, state, records.read_info(given.records), given.modality, path.name)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"convert_weights: {error}") from None
+        sys.exit(f"data_prep.convert_weights: {error}")
     print(f"{output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
 
 
-def _write_encoder(output, checkpoint, path, model, modality, persons, variables):
-    if output.suffix != ".npz":
-        raise ValueError(f"--output={output}: the weights of an encoder are one file; let it end in .npz")
-    if output.exists():
-        raise FileExistsError(f"{output} exists; choose another --output")
-    files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
-    files = [file for file in files if file.suffix == ".index" or ".data-" in file.name or not checkpoint]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    source = {"files": [{"name": file.name, "sha256": sha256(file)} for file in files]}
-    write_weights(output, model, variables, modality=modality, persons=persons, source=source)
-    what = f"{type(model).__name__} for {modality}, {model.num_classes} classes"
-    print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
+def _files_of(checkpoint: Path) -> list[Path]:
+    """The index and data files of a TensorFlow checkpoint."""
+    files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))
+    return [file for file in files if file.suffix == ".index" or ".data-" in file.name]
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("state", None, "State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint.")
-    flags.DEFINE_string("records", None, "Of a temporal filter: records with the classes and features it is for.")
-    flags.DEFINE_string("modality", None, "Of a temporal filter: which of the records' features it reads.")
-    flags.DEFINE_string("output", None, "FILE.npz of an encoder, folder of the run of a temporal filter.")
-    app.run(main)
+    main()

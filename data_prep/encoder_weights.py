@@ -1,12 +1,13 @@
-"""Published weights of I3D and AGCN → arrays named and laid out as kd_jax's.
+"""Conversion of published weights of I3D and AGCN into variables of kd_jax.
 
     model, modality, persons, variables = convert(read_state(Path('rgb_imagenet.pt')))
 
-knows the state dicts of pytorch-i3d and 2s-AGCN, and the TensorFlow checkpoints of kinetics-i3d.
+The formats are state dicts of pytorch-i3d and 2s-AGCN, and TensorFlow checkpoints of kinetics-i3d.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax
 import numpy as np
@@ -15,7 +16,7 @@ from kd_jax.video.encoders import AGCN, I3D
 from kd_jax.video.encoders.weights import shapes_of
 
 _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# Branches of an Inception block in kinetics-i3d; Mixed_5b's third says 0a where the others say 0b.
+# Branches of an Inception block in kinetics-i3d. In Mixed_5b, the name of b2b has 0a instead of 0b.
 _BRANCHES = {
     "b0": "Branch_0/Conv3d_0a_1x1",
     "b1a": "Branch_1/Conv3d_0a_1x1",
@@ -26,54 +27,82 @@ _BRANCHES = {
 }
 
 
-def convert(state: Mapping[str, np.ndarray]) -> tuple[I3D | AGCN, str, int, dict] | None:
-    """The encoder that a state belongs to.
+class Converted(NamedTuple):
+    """An encoder with converted weights.
+
+    Attributes:
+      model: the encoder.
+      modality: its input: 'rgb', 'flow' or 'pose'.
+      persons: bodies per frame that an AGCN reads.
+      variables: of the model.
+    """
+
+    model: I3D | AGCN
+    modality: str
+    persons: int
+    variables: dict
+
+
+def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
+    """Converts published weights of an encoder.
 
     Args:
       state: arrays by published key, in their published layout.
 
     Returns:
-      The model, what it reads ('rgb', 'flow', 'pose'), the persons it is for, and its variables; None where the keys
-      are not those of an encoder.
+      The encoder, or None if the keys are not those of one.
 
     Raises:
-      ValueError: for missing, extra or misshapen keys, all of them listed.
+      ValueError: for missing, unknown or misshapen keys, with a list of all.
     """
-    first = next((key for key in state if key.endswith("Conv3d_1a_7x7/conv_3d/w")), None)
-    if "Conv3d_1a_7x7.conv3d.weight" in state:
-        first, key_of, laid_out = "Conv3d_1a_7x7.conv3d.weight", _pytorch_i3d, _from_pytorch
-    elif first:
-        prefix = first.removesuffix("Conv3d_1a_7x7/conv_3d/w")
-        key_of, laid_out = (lambda path: prefix + _tensorflow_i3d(path)), _from_tensorflow
-    elif "l1.gcn1.PA" in state:
-        key_of, laid_out = _pytorch_agcn, _from_pytorch
-    else:
-        return None
-    if first:
-        channels, axis = (3, -2) if first.endswith("/w") else (3, 1)
-        channels = state[first].shape[axis] if state[first].ndim == 5 else channels
-        modality, persons = {3: "rgb", 2: "flow"}.get(channels, "rgb"), 2
-        logits = state.get(key_of("params/logits/bias"))
-        model = I3D(logits.shape[0] if logits is not None and logits.ndim == 1 else 400)
-    else:
-        modality, persons = "pose", max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
-        model = AGCN(state["fc.bias"].shape[0] if "fc.bias" in state and state["fc.bias"].ndim == 1 else 60)
-    expected = shapes_of(model, modality, persons)
-    return model, modality, persons, _take(state, expected, key_of, laid_out)
+    pytorch_key, tensorflow_key = "Conv3d_1a_7x7.conv3d.weight", "Conv3d_1a_7x7/conv_3d/w"
+    if pytorch_key in state:
+        return _convert_i3d(state, _first_channels(state[pytorch_key], 1), _pytorch_i3d, _from_pytorch)
+    if first := next((key for key in state if key.endswith(tensorflow_key)), None):
+        prefix = first.removesuffix(tensorflow_key)
+
+        def key_of(path: str) -> str:
+            return prefix + _tensorflow_i3d(path)
+
+        return _convert_i3d(state, _first_channels(state[first], -2), key_of, _from_tensorflow)
+    if "l1.gcn1.PA" in state:
+        persons = max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
+        agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
+        variables = _take(state, shapes_of(agcn, "pose", persons), _pytorch_agcn, _from_pytorch)
+        return Converted(agcn, "pose", persons, variables)
+    return None
 
 
-def _take(state: Mapping, expected: Mapping, key_of: Callable, laid_out: Callable) -> dict:
-    taken, problems, seen = {}, [], set()
+def _convert_i3d(state: Mapping, channels: int, key_of: Callable, layout: Callable) -> Converted:
+    modality = "flow" if channels == 2 else "rgb"
+    model = I3D(_num_classes(state.get(key_of("params/logits/bias")), 400))
+    return Converted(model, modality, 2, _take(state, shapes_of(model, modality), key_of, layout))
+
+
+def _first_channels(kernel: np.ndarray, axis: int) -> int:
+    """Input channels of the first layer; 3 if its kernel is misshapen, which is reported later."""
+    return kernel.shape[axis] if kernel.ndim == 5 else 3
+
+
+def _num_classes(bias: np.ndarray | None, otherwise: int) -> int:
+    """Number of classes by the last layer's bias; `otherwise` if it is missing or misshapen."""
+    return bias.shape[0] if bias is not None and bias.ndim == 1 else otherwise
+
+
+def _take(state: Mapping, expected: Mapping, key_of: Callable, layout: Callable) -> dict:
+    """The variables by their paths in `expected`; ValueError with all problems."""
+    taken: dict[str, np.ndarray] = {}
+    problems, seen = [], set()
     for path, ours in expected.items():
         key = key_of(path)
-        if laid_out is _from_tensorflow and path.endswith("bn/scale"):
-            taken[path] = np.ones(ours.shape, np.float32)  # kinetics-i3d normalises without one
+        if layout is _from_tensorflow and path.endswith("bn/scale"):
+            taken[path] = np.ones(ours.shape, np.float32)  # kinetics-i3d has no scale
             continue
         seen.add(key)
         if key not in state:
             problems.append(f"{key} is missing")
             continue
-        value = laid_out(path, state[key], len(ours.shape))
+        value = layout(path, state[key], len(ours.shape))
         if value.shape != ours.shape:
             problems.append(
                 f"{key} is {list(state[key].shape)}, which gives {list(value.shape)}, not {list(ours.shape)}"
@@ -130,13 +159,13 @@ def _pytorch_agcn(path: str) -> str:
 
 
 def _from_pytorch(path: str, value: np.ndarray, ndim: int) -> np.ndarray:
-    """[out, in, …] → […, in, out]; a 1×1 convolution that is a linear layer here loses its axes of length 1."""
+    """Moves `[out, in, …]` to `[…, in, out]`; drops axes of length 1 if a 1×1 convolution is a linear layer here."""
     if not path.endswith("/kernel") or value.ndim < 2:
         return value
     return _from_tensorflow(path, np.moveaxis(value, (0, 1), (-1, -2)), ndim)
 
 
 def _from_tensorflow(path: str, value: np.ndarray, ndim: int) -> np.ndarray:
-    """Laid out as here, but for statistics with axes of length 1 before their channels."""
+    """Drops the axes of length 1 that statistics have before their channels."""
     extra = tuple(range(value.ndim - ndim))
     return value.squeeze(extra) if all(value.shape[axis] == 1 for axis in extra) else value

@@ -1,8 +1,8 @@
-"""The same task for many items: in this process, in several, or as an Apache Beam pipeline.
+"""Execution of tasks in this process, in several processes, or as an Apache Beam pipeline.
 
     for index, result in run(write, [(shard,) for shard in shards], workers=4): ...
 
-A task is a function of a module, its arguments can be pickled, its result is plain JSON.
+A task calls a function that is defined in a module. Its arguments can be pickled, and its result is plain JSON.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from kd_jax.files import write_atomically
 
 @dataclass(frozen=True)
 class Beam:
-    """Where a pipeline runs.
+    """The place where a pipeline runs.
 
     Attributes:
       runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, …
-      options: of the runner, `--flink_master=…` each.
-      scratch: a folder that all its machines can write to.
+      options: of the runner, for example `--flink_master=…`.
+      scratch: folder that all machines of the runner can write to.
     """
 
     runner: str
@@ -40,13 +40,17 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
     """Calls `function(*task)` for each task.
 
     Args:
-      function: of a module, so that other processes find it.
-      tasks: its arguments.
-      workers: processes on this machine; 1 = this one.
-      beam: a pipeline instead.
+      function: defined in a module, so that other processes find it.
+      tasks: arguments of each call.
+      workers: processes on this machine; 1 for this process only.
+      beam: run a pipeline instead.
 
     Yields:
-      (index of the task, result), as they finish; an exception of a task is raised here and ends the others.
+      (index of the task, result), in the order in which tasks finish.
+
+    Raises:
+      ValueError: if Apache Beam is missing or does not know an option. An exception of a task is raised as well, and
+        ends the other tasks.
     """
     if beam:
         yield from _run_beam(function, tasks, beam)
@@ -55,10 +59,13 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
             yield index, function(*task)
     else:
         pool = ProcessPoolExecutor(
-            min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=start, initargs=(os.getpid(),)
+            min(workers, len(tasks)),
+            mp_context=get_context("spawn"),
+            initializer=end_with_parent,
+            initargs=(os.getpid(),),
         )
         try:
-            with without_interrupts():  # the first call starts the workers, which inherit it
+            with ignoring_interrupts():  # the first call starts the workers, which inherit this
                 index_of = {pool.submit(function, *task): index for index, task in enumerate(tasks)}
             for future in as_completed(index_of):
                 yield index_of[future], future.result()
@@ -67,8 +74,8 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
 
 
 @contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Ctrl-C is ignored; only the main thread may say so."""
+def ignoring_interrupts() -> Iterator[None]:
+    """Ignores Ctrl-C within the block. It has no effect outside the main thread, which cannot set signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,8 +86,8 @@ def without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def start(parent: int) -> None:
-    """A worker does not outlive its parent."""
+def end_with_parent(parent: int) -> None:
+    """Ends this process when its parent process, given by id, has ended."""
 
     def watch():
         while os.getppid() == parent:
@@ -91,7 +98,7 @@ def start(parent: int) -> None:
 
 
 def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterator[tuple]:
-    """Results come back through files, since a pipeline returns nothing to who started it."""
+    """Runs a pipeline. Its results are returned through files, since Beam has no other way."""
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -120,7 +127,7 @@ def _to_file(indexed_task: tuple, function: Callable, folder: str) -> None:
     index, task = indexed_task
     try:
         result = {"value": function(*task)}
-    except ValueError as error:  # what is wrong with the input is no reason to try again
+    except ValueError as error:  # invalid input is no reason to run the task again
         result = {"error": str(error)}
-    # Whole or not at all: a runner may run a task twice at once.
+    # Atomically, since a runner may run a task twice at the same time.
     write_atomically(Path(folder) / f"{index}.json", json.dumps(result).encode())

@@ -1,4 +1,4 @@
-"""What a user should know of records: counts, lengths, every case that was handled, and what looks like a mistake."""
+"""The report of a build: counts, lengths, every case that was handled, and notes on possible mistakes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ import numpy as np
 from kd_jax.data import base
 from kd_jax.segments import labels_from_segments
 
-# Beyond these, a mix-up of seconds and frames is likelier than such data.
+# Limits beyond which seconds and frames were probably mixed up; seconds.
 LONGEST_SNIPPET, SHORTEST_SNIPPET = 60.0, 0.01
-MOST_VARIATION = 2.0  # of the snippet's length from video to video
+MAX_RATIO = 2.0  # of the longest to the shortest snippet
 
 
 class Row(NamedTuple):
-    """What the report counts of one video."""
+    """The facts about one video that the report counts."""
 
     split: str
     segments: np.ndarray
@@ -25,14 +25,14 @@ class Row(NamedTuple):
 def make_report(
     info: base.Info, rows: Sequence[Row], handled: Mapping, source: Mapping, *, expected_seconds: float | None = None
 ) -> dict:
-    """The report as it is stored beside the records.
+    """Returns the report as it is stored in the folder of the records.
 
     Args:
       info: of the records.
-      rows: one for each video.
-      handled: {kind of dirt: [one line per case]}.
-      source: where the data came from.
-      expected_seconds: how long a snippet of the public features is, if known.
+      rows: one per video.
+      handled: {kind of finding: [one line per case]}.
+      source: files and folders that the data came from.
+      expected_seconds: length of a snippet of the public features, if known.
     """
 
     def per_split(count) -> dict:
@@ -65,22 +65,22 @@ def make_report(
 
 
 def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: float | None) -> list[str]:
-    """What is allowed but looks like a mistake."""
+    """Notes on valid input that looks like a mistake."""
     notes = []
     if expected and not 0.8 < info.seconds_per_snippet / expected < 1.25:
         notes.append(
-            f"a snippet lasts {info.seconds_per_snippet:.4g} s, with the public features {expected:.4g} s: do these "
-            "have another stride?"
+            f"a snippet lasts {info.seconds_per_snippet:.4g} s, but {expected:.4g} s in the public features: does the "
+            "stride differ?"
         )
     if seconds.max() > LONGEST_SNIPPET or seconds.min() < SHORTEST_SNIPPET:
         notes.append(
             f"a snippet lasts {seconds.min():.4g} to {seconds.max():.4g} s: are the times of the annotations really "
             f"{info.unit}? (--unit, --fps)"
         )
-    elif seconds.max() > MOST_VARIATION * seconds.min():
+    elif seconds.max() > MAX_RATIO * seconds.min():
         notes.append(
             f"the length of a snippet varies from {seconds.min():.4g} to {seconds.max():.4g} s: "
-            "do durations and features belong together?"
+            "do the durations belong to these features?"
         )
     for split in base.SPLITS:
         present = {int(c) for row in rows if row.split == split for c in row.segments[:, 0]}
@@ -97,7 +97,7 @@ def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: 
 
 
 def describe_report(report: Mapping) -> str:
-    """The report as the lines a user sees."""
+    """Returns the report as text for the terminal."""
     snippets, seconds = report["snippets_per_video"], report["seconds_per_snippet"]
     lines = [f"{report['dataset']}: {report['classes']} classes"]
     lines += [

@@ -1,54 +1,63 @@
-"""Videos of stick figures with their skeletons and annotations, to try the whole way from pixels to detections.
+"""Draws videos of stick figures with skeletons and annotations, to try every step from pixels to detections.
 
     python -m data_prep.stickfigures --output=data/stickfigures
 
-writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and classes.txt
-as `data_prep.build --dataset=custom` reads them, and weights/ of small encoders for RGB, flow and pose, drawn at random
-from the seed. Some persons are filmed in some rooms, at any size and pace, by cameras from three sides. Of the actions,
-some pass the same poses in the other order: sit down and stand up, raise and lower the arms, push and pull. It needs
-`pip install -e .[video]`.
+The command writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and
+classes.txt for `data_prep.build --dataset=custom`, and weights/ with small random encoders for RGB, flow and pose.
+Clothes, rooms, sizes, speeds and camera positions vary. Some pairs of actions have the same poses in reverse order:
+sit down and stand up, raise and lower the arms, push and pull. The command needs `pip install -e .[video]`.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
 from tqdm import tqdm
 
 from data_prep import execution
+from kd_jax.command_line import Parser, at_least, between
 from kd_jax.files import write_atomically, write_json
 from kd_jax.video.encoders import AGCN, I3D
 from kd_jax.video.encoders.weights import random_variables, write_weights
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
-SIZE, SHORTER_SIDE = 80, 96  # what the small I3D reads of such a frame
-PERSONS, ROOMS = 5, 4  # how many colours of clothes there are, and backgrounds
+SIZE, SHORTER_SIDE = 80, 96  # square that the small I3D reads, and shorter side of the frame
+PERSONS, ROOMS = 5, 4  # numbers of clothes and of backgrounds
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a figure stands: angles in radians, the rest from 0 to 1 or in metres."""
+    """The pose of a figure.
 
-    seat: float = 0.0  # 1 = seated
-    bend: float = 0.0  # of the trunk, forward
-    lift: tuple[float, float] = (0.1, 0.1)  # of the left and the right arm, from hanging
-    front: float = 0.0  # whether arms lift sideways (0) or forward (1)
+    Attributes:
+      seat: from 0, standing, to 1, seated.
+      bend: forward angle of the trunk, radians.
+      lift: angles of the left and the right arm from hanging, radians.
+      front: from 0, arms lifted to the side, to 1, forward.
+      elbow: angles of the left and the right elbow, radians.
+      swing: angle of the legs, one forward and one back, radians.
+      x: position to the side, metres.
+    """
+
+    seat: float = 0.0
+    bend: float = 0.0
+    lift: tuple[float, float] = (0.1, 0.1)
+    front: float = 0.0
     elbow: tuple[float, float] = (0.1, 0.1)
-    swing: float = 0.0  # of the legs, one forward and one back
-    x: float = 0.0  # metres to the side
+    swing: float = 0.0
+    x: float = 0.0
 
 
 def joints(pose: Pose, height: float = 1.7) -> np.ndarray:
-    """`[25, 3]` in metres: x to the figure's left, y up from the floor, z to its back."""
+    """Returns the joints `[25, 3]` in metres: x to the figure's left, y up from the floor, z to its back."""
     found = np.zeros((25, 3))
 
     def towards(angle: float, side: float = 0.0, front: float = 1.0) -> np.ndarray:
-        """A unit vector, `angle` away from hanging, to the side and forward in these parts."""
+        """A unit vector, `angle` away from hanging, with these shares to the side and forward."""
         return np.array([side * np.sin(angle), -np.cos(angle), -front * np.sin(angle)])
 
     trunk = -towards(-pose.bend)
@@ -90,7 +99,7 @@ def _push(pose: Pose, part: float) -> Pose:
     return replace(pose, lift=_both(0.3 + 1.2 * part), elbow=_both(2.2 - 2.1 * part), front=1.0)
 
 
-# name: (whether it can start from a pose, the pose after a part from 0 to 1 of its seconds)
+# name: (whether the action can start from a pose, the pose after a fraction of its seconds)
 ACTIONS: dict[str, tuple[Callable[[Pose], bool], Callable[[Pose, float, float], Pose]]] = {
     "sit down": (lambda p: p.seat == 0, lambda p, t, s: replace(p, seat=_ease(t))),
     "stand up": (lambda p: p.seat == 1, lambda p, t, s: replace(p, seat=1 - _ease(t))),
@@ -110,18 +119,18 @@ CLASSES = tuple(ACTIONS)
 
 @dataclass(frozen=True)
 class Scene:
-    """One video before it is drawn.
+    """The content of one video.
 
     Attributes:
       name: of the video.
-      actions: rows (class, start, end) in seconds.
-      poses: one a frame.
+      actions: (class, start, end) rows, in seconds.
+      poses: one per frame.
       height: of the figure, metres.
       yaw, tilt: of the camera, radians.
-      distance: of the figure from it, metres.
-      colors: of the body, the arms and the head, RGB.
-      room: its number.
-      seed: of what is drawn at random.
+      distance: from the camera to the figure, metres.
+      colors: RGB of the body, the arms and the head.
+      room: number of the background.
+      seed: of the noise.
     """
 
     name: str
@@ -142,26 +151,24 @@ class Scene:
 
 
 def make_scene(name: str, seed: int, seconds: float) -> Scene:
-    """Actions one after the other, with pauses, until the time is over."""
+    """Draws actions with pauses between them, until the video is at least `seconds` long."""
     rng = np.random.default_rng(seed)
-    pose, poses, actions = Pose(x=rng.uniform(-0.5, 0.5)), [], []
-
-    def go(number: float, pose_at: Callable[[float], Pose]) -> Pose:
-        count = max(2, round(number * FPS))
-        poses.extend(pose_at(i / (count - 1)) for i in range(count))
-        return poses[-1]
-
+    pose = Pose(x=rng.uniform(-0.5, 0.5))
+    poses: list[Pose] = []
+    actions = []
     while len(poses) < seconds * FPS:
-        start = pose
-        pose = go(rng.uniform(0.6, 2.0), lambda t, start=start: _between(start, _rest(start), _ease(t)))
-        name_of = str(rng.choice([action for action, (possible, _) in ACTIONS.items() if possible(pose)]))
-        length, start, act = rng.uniform(1.2, 2.8), pose, ACTIONS[name_of][1]
-        begin = act(start, 0.0, length)
-        if begin != start:  # takes the pose that the action starts from
-            go(0.3, lambda t, start=start, begin=begin: _between(start, begin, _ease(t)))
+        rest = _rest(pose)
+        poses += [_blend(pose, rest, _ease(part)) for part in _parts(rng.uniform(0.6, 2.0))]
+        pose = poses[-1]
+        action = str(rng.choice([action for action, (possible, _) in ACTIONS.items() if possible(pose)]))
+        length, act = rng.uniform(1.2, 2.8), ACTIONS[action][1]
+        begin = act(pose, 0.0, length)
+        if begin != pose:  # moves to the pose that the action starts from
+            poses += [_blend(pose, begin, _ease(part)) for part in _parts(0.3)]
         first = len(poses)
-        pose = go(length, lambda t, start=start, act=act, length=length: act(start, t, length))
-        actions.append((CLASSES.index(name_of), first / FPS, len(poses) / FPS))
+        poses += [act(pose, part, length) for part in _parts(length)]
+        pose = poses[-1]
+        actions.append((CLASSES.index(action), first / FPS, len(poses) / FPS))
     clothes = np.random.default_rng(rng.integers(PERSONS))
     return Scene(
         name=name,
@@ -177,13 +184,21 @@ def make_scene(name: str, seed: int, seconds: float) -> Scene:
     )
 
 
+def _parts(seconds: float) -> np.ndarray:
+    """Fractions from 0 to 1, one per frame of `seconds`, at least two."""
+    count = max(2, round(seconds * FPS))
+    return np.arange(count) / (count - 1)
+
+
 def _rest(pose: Pose) -> Pose:
-    """Where a figure comes to rest: as it is, but for arms that are lifted halfway, a bent trunk and legs astride."""
+    """The resting pose nearest to a pose: legs together, trunk upright, arms down unless both are raised."""
     arms = pose.lift if pose.lift[0] == pose.lift[1] and pose.lift[0] > 2 else _both(0.1)
     return replace(pose, bend=0.0, swing=0.0, lift=arms, elbow=_both(0.1), front=0.0, seat=round(pose.seat))
 
 
-def _between(a: Pose, b: Pose, part: float) -> Pose:
+def _blend(a: Pose, b: Pose, part: float) -> Pose:
+    """The pose that is a fraction `part` of the way from a to b."""
+
     def mix(x, y):
         return tuple(map(mix, x, y)) if isinstance(x, tuple) else x + (y - x) * part
 
@@ -191,7 +206,7 @@ def _between(a: Pose, b: Pose, part: float) -> Pose:
 
 
 def in_camera(scene: Scene) -> np.ndarray:
-    """`[F, 25, 3]` in metres: x to the right, y up, z away from the camera, as Kinect tells them."""
+    """Returns joints `[F, 25, 3]` in metres, in Kinect's axes: x to the right, y up, z away from the camera."""
     found = np.stack([joints(pose, scene.height) for pose in scene.poses])
     cos, sin = np.cos(scene.yaw), np.sin(scene.yaw)
     found = found @ np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]) - [0, 1.0, 0]
@@ -199,7 +214,7 @@ def in_camera(scene: Scene) -> np.ndarray:
     return found @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) + [0, 0, scene.distance]
 
 
-_LIMBS = [  # joints, colour, thickness in metres
+_LIMBS = [  # joints, index of the colour, thickness in metres
     *(((a, b), 0, 0.12) for a, b in ((0, 1), (1, 20), (20, 2), (0, 12), (0, 16))),
     *(((a, b), 0, 0.09) for a, b in ((12, 13), (13, 14), (14, 15), (16, 17), (17, 18), (18, 19))),
     *(((a, b), 1, 0.07) for a, b in ((20, 4), (4, 5), (5, 6), (6, 21), (20, 8), (8, 9), (9, 10), (10, 23))),
@@ -207,15 +222,15 @@ _LIMBS = [  # joints, colour, thickness in metres
 
 
 def draw(scene: Scene) -> Iterator[np.ndarray]:
-    """The frames, `[HEIGHT, WIDTH, 3]` uint8."""
-    import cv2  # here, because only drawing needs it
+    """Yields the frames, `[HEIGHT, WIDTH, 3]` uint8."""
+    import cv2  # here because only drawing needs it
 
     rng, room = np.random.default_rng(scene.seed + 1), np.random.default_rng(scene.room)
     background = np.full((HEIGHT, WIDTH, 3), room.integers(0, 110, 3), np.uint8)
     for _ in range(6):  # furniture
         corner, size = room.integers(0, (WIDTH, HEIGHT)), room.integers(8, 50, 2)
-        color = [int(c) for c in room.integers(0, 140, 3)]
-        cv2.rectangle(background, [int(x) for x in corner], [int(x) for x in corner + size], color, -1)
+        fill = [int(c) for c in room.integers(0, 140, 3)]
+        cv2.rectangle(background, [int(x) for x in corner], [int(x) for x in corner + size], fill, -1)
     focal = 0.9 * HEIGHT
     for body in in_camera(scene):
         frame = background.copy()
@@ -230,8 +245,8 @@ def draw(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
-    """An mp4 file of `FPS` frames a second, whole or not at all."""
-    import av  # here, because only videos need it
+    """Writes an mp4 file with `FPS` frames per second, atomically."""
+    import av  # here because only videos need it
 
     temporary = path.with_name(f".{path.name}")
     with av.open(str(temporary), "w", format="mp4") as container:
@@ -244,7 +259,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
 
 
 def skeleton_text(scene: Scene) -> str:
-    """NTU RGB+D's `.skeleton`: a few millimetres uncertain, with zeros for what is not known."""
+    """Returns the text of an NTU RGB+D `.skeleton` file, with noise of 4 mm; fields other than joints are made up."""
     rng = np.random.default_rng(scene.seed + 2)
     found = in_camera(scene)
     found = found + rng.normal(0, 0.004, found.shape)
@@ -256,7 +271,7 @@ def skeleton_text(scene: Scene) -> str:
 
 
 def write_one(output: str, name: str, seed: int, seconds: float) -> dict:
-    """Draws a video and its skeletons; returns its duration in seconds and its actions, as annotations have them."""
+    """Writes a video and its skeletons; returns its duration in seconds and its actions, as in annotations."""
     scene, folder = make_scene(name, seed, seconds), Path(output)
     write_video(folder / "videos" / f"{name}.mp4", draw(scene))
     write_atomically(folder / "skeletons" / f"{name}.skeleton", skeleton_text(scene).encode())
@@ -264,7 +279,7 @@ def write_one(output: str, name: str, seed: int, seconds: float) -> dict:
 
 
 def write_encoders(folder: Path, seed: int) -> None:
-    """Small encoders for RGB, flow and pose with weights drawn at random; deeper, random layers lose what was seen."""
+    """Writes small random encoders for RGB, flow and pose; random features of deeper ones would be less informative."""
     short = I3D(len(CLASSES), width=0.25, final_endpoint="Mixed_3c")
     models = {"rgb": short, "flow": short, "pose": AGCN(len(CLASSES), width=0.5)}
     for i, (modality, model) in enumerate(models.items()):
@@ -274,37 +289,41 @@ def write_encoders(folder: Path, seed: int) -> None:
         write_weights(folder / f"{modality}.npz", model, variables, modality=modality, source=source, **frame)
 
 
-def main(argv):
-    logging.set_verbosity(logging.WARNING)  # JAX would tell of the devices that it does not find
-    if len(argv) > 1:
-        sys.exit(f"data_prep.stickfigures: unexpected argument {argv[1]!r}; write --flag=value")
-    given = flags.FLAGS
+def parser() -> Parser:
+    """Returns the parser of the command line."""
+    options = Parser("data_prep.stickfigures", "Draw videos of stick figures with skeletons and annotations.")
+    options.add_argument("--output", required=True, help="Folder to make.")
+    options.add_argument("--train", type=at_least(1), default=32, help="Number of training videos (32).")
+    options.add_argument("--test", type=at_least(1), default=12, help="Number of test videos (12).")
+    options.add_argument("--seconds", type=between(1, 3600), default=40.0, help="Length of a video, about (40).")
+    options.add_argument("--seed", type=at_least(0), default=0, help="Seed of all random choices (0).")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with the arguments `argv`, or those of the process."""
+    given = parser().parse_args(argv)
     output = Path(given.output)
     if output.exists():
         sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
-    drawing = output.with_name(f".{output.name}.part")  # so that the folder is whole or not there at all
-    if drawing.exists():
-        shutil.rmtree(drawing)
+    unfinished = output.with_name(f".{output.name}.part")  # gets its name when it is complete
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
     for name in ("videos", "skeletons", "weights"):
-        (drawing / name).mkdir(parents=True)
+        (unfinished / name).mkdir(parents=True)
     names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
-    tasks = [(str(drawing), name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
+    tasks = [(str(unfinished), name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
     annotations: dict[str, dict] = {name: {} for name in names}  # in order
     drawn = execution.run(write_one, tasks, workers=os.cpu_count() or 1)
-    for index, told in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
-        annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **told}
-    write_encoders(drawing / "weights", given.seed)
-    write_atomically(drawing / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
-    write_json(drawing / "annotations.json", annotations)
-    drawing.rename(output)
+    for index, facts in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
+        annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **facts}
+    write_encoders(unfinished / "weights", given.seed)
+    write_atomically(unfinished / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
+    write_json(unfinished / "annotations.json", annotations)
+    unfinished.rename(output)
     count = sum(len(entry["actions"]) for entry in annotations.values())
     print(f"{output}: {len(annotations)} videos, {count} actions of {len(CLASSES)} classes")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "Folder to make.", required=True)
-    flags.DEFINE_integer("train", 32, "Training videos.", lower_bound=1)
-    flags.DEFINE_integer("test", 12, "Test videos.", lower_bound=1)
-    flags.DEFINE_float("seconds", 40.0, "Of a video, about.", lower_bound=1.0)
-    flags.DEFINE_integer("seed", 0, "Of all that is random.", lower_bound=0)
-    app.run(main)
+    main()

@@ -1,62 +1,67 @@
-"""Arrays of a TensorFlow checkpoint, read without TensorFlow.
+"""Reading of TensorFlow checkpoints without TensorFlow.
 
     arrays = read(Path('rgb_imagenet/model.ckpt'))  # {'RGB/inception_i3d/Conv3d_1a_7x7/conv_3d/w': …}
 
-A checkpoint is `model.ckpt.index`, a sorted table in LevelDB's format of what lies where (BundleEntryProto), and
-`model.ckpt.data-00000-of-00001`, the numbers.
+A checkpoint has two kinds of files. `model.ckpt.index` is a table in LevelDB's format that maps names to positions
+(BundleEntryProto). `model.ckpt.data-00000-of-00001` has the numbers.
 """
 
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 _MAGIC = 0xDB4775248B80FB57  # of LevelDB's tables
-_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # by TensorFlow's numbers
+_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # by TensorFlow's codes
+# Field numbers of BundleHeaderProto, BundleEntryProto and TensorShapeProto.
+_NUM_SHARDS = 1
+_DTYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _SLICES = 1, 2, 3, 4, 5, 7
+_DIM, _DIM_SIZE = 2, 1
 
 
 def prefix_of(path: Path) -> Path | None:
-    """The checkpoint that the user means by its prefix or one of its files; None if it is none."""
+    """Returns the prefix of a checkpoint from its prefix or one of its files; None if there is no checkpoint."""
     for suffix in (".index", ".meta", ".data-00000-of-00001"):
         path = path.with_name(path.name.removesuffix(suffix))
     return path if path.with_name(f"{path.name}.index").is_file() else None
 
 
 def read(prefix: Path) -> dict[str, np.ndarray]:
-    """All numeric arrays by name.
+    """Reads all numeric arrays by name.
 
     Raises:
-      FileNotFoundError: for a missing file of numbers.
-      ValueError: for an index that is damaged or compressed, and partitioned variables.
+      FileNotFoundError: if a data file is missing.
+      ValueError: for an index that is damaged or compressed, and for partitioned variables.
     """
     index = prefix.with_name(f"{prefix.name}.index")
     try:
         entries = dict(_table(index.read_bytes()))
-        shards = _fields(entries.pop(b"")).get(1, 1)
+        shards = _fields(entries.pop(b"")).get(_NUM_SHARDS, 1)
         found = {key.decode(): _fields(value) for key, value in entries.items()}
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{index} is no index of a TensorFlow checkpoint, or damaged ({error!r})") from None
     arrays = {}
     for name, entry in found.items():
-        if 7 in entry:
+        if _SLICES in entry:
             raise ValueError(f"{index}: {name} is partitioned; save the checkpoint without partitions")
-        if entry.get(1) not in _DTYPES:
-            continue  # a text, say
-        file = prefix.with_name(f"{prefix.name}.data-{entry.get(3, 0):05d}-of-{shards:05d}")
+        if entry.get(_DTYPE) not in _DTYPES:
+            continue  # not numeric
+        file = prefix.with_name(f"{prefix.name}.data-{entry.get(_SHARD, 0):05d}-of-{shards:05d}")
         arrays[name] = _numbers(file, name, entry)
     return arrays
 
 
 def _numbers(file: Path, name: str, entry: dict) -> np.ndarray:
-    dtype = np.dtype(_DTYPES[entry[1]])
-    shape = [_fields(size).get(1, 0) for size in _repeated(entry.get(2, b""), 2)]
+    dtype, offset, size = np.dtype(_DTYPES[entry[_DTYPE]]), entry.get(_OFFSET, 0), entry.get(_SIZE, 0)
+    shape = [_fields(dim).get(_DIM_SIZE, 0) for dim in _repeated(entry.get(_SHAPE, b""), _DIM)]
     count = int(np.prod(shape, dtype=np.int64))
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; it belongs beside {name}'s index")
-    if entry.get(5, 0) != count * dtype.itemsize or file.stat().st_size < entry.get(4, 0) + entry.get(5, 0):
+        raise FileNotFoundError(f"{file} is missing; it belongs next to the index, which has {name}")
+    if size != count * dtype.itemsize or file.stat().st_size < offset + size:
         raise ValueError(f"{file} is cut short or does not fit its index, at {name} {shape}")
-    return np.fromfile(file, dtype, count, offset=entry.get(4, 0)).reshape(shape)
+    return np.fromfile(file, dtype, count, offset=offset).reshape(shape)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -69,9 +74,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer message, in order."""
+def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The (number, value) fields of a protocol buffer message, in order."""
     at = 0
+    value: Any
     while at < len(data):
         tag, at = _varint(data, at)
         kind = tag & 7
@@ -83,21 +89,21 @@ def _messages(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         yield tag >> 3, value
 
 
-def _fields(data: bytes) -> dict[int, int | bytes]:
+def _fields(data: bytes) -> dict[int, Any]:
     return dict(_messages(data))
 
 
-def _repeated(data: bytes, field: int) -> list[bytes]:
+def _repeated(data: bytes, field: int) -> list[Any]:
     return [value for number, value in _messages(data) if number == field]
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table without compression, which TensorFlow does not use."""
+    """Keys and values of an uncompressed LevelDB table, the kind that TensorFlow writes."""
     footer = data[-48:]
     if len(footer) < 48 or struct.unpack("<Q", footer[40:])[0] != _MAGIC:
         raise KeyError("no LevelDB table")
     at = 0
-    for _ in range(2):  # where the index of other tables lies, then where that of this one does
+    for _ in range(2):  # the handle of the metadata index, then that of the data index
         offset, at = _varint(footer, at)
         size, at = _varint(footer, at)
     for _, handle in _block(data, offset, size):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.build import build, parse_features
+from data_prep.build import Options, build_records, main, parse_features
 from data_prep.report import describe_report
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
@@ -69,7 +69,7 @@ class Tree:
 
     def build(self, **options):
         options = {"output": str(self.root / "out"), **self.files(), **options}
-        return build("custom", **options)
+        return build_records(Options("custom", **options))
 
     def problems(self, **options):
         with pytest.raises(DataError) as caught:
@@ -316,12 +316,13 @@ def test_tsu(tree):
     for entry in tree.annotations.values():
         entry["duration"] *= 32
         entry["actions"] = [[50, 32 * s, 32 * e] for _, s, e in entry["actions"]]
-    info, _ = build("tsu", str(tree.root / "out"), **(files | {"annotations": tree.files()["annotations"]}))
+    files |= {"annotations": tree.files()["annotations"]}
+    info, _ = build_records(Options("tsu", str(tree.root / "out"), **files))
     assert (len(info.classes), info.classes[50], info.unit, info.fps) == (51, "class_50", "frames", 20.0)
     assert info.seconds_per_snippet == 16 / 20
     assert records.read(tree.root / "out", "train")[0].duration == 320
     with pytest.raises(DataError, match="3 names; tsu has 51"):
-        build("tsu", str(tree.root / "out2"), **tree.files())
+        build_records(Options("tsu", str(tree.root / "out2"), **tree.files()))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_tsu(tree):
 )
 def test_options_that_contradict(tmp_path, dataset, options, message):
     with pytest.raises(ValueError, match=message):
-        build(dataset, str(tmp_path / "out"), **options)
+        build_records(Options(dataset, str(tmp_path / "out"), **options))
 
 
 @pytest.mark.parametrize("features", [["rgb"], ["=x"], ["rgb="], ["r/b=x"], ["rgb=x", "rgb=y"]])
@@ -357,20 +358,18 @@ def test_bad_features_options(features):
         parse_features(features)
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "data_prep.build", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_command_line(tree):
+def test_command_line(tree, capsys):
     files = tree.files()
-    arguments = [f"--annotations={files['annotations'][0]}", f"--classes={files['classes']}"]
+    arguments = ["--dataset=custom", f"--annotations={files['annotations'][0]}", f"--classes={files['classes']}"]
     arguments += [f"--features={text}" for text in files["features"]] + [f"--output={tree.root / 'out'}"]
-    result = run("--dataset=custom", *arguments)
+    command = [sys.executable, "-m", "data_prep.build", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "2 videos        3 actions        32 snippets" in result.stdout and "0.5 s per snippet" in result.stdout
-    again = run("--dataset=custom", *arguments)
-    assert again.returncode == 1 and "replace them with --overwrite" in again.stderr and "Traceback" not in again.stderr
+    with pytest.raises(SystemExit, match="^data_prep.build: .*replace them with --overwrite"):
+        main(arguments)
+    main([*arguments, "--check", "--overwrite"])
+    assert "Nothing was written (--check)." in capsys.readouterr().out
 
 
 def test_command_line_reports_problems_without_a_traceback(tree):
@@ -378,13 +377,13 @@ def test_command_line_reports_problems_without_a_traceback(tree):
     files = tree.files()
     arguments = [f"--annotations={files['annotations'][0]}", f"--classes={files['classes']}"]
     arguments += [f"--features={text}" for text in files["features"]]
-    result = run("--dataset=custom", *arguments, f"--output={tree.root / 'out'}")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.startswith("data_prep.build: 1 problem in the input; nothing was written\nclass (1):\n  a: [9")
+    message = r"^data_prep.build: 1 problem in the input; nothing was written\nclass \(1\):\n  a: \[9"
+    with pytest.raises(SystemExit, match=message):
+        main(["--dataset=custom", *arguments, f"--output={tree.root / 'out'}"])
 
 
 def test_synthetic_records_are_the_set_in_memory(tmp_path):
-    info, report = build("synthetic", str(tmp_path / "out"), seed=2)
+    info, report = build_records(Options("synthetic", str(tmp_path / "out"), seed=2))
     expected, splits = synthetic.make(2)
     assert info == expected == records.read_info(tmp_path / "out")
     assert report["videos"] == {split: len(videos) for split, videos in splits.items()}
@@ -424,12 +423,12 @@ def test_checking_writes_nothing(tree):
     assert (info, report) == tree.build()
     tree.action([7, 1, 2])
     with pytest.raises(DataError):
-        build("custom", None, **tree.files(), check=True)
+        build_records(Options("custom", None, **tree.files(), check=True))
 
 
 def test_an_output_is_needed(tree):
     with pytest.raises(ValueError, match="--output is missing"):
-        build("custom", None, **tree.files())
+        build_records(Options("custom", None, **tree.files()))
 
 
 @pytest.mark.parametrize("how", [{"workers": 2}, {"runner": "DirectRunner"}], ids=["processes", "Apache Beam"])
@@ -459,10 +458,10 @@ def test_a_killed_build_leaves_no_records_and_the_next_one_removes_its_folder(tr
     code = f"""
 import os, sys
 sys.path[:0] = [{str(ROOT)!r}]
-from data_prep.build import build
+from data_prep.build import Options, build_records
 from kd_jax.data import records
 records.finish = lambda *_: os._exit(9)
-build("custom", {str(tree.root / "out")!r}, **{tree.files()!r})
+build_records(Options("custom", {str(tree.root / "out")!r}, **{tree.files()!r}))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert not (tree.root / "out").exists()
@@ -509,12 +508,8 @@ def test_thumos14_to_records(tmp_path):
         inside = (windows > 4 * 30) & (windows < 8 * 30)
         np.save(tmp_path / f"i3d/{video}.npy", np.repeat(inside[:, None], 2048, axis=1).astype(np.float32))
     (tmp_path / "thumos14.json").write_text(json.dumps({"database": content}))
-    info, report = build(
-        "thumos14",
-        str(tmp_path / "out"),
-        annotations=[str(tmp_path / "thumos14.json")],
-        features=[f"rgb+flow={tmp_path / 'i3d'}"],
-    )
+    files = {"annotations": [str(tmp_path / "thumos14.json")], "features": [f"rgb+flow={tmp_path / 'i3d'}"]}
+    info, report = build_records(Options("thumos14", str(tmp_path / "out"), **files))
     assert info.modalities == {"rgb": 1024, "flow": 1024} and info.head == "sparse"
     assert info.seconds_per_snippet == pytest.approx(4 / 30) and len(report["handled"][PADDED]) == 2
     for split in base.SPLITS:
@@ -524,9 +519,25 @@ def test_thumos14_to_records(tmp_path):
         np.testing.assert_array_equal(video.ambiguous, [[9, 10]])
 
 
-def test_every_data_set_is_listed():
-    result = run("--list")
-    assert result.returncode == 0, result.stderr
+def test_every_data_set_is_listed(capsys):
+    main(["--list"])
+    listed = capsys.readouterr().out
     for name, description in DATASETS.items():
-        assert f"{name} — {description.title}" in result.stdout and f"--dataset={name} " in result.stdout
-    assert "--dataset is missing: one of custom, tsu, charades" in run("--output=x").stderr
+        assert f"{name} — {description.title}" in listed and f"--dataset={name} " in listed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--output=x"], "--dataset is missing: one of custom, tsu, charades"),
+        (["--dataset=tvseries"], "--dataset: invalid choice: 'tvseries'"),
+        (["--dataset=custom", "--workers=0"], "--workers: 0 must be an integer of at least 1"),
+        (["--dataset=custom", "--fps=fast"], "--fps: invalid float value: 'fast'"),
+        (["--dataset=custom", "mine"], "unexpected argument 'mine'"),
+        (["--dataset=custom", "--feature=rgb=x"], "unexpected argument '--feature=rgb=x'; did you mean --features"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_one_sentence(arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert str(ended.value).startswith(f"data_prep.build: {message}") and "\n" not in str(ended.value)

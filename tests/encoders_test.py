@@ -1,4 +1,4 @@
-"""I3D and AGCN give what the authors' code gives, and published weights become theirs without loss or silence."""
+"""I3D and AGCN equal the authors' code, and published weights are converted completely or refused."""
 
 import json
 import zlib
@@ -52,13 +52,13 @@ def clip(golden) -> np.ndarray:
 
 
 def slice64(x) -> np.ndarray:
-    """Of our layout, channels last, what the golden files keep of theirs, channels second."""
+    """The 64 values that the golden files keep, which have channels second; `x` has channels last."""
     flat = np.moveaxis(np.asarray(x), -1, 1).ravel()
     return flat[np.linspace(0, flat.size - 1, 64).astype(np.int64)]
 
 
 def encode(model, variables, x, names) -> tuple:
-    """What the encoder returns, and what each of the named layers did."""
+    """Returns the encoder's output, and the outputs of the named layers."""
 
     @jax.jit
     def run(variables, x):

@@ -1,4 +1,4 @@
-"""The same tasks in one process, in several, as a Beam pipeline: the same results; what fails ends the whole."""
+"""Tasks have equal results in one process, in several and in a Beam pipeline; a failure ends all tasks."""
 
 import os
 import signal

@@ -36,7 +36,7 @@ def test_named_modules_exist():
 def test_named_flags_exist():
     for module in ("kd_jax.main", "kd_jax.predict", "data_prep.build", "data_prep.convert_weights"):
         known = subprocess.run(
-            [sys.executable, "-m", module, "--helpfull"], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
         ).stdout
         for command in re.findall(rf"python -m {re.escape(module)}((?:.*\\\n)*.*)", TEXT):
             for flag in re.findall(r"--([a-z_]+)(?=[=\s\]])", command):

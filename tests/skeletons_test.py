@@ -1,4 +1,4 @@
-"""Skeleton files → two bodies a frame, moved and turned alike."""
+"""Reading of skeleton files: two bodies per frame, translated and rotated."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_of_three_bodies_the_two_that_spread_most_are_kept_in_their_places(tmp_p
     frames[3] = {}  # nobody
     path = tmp_path / "a.skeleton"
     path.write_text(ntu(frames))
-    found = skeletons.read(path)
+    found = skeletons.read_skeletons(path)
     assert found.shape == (5, 2, 25, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found[0], [frames[0][9], frames[0][8]], rtol=1e-6)
     assert not found[2, 0].any() and found[2, 1].any() and not found[3].any()
@@ -41,7 +41,7 @@ def test_the_body_whose_joints_spread_most_is_the_first(tmp_path):
     joints[:, 1] = np.linspace(-1, 1, 25)  # stands still, deviation 0.6 of one coordinate
     frames = [{1: 0.1 * joints + [0.3 * i, 0, 0], 2: joints} for i in range(3)]  # small, walks: 0.24 + 0.06
     (tmp_path / "a.skeleton").write_text(ntu(frames))
-    np.testing.assert_allclose(skeletons.read(tmp_path / "a.skeleton")[0], [joints, 0.1 * joints], rtol=1e-6)
+    np.testing.assert_allclose(skeletons.read_skeletons(tmp_path / "a.skeleton")[0], [joints, 0.1 * joints], rtol=1e-6)
 
 
 def test_one_body_leaves_the_second_empty_and_pku_mmd_is_read_alike(tmp_path):
@@ -50,14 +50,14 @@ def test_one_body_leaves_the_second_empty_and_pku_mmd_is_read_alike(tmp_path):
     (tmp_path / "a.skeleton").write_text(ntu([{1: joints} for joints in frames]))
     rows = [" ".join(map(str, [*joints.ravel(), *[0.0] * 75])) for joints in frames]
     (tmp_path / "b.txt").write_text("\n".join(rows) + "\n")
-    ours, theirs = (skeletons.read(tmp_path / name) for name in ("a.skeleton", "b.txt"))
+    ours, theirs = (skeletons.read_skeletons(tmp_path / name) for name in ("a.skeleton", "b.txt"))
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(ours[:, 0], frames, rtol=1e-6)
     assert not ours[:, 1].any()
 
 
 def test_normalised_by_hand():
-    """A figure that leans to its left at (1, 2, 3), and one beside it."""
+    """Two figures side by side; the first one is at (1, 2, 3) and leans to its left."""
     first = np.zeros((25, 3))
     first[0] = [1, 2, 3]
     first[1] = [2, 2, 3]  # the spine points along x
@@ -78,7 +78,7 @@ def test_normalised_by_hand():
 
 def test_snippets_repeat_the_last_frame():
     frames = np.arange(20.0)[:, None, None, None] * np.ones((1, 2, 25, 3))
-    first, second = skeletons.snippets(frames, Sampling())
+    first, second = skeletons.cut_snippets(frames, Sampling())
     np.testing.assert_array_equal(first[:, 0, 0, 0], np.arange(16))
     np.testing.assert_array_equal(second[:, 0, 0, 0], [16, 17, 18, 19] + 12 * [19])
 
@@ -102,4 +102,4 @@ def test_snippets_repeat_the_last_frame():
 def test_each_bad_file_is_named_with_its_reason(name, text, reason, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(VideoError, match=f"{tmp_path / name}.*{reason}"):
-        skeletons.read(tmp_path / name)
+        skeletons.read_skeletons(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The picture of what was found: frames keep their shape, bars stand where the actions are."""
+"""The picture of detections: frames keep their shape, bars are drawn at the times of actions."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Video files → frames and snippets: times, rotation, cuts, and files that are no good."""
+"""Reading of videos: frame times, rotation, flow and snippets; refusal of files that cannot be used."""
 
 import struct
 import wave
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.video.videos import Sampling, VideoError, frames, name_of, probe, snippets
+from kd_jax.video.videos import Sampling, VideoError, cut_snippets, name_of, probe_video, read_frames
 
 
 def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None):
@@ -35,8 +35,8 @@ def grey(levels, height=48, width=64):
 
 
 def levels(video):
-    """The grey level of each frame, as written: a step of 5 is more than what compression changes."""
-    return [round(frame.mean() / 5) * 5 for frame in frames(video, 32)]
+    """The grey level of each frame, rounded to steps of 5, which are larger than changes by compression."""
+    return [round(frame.mean() / 5) * 5 for frame in read_frames(video, 32)]
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 50), st.sampled_from(["repeat", "drop"]))
@@ -48,8 +48,8 @@ def test_as_many_snippets_as_counted_of_the_frames_they_say(num_frames, length, 
 
     video = videos.Video(None, 4, 4, num_frames, 25.0, 0, False, num_frames)
     numbered = (np.full((4, 4, 3), i, np.uint8) for i in range(num_frames))
-    with mock.patch.object(videos, "frames", lambda video, side: numbered):
-        made = list(snippets(video, "rgb", Sampling(length, stride, last, size=4, shorter_side=4)))
+    with mock.patch.object(videos, "read_frames", lambda video, side: numbered):
+        made = list(cut_snippets(video, "rgb", Sampling(length, stride, last, size=4, shorter_side=4)))
     assert len(made) == sampling.count(num_frames)
     for i, snippet in enumerate(made):
         wanted = np.minimum(np.arange(length) + i * stride, num_frames - 1)
@@ -63,10 +63,10 @@ def test_as_many_snippets_as_counted_of_the_frames_they_say(num_frames, length, 
 def test_frames_come_as_written_and_are_cut_from_the_middle(tmp_path):
     picture = np.zeros((48, 96, 3), np.uint8)
     picture[:, 24:72] = [200, 100, 50]  # the central square
-    video = probe(write(tmp_path / "a.mp4", [picture] * 20))
+    video = probe_video(write(tmp_path / "a.mp4", [picture] * 20))
     assert (video.width, video.height, video.num_frames, video.fps, video.rotation) == (96, 48, 20, 25.0, 0)
     assert video.duration == 0.8 and not video.resampled
-    first, second = snippets(video, "rgb", Sampling(size=40, shorter_side=48))
+    first, second = cut_snippets(video, "rgb", Sampling(size=40, shorter_side=48))
     assert first.shape == second.shape == (16, 40, 40, 3) and first.dtype == np.uint8
     assert np.abs(first.mean((0, 1, 2)) - [200, 100, 50]).max() < 6
 
@@ -77,7 +77,7 @@ def test_frames_come_as_written_and_are_cut_from_the_middle(tmp_path):
 def test_containers_and_codecs(name, codec, tmp_path):
     levels_in = list(range(50, 150, 5))
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-    video = probe(write(tmp_path / name, grey(levels_in), rate=30, codec=codec, pix_fmt=pix_fmt))
+    video = probe_video(write(tmp_path / name, grey(levels_in), rate=30, codec=codec, pix_fmt=pix_fmt))
     assert levels(video) == levels_in and video.fps == pytest.approx(30, rel=2e-3)
 
 
@@ -86,15 +86,15 @@ def test_uneven_times_become_even_and_a_rate_can_be_asked_for(tmp_path):
     times = [40 * i for i in range(10)] + [400 + 200 * i for i in range(5)]
     levels_in = [20 + 10 * i for i in range(15)]
     path = write(tmp_path / "uneven.mkv", grey(levels_in), times=times)
-    video = probe(path, fps=25.0)
+    video = probe_video(path, fps=25.0)
     assert video.resampled and video.stored_frames == 15
     shown = levels(video)
     assert shown[:10] == levels_in[:10] and shown[10:25] == np.repeat(levels_in[10:13], 5).tolist()
-    own = probe(path)
+    own = probe_video(path)
     assert own.resampled and own.num_frames == 15 and own.duration == pytest.approx(1.286, abs=1e-3)
     assert len(levels(own)) == 15
 
-    almost = probe(write(tmp_path / "ntsc.mp4", grey([100] * 30), rate=Fraction(30000, 1001)), fps=30.0)
+    almost = probe_video(write(tmp_path / "ntsc.mp4", grey([100] * 30), rate=Fraction(30000, 1001)), fps=30.0)
     assert not almost.resampled and almost.num_frames == 30
 
 
@@ -102,7 +102,7 @@ def test_uneven_times_become_even_and_a_rate_can_be_asked_for(tmp_path):
 @pytest.mark.parametrize("rate, fps, steps", [(60, 30, [2]), (50, 25, [2]), (60, 15, [4]), (15, 30, [0, 1])])
 def test_frames_are_left_out_and_repeated_at_even_steps(name, rate, fps, steps, tmp_path):
     levels_in = [40 + 5 * i for i in range(40)]
-    video = probe(write(tmp_path / name, grey(levels_in), rate=rate), fps=float(fps))
+    video = probe_video(write(tmp_path / name, grey(levels_in), rate=rate), fps=float(fps))
     assert video.resampled and video.num_frames == 40 * fps // rate
     found = [(level - 40) // 5 for level in levels(video)]
     assert found[0] == 0 and set(np.diff(found)) == set(steps) and found[-1] == 39 - max(steps) + 1
@@ -119,11 +119,11 @@ def test_a_video_cut_without_encoding_anew_begins_where_it_was_cut(tmp_path):
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, to
                 cut.mux(packet)
-    video = probe(tmp_path / "cut.mp4")
+    video = probe_video(tmp_path / "cut.mp4")
     assert video.num_frames == 30 and levels(video) == levels_in[10:]
     (tmp_path / "short.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:-200])
     with pytest.raises(VideoError):
-        probe(tmp_path / "short.mp4")
+        probe_video(tmp_path / "short.mp4")
 
 
 @pytest.mark.parametrize("codec, pix_fmt", [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
@@ -137,11 +137,11 @@ def test_an_avi_from_which_frames_were_dropped_is_whole(codec, pix_fmt, tmp_path
             frame.pts, frame.time_base = i, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert probe(tmp_path / "a.avi").stored_frames == 47
+    assert probe_video(tmp_path / "a.avi").stored_frames == 47
     content = (tmp_path / "a.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     with pytest.raises(VideoError, match="cut.avi is cut short: .* of its 50 frames"):
-        probe(tmp_path / "cut.avi")
+        probe_video(tmp_path / "cut.avi")
 
 
 def test_a_rotated_recording_is_turned(tmp_path):
@@ -159,8 +159,8 @@ def test_a_rotated_recording_is_turned(tmp_path):
         content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
         turned = tmp_path / "turned.mp4"
         turned.write_bytes(content)
-        video = probe(turned)
-        frame = next(frames(video, 48))
+        video = probe_video(turned)
+        frame = next(read_frames(video, 48))
         assert frame.shape[:2] == (video.height, video.width) == ((48, 64) if matrix[0] else (64, 48))
         assert frame[brighter].mean() > 200 and 90 < frame.mean() < 160
 
@@ -170,27 +170,27 @@ def test_flow_is_what_moved(tmp_path):
         np.random.default_rng(0).integers(0, 255, (12, 24), np.uint8).repeat(8, 0).repeat(8, 1)[..., None].repeat(3, 2)
     )
     moved = [np.roll(texture, (i, 2 * i), (0, 1)) for i in range(5)]  # 2 pixels to the right, 1 down, each frame
-    video = probe(write(tmp_path / "a.mkv", moved, codec="ffv1", pix_fmt="bgr0"))
-    (flow,) = snippets(video, "flow", Sampling(length=5, size=48, shorter_side=96))
+    video = probe_video(write(tmp_path / "a.mkv", moved, codec="ffv1", pix_fmt="bgr0"))
+    (flow,) = cut_snippets(video, "flow", Sampling(length=5, size=48, shorter_side=96))
     assert flow.shape == (5, 48, 48, 2) and flow.dtype == np.float16
     np.testing.assert_allclose(np.median(flow, (1, 2)), np.tile([[2 / 20, 1 / 20]], (5, 1)), atol=0.01)
-    jump = probe(write(tmp_path / "b.mkv", grey([0, 255]), codec="ffv1", pix_fmt="bgr0"))
-    assert np.abs(next(snippets(jump, "flow", Sampling(size=32, shorter_side=48)))).max() <= 1
-    still = probe(write(tmp_path / "c.mkv", moved[:1], codec="ffv1", pix_fmt="bgr0"))
-    (flow,) = snippets(still, "flow", Sampling(size=48, shorter_side=96))
+    jump = probe_video(write(tmp_path / "b.mkv", grey([0, 255]), codec="ffv1", pix_fmt="bgr0"))
+    assert np.abs(next(cut_snippets(jump, "flow", Sampling(size=32, shorter_side=48)))).max() <= 1
+    still = probe_video(write(tmp_path / "c.mkv", moved[:1], codec="ffv1", pix_fmt="bgr0"))
+    (flow,) = cut_snippets(still, "flow", Sampling(size=48, shorter_side=96))
     assert flow.shape == (16, 48, 48, 2) and not flow.any()
 
 
 def test_one_frame_is_a_snippet_if_it_may_be_repeated(tmp_path):
-    video = probe(write(tmp_path / "a.mkv", grey([100])))
+    video = probe_video(write(tmp_path / "a.mkv", grey([100])))
     assert video.num_frames == 1
-    (snippet,) = snippets(video, "rgb", Sampling(size=32, shorter_side=48))
+    (snippet,) = cut_snippets(video, "rgb", Sampling(size=32, shorter_side=48))
     assert snippet.shape == (16, 32, 32, 3)
-    assert list(snippets(video, "rgb", Sampling(last="drop", size=32, shorter_side=48))) == []
+    assert list(cut_snippets(video, "rgb", Sampling(last="drop", size=32, shorter_side=48))) == []
 
 
 def bad_files(folder):
-    """{name: what is said of it}"""
+    """Writes files that cannot be used; returns {name: pattern of the reason}."""
     (folder / "notes.txt").write_text("no video at all\n" * 50)
     av.VideoFrame.from_ndarray(grey([100])[0], format="rgb24").save(str(folder / "picture.png"))
     (folder / "empty.mp4").touch()
@@ -225,15 +225,15 @@ def test_a_file_that_is_cut_short_is_noticed_by_its_duration(name, codec, tmp_pa
     rng = np.random.default_rng(0)
     pictures = list(rng.integers(0, 255, (100, 48, 64, 3), np.uint8))
     content = write(tmp_path / name, pictures, codec=codec).read_bytes()
-    assert probe(tmp_path / name).num_frames == 100
+    assert probe_video(tmp_path / name).num_frames == 100
     (tmp_path / f"cut_{name}").write_bytes(content[: len(content) // 2])
     with pytest.raises(VideoError, match=rf"cut_{name} is cut short: [12]\.\d of its 4\.0 seconds are there; copy it"):
-        probe(tmp_path / f"cut_{name}")
+        probe_video(tmp_path / f"cut_{name}")
 
-    live = write(tmp_path / f"live_{name}", pictures, codec=codec, options={"live": "1"})  # tells no duration
-    assert probe(live).num_frames == 100
+    live = write(tmp_path / f"live_{name}", pictures, codec=codec, options={"live": "1"})  # states no duration
+    assert probe_video(live).num_frames == 100
     times = [40 * i for i in range(50)] + [9000]  # the last but one is shown for seven seconds
-    assert probe(write(tmp_path / f"uneven_{name}", pictures[:51], codec=codec, times=times)).stored_frames == 51
+    assert probe_video(write(tmp_path / f"uneven_{name}", pictures[:51], codec=codec, times=times)).stored_frames == 51
 
 
 def test_sound_may_last_longer_than_the_video(tmp_path):
@@ -252,7 +252,7 @@ def test_sound_may_last_longer_than_the_video(tmp_path):
             frame.rate, frame.pts, frame.time_base = 8000, 8000 * i, Fraction(1, 8000)
             container.mux(sound.encode(frame))
         container.mux(sound.encode())
-    assert probe(path).num_frames == 25
+    assert probe_video(path).num_frames == 25
 
 
 @pytest.mark.parametrize(
@@ -272,17 +272,17 @@ def test_a_video_is_called_as_its_file_and_one_of_ntu_as_its_skeletons(file, nam
 SHARED = Path(__file__).parents[2] / "shared" / "real" / "videos"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real videos lie beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real videos, which are not committed")
 def test_real_videos_have_the_frames_that_their_readme_states():
     expected = {"demo.mp4": 280, "test.mp4": 300, "test.avi": 164, "PS7A1P1T1.avi": 109, "PS7A2P2T1.avi": 61}
     expected |= {"PS7A3P3T1.avi": 78, "S001C001P001R001A001_rgb.avi": 103, "v_CricketShot_g04_c01_rgb.gif": 79}
-    assert {path.name: probe(path).stored_frames for path in SHARED.iterdir() if path.suffix != ".md"} == expected
+    assert {path.name: probe_video(path).stored_frames for path in SHARED.iterdir() if path.suffix != ".md"} == expected
 
 
 def test_each_bad_file_is_named_with_its_reason(tmp_path):
     for name, reason in bad_files(tmp_path).items():
         with pytest.raises(VideoError, match=f"{tmp_path / name}.*{reason}"):
-            probe(tmp_path / name)
+            probe_video(tmp_path / name)
 
 
 @pytest.mark.parametrize("change", [{"length": 0}, {"stride": -1}, {"last": "pad"}, {"flow": "raft"}, {"size": 300}])

@@ -1,1 +1,1 @@
-"""Video and skeleton files to snippets and features."""
+"""Video and skeleton files: snippets, features and pictures."""

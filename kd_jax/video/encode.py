@@ -1,16 +1,17 @@
-"""Snippets → features, in batches over all devices.
+"""Encoding of snippets into features, in batches over all devices.
 
     weights = read_weights(Path('weights/i3d_rgb.npz'))
-    for key, features in encode(weights, enumerate(batched(snippets, 8)), batch_size=8): ...
-    features, frames = encode_video(weights, probe(Path('kitchen.mp4')), Sampling(), batch_size=8)
+    for key, features in encode_batches(weights, enumerate(batched(snippets, 8)), batch_size=8): ...
+    features, frames = encode_video(weights, probe_video(Path('kitchen.mp4')), Sampling(), batch_size=8)
 
-A batch holds snippets of one video, so that features do not depend on what else is encoded, or when. An encoder is
-compiled once for a shape of snippets and each size of `_rows`.
+A batch holds snippets of one video, so that its features do not depend on other videos. An encoder is compiled once
+for each snippet shape and each number of rows that `_num_rows` returns.
 """
 
 import functools
 import itertools
 from collections.abc import Hashable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,52 +22,48 @@ from kd_jax import runtime, sharding
 from kd_jax.video import videos
 from kd_jax.video.encoders.weights import Weights
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def batched(snippets: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """The snippets of one video, `[N, …]` at a time: N is the batch size, of the last batch what is left."""
+    """Stacks the snippets of one video into batches `[N, …]`; N is `batch_size`, or less in the last batch."""
     snippets = iter(snippets)
     while batch := list(itertools.islice(snippets, batch_size)):
         yield np.stack(batch)
 
 
-def encode(
-    weights: Weights, batches: Iterable[tuple[Hashable, np.ndarray]], *, batch_size: int
-) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Encodes batches of snippets of one shape, those of several videos in any order.
-
-    A batch is computed while the next one is gathered.
+def encode_batches(
+    weights: Weights, batches: Iterable[tuple[Key, np.ndarray]], *, batch_size: int
+) -> Iterator[tuple[Key, np.ndarray]]:
+    """Encodes batches of snippets. The next batch is read while one is computed.
 
     Args:
       weights: from `read_weights`.
-      batches: (key, `[N, …]` snippets), as `batched` makes them.
-      batch_size: snippets a forward pass, over all devices; the largest N.
+      batches: (key, `[N, …]` snippets) as `batched` makes them, all of one snippet shape.
+      batch_size: snippets per forward pass, over all devices; the largest N.
 
     Yields:
-      (key, `[N, D]` float32), in the order of the batches.
+      (key, `[N, D]` float32), in the order of `batches`.
     """
     mesh = sharding.data_mesh()
     variables = sharding.replicate(weights.variables, mesh)
     run = _compiled()
-    ahead = None
-
-    def finish(key, count, features):
-        return key, sharding.fetch(features, mesh)[:count]
-
+    pending = None
     for key, batch in batches:
-        rows = _rows(len(batch), batch_size, mesh)
+        rows = _num_rows(len(batch), batch_size, mesh)
         filled = np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1))
         features = run(weights.model, variables, sharding.shard(filled, rows, mesh))
-        if ahead:
-            yield finish(*ahead)
-        ahead = key, len(batch), features
-    if ahead:
-        yield finish(*ahead)
+        if pending:
+            yield pending[0], sharding.fetch(pending[2], mesh)[: pending[1]]
+        pending = key, len(batch), features
+    if pending:
+        yield pending[0], sharding.fetch(pending[2], mesh)[: pending[1]]
 
 
-def _rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """The least of batch_size, batch_size / 2, … that holds so many snippets and spreads evenly over the devices.
+def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """The least of batch_size, batch_size / 2, … that holds `count` snippets and divides evenly over the devices.
 
-    Little is wasted on the end of a video, and few shapes are compiled.
+    The last batch of a video wastes little computation, and few shapes are compiled.
     """
     rows = sharding.device_rows(batch_size, mesh)
     while rows % (2 * mesh.size) == 0 and rows // 2 >= count:
@@ -77,32 +74,33 @@ def _rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
 def encode_video(
     weights: Weights, video: videos.Video, sampling: videos.Sampling, *, batch_size: int, num_frames: int = 0
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """All of one video.
+    """Encodes one video.
 
     Args:
       weights: from `read_weights`, for RGB or flow.
-      video: from `videos.probe`.
-      sampling: how it is cut.
-      batch_size: snippets a forward pass.
-      num_frames: how many frames to keep, at even distances.
+      video: from `videos.probe_video`.
+      sampling: how the video is cut.
+      batch_size: snippets per forward pass.
+      num_frames: number of evenly spaced frames to return as well.
 
     Returns:
-      `[T, D]` float32, and the frames, `[size, size, 3]` uint8 each; none of flow.
+      Features `[T, D]` float32, and frames `[size, size, 3]` uint8; no frames for flow.
 
     Raises:
-      VideoError: where the file is damaged, or shorter than a snippet that is not filled up.
+      VideoError: if the file is damaged or, with `last='drop'`, shorter than a snippet.
     """
-    count, frames = sampling.count_of(video.path, video.num_frames), []
+    count = sampling.count_of(video.path, video.num_frames)
+    frames: list[np.ndarray] = []
     kept = {round(i) for i in np.linspace(0, count - 1, min(num_frames, count))}
 
-    def shown() -> Iterator[np.ndarray]:
-        made = videos.snippets(video, weights.modality, sampling)
-        for index, snippet in enumerate(tqdm(made, video.path.name, count, leave=False, unit="snippet", disable=None)):
+    def snippets() -> Iterator[np.ndarray]:
+        cut = videos.cut_snippets(video, weights.modality, sampling)
+        for index, snippet in enumerate(tqdm(cut, video.path.name, count, leave=False, unit="snippet", disable=None)):
             if index in kept and snippet.dtype == np.uint8:
                 frames.append(snippet[len(snippet) // 2].copy())
             yield snippet
 
-    encoded = encode(weights, enumerate(batched(shown(), batch_size)), batch_size=batch_size)
+    encoded = encode_batches(weights, enumerate(batched(snippets(), batch_size)), batch_size=batch_size)
     return np.concatenate([features for _, features in encoded]), frames
 
 
@@ -112,6 +110,6 @@ def _compiled():
 
 
 def _features(model, variables, clips: jax.Array) -> jax.Array:
-    """`[B, D]`: of frames as bytes, which are made -1 to 1 here, or of flow or joints as they are."""
+    """`[B, D]` features. Frames are bytes, scaled to -1 … 1 here; flow and joints are used as they are."""
     clips = clips.astype(jnp.float32) / 127.5 - 1 if clips.dtype == jnp.uint8 else clips
     return model.apply(variables, clips).features.mean(1)

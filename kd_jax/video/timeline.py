@@ -1,4 +1,4 @@
-"""A picture of what was found in a video: frames along the top, a row of bars for each class below.
+"""Pictures of detections: frames along the top, one row of bars per class below.
 
 draw(Path('kitchen.png'), frames, duration=61.5, detections=table, classes=names)
 """
@@ -11,8 +11,8 @@ import numpy as np
 
 from kd_jax.files import write_atomically
 
-FLATTEST = 8  # how many times as wide as high the frames are, together, at least
-MOST_CLASSES = 20  # rows that a picture has; those with the best detections
+MIN_ASPECT = 8  # width divided by height of the row of frames, at least
+MAX_CLASSES = 20  # rows of bars; the classes with the highest scores are shown
 
 
 def draw(
@@ -23,23 +23,27 @@ def draw(
     detections: np.ndarray,
     classes: Sequence[str],
 ) -> None:
-    """Writes the picture, whole or not at all.
+    """Writes the picture atomically.
 
     Args:
-      path: of the .png file.
-      frames: `[height, width, 3]` uint8 each, at even distances; none where flow was read.
+      path: the .png file.
+      frames: evenly spaced frames, `[height, width, 3]` uint8; empty if only flow was read.
       duration: of the video, seconds.
-      detections: `[N, 4]`: class, start, end in seconds, score.
-      classes: all names.
+      detections: `[N, 4]`: class, start and end in seconds, score.
+      classes: all class names.
+
+    Raises:
+      ValueError: if matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # here, because only pictures need it
+        from matplotlib.figure import Figure  # here because only pictures need it
     except ImportError:
         raise ValueError("a picture needs matplotlib; pip install -e .[video]") from None
-    best = {int(c): detections[detections[:, 0] == c, 3].max() for c in np.unique(detections[:, 0])}
-    shown = sorted(sorted(best, key=best.get, reverse=True)[:MOST_CLASSES])
-    figure = Figure(figsize=(12, 2.2 + 0.3 * max(len(shown), 1)), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 0.3 * max(len(shown), 1) + 0.2])
+    best = {int(c): float(detections[detections[:, 0] == c, 3].max()) for c in np.unique(detections[:, 0])}
+    shown = sorted(sorted(best, key=lambda c: best[c], reverse=True)[:MAX_CLASSES])
+    rows = max(len(shown), 1)
+    figure = Figure(figsize=(12, 2.2 + 0.3 * rows), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 0.3 * rows + 0.2])
     if len(frames):
         strip = _strip(frames)
         above.imshow(strip, extent=(0, duration, 0, 1), aspect="auto")
@@ -49,26 +53,24 @@ def draw(
     above.set_ylim(0, 1)
     above.axis("off")
     for row, label in enumerate(shown):
-        of_class = detections[detections[:, 0] == label]
-        color = f"C{label % 10}"
-        for _, start, end, score in of_class:
-            below.barh(row, end - start, left=start, height=0.7, color=color, alpha=float(np.clip(score, 0.15, 1)))
+        for _, start, end, score in detections[detections[:, 0] == label]:
+            alpha = float(np.clip(score, 0.15, 1))
+            below.barh(row, end - start, left=start, height=0.7, color=f"C{label % 10}", alpha=alpha)
     below.set_yticks(range(len(shown)), [classes[label] for label in shown])
-    below.set_ylim(max(len(shown), 1) - 0.5, -0.5)
-    below.set_xlabel("seconds; a bar is the darker, the higher its score")
+    below.set_ylim(rows - 0.5, -0.5)
+    below.set_xlabel("seconds; darker bars have higher scores")
     below.grid(axis="x", alpha=0.3)
-    left_out = len(best) - len(shown)
-    if left_out:
-        figure.suptitle(f"{left_out} more classes were found, less surely")
+    if hidden := len(best) - len(shown):
+        figure.suptitle(f"{hidden} more classes were found, with lower scores")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     write_atomically(path, stream.getvalue())
 
 
 def _strip(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """The frames side by side, white around each where they are few: at least `FLATTEST` times as wide as high."""
+    """The frames in a row, with white gaps if there are few, at least `MIN_ASPECT` times as wide as high."""
     height, width = frames[0].shape[:2]
-    slot = max(width + width // 25, -(-FLATTEST * height // len(frames)))
+    slot = max(width + width // 25, -(-MIN_ASPECT * height // len(frames)))
     strip = np.full((height, slot * len(frames), 3), 255, np.uint8)
     for i, frame in enumerate(frames):
         left = i * slot + (slot - width) // 2

@@ -1,48 +1,51 @@
-"""Video files → snippets of frames or of optical flow, ready for an encoder.
+"""Reading of video files: frames, optical flow and the snippets that an encoder takes.
 
-    video = probe(Path('kitchen.mp4'))                              # its size, frames and frames per second
-    for snippet in snippets(video, 'rgb', Sampling()): ...          # [16, 224, 224, 3] uint8, one after the other
+    video = probe_video(Path('kitchen.mp4'))                   # size, number of frames, frames per second
+    for snippet in cut_snippets(video, 'rgb', Sampling()): ...  # [16, 224, 224, 3] uint8
 
-Frames pass one by one: a video of any length needs the memory of one snippet. As published (Carreira and Zisserman,
-CVPR 2017), the shorter side becomes 256 pixels, the central 224 × 224 are kept, and flow is limited to ±20 pixels a
-frame. PyAV decodes and OpenCV finds the flow: `pip install -e .[video]`.
+Frames are streamed: a video of any length needs the memory of one snippet. The defaults are those of Carreira and
+Zisserman (CVPR 2017): the shorter side is scaled to 256 pixels, the central 224 × 224 are kept, and flow is clipped to
+±20 pixels per frame. PyAV decodes and OpenCV computes flow: `pip install -e .[video]`.
 """
 
+import argparse
 import collections
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import flags
 
-# Of the files that a folder is searched for.
-SUFFIXES = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm")
-SUFFIXES += (".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
+# File endings that are recognised in a folder.
+SUFFIXES: tuple[str, ...] = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
+SUFFIXES += (".ts", ".webm", ".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
+ENDS = ("repeat", "drop")
 FLOWS = ("dis", "tvl1")
-FLOW_LIMIT = 20.0  # pixels a frame, as published
-_SMALLEST, _NARROWEST = 16, 8  # pixels of a frame's shorter side; how many times as long the other may be
+FLOW_LIMIT = 20.0  # pixels per frame, as published
+_MIN_SIDE, _MAX_ASPECT = 16, 8  # a frame's shorter side in pixels; its longer side divided by the shorter
 
 
 class VideoError(ValueError):
-    """A file that cannot be read as a video: its name, why, and what helps."""
+    """A file that cannot be read as a video. The message has its name, the reason and a remedy."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """What a file holds, as `frames` gives it.
+    """A video file, as `read_frames` returns it.
 
     Attributes:
-      path: of the file.
-      width, height: pixels, as shown, after rotation.
-      num_frames: how many.
+      path: the file.
+      width, height: pixels, after rotation.
+      num_frames: number of frames.
       fps: frames per second.
-      rotation: 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise to be shown.
-      resampled: whether frames are repeated or left out, so that they come `fps` times a second: because the caller
-        asked for it, or because the file's own come at uneven times.
-      stored_frames: of the file.
+      rotation: 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise.
+      resampled: whether frames are repeated or left out to get `fps` frames per second. This is the case if the caller
+        asked for another rate, or if the file's frames are unevenly spaced.
+      stored_frames: number of frames in the file.
     """
 
     path: Path
@@ -65,13 +68,13 @@ class Sampling:
     """How a video is cut into snippets.
 
     Attributes:
-      length: frames of a snippet.
-      stride: frames from the start of one to that of the next.
-      last: what becomes of frames at the end that fill no snippet: 'repeat' fills it with the last frame, so that all
-        frames count and every video has a snippet; 'drop' leaves them out.
-      size: pixels of the central square that is kept.
-      shorter_side: pixels, before that.
-      flow: 'dis', or 'tvl1' as published, which takes a hundred times as long.
+      length: frames per snippet.
+      stride: frames from the start of a snippet to the start of the next.
+      last: 'repeat' fills an incomplete last snippet with the last frame, so that every frame is used and every video
+        has a snippet; 'drop' leaves the incomplete snippet out.
+      size: side of the central square that is kept, in pixels.
+      shorter_side: shorter side of the frame that the square is cut from, in pixels.
+      flow: 'dis', or 'tvl1' as published, which is a hundred times slower.
     """
 
     length: int = 16
@@ -86,208 +89,275 @@ class Sampling:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
         if self.size > self.shorter_side:
-            raise ValueError(f"size={self.size}, but it is cut out of shorter_side={self.shorter_side} pixels")
-        for name, known in (("last", ("repeat", "drop")), ("flow", FLOWS)):
+            raise ValueError(f"size={self.size} must not be above shorter_side={self.shorter_side}")
+        for name, known in (("last", ENDS), ("flow", FLOWS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
 
     def count(self, num_frames: int) -> int:
-        """T, the snippets of so many frames; 0 where there is none."""
-        behind_first = num_frames - self.length
+        """Returns T, the number of snippets in `num_frames` frames."""
+        after_first = num_frames - self.length
         if self.last == "drop":
-            return max(0, behind_first // self.stride + 1)
-        starts = -(-num_frames // self.stride)  # a snippet has a frame of its own
-        return min(-(-max(behind_first, 0) // self.stride) + 1, starts)
+            return max(0, after_first // self.stride + 1)
+        starts = -(-num_frames // self.stride)  # every snippet starts at a frame that exists
+        return min(-(-max(after_first, 0) // self.stride) + 1, starts)
 
     def count_of(self, path: Path, num_frames: int) -> int:
-        """T of a file; a VideoError where there is no snippet."""
+        """Returns T of a file; raises VideoError if it is 0."""
         if not (count := self.count(num_frames)):
             raise VideoError(
-                f"{path} has {num_frames} frames, less than a snippet of {self.length}; --last=repeat fills it up"
+                f"{path} has {num_frames} frames, fewer than a snippet of {self.length}; --last=repeat fills it up"
             )
         return count
 
 
-_UNUSED = {"rgb": {"flow"}, "flow": set(), "pose": {"size", "shorter_side", "flow"}}  # by features of a modality
+_UNUSED: dict[str, set[str]] = {"rgb": {"flow"}, "flow": set(), "pose": {"size", "shorter_side", "flow"}}
 
 
-def used(modality: str) -> list[str]:
-    """The fields of `Sampling` that features of rgb, flow or pose depend on."""
+def sampling_fields(modality: str) -> list[str]:
+    """Returns the fields of `Sampling` that affect features of rgb, flow or pose."""
     return [field.name for field in fields(Sampling) if field.name not in _UNUSED[modality]]
 
 
-def define_flags(first: str = "") -> None:
-    """The command line's options of `sampling`; `first` is what comes before their defaults."""
-    flags.DEFINE_integer("length", None, f"Of videos: frames of a snippet ({first}16).")
-    flags.DEFINE_integer("stride", None, f"Of videos: frames from one snippet to the next ({first}16).")
-    flags.DEFINE_enum("last", None, ["repeat", "drop"], f"Frames at the end that fill no snippet ({first}repeat).")
-    flags.DEFINE_integer("size", None, f"Pixels of the central square that is kept ({first}as the weights say, 224).")
-    flags.DEFINE_integer(
-        "shorter_side", None, f"Pixels of a frame's shorter side before that ({first}as the weights say, 256)."
-    )
-    flags.DEFINE_enum("flow", None, FLOWS, f"How flow is found ({first}dis); tvl1 as published, 100 times slower.")
-
-
-def sampling(given, modality: str, known: Mapping) -> Sampling:
-    """What the options of `define_flags` say and, where they say nothing, what is known.
+def add_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Adds the command-line options that `sampling` reads.
 
     Args:
-      given: absl's flags.
+      parser: of the command.
+      otherwise: how the help introduces the default values; '' for only the values.
+    """
+    group = parser.add_argument_group("snippets")
+    group.add_argument("--length", type=int, help=f"Frames per snippet ({otherwise}16).")
+    group.add_argument("--stride", type=int, help=f"Frames from one snippet to the next ({otherwise}16).")
+    group.add_argument("--last", choices=ENDS, help=f"Fill or drop an incomplete last snippet ({otherwise}repeat).")
+    group.add_argument("--size", type=int, help=f"Side of the central square, pixels ({otherwise}the weights', 224).")
+    group.add_argument(
+        "--shorter_side",
+        type=int,
+        help=f"Shorter side of the frame before that, pixels ({otherwise}the weights', 256).",
+    )
+    group.add_argument(
+        "--flow", choices=FLOWS, help=f"Method for flow; the published tvl1 is 100 times slower ({otherwise}dis)."
+    )
+
+
+def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sampling:
+    """Builds a `Sampling` from options, or else from what features or weights were made with.
+
+    Args:
+      given: parsed options, with those of `add_options`.
       modality: rgb, flow or pose.
-      known: fields of `Sampling` by name, of the encoder's manifest or of a run's features, among others.
+      manifest: fields of `Sampling` by name; other keys are ignored.
 
     Raises:
-      ValueError: for an impossible choice, or an option that has no effect on the modality.
+      ValueError: for an invalid value, or an option that has no effect on the modality.
     """
     refuse_vain(given, _UNUSED[modality], modality)
-    chosen = {}
-    for name in used(modality):
-        if given[name].value is not None:
-            chosen[name] = given[name].value
-        elif name in known:
-            chosen[name] = known[name]
-    return Sampling(**chosen)
+    chosen = {name: getattr(given, name) for name in sampling_fields(modality) if getattr(given, name) is not None}
+    return Sampling(**{name: manifest[name] for name in sampling_fields(modality) if name in manifest} | chosen)
 
 
-def refuse_vain(given, names: Iterable[str], what: str) -> None:
-    """Raises ValueError if one of the options is given that have no effect on `what`."""
-    if vain := [f"--{name}" for name in sorted(names) if given[name].present]:
-        raise ValueError(f"{', '.join(vain)} would have no effect on {what}; leave it out")
+def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -> None:
+    """Raises ValueError if one of these options is given, which `because` makes ineffective.
+
+    Args:
+      given: parsed options; those that are not given are None.
+      names: of the options.
+      because: the option or property that makes them ineffective.
+    """
+    if vain := [f"--{name}" for name in sorted(names) if getattr(given, name) is not None]:
+        raise ValueError(f"{', '.join(vain)} would have no effect on {because}; leave it out")
 
 
 def name_of(path: Path) -> str:
-    """What a video is called: its file without its ending, and NTU RGB+D's `_rgb`, so that its skeletons are too."""
+    """Returns the name of a video: its file name without ending and, for NTU RGB+D, `_rgb`, which skeletons lack."""
     return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", path.stem)
 
 
-def probe(path: Path, fps: float | None = None) -> Video:
-    """Reads when each frame is shown, without decoding more than the first.
+def probe_video(path: Path, fps: float | None = None) -> Video:
+    """Reads the time of each frame. Only the first frame is decoded.
 
     Args:
-      path: of the file.
-      fps: frames per second to sample it at; None for its own.
+      path: the file.
+      fps: frames per second to sample it at; None for its own rate.
 
     Raises:
-      VideoError: for a file that is no video, is cut short, has no frame, or frames too small or too narrow.
-      ValueError: for an impossible fps.
+      VideoError: for a file that is no video, is cut short, has no frames, or has frames too small or too narrow.
+      ValueError: for an invalid fps.
     """
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"fps={fps}; it must be above 0 and at most 1000")
-    with _opened(path) as (container, stream):
-        # No more: all packets of a long video would be as large as its file. One that was cut without encoding anew has
-        # frames before its first, which others are predicted from and nobody is shown.
-        times, unseen, end, last = [], 0, 0.0, 0
-        for packet in _guarded(path, container.demux()):
-            if packet.stream.index == stream.index and packet.size:
-                if packet.is_discard:
-                    unseen += 1
-                else:
-                    times.append(packet.pts)
-                last = packet.dts if packet.dts is not None else last
+    timing = _read_timing(path)
+    _check_whole(path, timing)
+    width, height, rotation = _read_geometry(path)
+    own, uneven = _own_rate(timing)
+    resampled = uneven or (fps is not None and abs(fps - own) > 1.001e-3 * own)  # 29.97 counts as 30
+    rate = (fps or own) if resampled else own
+    count = max(1, round(timing.num_frames / own * rate)) if resampled else timing.num_frames
+    return Video(path, width, height, count, rate, rotation, resampled, timing.num_frames)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Times in a file, in seconds, and what its header states about them."""
+
+    times: np.ndarray | None  # of each frame, sorted; None if the file does not have them
+    num_frames: int
+    stated_frames: int  # 0 or less if the header states none
+    end: float  # of the last packet of any stream
+    stated_end: float  # 0 if the header states none
+    stated_rate: float  # frames per second
+
+
+def _read_timing(path: Path) -> _Timing:
+    # Packets are not kept, since together they are as large as the file. A video that was cut without re-encoding has
+    # discarded frames before its first one: later frames are predicted from them, but no player shows them.
+    times, discarded, end, last_dts = [], 0, 0.0, 0
+    with _open_video(path) as (container, stream):
+        for packet in _decode(path, container.demux()):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        stored, promised = len(times), stream.frames - unseen
-        if container.format.name == "avi":  # which counts frames that were dropped, too, in its number and in its times
-            promised = stored if last + 1 >= promised else promised
-        # Some tell how long they last instead; a live recording does not, and some recorders round it up.
-        tells = container.format.name.startswith(("matroska", "flv"))
-        lasts = (container.duration or 0) / 1e6 if tells else 0.0
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        times = np.sort(np.array(times, np.float64)) * float(stream.time_base) if None not in times else None
-    cut = f"{stored} of its {promised} frames" if stored < promised else ""
-    if lasts - end > max(1.0, 0.01 * lasts):
-        cut = f"{end:.1f} of its {lasts:.1f} seconds"
-    if cut:
-        raise VideoError(
-            f"{path} is cut short: {cut} are there; copy it again, or keep what is there: "
-            f"ffmpeg -i {path.name} -c copy shorter{path.suffix}"
+            if packet.stream.index != stream.index or not packet.size:
+                continue
+            if packet.is_discard:
+                discarded += 1
+            else:
+                times.append(packet.pts)
+            last_dts = packet.dts if packet.dts is not None else last_dts
+        stated = stream.frames - discarded
+        if container.format.name == "avi" and last_dts + 1 >= stated:
+            stated = len(times)  # the header and the time stamps of AVI also count frames that were dropped
+        # These containers state a duration instead of a number of frames; live recordings state none.
+        has_duration = container.format.name.startswith(("matroska", "flv"))
+        complete = None not in times
+        return _Timing(
+            times=np.sort(np.array(times, np.float64)) * float(stream.time_base) if complete else None,
+            num_frames=len(times),
+            stated_frames=stated,
+            end=end,
+            stated_end=(container.duration or 0) / 1e6 if has_duration else 0.0,
+            stated_rate=float(stream.average_rate or stream.guessed_rate or 25),
         )
-    with _opened(path) as (container, stream):
-        first = next(_guarded(path, container.decode(stream)), None)
+
+
+def _check_whole(path: Path, timing: _Timing) -> None:
+    """Raises VideoError if the file has less than its header states."""
+    if timing.stated_end - timing.end > max(1.0, 0.01 * timing.stated_end):
+        found = f"{timing.end:.1f} of its {timing.stated_end:.1f} seconds"
+    elif timing.num_frames < timing.stated_frames:
+        found = f"{timing.num_frames} of its {timing.stated_frames} frames"
+    else:
+        return
+    raise VideoError(
+        f"{path} is cut short: {found} are there; copy it again, or keep what is there: "
+        f"ffmpeg -i {path.name} -c copy shorter{path.suffix}"
+    )
+
+
+def _read_geometry(path: Path) -> tuple[int, int, int]:
+    """Width and height as shown, and the rotation, from the first frame."""
+    with _open_video(path) as (container, stream):
+        first = next(_decode(path, container.decode(stream)), None)
     if first is None:
         raise VideoError(f"{path} has no frame")
     rotation = round(first.rotation / 90) * 90 % 360
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     shorter, longer = sorted((width, height))
-    if shorter < _SMALLEST or longer > _NARROWEST * shorter:
+    if shorter < _MIN_SIDE or longer > _MAX_ASPECT * shorter:
         raise VideoError(
-            f"{path}: its frames have {width} × {height} pixels; the shorter side must have {_SMALLEST} at least, the "
-            f"longer {_NARROWEST} times as many at most"
+            f"{path}: its frames have {width} × {height} pixels; the shorter side must have {_MIN_SIDE} at least, the "
+            f"longer {_MAX_ASPECT} times as many at most"
         )
-    uneven = False
-    if times is not None and stored > 1 and times[-1] > times[0]:
-        own = (stored - 1) / (times[-1] - times[0])
-        rate = rate if abs(own - rate) < 0.01 * rate else own  # 30000/1001 is more exact than times in milliseconds
-        uneven = bool(np.abs(times - times[0] - np.arange(stored) / own).max() > 0.75 / own)
-    resampled = uneven or (fps is not None and abs(fps - rate) > 1.001e-3 * rate)  # 29.97 is 30
-    wanted = (fps or rate) if resampled else rate
-    count = max(1, round(stored / rate * wanted)) if resampled else stored
-    return Video(path, width, height, count, wanted, rotation, resampled, stored)
+    return width, height, rotation
 
 
-def frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
-    """Each frame as it is shown, `[height, width, 3]` uint8, its shorter side of so many pixels.
+def _own_rate(timing: _Timing) -> tuple[float, bool]:
+    """Frames per second, and whether frames are unevenly spaced."""
+    times, count, stated = timing.times, timing.num_frames, timing.stated_rate
+    if times is None or count < 2 or times[-1] <= times[0]:
+        return stated, False
+    measured = (count - 1) / (times[-1] - times[0])
+    deviation = np.abs(times - times[0] - np.arange(count) / measured).max()
+    # The stated 30000/1001 is more exact than a rate measured from times in milliseconds.
+    return stated if abs(measured - stated) < 0.01 * stated else measured, bool(deviation > 0.75 / measured)
+
+
+def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
+    """Decodes a video.
+
+    Args:
+      video: from `probe_video`.
+      shorter_side: pixels that the shorter side is scaled to.
+
+    Yields:
+      `[height, width, 3]` uint8, `video.num_frames` times.
 
     Raises:
-      VideoError: where the file is damaged.
+      VideoError: if the file is damaged.
     """
     scale = shorter_side / min(video.width, video.height)
     size = [max(shorter_side, round(length * scale)) for length in (video.width, video.height)]
     size = size[::-1] if video.rotation % 180 else size
-    # At k / fps the frame is shown that is due half a frame later, so that times that are rounded choose the same one.
+    # Sample k shows the frame that is due half a frame after k / fps, so that rounded times select the same frame.
     early = min(video.num_frames / video.stored_frames, 1) / 2
-    given, before, start = 0, None, None
-    with _opened(video.path) as (container, stream):
-        for frame in _guarded(video.path, container.decode(stream)):
-            small = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
-            shown = np.rot90(small, video.rotation // 90)
+    count, start = 0, None
+    previous: Any = None
+    with _open_video(video.path) as (container, stream):
+        for frame in _decode(video.path, container.decode(stream)):
+            scaled = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
+            turned = np.rot90(scaled, video.rotation // 90)
             if not video.resampled:
-                given += 1
-                yield shown
+                count += 1
+                yield turned
                 continue
             start = frame.time or 0.0 if start is None else start
             due = min(math.ceil(((frame.time or 0.0) - start) * video.fps - early), video.num_frames)
-            for _ in range(given, due):  # the frame before lasts until this one
-                yield before
-            given, before = max(given, due), shown
-    if before is not None:
-        for _ in range(given, video.num_frames):
-            yield before
-        given = video.num_frames
-    if given < video.num_frames:
-        raise VideoError(f"{video.path} is damaged: {given} of its {video.num_frames} frames can be decoded")
+            for _ in range(count, due):  # the previous frame lasts until this one
+                yield previous
+            count, previous = max(count, due), turned
+    if previous is not None:
+        for _ in range(count, video.num_frames):
+            yield previous
+        count = video.num_frames
+    if count < video.num_frames:
+        raise VideoError(f"{video.path} is damaged: {count} of its {video.num_frames} frames can be decoded")
 
 
-def snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np.ndarray]:
-    """The snippets of a video, `sampling.count(video.num_frames)` of them.
+def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np.ndarray]:
+    """Cuts a video into snippets.
 
     Args:
-      video: from `probe`.
+      video: from `probe_video`.
       modality: 'rgb' or 'flow'.
-      sampling: how it is cut.
+      sampling: how to cut.
 
     Yields:
-      RGB: `[length, size, size, 3]` uint8. Flow: `[length, size, size, 2]` float16, horizontal and vertical, from -1
-      to 1, which is 20 pixels; that of a frame leads to the next one, that of the last frame repeats the one before,
-      so that both have as many.
+      `sampling.count(video.num_frames)` snippets. RGB: `[length, size, size, 3]` uint8. Flow: `[length, size, size, 2]`
+      float16, horizontal and vertical, where 1 is 20 pixels. The flow of a frame leads to the next frame; the last
+      flow is repeated, so that both modalities have equally many.
+
+    Raises:
+      VideoError: if the file is damaged.
     """
-    shown = frames(video, sampling.shorter_side)
-    kept = (_crop(frame, sampling.size) for frame in shown) if modality == "rgb" else _flows(shown, sampling)
-    window: collections.deque = collections.deque()  # frames from `start` on
+    whole = read_frames(video, sampling.shorter_side)
+    frames = (_crop(frame, sampling.size) for frame in whole) if modality == "rgb" else _flows(whole, sampling)
+    window: collections.deque = collections.deque()  # frames from the next snippet's start on
     start, made, total = 0, 0, sampling.count(video.num_frames)
-    for place, frame in enumerate(kept):
+    for place, frame in enumerate(frames):  # to the end, even after the last snippet, to find damage there
         if place >= start and made < total:
             window.append(frame)
         if len(window) == sampling.length:
             yield np.stack(window)
             made, start = made + 1, start + sampling.stride
-            for _ in range(min(sampling.stride, len(window))):
-                window.popleft()
-    while made < total:
+            _drop_first(window, sampling.stride)
+    for _ in range(made, total):
         yield np.stack([*window, *[frame] * (sampling.length - len(window))])
-        made += 1
-        for _ in range(min(sampling.stride, len(window))):
-            window.popleft()
+        _drop_first(window, sampling.stride)
+
+
+def _drop_first(window: collections.deque, count: int) -> None:
+    for _ in range(min(count, len(window))):
+        window.popleft()
 
 
 def _crop(frame: np.ndarray, size: int) -> np.ndarray:
@@ -295,64 +365,59 @@ def _crop(frame: np.ndarray, size: int) -> np.ndarray:
     return frame[top : top + size, left : left + size]
 
 
-def _flows(shown: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndarray]:
-    """Of each frame to the next, found on the whole frame, then cut and scaled."""
-    import cv2  # here, because only flow needs it
+def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndarray]:
+    """The flow from each frame to the next, computed on whole frames, then cropped and scaled to -1 … 1."""
+    import cv2  # here because only flow needs it
 
-    cv2.setNumThreads(1)  # several videos at a time are better
+    cv2.setNumThreads(1)  # several videos at a time are faster than several threads
+    method: Any
     if sampling.flow == "dis":
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    elif hasattr(cv2, "optflow"):
-        flow = cv2.optflow.DualTVL1OpticalFlow_create()
+        method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     else:
-        raise VideoError("flow='tvl1' needs opencv-contrib-python-headless; install it, or choose 'dis'")
-    before, moved = None, None
-    for frame in shown:
+        try:
+            method = cv2.optflow.DualTVL1OpticalFlow.create()
+        except AttributeError:
+            raise VideoError("flow='tvl1' needs opencv-contrib-python-headless; install it, or choose 'dis'") from None
+    previous, flow = None, np.zeros((sampling.size, sampling.size, 2), np.float16)
+    for frame in frames:
         grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
-        if before is not None:
-            found = _crop(flow.calc(before, grey, None), sampling.size)
-            moved = (np.clip(found, -FLOW_LIMIT, FLOW_LIMIT) / FLOW_LIMIT).astype(np.float16)
-            yield moved
-        before = grey
-    yield np.zeros((sampling.size, sampling.size, 2), np.float16) if moved is None else moved
+        if previous is not None:
+            pixels = _crop(method.calc(previous, grey, None), sampling.size)
+            flow = (np.clip(pixels, -FLOW_LIMIT, FLOW_LIMIT) / FLOW_LIMIT).astype(np.float16)
+            yield flow
+        previous = grey
+    yield flow
 
 
-class _opened:
-    """A video file and its first video stream, closed behind."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self):
-        try:
-            import av  # here, because only videos need it
-        except ImportError:
-            raise VideoError(f"{self._path}: videos need PyAV and OpenCV; pip install -e .[video]") from None
-        try:
-            self._container = av.open(str(self._path), metadata_errors="ignore")
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self._path} cannot be read as a video ({_reason(error)}); if it is one, it is damaged or cut short: "
-                "copy it again"
-            ) from None
-        kind = self._container.format.name
-        if kind == "tty" or kind.endswith("_pipe") or not self._container.streams.video:  # FFmpeg shows texts as films
-            self._container.close()
-            raise VideoError(f"{self._path} has no video in it")
-        stream = self._container.streams.video[0]
+@contextlib.contextmanager
+def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and first video stream."""
+    try:
+        import av  # here because only videos need it
+    except ImportError:
+        raise VideoError(f"{path}: videos need PyAV and OpenCV; pip install -e .[video]") from None
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path} cannot be read as a video ({_reason(error)}); if it is one, it is damaged or cut short; "
+            "copy it again"
+        ) from None
+    with container:
+        kind = container.format.name
+        if kind == "tty" or kind.endswith("_pipe") or not container.streams.video:  # FFmpeg opens texts and pictures
+            raise VideoError(f"{path} has no video in it")
+        stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        return self._container, stream
-
-    def __exit__(self, *_):
-        self._container.close()
+        yield container, stream
 
 
-def _guarded(path: Path, iterator: Iterator) -> Iterator:
-    """What a decoder gives, its errors as `VideoError`."""
+def _decode(path: Path, packets: Iterator) -> Iterator:
+    """Yields from an iterator of PyAV and turns its errors into VideoError."""
     import av
 
     try:
-        yield from iterator
+        yield from packets
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} is damaged ({_reason(error)})") from None
 

@@ -1,4 +1,4 @@
-"""Frozen encoders: frames or skeletons of one snippet → its features."""
+"""Frozen encoders of snippets: frames, optical flow or skeletons to features."""
 
 from kd_jax.video.encoders.agcn import AGCN
 from kd_jax.video.encoders.i3d import I3D

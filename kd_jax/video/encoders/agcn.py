@@ -1,11 +1,11 @@
-"""AGCN: adaptive graph convolutions over a skeleton's joints, the encoder of 3D pose.
+"""AGCN: adaptive graph convolutions over the joints of skeletons, an encoder of 3D pose.
 
     encoder = AGCN(num_classes=60)
     encoded = encoder.apply(variables, skeletons)  # [B, F, persons, 25, 3], metres
     encoded.features                               # [B, 1, 256]
 
-Shi et al., "Two-Stream Adaptive Graph Convolutional Networks", CVPR 2019, the joint stream, with the arithmetic of its
-public code. It is an encoder that has been trained: there is no training mode.
+The network is the joint stream of Shi et al., "Two-Stream Adaptive Graph Convolutional Networks", CVPR 2019, with the
+arithmetic of its public code. There is no training mode.
 """
 
 import flax.linen as nn
@@ -16,14 +16,17 @@ import numpy as np
 from kd_jax.video.encoders.layers import Encoded, FrozenBatchNorm
 from kd_jax.video.skeletons import JOINTS
 
-# The joint that each is attached to, from 0; the spine between the shoulders, 20, is the root.
+# The parent of each joint. The root is 20, the spine between the shoulders.
 _PARENTS = [1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, None, 22, 7, 24, 11]
 BLOCKS = [(64, 1)] * 4 + [(128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1)]  # channels, stride
 ENDPOINTS = tuple(f"l{i + 1}" for i in range(len(BLOCKS)))  # as published
 
 
 def adjacency() -> np.ndarray:
-    """`[3, 25, 25]`: each joint itself, inward and outward neighbours; a column sums to 1, or 0 without neighbours."""
+    """Returns `[3, 25, 25]`: self-links, inward links and outward links.
+
+    A column sums to 1, or to 0 if the joint has no such link.
+    """
     inward = np.zeros((JOINTS, JOINTS), np.float32)
     for joint, parent in enumerate(_PARENTS):
         if parent is not None:
@@ -33,7 +36,7 @@ def adjacency() -> np.ndarray:
 
 
 class _Convolution(nn.Module):
-    """Over frames, `[N, F, V, channels]`, with bias and, taken into the kernel, batch normalisation."""
+    """Convolution over frames of `[N, F, V, channels]`, with a bias and batch normalisation folded into the kernel."""
 
     channels: int
     frames: int = 1
@@ -57,7 +60,7 @@ class _Convolution(nn.Module):
 
 
 class _Graph(nn.Module):
-    """Joints learn from joints: by the skeleton, by learnt links, and by links that the movement itself suggests."""
+    """Graph convolution over joints; links are those of the skeleton plus learnt ones plus data-dependent ones."""
 
     channels: int
     dtype: jnp.dtype = jnp.float32
@@ -66,7 +69,8 @@ class _Graph(nn.Module):
     def __call__(self, x):
         fixed = adjacency()
         learnt = self.param("links", nn.initializers.constant(1e-6), fixed.shape)
-        inner, y = self.channels // 4, 0
+        inner = self.channels // 4
+        y: jax.Array | int = 0
         for i in range(len(fixed)):
             a, b = (nn.Dense(inner, dtype=self.dtype, name=f"{part}_{i}")(x) for part in ("a", "b"))
             similar = jnp.einsum("nfvc,nfwc->nvw", a, b, preferred_element_type=jnp.float32)
@@ -81,7 +85,7 @@ class _Graph(nn.Module):
 
 
 class _Block(nn.Module):
-    """A graph convolution, a convolution over 9 frames, and what came in beside them."""
+    """A graph convolution and a convolution over 9 frames, with a residual connection."""
 
     channels: int
     stride: int
@@ -100,14 +104,14 @@ class _Block(nn.Module):
 
 
 class AGCN(nn.Module):
-    """Skeletons → one feature and class scores a clip.
+    """Computes one feature vector and class scores per clip of skeletons.
 
-    What a block of `ENDPOINTS` gave, `[B · persons, F', 25, channels]`, `apply` returns too if asked:
-    `capture_intermediates=True, mutable="intermediates"`.
+    `apply(…, capture_intermediates=True, mutable="intermediates")` also returns the outputs of `ENDPOINTS`,
+    `[B · persons, F', 25, channels]`.
 
     Attributes:
-      num_classes: C of the weights: 60 of NTU RGB+D, 51 of PKU-MMD.
-      width: 1 is the published network; a fraction has that part of each layer's channels, to try things out.
+      num_classes: C of the weights: 60 for NTU RGB+D, 51 for PKU-MMD.
+      width: fraction of the published channels, for experiments; 1 is the published network.
       dtype: of the computation; parameters, features and logits are float32.
     """
 
@@ -120,10 +124,10 @@ class AGCN(nn.Module):
         """Encodes clips.
 
         Args:
-          skeletons: `[B, F, persons, 25, 3]`, 0 where a person is absent; the weights are for a number of persons.
+          skeletons: `[B, F, persons, 25, 3]`, 0 where a person is absent; weights fix the number of persons.
 
         Returns:
-          `Encoded` with T = 1: the mean over frames, joints and then persons, an absent one counting as the others do.
+          `Encoded` with T = 1. Features are means over frames, joints and then persons, absent ones included.
 
         Raises:
           ValueError: for other shapes.

@@ -1,13 +1,16 @@
-"""I3D: Inception-v1 inflated to video, the encoder of RGB and of optical flow.
+"""I3D: Inception-v1 inflated to video, an encoder of RGB and of optical flow.
 
     encoder = I3D(num_classes=400)
     encoded = encoder.apply(variables, clips)  # clips [B, F, height, width, 3 or 2], from -1 to 1
     encoded.features                           # [B, T, 1024]; 16 frames of 224 × 224 give T = 1
 
-Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, with the arithmetic of the public TensorFlow and
-PyTorch code: TensorFlow's 'SAME' padding, batch normalisation by running statistics with epsilon 1e-3, no bias but the
-last layer's. It is an encoder that has been trained: there is no training mode.
+The network is that of Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, with the arithmetic of the
+public TensorFlow and PyTorch code: TensorFlow's 'SAME' padding, batch normalisation by running statistics with epsilon
+1e-3, and a bias in the last layer only. There is no training mode.
 """
+
+import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,32 +18,55 @@ import jax.numpy as jnp
 
 from kd_jax.video.encoders.layers import Encoded, FrozenBatchNorm
 
-# name: kernel and stride over (time, height, width), and channels of a convolution; or channels of an Inception block's
-# four branches: 1×1 | 1×1 → 3×3 | 1×1 → 3×3 | pooling → 1×1.
-LAYERS = {
-    "Conv3d_1a_7x7": ((7, 7, 7), (2, 2, 2), 64),
-    "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2), None),
-    "Conv3d_2b_1x1": ((1, 1, 1), (1, 1, 1), 64),
-    "Conv3d_2c_3x3": ((3, 3, 3), (1, 1, 1), 192),
-    "MaxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2), None),
-    "Mixed_3b": (64, (96, 128), (16, 32), 32),
-    "Mixed_3c": (128, (128, 192), (32, 96), 64),
-    "MaxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2), None),
-    "Mixed_4b": (192, (96, 208), (16, 48), 64),
-    "Mixed_4c": (160, (112, 224), (24, 64), 64),
-    "Mixed_4d": (128, (128, 256), (24, 64), 64),
-    "Mixed_4e": (112, (144, 288), (32, 64), 64),
-    "Mixed_4f": (256, (160, 320), (32, 128), 128),
-    "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2), None),
-    "Mixed_5b": (256, (160, 320), (32, 128), 128),
-    "Mixed_5c": (384, (192, 384), (48, 128), 128),
+
+class Convolution(NamedTuple):
+    """A convolution: kernel and strides over (time, height, width), and output channels."""
+
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    channels: int
+
+
+class Pooling(NamedTuple):
+    """Max pooling: kernel and strides over (time, height, width)."""
+
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int]
+
+
+class Inception(NamedTuple):
+    """Channels of four parallel branches: 1×1 | 1×1 → 3×3 | 1×1 → 3×3 | pooling → 1×1."""
+
+    b0: int
+    b1: tuple[int, int]
+    b2: tuple[int, int]
+    b3: int
+
+
+LAYERS: dict[str, Convolution | Pooling | Inception] = {
+    "Conv3d_1a_7x7": Convolution((7, 7, 7), (2, 2, 2), 64),
+    "MaxPool3d_2a_3x3": Pooling((1, 3, 3), (1, 2, 2)),
+    "Conv3d_2b_1x1": Convolution((1, 1, 1), (1, 1, 1), 64),
+    "Conv3d_2c_3x3": Convolution((3, 3, 3), (1, 1, 1), 192),
+    "MaxPool3d_3a_3x3": Pooling((1, 3, 3), (1, 2, 2)),
+    "Mixed_3b": Inception(64, (96, 128), (16, 32), 32),
+    "Mixed_3c": Inception(128, (128, 192), (32, 96), 64),
+    "MaxPool3d_4a_3x3": Pooling((3, 3, 3), (2, 2, 2)),
+    "Mixed_4b": Inception(192, (96, 208), (16, 48), 64),
+    "Mixed_4c": Inception(160, (112, 224), (24, 64), 64),
+    "Mixed_4d": Inception(128, (128, 256), (24, 64), 64),
+    "Mixed_4e": Inception(112, (144, 288), (32, 64), 64),
+    "Mixed_4f": Inception(256, (160, 320), (32, 128), 128),
+    "MaxPool3d_5a_2x2": Pooling((2, 2, 2), (2, 2, 2)),
+    "Mixed_5b": Inception(256, (160, 320), (32, 128), 128),
+    "Mixed_5c": Inception(384, (192, 384), (48, 128), 128),
 }
 ENDPOINTS = tuple(LAYERS)  # as published, in order
-_SPAN = 16, 8  # frames that a feature tells of, and from one feature to the next
+WINDOW, STRIDE = 16, 8  # frames per feature, and frames from one feature to the next
 
 
 class _Unit(nn.Module):
-    """Convolution, batch normalisation (taken into the kernel), ReLU."""
+    """Convolution, batch normalisation (folded into the kernel), ReLU."""
 
     channels: int
     kernel: tuple[int, int, int] = (1, 1, 1)
@@ -57,32 +83,35 @@ class _Unit(nn.Module):
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides) -> jax.Array:
-    """With 'SAME' padding, `[B, F, height, width, in]`; on a CPU as fewer, faster products."""
+    """A convolution of `[B, F, height, width, in]` with 'SAME' padding, in a faster formulation on a CPU."""
     if kernel.shape[0] == 1:
-        return _convolve_at_once(x, kernel, strides)
+        return _convolve_volume(x, kernel, strides)
     faster = _convolve_by_pairs if kernel.shape[0] == 3 and tuple(strides) == (1, 1, 1) else _convolve_frames
     return jax.lax.platform_dependent(
         x,
         kernel,
         cpu=lambda x, kernel: faster(x, kernel, strides),
-        default=lambda x, kernel: _convolve_at_once(x, kernel, strides),
+        default=lambda x, kernel: _convolve_volume(x, kernel, strides),
     )
 
 
-def _convolve_at_once(x, kernel, strides):
+def _convolve_volume(x, kernel, strides):
     layout = ("NDHWC", "DHWIO", "NDHWC")
     return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
 
 
 def _convolve_images(x, kernel, strides=(1, 1)):
-    """Each frame for itself, by a kernel without time."""
+    """A convolution of each frame with a kernel `[height, width, in, out]`."""
     frames = x.reshape(-1, *x.shape[2:])
     y = jax.lax.conv_general_dilated(frames, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _convolve_frames(x, kernel, strides):
-    """The frames that a kernel sees as channels side by side: Eigen is three times as fast on images as on volumes."""
+    """A convolution of images that have the channels of all frames under the kernel.
+
+    Eigen is three times as fast on images as on volumes.
+    """
     taps, count = kernel.shape[0], -(-x.shape[1] // strides[0])
     padded = max((count - 1) * strides[0] + taps - x.shape[1], 0)
     x = jnp.pad(x, ((0, 0), (padded // 2, padded - padded // 2), (0, 0), (0, 0), (0, 0)))
@@ -92,7 +121,7 @@ def _convolve_frames(x, kernel, strides):
 
 
 def _convolve_by_pairs(x, kernel, strides):
-    """Two frames of three taps from four products instead of six: Winograd's F(2, 3), over time alone."""
+    """Winograd's F(2, 3) over time: four image convolutions, not six, for two frames of three taps."""
     frames, (first, second, third) = x.shape[1], kernel
     x = jnp.pad(x, ((0, 0), (1, 1 + frames % 2), (0, 0), (0, 0), (0, 0)))
     a, b, c, d = (x[:, i : x.shape[1] - 2 + i // 2 * 2 : 2] for i in range(4))
@@ -105,7 +134,7 @@ def _convolve_by_pairs(x, kernel, strides):
 
 
 class _MaxPool(nn.Module):
-    """Padded with zeros, as the public code does; no value behind a ReLU is below."""
+    """Max pooling with zero padding, as in the public code; inputs come from a ReLU, so none is below 0."""
 
     kernel: tuple[int, int, int]
     strides: tuple[int, int, int] = (1, 1, 1)
@@ -114,7 +143,7 @@ class _MaxPool(nn.Module):
     def __call__(self, x):
         if max(self.strides) > 1:
             return nn.max_pool(x, self.kernel, self.strides, "SAME")
-        for axis in (1, 2, 3):  # the largest of three, axis by axis: a third of the time on a CPU
+        for axis in (1, 2, 3):  # the maximum of three, axis by axis, takes a third of the time on a CPU
             length, pads = x.shape[axis], [(int(axis == a),) * 2 for a in range(x.ndim)]
             padded = jnp.pad(x, pads)
             before, after = (jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in (0, 2))
@@ -123,32 +152,33 @@ class _MaxPool(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Four branches side by side; the public names of their units."""
+    """Four parallel branches, with the public names of their units."""
 
-    branches: tuple
+    channels: Inception
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        first, (second_in, second), (third_in, third), fourth = self.branches
-        unit = {"dtype": self.dtype}
-        one = _Unit(first, name="b0", **unit)(x)
-        two = _Unit(second, (3, 3, 3), name="b1b", **unit)(_Unit(second_in, name="b1a", **unit)(x))
-        three = _Unit(third, (3, 3, 3), name="b2b", **unit)(_Unit(third_in, name="b2a", **unit)(x))
-        four = _Unit(fourth, name="b3b", **unit)(_MaxPool((3, 3, 3))(x))
-        return jnp.concatenate([one, two, three, four], axis=-1)
+        unit = functools.partial(_Unit, dtype=self.dtype)
+        b0, b1, b2, b3 = self.channels
+        branches = [
+            unit(b0, name="b0")(x),
+            unit(b1[1], (3, 3, 3), name="b1b")(unit(b1[0], name="b1a")(x)),
+            unit(b2[1], (3, 3, 3), name="b2b")(unit(b2[0], name="b2a")(x)),
+            unit(b3, name="b3b")(_MaxPool((3, 3, 3))(x)),
+        ]
+        return jnp.concatenate(branches, axis=-1)
 
 
 class I3D(nn.Module):
-    """Clips → features and class scores, one for each 8 frames but the last 8.
+    """Computes features and class scores of clips, one per 16 frames, every 8 frames.
 
-    What a layer of `ENDPOINTS` gave, `apply` returns too if asked:
-    `capture_intermediates=True, mutable="intermediates"`.
+    `apply(…, capture_intermediates=True, mutable="intermediates")` also returns the outputs of `ENDPOINTS`.
 
     Attributes:
-      num_classes: C of the weights: 400 of Kinetics, 157 of Charades.
-      width: 1 is the published network; a fraction has that part of each layer's channels, to try things out.
-      final_endpoint: the last layer, one of `ENDPOINTS`; the network ends there, and features are means over its map.
+      num_classes: C of the weights: 400 for Kinetics, 157 for Charades.
+      width: fraction of the published channels, for experiments; 1 is the published network.
+      final_endpoint: the last layer, one of `ENDPOINTS`; features are means over its map.
       dtype: of the computation; parameters, features and logits are float32.
     """
 
@@ -165,8 +195,9 @@ class I3D(nn.Module):
           clips: `[B, F, height, width, 3]` RGB or `[B, F, height, width, 2]` flow, from -1 to 1.
 
         Returns:
-          `Encoded`. Features are means over the last layer's whole map and 16 frames, which are two of its steps: at
-          224 × 224, the (2, 7, 7) of the public code, which needs that size. The logits are theirs, without dropout.
+          `Encoded`. Features are means over the last layer's map and over 16 frames, which are two of its steps. At
+          224 × 224 this is the (2, 7, 7) window of the public code, which requires that size. The logits are computed
+          from the features, without dropout.
 
         Raises:
           ValueError: for other shapes, or an unknown endpoint.
@@ -175,20 +206,21 @@ class I3D(nn.Module):
             raise ValueError(f"final_endpoint={self.final_endpoint!r}; choose one of {', '.join(ENDPOINTS)}")
         if clips.ndim != 5 or clips.shape[-1] not in (2, 3):
             raise ValueError(f"clips must be [B, F, height, width, 3 or 2], got {list(clips.shape)}")
-        x, stride = clips.astype(self.dtype), 1  # frames a step
+        x, frames = clips.astype(self.dtype), 1  # frames per step of x
         for name, layer in LAYERS.items():
-            if len(layer) == 4:
-                x = _Inception(jax.tree.map(self._channels, layer), self.dtype, name=name)(x)
-            elif layer[2] is None:
-                x = _MaxPool(*layer[:2], name=name)(x)
+            if isinstance(layer, Inception):
+                x = _Inception(jax.tree.map(self._channels, layer), dtype=self.dtype, name=name)(x)
+            elif isinstance(layer, Pooling):
+                x = _MaxPool(layer.kernel, layer.strides, name=name)(x)
             else:
-                x = _Unit(self._channels(layer[2]), *layer[:2], self.dtype, name=name)(x)
-            stride *= layer[1][0] if len(layer) == 3 else 1
+                channels = self._channels(layer.channels)
+                x = _Unit(channels, layer.kernel, layer.strides, dtype=self.dtype, name=name)(x)
+            if not isinstance(layer, Inception):
+                frames *= layer.strides[0]
             if name == self.final_endpoint:
                 break
         x = x.astype(jnp.float32).mean((2, 3))  # [B, steps, channels]
-        window, step = (frames // stride for frames in _SPAN)
-        features = nn.avg_pool(x, (min(window, x.shape[1]),), (step,))
+        features = nn.avg_pool(x, (min(WINDOW // frames, x.shape[1]),), (STRIDE // frames,))
         return Encoded(features, nn.Dense(self.num_classes, name="logits")(features))
 
     def _channels(self, published: int) -> int:

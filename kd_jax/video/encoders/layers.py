@@ -1,4 +1,4 @@
-"""What the encoders share: what they return, and batch normalisation that has been trained."""
+"""Parts that the encoders share: their output, and batch normalisation without a training mode."""
 
 import flax.linen as nn
 import flax.struct
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Encoded:
-    """Of B clips.
+    """The output of an encoder for B clips.
 
     Attributes:
-      features: float32 `[B, T, D]`, T of them a clip, what a temporal filter reads.
-      logits: float32 `[B, T, C]`, of the classes that the encoder was trained for.
+      features: `[B, T, D]` float32, the input of a temporal filter; T per clip.
+      logits: `[B, T, C]` float32, for the classes that the encoder was trained for.
     """
 
     features: jax.Array
@@ -20,10 +20,10 @@ class Encoded:
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by running statistics, as what it does to a channel.
+    """Batch normalisation by running statistics, returned as a scale and a shift per channel.
 
     Attributes:
-      channels: how many.
+      channels: number of channels.
       epsilon: added to the variance.
     """
 
@@ -32,7 +32,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, ndim: int) -> tuple[jax.Array, jax.Array]:
-        """`scale` and `shift`, `[1, …, channels]`: x becomes `x * scale + shift`. So a kernel can take the scale in."""
+        """Returns `scale` and `shift` of `x * scale + shift`, `[1, …, channels]` with `ndim` axes."""
         scale = self.param("scale", nn.initializers.ones, (self.channels,))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,)).value

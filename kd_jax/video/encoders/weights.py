@@ -1,10 +1,10 @@
-"""Weights of an encoder as one file: an .npz of arrays, and a manifest that says what they are and where they are from.
+"""Weights of an encoder as one file: an .npz of arrays and a manifest with their layout and source.
 
     write_weights(Path('i3d_rgb.npz'), I3D(400), variables, source={'file': 'rgb_imagenet.pt', 'sha256': '…'})
     weights = read_weights(Path('i3d_rgb.npz'))
     weights.model.apply(weights.variables, clips)
 
-`python -m data_prep.convert_weights` writes such files from published ones.
+`python -m data_prep.convert_weights` writes such files from published weights.
 """
 
 import json
@@ -25,7 +25,7 @@ from kd_jax.video.encoders.i3d import I3D
 from kd_jax.video.skeletons import JOINTS
 
 ENCODERS = {"i3d": I3D, "agcn": AGCN}
-_MANIFEST = "manifest"  # the array that holds it, as JSON
+_MANIFEST = "manifest"  # name of the array that holds the manifest as JSON
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Weights:
     Attributes:
       model: an `I3D` or `AGCN`.
       variables: {'params': …, 'batch_stats': …}, float32.
-      manifest: encoder, modality (rgb, flow or pose), num_classes, width, of an I3D its final_endpoint, size and
-        shorter_side of frames in pixels, of an AGCN the persons of skeletons, source, shapes.
+      manifest: encoder, modality, num_classes, width, source and shapes; for I3D also final_endpoint, and size and
+        shorter_side of frames in pixels; for AGCN also the number of persons.
     """
 
     model: nn.Module
@@ -45,26 +45,26 @@ class Weights:
 
     @property
     def modality(self) -> str:
-        """What the encoder reads: rgb, flow or pose."""
+        """The input of the encoder: rgb, flow or pose."""
         return self.manifest["modality"]
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """D, the number of features."""
         return self.variables["params"]["fc" if self.modality == "pose" else "logits"]["kernel"].shape[0]
 
 
 def shapes_of(model: nn.Module, modality: str, persons: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
-    """{'params/Conv3d_1a_7x7/kernel': shape and dtype, …}, of all that a model reads."""
+    """Returns {'params/Conv3d_1a_7x7/kernel': shape and dtype, …} for all variables of a model."""
     shape = (1, 16, persons, JOINTS, 3) if modality == "pose" else (1, 16, 32, 32, 3 if modality == "rgb" else 2)
     tree = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def random_variables(model: nn.Module, modality: str, seed: int, persons: int = 2) -> dict:
-    """Variables drawn at random, to try things out; `model.init` would compile the whole network for them.
+    """Returns random variables, without compiling the network as `model.init` does.
 
-    Normal kernels, as He et al. scale them for an I3D, smaller for an AGCN, whose blocks add up; no bias.
+    Kernels are normal, scaled as in He et al. for I3D, and smaller for AGCN, where blocks are added. Biases are 0.
     """
     rng, gain = np.random.default_rng(seed), 2.0 if isinstance(model, I3D) else 0.35
     drawn = {}
@@ -87,16 +87,16 @@ def write_weights(
     size: int = 224,
     shorter_side: int = 256,
 ) -> None:
-    """Writes the file, whole or not at all.
+    """Writes a file of weights atomically.
 
     Args:
-      path: ends in .npz.
-      model: the encoder that the weights are of.
+      path: the file, with ending .npz.
+      model: the encoder.
       variables: of the model.
-      modality: what it reads: 'rgb', 'flow' or 'pose'.
-      source: where they are from, plain JSON: file, sha256, ….
-      persons: of the skeletons that an AGCN reads.
-      size, shorter_side: of the frames that an I3D reads, pixels: the central square, and what it is cut out of.
+      modality: input of the encoder: 'rgb', 'flow' or 'pose'.
+      source: origin of the weights as plain JSON: file, sha256, ….
+      persons: bodies per frame that an AGCN reads.
+      size, shorter_side: the central square that an I3D reads, and the frame's shorter side before, in pixels.
     """
     arrays = {key: np.asarray(x) for key, x in flax.traverse_util.flatten_dict(dict(variables), sep="/").items()}
     manifest = {
@@ -113,11 +113,16 @@ def write_weights(
 
 
 def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
-    """Reads what `write_weights` wrote; `dtype` is that of the computation.
+    """Reads a file that `write_weights` wrote.
+
+    Args:
+      path: the file.
+      dtype: of the encoder's computation.
 
     Raises:
-      FileNotFoundError: where there is no such file.
-      ValueError: for another file, or arrays that are missing, of other shapes or not finite, all of them listed.
+      FileNotFoundError: if there is no such file.
+      ValueError: for a file in another format; for arrays that are missing, unknown, of another shape or not finite,
+        with a list of them.
     """
     remedy = "make one with python -m data_prep.convert_weights --state=FILE --output=FILE.npz"
     if not path.is_file():

@@ -1,12 +1,12 @@
-"""Generators that run ahead in other processes, one item of work each at a time.
+"""Generators that run in other processes, one message ahead of the consumer.
 
-    for index, message in run(frames_of, [(path,) for path in paths], workers=4): ...
+    for index, message in run(read_frames, [(path,) for path in paths], workers=4): ...
 
-A process that dies, killed by a file that breaks a decoder, costs its own item and no other.
+If a process dies, for example because a file breaks a decoder, only its own item fails.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection, get_context
 from typing import Any
 
@@ -14,23 +14,23 @@ from data_prep import execution
 
 
 class Failed(str):
-    """The last message of an item that could not be finished: why."""
+    """The last message of an item that failed: the reason."""
 
 
 class Finished:
-    """The last message of an item that was."""
+    """The last message of an item that did not fail."""
 
 
-def run(function: Callable, items: Sequence[tuple], *, workers: int) -> Iterator[tuple[int, Any]]:
-    """Calls the generator `function(*item)` for each item.
+def run(function: Callable, items: Sequence[tuple], *, workers: int) -> Generator[tuple[int, Any], None, None]:
+    """Calls the generator function `function(*item)` for each item.
 
     Args:
-      function: of a module; what it yields can be pickled. A `ValueError` or `OSError` of it fails its item.
-      items: its arguments.
-      workers: processes, each of which stays one message ahead of what is taken; 0 = this one.
+      function: defined in a module; yields values that can be pickled. A `ValueError` or `OSError` fails its item.
+      items: arguments of each call.
+      workers: processes, each at most one message ahead; 0 for this process only.
 
     Yields:
-      (index of the item, message), those of an item in order and then `Finished()` or `Failed(reason)`.
+      (index of the item, message). Messages of an item are in order; the last one is `Finished()` or `Failed(reason)`.
     """
     if workers == 0:
         for index, item in enumerate(items):
@@ -48,16 +48,12 @@ def run(function: Callable, items: Sequence[tuple], *, workers: int) -> Iterator
                 ours.send(items[index])
                 busy[ours] = index, process
             for ours in connection.wait(list(busy)):
+                assert isinstance(ours, connection.Connection)
                 index, process = busy[ours]
-                try:
-                    message = ours.recv()
-                except (EOFError, ConnectionResetError):
-                    process.join()
-                    message = Failed(f"the process that read it ended ({process.exitcode})")
+                message, alive = _receive(ours, process)
+                if isinstance(message, Finished | Failed):
                     del busy[ours]
-                else:
-                    if isinstance(message, Finished | Failed):
-                        idle.append((ours, busy.pop(ours)[1]))
+                    idle += [(ours, process)] if alive else []
                 yield index, message
     finally:
         for ours, process in [*idle, *((ours, process) for ours, (_, process) in busy.items())]:
@@ -67,16 +63,26 @@ def run(function: Callable, items: Sequence[tuple], *, workers: int) -> Iterator
 
 
 def _begin(context, function: Callable):
+    """Starts a process; returns our end of its pipe, and the process."""
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
-    with execution.without_interrupts():  # the process inherits it; it ends when this one does
+    with execution.ignoring_interrupts():  # the process inherits this; it ends when this one does
         process.start()
     theirs.close()
     return ours, process
 
 
+def _receive(ours: connection.Connection, process) -> tuple[Any, bool]:
+    """The next message, and whether the process is still alive."""
+    try:
+        return ours.recv(), True
+    except (EOFError, ConnectionResetError):
+        process.join()
+        return Failed(f"the process that read it ended ({process.exitcode})"), False
+
+
 def _serve(function: Callable, theirs: connection.Connection, parent: int) -> None:
-    execution.start(parent)
+    execution.end_with_parent(parent)
     while True:
         try:
             item = theirs.recv()
