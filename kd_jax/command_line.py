@@ -1,0 +1,85 @@
+"""Options of the commands: argparse, where a mistake ends in one sentence.
+
+    options = Parser("kd_jax.predict", "Predict actions in videos.")
+    options.add_argument("--batch_size", type=at_least(1), default=8)
+    given = options.parse_args(argv)
+"""
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations; a mistake ends the program with one sentence and exit code 1."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{self.prog}: {message.removeprefix('argument ')}")
+
+    def parse_args(self, args=None, namespace=None):
+        given, unknown = self.parse_known_args(args, namespace)
+        self.refuse(unknown)
+        return given
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Ends the program if there are arguments that no option reads."""
+        if not unknown:
+            return
+        options = [option for action in self._actions for option in action.option_strings]
+        closest = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+        remedy = f"did you mean {closest[0]}?" if closest else "options are written --NAME=VALUE, see --help"
+        self.error(f"unexpected argument {unknown[0]!r}; {remedy}")
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Returns a reader of integers that are not below `lowest`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {lowest}")
+        return value
+
+    return read
+
+
+def between(lowest: float, highest: float) -> Callable[[str], float]:
+    """Returns a reader of numbers from `lowest` to `highest`."""
+
+    def read(text: str) -> float:
+        value = _number(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text} must be a number from {lowest:g} to {highest:g}")
+        return value
+
+    return read
+
+
+def positive(text: str) -> float:
+    """Reads a finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a finite number above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    """The number that a text states; nan if it states none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
