@@ -1,8 +1,8 @@
 """Options of the commands: argparse, where a mistake ends in one sentence.
 
-    options = Parser("kd_jax.predict", "Predict actions in videos.")
-    options.add_argument("--batch_size", type=at_least(1), default=8)
-    given = options.parse_args(argv)
+options = Parser("kd_jax.predict", "Predict actions in videos.")
+options.add_argument("--batch_size", type=at_least(1), default=8)
+given = options.parse_args(argv)
 """
 
 import argparse

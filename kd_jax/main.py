@@ -101,7 +101,7 @@ def _name_of(file: str) -> str:
 
 
 def _stop(*_):
-    """Ends the program at once on Ctrl-C. An exception within JAX or orbax would crash or hang; files survive a kill."""
+    """Ends the program at once on Ctrl-C. Files survive that; an exception within JAX or orbax crashes or hangs."""
     os.write(2, b"\nkd_jax.main: interrupted; the same command continues from the last checkpoint\n")
     os._exit(128 + signal.SIGINT)
 

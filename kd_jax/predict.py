@@ -1,32 +1,32 @@
-"""Whole videos → scores and detections.
+"""Predicts the actions in whole videos: a table of scores and a list of detections.
 
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
-reads `<video>.npy` files of the run's own modality, or one split of a folder of records, and writes OUT/scores.npz,
-{video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
-is needed. --format adds or chooses the formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
+reads `<video>.npy` files of the run's modality, or one split of a folder of records. It writes OUT/scores.npz, {video:
+`[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is
+needed. --format chooses formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
 
-    python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \
+    python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \\
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
 
-reads a video itself, with the encoder that the run's features are from, and adds OUT/<video>.png: frames, and below
-them when each class was found. Where `data_prep.extract` made its features, the run knows how a video is to be cut;
-options may say it otherwise. Where snippets would last a tenth longer or shorter than those that the run was trained
-with, the video is sampled so that they last as long.
+reads a video with the encoder that made the run's features, and also writes OUT/<video>.png, which shows frames of the
+video above a timeline of the detections. If `data_prep.extract` made the features, the run knows how videos are cut
+into snippets; options override this. If snippets of the video would last over 10 % longer or shorter than those of the
+run, the video is sampled at another rate so that they last as long.
 """
 
+import argparse
 import dataclasses
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from etils import epath
 
 from kd_jax import runtime
+from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base, feature_files, records
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import Findings
@@ -39,6 +39,77 @@ from kd_jax.training.checkpoints import TrainedRun, load_teacher
 from kd_jax.video import timeline, videos
 from kd_jax.video.encode import encode_video
 from kd_jax.video.encoders.weights import Weights, read_weights
+
+
+def parser() -> Parser:
+    """The options of this command."""
+    options = Parser("kd_jax.predict", __doc__)
+    options.add_argument("--run", help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
+    options.add_argument("--features", help="A .npy file, a folder of them, or a folder of records.")
+    options.add_argument("--video", action="append", help="A video file, instead of features; may be repeated.")
+    options.add_argument("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
+    options.add_argument("--fps", type=float, help="With --video: frames per second to sample it at.")
+    videos.add_options(options, "as the run's features, else ")
+    options.add_argument("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
+    options.add_argument("--output", help="Folder for scores.npz and detections.json.")
+    options.add_argument(
+        "--format", action="append", choices=list(formats.FORMATS), help="What to write (native); may be repeated."
+    )
+    options.add_argument(
+        "--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background)."
+    )
+    options.add_argument(
+        "--threshold",
+        type=between(0, 1),
+        help="Probability from which a snippet counts as action (dense 0.5, sparse 0.4).",
+    )
+    options.add_argument(
+        "--convention",
+        choices=list(CONVENTIONS),
+        default="centre",
+        help="Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre).",
+    )
+    options.add_argument("--seconds_per_snippet", type=positive, help="Instead of the snippet length of the run.")
+    options.add_argument(
+        "--batch_size", type=at_least(1), default=8, help="Whole videos, or snippets of a video, per forward pass (8)."
+    )
+    return options
+
+
+@dataclasses.dataclass
+class Inputs:
+    """The videos to predict.
+
+    Attributes:
+      features: {video: `[T, D]`}.
+      seconds: {video: seconds per snippet}.
+      durations: {video: seconds}, only for videos whose duration is known.
+      frames: {video: frames to draw above its timeline}, only for video files.
+      broken: one sentence for each video file that cannot be used.
+    """
+
+    features: dict[str, np.ndarray]
+    seconds: dict[str, float]
+    durations: dict[str, float] = dataclasses.field(default_factory=dict)
+    frames: dict[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class VideoFiles:
+    """Video files that were opened, and how an encoder reads them.
+
+    Attributes:
+      weights: the encoder.
+      sampling: how a video is cut into snippets.
+      opened: {name: Video}.
+      broken: one sentence for each of the other files.
+    """
+
+    weights: Weights
+    sampling: videos.Sampling
+    opened: dict[str, videos.Video]
+    broken: list[str]
 
 
 def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
@@ -63,35 +134,72 @@ def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.nd
     return features
 
 
-def _read_input(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> tuple[dict, dict, dict]:
-    """{video: features}, {video: seconds per snippet} and {video: duration}, the latter only where it is known."""
+def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> Inputs:
+    """Reads feature files, or one split of a folder of records.
+
+    Args:
+      path: a feature file, a folder of them, or a folder of records.
+      split: of records; None for 'test'.
+      run: the run that will read the features.
+      seconds: duration of a snippet, for feature files; None for that of the run.
+
+    Raises:
+      FileNotFoundError, ValueError: naming the file or option and the remedy.
+    """
     modality, size = run.config["modality"], run.config["input_size"]
     if not (path / records.INFO_FILE).is_file():
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         features = read_features(path, modality, size)
-        return features, dict.fromkeys(features, seconds or run.config["seconds_per_snippet"]), {}
+        return Inputs(features, dict.fromkeys(features, seconds or run.config["seconds_per_snippet"]))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
     info, split = records.read_info(path), split or "test"
     if info.modalities.get(modality, size) != size:
         raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
-    videos = records.read(path, split, [modality], on_disk=True)
-    if not videos:
+    found = records.read(path, split, [modality], on_disk=True)
+    if not found:
         raise ValueError(f"{path}: {split} has no videos; choose another --split")
-    durations = {video.id: info.seconds(video.duration) for video in videos}
-    features = {video.id: video.features[modality] for video in videos}
-    return features, {video: durations[video] / len(table) for video, table in features.items()}, durations
+    durations = {video.id: info.seconds(video.duration) for video in found}
+    features = {video.id: video.features[modality] for video in found}
+    return Inputs(features, {video: durations[video] / len(table) for video, table in features.items()}, durations)
 
 
-def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, videos.Sampling, dict, list[str]]:
-    """The encoder, how it cuts videos, {name: Video}, and what is wrong with the others."""
-    modality, size = run.config["modality"], run.config["input_size"]
+def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
+    """Opens the video files and the encoder, without decoding the videos.
+
+    Raises:
+      FileNotFoundError, ValueError: if the encoder does not fit the run, or no file can be used.
+    """
     made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
+    weights = _read_encoder(given.encoder_weights, run, made)
+    paths = [Path(path) for path in given.video]
+    if len({videos.name_of(path) for path in paths}) < len(paths):
+        raise ValueError("two of --video have the same name; predict them into two --output folders")
+    sampling = videos.sampling(given, weights.modality, {**weights.manifest, **made["sampling"]})
+    fps = made["sampled_fps"] if given.fps is None else given.fps
     seconds = made.get("seconds_per_snippet", run.config["seconds_per_snippet"])
-    if not given.encoder_weights:
-        raise ValueError("--video needs --encoder_weights, of the encoder that the run's features are from")
-    path = Path(given.encoder_weights)
+    opened, broken = {}, []
+    for path in paths:
+        try:
+            video = videos.probe(path, fps)
+            # Without manifests `seconds` is only the median of duration / T, so a small difference is no reason.
+            if seconds and fps is None and not 0.9 < sampling.stride / video.fps / seconds < 1.1:
+                video = videos.probe(path, sampling.stride / seconds)
+            opened[videos.name_of(path)] = video
+        except videos.VideoError as error:
+            broken.append(str(error))
+    if not opened:
+        raise ValueError("; ".join(broken))
+    return VideoFiles(weights, sampling, opened, broken)
+
+
+def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -> Weights:
+    """Reads the weights of an encoder and checks that they made the features of the run."""
+    modality, size = run.config["modality"], run.config["input_size"]
+    if not encoder_weights:
+        raise ValueError("--video needs --encoder_weights, those of the encoder that made the run's features")
+    path = Path(encoder_weights)
     weights = read_weights(path, dtype=jnp.dtype(made["dtype"]))
     if (weights.modality, weights.num_features) != (modality, size):
         raise ValueError(
@@ -102,38 +210,35 @@ def _open_videos(paths: list[Path], run: TrainedRun, given) -> tuple[Weights, vi
         raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
     if (expected := made.get("weights_sha256", found := sha256(path))) != found:
         raise ValueError(
-            f"--encoder_weights={path} (sha256 {found[:12]}…) are not the weights that the run's features are from "
+            f"--encoder_weights={path} (sha256 {found[:12]}…) are not the weights that made the run's features "
             f"({expected[:12]}…); give those"
         )
-    if len({videos.name_of(path) for path in paths}) < len(paths):
-        raise ValueError("two of --video have the same name; predict them into two --output folders")
-    sampling = videos.sampling(given, modality, {**weights.manifest, **made["sampling"]})
-    fps = made["sampled_fps"] if given.fps is None else given.fps
-    opened, broken = {}, []
-    for path in paths:
+    return weights
+
+
+def encode(files: VideoFiles, batch_size: int) -> Inputs:
+    """Encodes the videos; ValueError if none of them can be decoded."""
+    features, frames, broken = {}, {}, list(files.broken)
+    for name, video in files.opened.items():
         try:
-            video = videos.probe(path, fps)
-            # Not exactly, since without manifests `seconds` is the median of duration / T.
-            if seconds and fps is None and not 0.9 < sampling.stride / video.fps / seconds < 1.1:
-                video = videos.probe(path, sampling.stride / seconds)
-            opened[videos.name_of(path)] = video
+            table, frames[name] = encode_video(
+                files.weights, video, files.sampling, batch_size=batch_size, num_frames=12
+            )
+            features[name] = base.to_float16(table)  # as records store it
         except videos.VideoError as error:
             broken.append(str(error))
-    if not opened:
+    if not features:
         raise ValueError("; ".join(broken))
-    return weights, sampling, opened, broken
+    durations = {name: files.opened[name].duration for name in features}
+    seconds = {name: durations[name] / len(table) for name, table in features.items()}  # as labels are made
+    return Inputs(features, seconds, durations, frames, broken)
 
 
-def _range(values: Mapping[str, float]) -> str:
-    """'0.64', or '0.13 to 0.16'."""
-    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
-
-
-def _check_options(given) -> None:
-    if lacking := [f"--{name}" for name in ("run", "output") if not given[name].value]:
+def _check_options(given: argparse.Namespace) -> None:
+    if lacking := [f"--{name}" for name in ("run", "output") if not getattr(given, name)]:
         raise ValueError(
-            f"{', '.join(lacking)} must be given; say for instance --run=workdir/demo/augmented_rgb --features=DIR "
-            "--output=DIR (--help has all options)"
+            f"{', '.join(lacking)} must be given; for instance --run=workdir/demo/augmented_rgb --features=DIR "
+            "--output=DIR (--help lists all options)"
         )
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
@@ -144,98 +249,72 @@ def _check_options(given) -> None:
         videos.refuse_vain(given, ["encoder_weights", "fps", *names], "--features")
 
 
-def main(argv):
-    if len(argv) > 1:
-        sys.exit(f"kd_jax.predict: unexpected argument {argv[1]!r}; options start with --")
-    runtime.start()
-    arguments = flags.FLAGS
-    try:
-        _check_options(arguments)
-        run = load_teacher(arguments.run)
-        head, classes = run.config["head"], run.config["classes"]
-        opened, shown, broken = {}, {}, []
-        if arguments.video:
-            weights, sampling, opened, broken = _open_videos(list(map(Path, arguments.video)), run, arguments)
-        else:
-            features, seconds, durations = _read_input(
-                Path(arguments.features), arguments.split, run, arguments.seconds_per_snippet
-            )
-        rule = choose(arguments.proposals, head, threshold=arguments.threshold, convention=arguments.convention)
-        formats.check_formats(arguments.format, list(opened or features), len(classes))
-        output = epath.Path(arguments.output)
+def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
+    """Predicts the videos that the options name and writes every file.
+
+    Returns:
+      One line that says what was written, and a sentence for each video that cannot be used.
+
+    Raises:
+      ValueError, OSError: one sentence with the remedy.
+    """
+    _check_options(given)
+    run = load_teacher(given.run)
+    head, classes = run.config["head"], run.config["classes"]
+    rule = choose(given.proposals, head, threshold=given.threshold, convention=given.convention)
+    chosen, output = given.format or ["native"], epath.Path(given.output)
+    if given.video:
+        files = open_videos(given, run)
+        formats.check_formats(chosen, list(files.opened), len(classes))
         make_folder(output, "output")
-        if arguments.video:
-            encoded = {}
-            for name, video in opened.items():
-                try:
-                    encoded[name] = encode_video(
-                        weights, video, sampling, batch_size=arguments.batch_size, num_frames=12
-                    )
-                except videos.VideoError as error:
-                    broken.append(str(error))
-            if not encoded:
-                raise ValueError("; ".join(broken))
-            features = {name: base.to_float16(table) for name, (table, _) in encoded.items()}  # as records have them
-            shown = {name: frames for name, (_, frames) in encoded.items()}
-            durations = {name: video.duration for name, video in opened.items()}
-            seconds = {name: durations[name] / len(table) for name, table in features.items()}  # as labels are made
-        examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in features.items()]
-        outputs = predict(
-            run.model,
-            run.variables,
-            examples,
-            batch_size=arguments.batch_size,
-            num_buckets=4,
-            progress="predicting",
-            with_features=False,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"kd_jax.predict: {error}")
+        inputs = encode(files, given.batch_size)
+    else:
+        inputs = read_inputs(Path(given.features), given.split, run, given.seconds_per_snippet)
+        formats.check_formats(chosen, list(inputs.features), len(classes))
+        make_folder(output, "output")
+    examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in inputs.features.items()]
+    outputs = predict(
+        run.model,
+        run.variables,
+        examples,
+        batch_size=given.batch_size,
+        num_buckets=4,
+        progress="predicting",
+        with_features=False,
+    )
     scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
+    found = {v: rule(table, inputs.seconds[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
+    paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes)
+    for name, frames in inputs.frames.items():
+        paths.append(output / f"{name}.png")
+        timeline.draw(paths[-1], frames, duration=inputs.durations[name], detections=found[name], classes=classes)
+    counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
+    written = ", ".join(map(str, paths))
+    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}", inputs.broken
+
+
+def _count(number: int, noun: str) -> str:
+    """'1 video', or '2 videos'."""
+    return f"{number} {noun}{'s'[: number != 1]}"
+
+
+def _range(values: Mapping[str, float]) -> str:
+    """'0.64', or '0.13 to 0.16'."""
+    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with the arguments `argv`; None reads those of the program."""
+    given = parser().parse_args(argv)
+    runtime.start()
     try:
-        found = {v: rule(table, seconds[v], duration=durations.get(v)) for v, table in scores.items()}
-        paths = formats.write(output, arguments.format, scores=scores, detections=found, classes=classes)
-        for name, frames in shown.items():
-            paths.append(output / f"{name}.png")
-            timeline.draw(paths[-1], frames, duration=durations[name], detections=found[name], classes=classes)
+        report, broken = predict_videos(given)
     except (ValueError, OSError) as error:
         sys.exit(f"kd_jax.predict: {error}")
-    counts = [
-        f"{n} {what}{'s'[: n != 1]}"
-        for n, what in ((len(scores), "video"), (sum(map(len, found.values())), "detection"))
-    ]
-    print(f"{', '.join(counts)}, {_range(seconds)} s a snippet: {', '.join(map(str, paths))}")
+    print(report)
     if broken:
         sys.exit("\n".join([f"kd_jax.predict: {len(broken)} could not be used:", *broken]))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run", None, "Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
-    flags.DEFINE_string("features", None, "A .npy file, a folder of them, or a folder of records.")
-    flags.DEFINE_multi_string("video", [], "A video file instead; repeat it for several.")
-    flags.DEFINE_string("encoder_weights", None, "Of a video: the encoder's, from data_prep.convert_weights.")
-    flags.DEFINE_float("fps", None, "Of a video: frames per second to sample it at (so that snippets last as trained).")
-    videos.define_flags("as the run's features, else ")
-    flags.adopt_module_key_flags(videos)  # --help shows them
-    flags.DEFINE_enum("split", None, list(base.SPLITS), "Of records: which videos (test).")
-    flags.DEFINE_string("output", None, "Folder for scores.npz and detections.json.")
-    flags.DEFINE_multi_enum("format", ["native"], list(formats.FORMATS), "What to write; repeat it for several.")
-    flags.DEFINE_enum("proposals", None, list(PROPOSALS), "Scores → detections (dense: classes, sparse: background).")
-    flags.DEFINE_float(
-        "threshold",
-        None,
-        "Probability from which a snippet counts as action (dense 0.5, sparse 0.4).",
-        lower_bound=0.0,
-        upper_bound=1.0,
-    )
-    flags.DEFINE_enum(
-        "convention", "centre", list(CONVENTIONS), "Where a snippet is, see kd_jax/evaluation/proposals.py."
-    )
-    flags.DEFINE_float("seconds_per_snippet", None, "Overrides the snippet length the run was trained with.")
-    flags.register_validator(
-        "seconds_per_snippet",
-        lambda seconds: seconds is None or 0 < seconds < math.inf,
-        "it must be a finite number above 0",
-    )
-    flags.DEFINE_integer("batch_size", 8, "Whole videos, and snippets of a video, a forward pass.", lower_bound=1)
-    app.run(main)
+    main()

@@ -8,6 +8,7 @@ CVPR 2017), the shorter side becomes 256 pixels, the central 224 × 224 are kept
 frame. PyAV decodes and OpenCV finds the flow: `pip install -e .[video]`.
 """
 
+import argparse
 import collections
 import math
 import re
@@ -16,7 +17,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 # Of the files that a folder is searched for.
 SUFFIXES = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm")
@@ -116,43 +116,52 @@ def used(modality: str) -> list[str]:
     return [field.name for field in fields(Sampling) if field.name not in _UNUSED[modality]]
 
 
-def define_flags(first: str = "") -> None:
-    """The command line's options of `sampling`; `first` is what comes before their defaults."""
-    flags.DEFINE_integer("length", None, f"Of videos: frames of a snippet ({first}16).")
-    flags.DEFINE_integer("stride", None, f"Of videos: frames from one snippet to the next ({first}16).")
-    flags.DEFINE_enum("last", None, ["repeat", "drop"], f"Frames at the end that fill no snippet ({first}repeat).")
-    flags.DEFINE_integer("size", None, f"Pixels of the central square that is kept ({first}as the weights say, 224).")
-    flags.DEFINE_integer(
-        "shorter_side", None, f"Pixels of a frame's shorter side before that ({first}as the weights say, 256)."
-    )
-    flags.DEFINE_enum("flow", None, FLOWS, f"How flow is found ({first}dis); tvl1 as published, 100 times slower.")
-
-
-def sampling(given, modality: str, known: Mapping) -> Sampling:
-    """What the options of `define_flags` say and, where they say nothing, what is known.
+def add_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Adds the command-line options that `sampling` reads.
 
     Args:
-      given: absl's flags.
+      parser: of the command.
+      otherwise: how the help introduces the default values; '' for the values alone.
+    """
+    group = parser.add_argument_group("snippets")
+    group.add_argument("--length", type=int, help=f"frames per snippet ({otherwise}16)")
+    group.add_argument("--stride", type=int, help=f"frames from one snippet to the next ({otherwise}16)")
+    group.add_argument(
+        "--last", choices=("repeat", "drop"), help=f"fill or drop an incomplete last snippet ({otherwise}repeat)"
+    )
+    group.add_argument("--size", type=int, help=f"side of the central square, pixels ({otherwise}the weights', 224)")
+    group.add_argument(
+        "--shorter_side", type=int, help=f"shorter side of the frame before that, pixels ({otherwise}the weights', 256)"
+    )
+    group.add_argument("--flow", choices=FLOWS, help=f"method for optical flow; tvl1 is published ({otherwise}dis)")
+
+
+def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sampling:
+    """Builds a `Sampling` from options, or else from what features or weights were made with.
+
+    Args:
+      given: parsed options, with those of `add_options`.
       modality: rgb, flow or pose.
-      known: fields of `Sampling` by name, of the encoder's manifest or of a run's features, among others.
+      manifest: fields of `Sampling` by name; other keys are ignored.
 
     Raises:
-      ValueError: for an impossible choice, or an option that has no effect on the modality.
+      ValueError: for an invalid value, or an option that has no effect on the modality.
     """
     refuse_vain(given, _UNUSED[modality], modality)
-    chosen = {}
-    for name in used(modality):
-        if given[name].value is not None:
-            chosen[name] = given[name].value
-        elif name in known:
-            chosen[name] = known[name]
-    return Sampling(**chosen)
+    chosen = {name: getattr(given, name) for name in used(modality) if getattr(given, name) is not None}
+    return Sampling(**{name: manifest[name] for name in used(modality) if name in manifest} | chosen)
 
 
-def refuse_vain(given, names: Iterable[str], what: str) -> None:
-    """Raises ValueError if one of the options is given that have no effect on `what`."""
-    if vain := [f"--{name}" for name in sorted(names) if given[name].present]:
-        raise ValueError(f"{', '.join(vain)} would have no effect on {what}; leave it out")
+def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -> None:
+    """Raises ValueError if one of these options is given, which `because` makes ineffective.
+
+    Args:
+      given: parsed options; those that are not given are None.
+      names: of the options.
+      because: the option or property that makes them ineffective.
+    """
+    if vain := [f"--{name}" for name in sorted(names) if getattr(given, name) is not None]:
+        raise ValueError(f"{', '.join(vain)} would have no effect on {because}; leave it out")
 
 
 def name_of(path: Path) -> str:
