@@ -163,6 +163,7 @@ def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], 
     if given.fps is not None and not 0 < given.fps < math.inf:
         raise ValueError(f"--fps={given.fps}; it must be a finite number above 0")
     names = read_classes(Path(given.classes), findings) if given.classes else description.names
+    assert description.read is not None  # only the synthetic set has no annotation files
     annotated = description.read([Path(path) for path in given.annotations], names, findings)
     findings.raise_problems()
     if not names:

@@ -86,11 +86,13 @@ def config_mistake(error: Exception, path: Path) -> str:
     while error.args and isinstance(error.args[0], Exception):  # ml_collections puts one error into another
         error = error.args[0]
     reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    first, *rest = reason.splitlines() or [type(error).__name__]
-    first, listed, _ = first.partition(" Other fields present")  # every field of the section follows
-    if listed:
-        rest += ["(kd_jax/config.py lists every field)"]
-    return " ".join([f"{file}, line {line}:" if line else f"{file}:", first, *rest])
+    reason, listed, rest = reason.partition(" Other fields present")
+    if listed:  # all fields of the section follow, and perhaps a guess in the last line
+        guess = rest.splitlines()[-1]
+        reason += f" {guess}" if guess.startswith("Did you mean") else ""
+        reason += " (kd_jax/config.py lists every field)"
+    place = f"{file}, line {line}" if line else str(file)
+    return " ".join(f"{place}: {reason or type(error).__name__}".split())
 
 
 def _name_of(file: str) -> str:

@@ -81,17 +81,17 @@ class Inputs:
     """The videos to predict.
 
     Attributes:
-      features: {video: `[T, D]`}.
+      features: {video: `[T, D]`}, in memory or on disk.
       seconds: {video: seconds per snippet}.
       durations: {video: seconds}, only for videos whose duration is known.
       frames: {video: frames to draw above its timeline}, only for video files.
       broken: one sentence for each video file that cannot be used.
     """
 
-    features: dict[str, np.ndarray]
+    features: Mapping[str, np.ndarray | base.OnDisk]
     seconds: dict[str, float]
     durations: dict[str, float] = dataclasses.field(default_factory=dict)
-    frames: dict[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
     broken: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -282,7 +282,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         progress="predicting",
         with_features=False,
     )
-    scores = {e.id: probabilities(o.logits, head) for e, o in zip(examples, outputs, strict=True)}
+    scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
     found = {v: rule(table, inputs.seconds[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
     paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes)
     for name, frames in inputs.frames.items():

@@ -41,7 +41,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({reason})") from None
     _show_own_messages()
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another folder
+    if not jax.config.values.get("jax_compilation_cache_dir"):  # JAX_COMPILATION_CACHE_DIR names another folder
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         _set_option("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # small programs are a quarter of a start
