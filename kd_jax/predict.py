@@ -150,8 +150,8 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
     if not (path / records.INFO_FILE).is_file():
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
-        features = read_features(path, modality, size)
-        return Inputs(features, dict.fromkeys(features, seconds or run.config["seconds_per_snippet"]))
+        tables = read_features(path, modality, size)
+        return Inputs(tables, dict.fromkeys(tables, seconds or run.config["seconds_per_snippet"]))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
     info, split = records.read_info(path), split or "test"

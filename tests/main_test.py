@@ -1,4 +1,4 @@
-"""The command line: a first-time user's wrong turns end in one sentence."""
+"""The command line: each mistake of a first-time user ends in one sentence."""
 
 import re
 import signal
@@ -227,7 +227,7 @@ def test_a_job_that_cannot_be_joined():
         ("/home/me/mine.py", "mine"),
     ],
 )
-def test_every_experiment_has_a_folder_of_its_own(file, folder):
+def test_every_experiment_has_its_own_folder(file, folder):
     assert main._name_of(file) == folder
 
 
@@ -239,9 +239,9 @@ def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
     result = subprocess.run(diverging, timeout=120, **options)
     assert result.returncode == 1 and "diverged in epoch 1" in result.stderr and "Traceback" not in result.stderr
     endless = [*command, f"--workdir={tmp_path / 'b'}", "--config.training.epochs=100000"]
-    endless += ["--config.training.checkpoint_every=1"]  # most of the time goes into saving
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # in the background it is ignored
-    with subprocess.Popen(endless, **options, **heard) as process:
+    endless += ["--config.training.checkpoint_every=1"]  # most of the time is spent on saving
+    not_ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # as in the background
+    with subprocess.Popen(endless, **options, **not_ignored) as process:
         logs, deadline = tmp_path / "b" / "flow_teacher" / "metrics.jsonl", time.monotonic() + 120
         while time.monotonic() < deadline and not (logs.exists() and logs.stat().st_size):
             time.sleep(0.05)

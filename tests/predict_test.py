@@ -1,4 +1,4 @@
-"""Inference: whole videos, any batch; the command line on videos without annotation."""
+"""Prediction of whole videos in any batch, and the command on videos without annotation."""
 
 import contextlib
 import io
@@ -103,7 +103,7 @@ def test_command_line_on_a_folder(run, tmp_path):
 
 
 def predict_count(scores, threshold):
-    """Runs of scores at or above the threshold, counted by their first snippets."""
+    """The number of runs of scores at or above the threshold, counted by their first snippets."""
     above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
 
