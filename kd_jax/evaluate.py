@@ -49,7 +49,7 @@ def parser() -> Parser:
     options.add_argument(
         "--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own."
     )
-    options.add_argument("--threshold", type=between(0, 1), help="Of the proposals; default: the rule's own.")
+    options.add_argument("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
     options.add_argument(
         "--convention",
         choices=list(proposals.CONVENTIONS),
