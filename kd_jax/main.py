@@ -61,7 +61,8 @@ def read_config(given: str, overrides: Sequence[str]) -> ConfigDict:
     """Returns the config of `FILE[:VARIANT]` with the overrides `FIELD=VALUE`.
 
     Raises:
-      ValueError: if there is no such file, for an error in the file, or for an override that does not fit.
+      FileNotFoundError: if there is no such file.
+      ValueError: for an error in the file, or an override that does not fit.
     """
     name, _, variant = given.partition(":")
     path = schema.find_file(name)
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = time.perf_counter() - started - devices
     logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
     try:
-        results = experiment.perform(config, workdir, source, given.resume)
+        results = experiment.perform(config, workdir, source, resume=given.resume)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
     except Exception as error:

@@ -39,7 +39,7 @@ WRONG_TURNS = {
     "no config": ([], "name an experiment"),
     "missing config file": (
         ["--config=configs/nope.py"],
-        "kd_jax.main: there is no config file 'configs/nope.py'; give the path of one, or one of ablation, ",
+        "there is no config file configs/nope.py; give a PATH.py, or the name of a shipped one: ablation, charades, ",
     ),
     "unknown variant": (["--config=configs/demo.py:smoky"], "unknown config variant 'smoky'"),
     "typo in a field": (
