@@ -1,5 +1,6 @@
 """The package as users get it: what `import kd_jax` offers, and the wheel in a fresh environment."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import kd_jax
 from kd_jax import __main__ as dispatcher
+from kd_jax.command_line import Parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,15 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "convert-weights",
     ]
     assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("command", dispatcher.COMMANDS)
+def test_every_command_is_called_with_its_arguments(command, capsys):
+    module = importlib.import_module(dispatcher.COMMANDS[command][0])
+    assert isinstance(module.parser(), Parser)
+    with pytest.raises(SystemExit) as ended:
+        dispatcher.main([command, "--help"])
+    assert ended.value.code == 0 and f"usage: {module.__name__} " in capsys.readouterr().out
 
 
 def test_the_dispatcher_refuses_other_commands():
