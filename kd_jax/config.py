@@ -150,7 +150,8 @@ def override(config: ConfigDict, path: str, text: str) -> None:
       config: changed in place.
       path: names of the sections and the field, e.g. `runs.augmented_rgb.weights.atomic`.
       text: a number, true or false, or plain text; a Python literal for a tuple; a Python dict for a section. 'None'
-        unsets a field that may be unset. A dict replaces the sections in _ENTRIES and changes fields of the others.
+        unsets a field that may be unset. A dict replaces all of teachers, published, fusions or choices; in any other
+        section it changes the fields that it names.
 
     Raises:
       ValueError: for a field that does not exist, naming the closest one, or a value of another type.
