@@ -1,7 +1,34 @@
 """Cross-modal knowledge distillation for temporal action detection, in JAX and Flax.
 
-One detector, one step, one mask: `python -m kd_jax.main --config=configs/tsu.py` trains the teachers, the plain student
-and the distilled one. README.md is the guide; the import order of the modules is asserted by tests/layering_test.py.
+    import kd_jax
+
+    loss = kd_jax.losses.boundary(student, teacher, mask)     # losses: pure functions of arrays
+    model = kd_jax.Detector("ss_tcn", num_outputs=51)         # a temporal filter with a classifier
+    predict = kd_jax.load("workdir/demo/augmented_rgb")       # a trained run: [T, D] features -> [T, C] probabilities
+
+A name is imported when it is first read, so that modules without JAX, such as kd_jax.segments, do not load JAX.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kd_jax import losses
+    from kd_jax.inference.trained_detector import load
+    from kd_jax.models import Detector
+
 __version__ = "0.1.0"
+__all__ = ["Detector", "__version__", "load", "losses"]
+
+_MODULES = {"Detector": "kd_jax.models", "load": "kd_jax.inference.trained_detector", "losses": "kd_jax.losses"}
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kd_jax' has no attribute {name!r}")
+    module = importlib.import_module(_MODULES[name])
+    return module if name == "losses" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,10 +5,12 @@ command line, e.g. `--config.training.epochs=80 --config.runs.augmented_rgb.weig
 refused. `--config=configs/NAME.py:smoke` shrinks any of them to a minute or less.
 """
 
+import ast
+import difflib
 import importlib.util
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from kd_jax.training.terms import TERMS
@@ -111,7 +113,7 @@ def load(name: str, variant: str = "") -> ConfigDict:
     path = find_file(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    return module.get_config(variant)
+    return module.get_config(variant) if variant else module.get_config()
 
 
 def find_file(name: str) -> Path:
@@ -127,6 +129,83 @@ def find_file(name: str) -> Path:
         return shipped[path.stem]
     known = ", ".join(sorted(shipped))
     raise FileNotFoundError(f"there is no config file {name}; give a PATH.py, or the name of a shipped one: {known}")
+
+
+# What an entry of these sections is. An option cannot add one, so it replaces the section.
+_ENTRIES = {"teachers": "'DIR'", "published": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_EXPECTED = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    tuple: "a tuple, e.g. \"('a', 'b')\"",
+    ConfigDict: "a dict, e.g. \"{'name': 1}\"",
+}
+
+
+def override(config: ConfigDict, path: str, text: str) -> None:
+    """Sets one field of a config to a value that is written as text, as on the command line.
+
+    Args:
+      config: changed in place.
+      path: names of the sections and the field, e.g. `runs.augmented_rgb.weights.atomic`.
+      text: a number, true or false, or plain text; a Python literal for a tuple; a Python dict for a section. 'None'
+        unsets a field that may be unset. A dict replaces all of teachers, published, fusions or choices; in any other
+        section it changes the fields that it names.
+
+    Raises:
+      ValueError: for a field that does not exist, naming the closest one, or a value of another type.
+    """
+    section, place, entry = config, "", config
+    for name in path.split("."):
+        if not isinstance(entry, ConfigDict):
+            raise ValueError(f"--config.{path}: {place!r} is a value, it has no field {name!r}")
+        if name not in entry:
+            raise ValueError(f"--config.{path}: {_missing(entry, place, name)}")
+        section, place, entry = entry, name, entry[name]
+    kind = section.get_type(name)
+    optional = isinstance(dict(section.items(preserve_field_references=True))[name], FieldReference)
+    try:
+        value = None if optional and text == "None" else _convert(text, kind)
+    except (ValueError, SyntaxError, KeyError):
+        raise ValueError(f"--config.{path}={text}: expected {_EXPECTED.get(kind, kind.__name__)}") from None
+    if not isinstance(value, dict):
+        section[name] = value
+    elif section is config and name in _ENTRIES:
+        config[name] = _section(value).lock()
+    else:
+        for key, entry in value.items():
+            override(config, f"{path}.{key}", entry if isinstance(entry, str) else repr(entry))
+
+
+def _convert(text: str, kind: type):
+    """Reads a value of the type `kind`; ValueError, SyntaxError or KeyError if `text` is none."""
+    if kind is bool:
+        return _BOOLEANS[text.lower()]
+    if kind in (int, float, str):
+        return kind(text)
+    if kind in (tuple, list) and text.isidentifier():
+        return kind([text])
+    value = ast.literal_eval(text)
+    if kind in (tuple, list) and not isinstance(value, dict):
+        return kind(value if isinstance(value, (tuple, list)) else [value])
+    if kind is ConfigDict and isinstance(value, dict):
+        return value
+    raise ValueError
+
+
+def _missing(section: ConfigDict, place: str, name: str) -> str:
+    """The sentence on a name that the section called `place` does not have."""
+    if place in _ENTRIES:
+        whole = f"{{{name!r}: {_ENTRIES[place]}}}"
+        return f'there is no entry {name!r} to change; give the whole, e.g. --config.{place}="{whole}"'
+    if place == "runs":
+        return f"there is no run {name!r} to change; the config file names the runs: {', '.join(section)}"
+    if closest := difflib.get_close_matches(name, section, 1, 0.75):
+        return f"there is no field {name!r}; did you mean {closest[0]!r}? (kd_jax/config.py lists them all)"
+    if place in ("weights", "options"):
+        return f"there is no distillation term {name!r}; known terms: {', '.join(section)}"
+    return f"there is no field {name!r} (kd_jax/config.py lists them all)"
 
 
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:

@@ -1,4 +1,4 @@
-"""Saved predictions of any tool against public annotation files: values, notes, wrong turns; no JAX."""
+"""Scoring of saved predictions of any tool: values, notes, mistakes, and that JAX is not loaded."""
 
 import json
 import subprocess
@@ -83,8 +83,8 @@ def test_the_number_of_the_first_class_may_be_zero(files):
         assert value(ours, key) == value(theirs, key) > 0
 
 
-def test_duplicates_count_as_they_stand_in_the_file(files):
-    """The official script sees the two equal ground truths of w, of which one can be matched."""
+def test_duplicates_in_the_file_count(files):
+    """The official script reads both equal ground truths of w, but only one of them can be matched."""
     perfect = {v: np.array([[*row, 0.5] for row in ACTIONS[v]], float) for v in FOUND}
     formats.write_native(files / "native.json", perfect, CLASSES)
     text = custom(files, files / "native.json", "--protocols=event_map")
@@ -162,7 +162,7 @@ def test_an_absent_value_is_explained(files):
         ("native.json", ["--protocols=frame_map"], "frame_map needs scores, and these predictions hold none"),
         ("native.json", [], "holds detections, but frame_map, frame_map_upsampled cannot be computed from them"),
         ("one.npz", [], "no prediction for 1 of 2 videos, first 'w'"),
-        ("logits.npz", [], "so they are no probabilities; if they are logits, say --logits"),
+        ("logits.npz", [], "so they are no probabilities; if they are logits, give --logits"),
         ("logits.npz", ["stray"], "unexpected argument 'stray'"),
         (
             "native.json",
@@ -183,7 +183,7 @@ def test_wrong_turns_end_in_one_sentence(files, predictions, more, message):
     assert message in custom(files, files / predictions, *more, code=1)
 
 
-def test_broken_annotations_are_told_with_video_and_field(files):
+def test_broken_annotations_are_reported_with_video_and_field(files):
     formats.write_native(files / "native.json", FOUND, CLASSES)
     (files / "annotations.json").write_text('{"v": {"subset": "testing", "duration": -1, "actions": []}}')
     assert "v: -1, expected" in custom(files, files / "native.json", code=1)

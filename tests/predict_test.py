@@ -1,22 +1,29 @@
-"""Inference: whole videos, any batch; the command line on videos without annotation."""
+"""Prediction of whole videos in any batch, and the command on videos without annotation."""
 
+import contextlib
+import io
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import predict
+import kd_jax
+from kd_jax import main
+from kd_jax import predict as predict_command
 from kd_jax.data import records, synthetic
 from kd_jax.data.batches import Example
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays
+from kd_jax.inference.predict import fuse, predict
 from kd_jax.models import Detector
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +36,7 @@ def test_batches_and_buckets_change_nothing():
     videos = [rng.standard_normal((n, 4), np.float32) for n in (1, 33, 7, 20)]
     examples = [Example(str(i), v, np.zeros((len(v), 0), np.uint8)) for i, v in enumerate(videos)]
     for batch_size, buckets in ((1, 1), (3, 2)):
-        outputs = predict.predict(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
+        outputs = predict(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
         for video, output in zip(videos, outputs, strict=True):
             alone = model.apply(variables, video[None], jnp.ones((1, len(video)), bool))
             np.testing.assert_allclose(output.logits, alone.logits[0], atol=1e-5)
@@ -37,31 +44,45 @@ def test_batches_and_buckets_change_nothing():
 
 
 def test_no_videos_no_outputs():
-    assert predict.predict(None, {}, [], batch_size=2, num_buckets=2) == []
+    assert predict(None, {}, [], batch_size=2, num_buckets=2) == []
 
 
 def test_fusion_is_the_mean_of_logits():
-    fused = predict.fuse([{"a": np.array([[1.0, 5.0]])}, {"a": np.array([[3.0, -5.0]])}])
+    fused = fuse([{"a": np.array([[1.0, 5.0]])}, {"a": np.array([[3.0, -5.0]])}])
     np.testing.assert_array_equal(fused["a"], [[2.0, 0.0]])
     with pytest.raises(ValueError, match="different videos"):
-        predict.fuse([{"a": np.zeros(1)}, {"b": np.zeros(1)}])
+        fuse([{"a": np.zeros(1)}, {"b": np.zeros(1)}])
+
+
+def run_command(module, *arguments):
+    """Runs a command in this process: its exit code, and what a terminal would show."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        code, before = 0, signal.getsignal(signal.SIGINT)
+        try:
+            module.main(list(arguments))
+        except SystemExit as ended:
+            code = 1 if isinstance(ended.code, str) else ended.code
+            print(ended.code, file=stderr)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
-    command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", f"--workdir={workdir}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert "gain over vanilla_rgb" in result.stdout
     return workdir / "augmented_rgb"
 
 
 def command(run, features, output, *more):
-    arguments = [f"--run={run}", f"--features={features}", f"--output={output}", *more]
-    return subprocess.run(
-        [sys.executable, "-m", "kd_jax.predict", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    return run_command(predict_command, *arguments(run, features, output), *more)
+
+
+def arguments(run, features, output):
+    return [f"--run={run}", f"--features={features}", f"--output={output}"]
 
 
 def test_command_line_on_a_folder(run, tmp_path):
@@ -69,7 +90,9 @@ def test_command_line_on_a_folder(run, tmp_path):
     (tmp_path / "in").mkdir()
     for name, shape in (("one", (30, size)), ("two", (5, 1, 1, size))):
         np.save(tmp_path / "in" / f"{name}.npy", np.random.default_rng(0).standard_normal(shape).astype(np.float16))
-    result = command(run, tmp_path / "in", tmp_path / "out", "--threshold=0.3")
+    options = [*arguments(run, tmp_path / "in", tmp_path / "out"), "--threshold=0.3"]
+    program = [sys.executable, "-m", "kd_jax.predict", *options]
+    result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     scores = read_arrays(tmp_path / "out" / "scores.npz")
     assert {name: table.shape[0] for name, table in scores.items()} == {"one": 30, "two": 5}
@@ -80,7 +103,7 @@ def test_command_line_on_a_folder(run, tmp_path):
 
 
 def predict_count(scores, threshold):
-    """Runs of scores at or above the threshold, counted by their first snippets."""
+    """The number of runs of scores at or above the threshold, counted by their first snippets."""
     above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
 
@@ -132,7 +155,11 @@ def test_command_line_on_records_knows_durations(run, tmp_path):
         ("--encoder_weights=a.npz", "--encoder_weights would have no effect on --features"),
         ("--split=train", "--split=train would have no effect on"),
         ("--video=a.mp4", "give either --features or --video"),
-        ("--run=", "--run must be given; say for instance --run="),
+        ("--run=", "--run must be given; for instance --run="),
+        ("--threshold=2", "--threshold: 2 must be a number from 0 to 1"),
+        ("--seconds_per_snippet=0", "--seconds_per_snippet: 0 must be a finite number above 0"),
+        ("--batch_size=0", "--batch_size: 0 must be an integer of at least 1"),
+        ("--proposal=peaks", "unexpected argument '--proposal=peaks'; did you mean --proposals?"),
     ],
 )
 def test_command_line_refuses_what_the_run_cannot_give(run, tmp_path, option, message):
@@ -167,3 +194,32 @@ def test_command_line_with_an_output_that_cannot_be_made(run, tmp_path):
 def test_command_line_without_a_run(tmp_path):
     result = command(tmp_path / "none", tmp_path, tmp_path / "out")
     assert result.returncode == 1 and "is no run" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_loaded_run_predicts_what_the_command_writes(run, tmp_path):
+    detect = kd_jax.load(run)
+    size = json.loads((run / "config.json").read_text())["input_size"]
+    assert (detect.input_size, detect.modality, detect.head) == (size, "rgb", "dense")
+    features = np.random.default_rng(0).standard_normal((30, size), np.float32).astype(np.float16)  # as files are read
+    np.save(tmp_path / "one.npy", features)
+    assert command(run, tmp_path / "one.npy", tmp_path / "out").returncode == 0
+    found = detect(features)
+    assert found.shape == (30, len(detect.classes)) and found.dtype == np.float32
+    np.testing.assert_array_equal(found, read_arrays(tmp_path / "out" / "scores.npz")["one"])
+    np.testing.assert_allclose(detect(jnp.asarray(features, jnp.float32)), found, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda table: table[:, 1:], r"shape \[4, \d+\]; expected \[T, \d+\]"),
+        (lambda table: table[None], r"shape \[1, 4, \d+\]; expected"),
+        (lambda table: table[:0], r"shape \[0, \d+\]; expected"),
+        (lambda table: table.astype(complex), "dtype complex128; expected a real number type"),
+        (lambda table: np.where(np.arange(4)[:, None] == 2, np.nan, table), "features of snippet 2 are not finite"),
+    ],
+)
+def test_a_loaded_run_refuses_features_that_it_cannot_read(run, change, message):
+    detect = kd_jax.load(run)
+    with pytest.raises(ValueError, match=message):
+        detect(change(np.zeros((4, detect.input_size), np.float32)))

@@ -1,0 +1,30 @@
+"""The command `kd-jax`: `kd-jax train --config=tsu` is the same as `python -m kd_jax.main --config=tsu`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {  # name: (module, what it does)
+    "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
+    "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
+    "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
+    "build": ("data_prep.build", "builds records from features and annotations"),
+    "extract": ("data_prep.extract", "extracts features from videos or skeletons"),
+    "convert-weights": ("data_prep.convert_weights", "converts published weights of encoders"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Imports the chosen command and runs it with the other arguments."""
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
+        print("\n".join(f"  {name:<16} {line}" for name, (_, line) in COMMANDS.items()))
+    elif command in COMMANDS:
+        importlib.import_module(COMMANDS[command][0]).main(arguments)
+    else:
+        sys.exit(f"kd-jax: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The package as users get it: what `import kd_jax` offers, and the wheel in a fresh environment."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import kd_jax
+from kd_jax import __main__ as dispatcher
+from kd_jax.command_line import Parser
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_public_names():
+    from kd_jax.inference import trained_detector
+    from kd_jax.models import Detector
+
+    assert {"Detector", "load", "losses", "__version__"} == set(kd_jax.__all__) <= set(dir(kd_jax))
+    assert kd_jax.losses.atomic.__module__ == "kd_jax.losses.atomic"
+    assert kd_jax.Detector is Detector and kd_jax.load is trained_detector.load
+    with pytest.raises(AttributeError, match="module 'kd_jax' has no attribute 'teachers'"):
+        _ = kd_jax.teachers
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_dispatcher_lists_its_commands(arguments, capsys):
+    dispatcher.main(arguments)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == [
+        "train",
+        "predict",
+        "evaluate",
+        "build",
+        "extract",
+        "convert-weights",
+    ]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("command", dispatcher.COMMANDS)
+def test_every_command_is_called_with_its_arguments(command, capsys):
+    module = importlib.import_module(dispatcher.COMMANDS[command][0])
+    assert isinstance(module.parser(), Parser)
+    with pytest.raises(SystemExit) as ended:
+        dispatcher.main([command, "--help"])
+    assert ended.value.code == 0 and f"usage: {module.__name__} " in capsys.readouterr().out
+
+
+def test_the_dispatcher_refuses_other_commands():
+    with pytest.raises(SystemExit, match=r"kd-jax: unknown command 'trian'; choose one of train, predict, "):
+        dispatcher.main(["trian"])
+
+
+def test_the_dispatcher_imports_the_chosen_command_alone():
+    code = (
+        "import sys; from kd_jax.__main__ import main\n"
+        "others = {'jax', 'kd_jax.main', 'kd_jax.predict', 'data_prep'}\n"
+        "try: main(['evaluate', '--help'])\n"
+        "except SystemExit as ended: print(ended.code, sorted(others & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0 []", result.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The programs of a fresh environment with the wheel and the dependencies of the tests; nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("package")
+    source, environment = folder / "source", folder / "environment"
+    for name in ("kd_jax", "data_prep", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", f"--wheel-dir={folder}"]
+    subprocess.run(wheel, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    own, of_tests = (sysconfig.get_path("purelib", vars={"base": base}) for base in (str(environment), sys.prefix))
+    (Path(own) / "dependencies.pth").write_text(of_tests)  # after its own packages
+    install = [*pip, f"--python={environment / 'bin' / 'python'}", "install", "--no-deps", "--no-index"]
+    subprocess.run([*install, *folder.glob("*.whl")], check=True, capture_output=True)
+    return environment / "bin"
+
+
+@pytest.mark.slow
+def test_the_wheel_has_everything_in_an_empty_folder(installed, tmp_path):
+    def run(program, *arguments):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [installed / program, *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    where = run("python", "-c", "import kd_jax; print(kd_jax.__file__, kd_jax.losses.atomic.__name__)").split()
+    assert where[0].startswith(str(installed.parent)) and where[1] == "atomic"
+    package = Path(where[0]).parent
+    assert (package / "py.typed").exists()
+    assert {p.name for p in (package / "configs").iterdir()} >= {p.name for p in (ROOT / "configs").glob("*.py")}
+    modules = {p.relative_to(ROOT) for folder in ("kd_jax", "data_prep") for p in (ROOT / folder).rglob("*.py")}
+    assert {module for module in modules if not (package.parent / module).exists()} == set()
+    assert "convert-weights" in run("kd-jax") and run("python", "-m", "kd_jax") == run("kd-jax", "--help")
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ValueError('a folder of the user')")
+    first = run("python", "-m", "kd_jax.main", "--config=configs/tsu.py:smoke", "--workdir=first")
+    second = run("kd-jax", "train", "--config=tsu:smoke", "--workdir=second")
+    assert first.replace("first", "second") == second and "gain over vanilla_rgb" in second
+    code = "import kd_jax; detect = kd_jax.load('first/augmented_rgb'); print(len(detect.classes), detect.modality)"
+    assert run("python", "-c", code).split() == ["12", "rgb"]
