@@ -52,7 +52,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax.sharding import data_mesh
 from kd_jax.models import FILTERS
 
-model = FILTERS[sys.argv[1]](hidden=4, num_layers=2, dropout=0.0)
+model = FILTERS[sys.argv[1]].make(hidden=4, num_layers=2, dropout=0.0)
 sharding = NamedSharding(data_mesh(), PartitionSpec("data"))
 x, mask = (jax.device_put(jnp.ones(shape, kind), sharding) for shape, kind in (((8, 32, 4), float), ((8, 32), bool)))
 variables = model.init(jax.random.key(0), x, mask)
