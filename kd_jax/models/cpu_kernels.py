@@ -103,7 +103,7 @@ def _add_branch_backward(scale, saved, gradient):
     columns = gradient if kept is None else mask_out(gradient * scale, kept)
     columns = columns.reshape(-1, columns.shape[-1])
     of_mixed = mask_out(columns @ kernel.T, rows > 0).reshape(gradient.shape[:-1] + rows.shape[-1:])
-    return gradient, of_mixed, _contract_rows(rows, columns), _sum_rows(columns), None, None
+    return gradient, of_mixed, _contract_rows(rows, columns), jnp.sum(columns, axis=0), None, None
 
 
 _add_branch.defvjp(_add_branch_forward, _add_branch_backward)
@@ -112,13 +112,15 @@ _add_branch.defvjp(_add_branch_forward, _add_branch_backward)
 def mix_by_convolution(params: Mapping, h: jax.Array, dilation: jax.Array, most: int) -> jax.Array:
     """The dilated convolution of SS-TCN; `dilation` is at most `most`, a power of two like it."""
     kernel, bias = params["dilated"]["kernel"], params["dilated"]["bias"].astype(h.dtype)
-    return _add_bias(convolve(h, kernel, dilation, most), bias)
+    return convolve(h, kernel, dilation, most) + bias[None, None]
 
 
 def mix_by_attention(params: Mapping, h: jax.Array, dilation: jax.Array, most: int) -> jax.Array:
     """The dilated attention of PDAN; `dilation` is at most `most`."""
     params = params["attention"]
-    query, key, value = (product(h, params[name]["kernel"].astype(h.dtype)) for name in ("query", "key", "value"))
+    query, key, value = (
+        _multiply_rows(h, params[name]["kernel"].astype(h.dtype)) for name in ("query", "key", "value")
+    )
     return attend(query, key, value, params["relative"].astype(h.dtype), dilation, most)
 
 
@@ -147,7 +149,7 @@ def _convolve(x, kernel, dilation, most):
     sums = before - second, first + second, second - first, after - first
     outer, middle = (kernel[0] + kernel[2]) / 2, kernel[1] / 2
     kernels = kernel[0], outer + middle, outer - middle, kernel[2]
-    zero, one, two, three = (product(s, k.astype(x.dtype)) for s, k in zip(sums, kernels, strict=True))
+    zero, one, two, three = (_multiply_rows(s, k.astype(x.dtype)) for s, k in zip(sums, kernels, strict=True))
     return merge(zero + one + two, one - two + three, dilation)
 
 
@@ -185,22 +187,10 @@ def _gather(x, order):
     return jnp.take_along_axis(x, indices, axis=1, mode="clip")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shift(x: jax.Array, steps: jax.Array | int, most: int) -> jax.Array:
-    """`x` `[B, T, H]` moved `steps` snippets later (earlier if negative), zeros moving in; |steps| ≤ `most`."""
+    """Move `x` `[B, T, H]` by `steps` snippets, later if positive, with zeros moving in; |steps| ≤ `most`."""
     padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)))
     return jax.lax.dynamic_slice_in_dim(padded, most - steps, x.shape[1], axis=1)
-
-
-def _shift_forward(x, steps, most):
-    return shift(x, steps, most), steps
-
-
-def _shift_backward(most, steps, gradient):
-    return shift(gradient, -steps, most), None  # JAX's own gradient writes into an array of zeros
-
-
-shift.defvjp(_shift_forward, _shift_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -250,56 +240,20 @@ def _attend_backward(most, saved, gradient):
     of_key = sum(
         p * ((value + r[None, None]) * q - qm) for p, r, q, qm in zip(arrived, relative, back[3], back[4], strict=True)
     )
-    return of_query, of_key, of_value, jnp.stack([_sum_rows(pull) for pull in pulls]), None
+    return of_query, of_key, of_value, jnp.stack([jnp.sum(pull, axis=(0, 1)) for pull in pulls]), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-# Products and sums over all snippets.
-
-
-@jax.custom_vjp
-def product(x, kernel):
-    """`x @ kernel`, `[B, T, D] × [D, H] -> [B, T, H]`.
-
-    The gradient of the kernel is a product of the two arrays as they lie in memory; with JAX's own order of the
-    operands XLA transposes one of them first.
-    """
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(saved, gradient):
-    x, kernel = saved
-    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return (columns @ kernel.T).reshape(x.shape), _contract_rows(rows, columns)
-
-
-product.defvjp(_product_forward, _product_backward)
+def _multiply_rows(x, kernel):
+    """`[B, T, D] × [D, H] -> [B, T, H]`; XLA transposes less for the kernel's gradient than without the reshape."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(x.shape[:-1] + kernel.shape[-1:])
 
 
 def _contract_rows(rows, columns):
     """`[N, D] × [N, H] -> [D, H]`, of the two arrays as they lie in memory."""
     return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-
-
-@jax.custom_vjp
-def _add_bias(x, bias):
-    """`x` `[B, T, H]` + `bias` `[H]`."""
-    return x + bias[None, None]
-
-
-_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), None), lambda _, gradient: (gradient, _sum_rows(gradient)))
-
-
-def _sum_rows(x):
-    """The sum over all axes but the last, as a product with ones: XLA sums two axes 7 times slower."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(jnp.ones(rows.shape[0], x.dtype), rows, precision=jax.lax.Precision.HIGHEST)
 
 
 # LSTM.
