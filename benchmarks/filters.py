@@ -1,12 +1,14 @@
-"""A training step of each temporal filter, and PDAN's and SS-TCN's against the same maths in eager PyTorch.
+"""A training step of each temporal filter, against its plain formulation and against eager PyTorch.
 
     python -m benchmarks.filters [--filters=pdan,ss_tcn] [--repeats=5] [--output=FILE.json]
 
-A batch of 2 videos of 2000 snippets, 1024-d, 512 channels, float32: forward pass, task loss, backward pass, Adam. Peak
-memory is measured in a process for each side, above the imports and the batch, twice: the first time our side compiles,
-then it finds its program in JAX's cache. On a GPU both sides use it.
+A batch of 2 videos of 2000 snippets, 1024-d, 512 channels, float32: forward pass, task loss, backward pass, Adam. The
+plain formulation runs without `kd_jax.models.cpu_kernels`, on a CPU only. PyTorch has the same maths for PDAN and
+SS-TCN. Peak memory is measured in a process for each side, above the imports and the batch, twice: the first time our
+side compiles, then it finds its program in JAX's cache. On a GPU both sides use it.
 """
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -16,16 +18,37 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import flags
+from flax import linen as nn
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
-from kd_jax.models import FILTERS, Detector
+from kd_jax.models import FILTERS, Detector, Filter, cpu_kernels
 
 
-def our_step(name: str, videos: int, length: int, width: int, hidden: int) -> Callable:
+class Plain(nn.Module):
+    """A filter that is compiled without the CPU kernels."""
+
+    filter: nn.Module
+
+    def __call__(self, x, mask, *, train=False):
+        with mock.patch.object(cpu_kernels, "by_platform", lambda plain, on_cpu: plain):
+            return self.filter(x, mask, train=train)
+
+
+def our_step(name: str, videos: int, length: int, width: int, hidden: int, entry: Filter | None = None) -> Callable:
     batch, _, _ = workloads.make_batch(videos, length, width, 1)
-    run, run.parameters = workloads.training_step(Detector(name, num_outputs=CLASSES, hidden=hidden), batch)
+    model = Detector(name, num_outputs=CLASSES, hidden=hidden, entry=entry)
+    run, run.parameters = workloads.training_step(model, batch)
     return run
+
+
+def plain_step(name: str, **shape: int) -> Callable:
+    entry = FILTERS[name]
+
+    def make(name, **options):
+        return Plain(entry.make(**options), name=name)
+
+    return our_step(name, **shape, entry=dataclasses.replace(entry, make=make))
 
 
 def peer_step(name: str, videos: int, length: int, width: int, hidden: int) -> Callable:
@@ -52,7 +75,7 @@ def peer_step(name: str, videos: int, length: int, width: int, hidden: int) -> C
     return run
 
 
-SIDES = {"kd_jax": our_step, "torch": peer_step}
+SIDES = {"kd_jax": our_step, "plain": plain_step, "torch": peer_step}
 
 
 def measure_memory(side: str, name: str, **shape) -> dict:
@@ -74,9 +97,9 @@ def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[di
         from benchmarks.peers import FILTERS as peers  # here, because it needs PyTorch
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
         for name in filters:
-            sides = [side for side in SIDES if side == "kd_jax" or name in peers]
-            memory = {}
-            for side in sides if measure else ():
+            runs = {"kd_jax": True, "plain": jax.default_backend() == "cpu", "torch": name in peers}
+            sides, memory = [side for side in SIDES if runs[side]], {}
+            for side in [side for side in sides if measure and side != "plain"]:
                 flag = f"--memory_of={side}:{name}"
                 first, again = (measuring.in_own_process("benchmarks.filters", flag) for _ in range(2))
                 memory |= {f"{side} first peak GB": first["peak GB"]} if side == "kd_jax" else {}
@@ -91,6 +114,7 @@ def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[di
                     "first step s": first["kd_jax"],
                     **{f"{side} s": median for side, median in medians.items()},
                     "torch / kd_jax": ratio,
+                    "plain / kd_jax": medians["plain"] / medians["kd_jax"] if "plain" in medians else None,
                     **memory,
                 }
             )

@@ -17,7 +17,7 @@ from absl import flags
 from flax import linen as nn
 
 from benchmarks import measuring, workloads
-from kd_jax.models.dilated_convolution import DilatedConv
+from kd_jax.models import cpu_kernels
 from kd_jax.models.layers import Dropout
 from kd_jax.training.terms import TASKS, TERMS, choose_term
 
@@ -74,10 +74,17 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
         calls[name] = lambda gradient=gradient: gradient(x, student, teacher, batch, key)
         num_bytes[name] = 3 * tensor  # student, teacher, gradient
 
-    layer = DilatedConv(hidden, max_dilation=2 ** (LAYERS - 1))
-    variables = layer.init(key, x, DILATION)
-    convolve = with_pullback(lambda variables, x: layer.apply(variables, x, jnp.int32(DILATION)))
-    calls["dilated convolution"] = lambda: convolve(x, variables, x)
+    layer = nn.Conv(hidden, kernel_size=(3,), kernel_dilation=DILATION)
+    params = layer.init(key, x)["params"]
+
+    def on_cpu(params, x):
+        return cpu_kernels.mix_by_convolution({"dilated": params}, x, jnp.int32(DILATION), 2 ** (LAYERS - 1))
+
+    def plain(params, x):
+        return layer.apply({"params": params}, x)
+
+    convolve = with_pullback(cpu_kernels.by_platform(plain, on_cpu))
+    calls["dilated convolution"] = lambda: convolve(x, params, x)
     num_bytes["dilated convolution"] = 4 * tensor  # input, output and their gradients
     for name, module in {"Dropout": Dropout(0.5), "flax Dropout": nn.Dropout(0.5)}.items():
         drop = with_pullback(

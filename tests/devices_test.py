@@ -57,7 +57,7 @@ sharding = NamedSharding(data_mesh(), PartitionSpec("data"))
 x, mask = (jax.device_put(jnp.ones(shape, kind), sharding) for shape, kind in (((8, 32, 4), float), ((8, 32), bool)))
 collectives = {}
 for name in sys.argv[1:]:
-    model = FILTERS[name](hidden=4, num_layers=2, dropout=0.0)
+    model = FILTERS[name].make(hidden=4, num_layers=2, dropout=0.0)
     variables = jax.jit(model.init)(jax.random.key(0), x, mask)
     gradient = jax.jit(jax.grad(lambda variables, x: (model.apply(variables, x, mask) ** 2).sum(), (0, 1)))
     compiled = gradient.lower(variables, x).compile().as_text()

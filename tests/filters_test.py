@@ -1,4 +1,8 @@
-"""Every temporal filter: equal to the public code, blind to padding, as large and as far-sighted as published."""
+"""Every temporal filter: equal to the public code, unaffected by padding, of the published size and receptive field.
+
+The tests run on a CPU, so they check the CPU kernels where a filter has some. `plain` switches them off: the plain
+formulation, which GPU and TPU compile, must equal the public code and the CPU kernels.
+"""
 
 import functools
 import pathlib
@@ -13,8 +17,8 @@ import optax
 import pytest
 
 from data_prep.convert_weights import convert
-from kd_jax.models import tgm
-from kd_jax.models.detector import FILTERS, Detector
+from kd_jax.inference.predict import forward
+from kd_jax.models import FILTERS, Detector, Filter, cpu_kernels, tgm
 from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.tgm import TGM
 
@@ -86,7 +90,7 @@ def state_of(name):
         golden = np.load(DATA / f"{name}.npz", allow_pickle=False)
         return golden, {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
     if not (SHARED / f"{name}.npz").exists():
-        pytest.skip(f"{SHARED} stands beside the checkout only where goldens are shared")
+        pytest.skip(f"{SHARED} is next to the checkout only where goldens are shared")
     golden = np.load(SHARED / f"{name}.npz", allow_pickle=False)
     seed, gain = int(golden["recipe_seed"]), float(golden["recipe_gain"])
     state = {key: recipe(key, shape, seed, gain) for key, shape in shapes_of(*FULL[name]).items()}
@@ -97,13 +101,28 @@ def state_of(name):
     return golden, state
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Compiles the plain formulations on a CPU too."""
+    monkeypatch.setattr(cpu_kernels, "by_platform", lambda plain, on_cpu: plain)
+
+
 @pytest.mark.parametrize("name", [*SMALL, *FULL])
 def test_equals_the_public_code(name):
-    """Each video alone, cut to its length, where nothing leaks there either."""
+    equals_the_public_code(name)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *FULL])
+def test_plain_formulation_equals_the_public_code(name, plain):
+    equals_the_public_code(name)
+
+
+def equals_the_public_code(name):
+    """Compare each video alone, cut to its length, so that the padding does not leak in the public code either."""
     golden, state = state_of(name)
     model, params = convert(state)
     x = golden["x"].reshape(*golden["x"].shape[:3]).transpose(0, 2, 1)
-    model = model.clone(dropout=0.0)  # so that training, which shows the earlier stages, is what evaluation is
+    model = model.clone(dropout=0.0)  # training, which returns the earlier stages, then equals evaluation
     for video, length in enumerate(golden["lengths"].astype(int)):
         mask = np.ones((1, length), bool)
         outputs = jax.jit(functools.partial(model.apply, train=True))(
@@ -118,7 +137,7 @@ def test_equals_the_public_code(name):
 
 
 @pytest.mark.parametrize("part", ["a_cin1", "b_cin"])
-def test_a_mixture_layer_is_the_public_codes(part):
+def test_a_mixture_layer_equals_that_of_the_public_code(part):
     golden = np.load(DATA / "tgm_layer.npz", allow_pickle=False)
     x, combine = golden[f"{part}/x"], part == "b_cin"
     x = x if combine else x[:, None]  # [B, C_in, D, T]
@@ -133,7 +152,7 @@ def test_a_mixture_layer_is_the_public_codes(part):
 
 
 def test_super_events_are_pooled_as_in_the_public_code():
-    """Of a video alone, where the curves end with it there too; by the names of what is pooled, before the weights."""
+    """Compare one video alone, where the curves end with it in the public code too, before the learned weights."""
     golden, state = state_of("tgm_hier_small")
     params = convert(state)[1]["temporal_filter"]["super_events"]
     video, length = int(golden["lengths"].argmax()), int(golden["lengths"].max())
@@ -146,7 +165,7 @@ def test_super_events_are_pooled_as_in_the_public_code():
 
 
 def test_features_are_those_before_the_classifier():
-    """MS-TCN and PDAN call them the last layer, TGM the hidden one after its ReLU."""
+    """The features are the last layer of MS-TCN and PDAN, and the hidden layer of TGM after its ReLU."""
     for name, key in {"pdan_small": "mid/stage1.layers.4", "tgm_stack_small": "mid/h"}.items():
         golden, state = state_of(name)
         model, params = convert(state)
@@ -188,6 +207,19 @@ def test_padding_changes_neither_outputs_nor_gradient(small):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), padded_gradient, gradient)
 
 
+def test_plain_formulation_equals_the_cpu_kernels(small, monkeypatch):
+    """In value and gradient, with NaN in the padding, for one filter in one and in several stages."""
+    model, variables, x, mask = small
+    x = np.where(mask[..., None], x, np.float32(np.nan))
+    (_, expected), gradient = value_and_gradient(model, variables, x, mask)
+    monkeypatch.setattr(cpu_kernels, "by_platform", lambda plain, on_cpu: plain)
+    (_, outputs), plain_gradient = value_and_gradient(model, variables, x, mask)
+    chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(plain_gradient, gradient, rtol=1e-4, atol=1e-4)
+    on = model.apply(variables, x, mask, train=True, rngs={"dropout": jax.random.key(0)})  # plain dropout
+    assert (on.logits != outputs.logits).any() and np.isfinite(on.logits).all()
+
+
 def test_masking_equals_slicing(small):
     model, variables, x, mask = small
     masked = jax.jit(model.apply)(variables, x[1:], mask[1:])
@@ -219,7 +251,7 @@ def test_bfloat16_computes_with_float32_parameters_and_returns_float32(small):
 
 
 def test_runs_in_one_program_have_the_gradients_of_each_alone(small):
-    """As on a GPU or TPU, where the runs of a population are one `vmap`."""
+    """On a GPU or TPU the runs of a population are one `vmap`."""
     model, variables, x, mask = small
     runs = [jax.tree.map(lambda p, i=i: p * (1 + i / 4), variables["params"]) for i in range(2)]
 
@@ -284,12 +316,15 @@ def test_an_output_sees_its_receptive_field(filter, layers, field):
     seen = [t for t in range(length) if (apply(x.at[0, t].add(10.0)) != base).any()]
     reach = 50 if field is None else field // 2
     assert set(seen) <= set(range(50 - reach, 51 + reach))
-    if filter in ("ms_tcn", "bilstm"):  # what comes from afar fades below rounding
+    if filter in ("ms_tcn", "bilstm"):  # the influence of distant snippets is below rounding
         reach = 7 + 1  # more than one stage
     assert {50 - reach, 50, 50 + reach} <= set(seen)
 
 
-def test_bilstm_is_that_of_flax_in_value_and_gradient():
+@pytest.mark.parametrize("formulation", ["plain", "cpu"])
+def test_bilstm_is_that_of_flax_in_value_and_gradient(formulation, request):
+    if formulation == "plain":
+        request.getfixturevalue("plain")
     size, lengths = 3, jnp.array([17, 9, 1])
     x, goal = jax.random.normal(jax.random.key(0), (3, 17, 5)), jax.random.normal(jax.random.key(1), (3, 17, 2 * size))
     mask = jnp.arange(17)[None] < lengths[:, None]
@@ -300,7 +335,7 @@ def test_bilstm_is_that_of_flax_in_value_and_gradient():
     params = model.init(jax.random.key(2), x, mask)["params"]["layer_0"]
 
     def cell(way, params):
-        """The cell's parameters of a direction under flax's names, gate by gate."""
+        """The parameters of a direction's cell under flax's names, gate by gate."""
         gates = {}
         for gate, name in enumerate("ifgo"):
             own = slice(gate * size, (gate + 1) * size)
@@ -325,7 +360,7 @@ def test_bilstm_is_that_of_flax_in_value_and_gradient():
 
 
 def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():
-    """One curve in the middle of five taps, γ = 0: the width e^1.5."""
+    """One curve in the middle of five taps with γ = 0 has the width e^1.5."""
     center, width, g = np.zeros(1, np.float32), np.zeros(1, np.float32), np.exp(1.5)
     distance = np.arange(-2, 3) / g
     for curve, values in {"cauchy": 1 / (1 + distance**2), "gaussian": np.exp(-(distance**2) / 2)}.items():
@@ -339,8 +374,9 @@ def test_tgm_has_the_curve_of_its_code_and_that_of_its_paper():
         TGM(hidden=4, curve="laplace").init(jax.random.key(1), x, mask)
 
 
+@pytest.mark.parametrize("convolve", [tgm.convolve_images, cpu_kernels.convolve_images], ids=["plain", "cpu"])
 @pytest.mark.parametrize("length", [1, 4, 16, 37])
-def test_convolve_is_a_convolution_in_value_and_gradient(length):
+def test_convolve_is_a_convolution_in_value_and_gradient(length, convolve):
     images, kernels = (
         jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(3, 2, length, 4), (5, 3, 2)])
     )
@@ -354,33 +390,58 @@ def test_convolve_is_a_convolution_in_value_and_gradient(length):
 
     found, expected = (
         jax.value_and_grad(lambda images, kernels, f=f: jnp.sum(goal * f(images, kernels)), (0, 1))(images, kernels)
-        for f in (tgm.convolve, reference)
+        for f in (convolve, reference)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
-    half = jax.grad(lambda *both: jnp.sum(goal * tgm.convolve(*both)), (0, 1))(images.astype(jnp.bfloat16), kernels)
+    half = jax.grad(lambda *both: jnp.sum(goal * convolve(*both)), (0, 1))(images.astype(jnp.bfloat16), kernels)
     for a, b in zip(half, expected[1], strict=True):
         assert jnp.linalg.norm(a - b) < 0.01 * jnp.linalg.norm(b)
 
 
 def test_the_gradient_of_the_kernels_is_the_same_in_pieces_and_at_once():
-    """In pieces on a CPU, at once on a GPU and a TPU."""
     images, gradient = (jax.random.normal(jax.random.key(i), (2 + i, 2, 37, 4)) for i in range(2))
-    pieces, whole = (tgm._correlate(images, gradient, 5, piece) for piece in (16, None))
+    pieces, whole = (cpu_kernels.correlate(images, gradient, 5, piece) for piece in (16, 37))
     np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_the_largest_image_gets_the_gradient_and_the_first_of_equals():
     images = jnp.array([[1.0, 5.0, 2.0], [3.0, 5.0, 2.0], [2.0, 4.0, 7.0]])
-    np.testing.assert_array_equal(tgm.largest(images), [3, 5, 7])
-    gradient = jax.grad(lambda x: jnp.sum(tgm.largest(x) * jnp.array([10.0, 20.0, 30.0])))(images)
+    np.testing.assert_array_equal(cpu_kernels.largest(images), [3, 5, 7])
+    gradient = jax.grad(lambda x: jnp.sum(cpu_kernels.largest(x) * jnp.array([10.0, 20.0, 30.0])))(images)
     np.testing.assert_array_equal(gradient, [[0, 20, 0], [10, 0, 0], [0, 0, 30]])
 
 
 def test_unknown_filters_and_wrong_shapes_raise():
     x, mask = jnp.zeros((1, 4, 3)), jnp.ones((1, 4), bool)
     with pytest.raises(ValueError, match=rf"unknown filter 'tcn'.*{min(FILTERS)}"):
-        Detector("tcn", 2).init(jax.random.key(0), x, mask)
+        Detector("tcn", 2)
     with pytest.raises(ValueError, match=r"x must be \[B, T, ...\].*x \(1, 4, 3\), mask \(1, 5\)"):
         Detector("ss_tcn", 2).init(jax.random.key(0), x, jnp.ones((1, 5), bool))
     with pytest.raises(ValueError, match="hidden must be even"):
         Detector("bilstm", 2, hidden=5).init(jax.random.key(0), x, mask)
+
+
+def test_a_filter_that_is_registered_anew_runs_its_new_code(monkeypatch):
+    """Compiled programs are cached by the detector, which must therefore depend on the code and not on its name."""
+
+    class Scale(nn.Module):
+        factor: float
+        hidden: int = 3
+        num_layers: int = 1
+        dropout: float = 0.5
+        dtype: jnp.dtype = jnp.float32
+        receptive_field = 1
+
+        def __call__(self, x, mask, *, train=False):
+            return self.factor * x
+
+    x, mask = jnp.ones((1, 4, 3)), jnp.ones((1, 4), bool)
+    models, variables = [], None
+    for factor in (2.0, 3.0):
+        monkeypatch.setitem(FILTERS, "mine", Filter(functools.partial(Scale, factor)))
+        models.append(Detector("mine", 2, hidden=3))
+        variables = variables or models[0].init(jax.random.key(0), x, mask)
+        np.testing.assert_array_equal(forward(models[-1], variables, x, mask).features, factor * x)
+    old, new = models
+    assert old != new and new == Detector("mine", 2, hidden=3) and hash(new) == hash(Detector("mine", 2, hidden=3))
+    np.testing.assert_array_equal(old.apply(variables, x, mask).features, 2 * x)

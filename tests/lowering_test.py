@@ -1,4 +1,4 @@
-"""Every step lowers for TPU and GPU, whatever machine the tests run on."""
+"""Every step lowers for TPU and GPU, whatever machine the tests run on, and detectors export for inputs of any size."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def parts(filter_name, head, dtype, terms=tuple(TERMS)):
     [*((name, "dense", jnp.bfloat16) for name in FILTERS), ("ss_tcn", "sparse", jnp.float32)],
 )
 def test_steps(filter_name, head, dtype):
-    """SS-TCN's with every term; of another filter a term that reads features and one that reads logits say as much."""
+    """Lower SS-TCN with every term, other filters with a term that reads features and one that reads logits."""
     terms = {} if filter_name == "ss_tcn" else {"terms": ("boundary", "logit_distillation")}
     model, step, state, settings, num_outputs = parts(filter_name, head, dtype, **terms)
     mask = jnp.ones((2, T), bool)
@@ -66,6 +66,33 @@ def test_steps(filter_name, head, dtype):
     assert ("bf16" in text) == (dtype == jnp.bfloat16)
     variables = {"params": state.params, **state.constants}
     lowered(model.apply, variables, batch.features, mask)
+
+
+@pytest.mark.parametrize("filter_name", FILTERS)
+def test_cpu_kernels_are_lowered_for_a_cpu_alone(filter_name):
+    _, step, state, weights, _ = parts(filter_name, "dense", jnp.float32, terms=())
+    mask, labels = jnp.ones((2, T), bool), jnp.zeros((2, T, CLASSES), jnp.uint8)
+    batch = Batch(jnp.zeros((2, T, D)), labels, mask, jnp.array([0, T]))
+    traced = jax.jit(step).trace(state, (), batch, weights, jax.random.key(1))
+    for platform in ("cpu", *PLATFORMS):
+        text = traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+        assert ("/on_cpu/" in text) == (platform == "cpu")
+        assert "/filter/" in text and "/head/" in text  # scopes, which a profile shows
+
+
+@pytest.mark.parametrize("filter_name", FILTERS)
+def test_a_detector_exports_with_symbolic_batch_and_length(filter_name):
+    model = Detector(filter_name, num_outputs=CLASSES, hidden=H, num_layers=3, standardize=True)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, D)), jnp.ones((1, 1), bool))
+    batch, length = export.symbolic_shape("batch, length")
+    shapes = jax.ShapeDtypeStruct((batch, length, D), jnp.float32), jax.ShapeDtypeStruct((batch, length), bool)
+    exported = export.export(jax.jit(model.apply), platforms=("cpu", *PLATFORMS))(variables, *shapes)
+    for batch, length in ((2, 13), (1, 40)):
+        x = jax.random.normal(jax.random.key(1), (batch, length, D))
+        mask = jnp.arange(length)[None] < jnp.array([length, length - 4])[:batch, None]
+        found, expected = (jax.jit(f)(variables, x, mask) for f in (exported.call, model.apply))
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.features, expected.features, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("runs", [1, 3])

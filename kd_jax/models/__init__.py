@@ -1,5 +1,5 @@
-"""Temporal filters and the detector that puts a classifier on one of them."""
+"""Temporal filters, and the detector, which adds a classifier to one of them."""
 
-from kd_jax.models.detector import FILTERS, Detector
+from kd_jax.models.detector import FILTERS, Detector, Filter, TemporalFilter
 
-__all__ = ["FILTERS", "Detector"]
+__all__ = ["FILTERS", "Detector", "Filter", "TemporalFilter"]

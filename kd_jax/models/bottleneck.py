@@ -1,4 +1,4 @@
-"""Bottleneck: the usual baseline without a view over time."""
+"""Bottleneck: the usual baseline that sees one snippet at a time."""
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,14 @@ from kd_jax.models.layers import Dropout, pointwise
 
 
 class Bottleneck(nn.Module):
-    """Layers of `dropout(relu(conv1×1(x)))`: every snippet for itself.
+    """Layers of `dropout(relu(conv1×1(x)))`, applied to each snippet separately.
 
     Attributes:
-      hidden: H, channels.
-      num_layers: layers.
-      dropout: rate after each.
-      dtype: of the computation; parameters stay float32.
+      hidden: H, number of channels.
+      num_layers: number of layers.
+      dropout: dropout rate after each layer.
+      dtype: dtype of the computation; parameters stay float32.
+      receptive_field: 1, because an output sees its own snippet alone.
     """
 
     hidden: int = 256

@@ -5,6 +5,11 @@ variables = model.init(jax.random.key(0), features, mask)
 outputs = model.apply(variables, features, mask)  # Outputs(features [B, T, H], logits [B, T, C])
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,40 +20,85 @@ from kd_jax.models.layers import pointwise
 from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.pdan import PDAN
 from kd_jax.models.ss_tcn import MSTCN, SSTCN
-from kd_jax.models.tgm import TGM, TGMGaussian, TGMSuperEvents
+from kd_jax.models.tgm import TGM, TGMSuperEvents
 from kd_jax.types import Outputs
 
-# A filter is a module `(x [B, T, D], mask [B, T], train=) -> [B, T, hidden]` with the attributes hidden, num_layers and
-# its default, dropout, dtype, and the number of snippets that an output sees as `receptive_field`, None for all. One
-# that is stacked in stages says how many, `stages`, and what a stage reads of the logits before it, `between`.
+
+class TemporalFilter(Protocol):
+    """What the detector expects of a temporal filter, a flax module.
+
+    Attributes:
+      hidden: H, channels of the output.
+      num_layers: number of layers; its default is the filter's own.
+      dropout: dropout rate.
+      dtype: dtype of the computation; parameters stay float32.
+      receptive_field: number of snippets that one output sees, itself in the middle; None for the whole video.
+    """
+
+    hidden: int
+    num_layers: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @property
+    def receptive_field(self) -> int | None: ...
+
+    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+        """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`; the padding must not change them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """An entry of `FILTERS`: a temporal filter and how the detector uses it.
+
+    Attributes:
+      make: the class; called with hidden, dropout, dtype and, if the user sets it, num_layers.
+      num_stages: default number of stages. Each has its own filter and classifier, and reads the logits of the previous
+        stage.
+      between: applied to the logits before the next stage reads them; None leaves them unchanged.
+      takes_num_outputs: whether `make` is also called with num_outputs, the number of logits.
+    """
+
+    make: Callable[..., TemporalFilter]
+    num_stages: int = 1
+    between: Callable[[jax.Array], jax.Array] | None = None
+    takes_num_outputs: bool = False
+
+
 FILTERS = {
-    "ss_tcn": SSTCN,
-    "pdan": PDAN,
-    "tgm": TGM,
-    "tgm_gaussian": TGMGaussian,
-    "tgm_super_events": TGMSuperEvents,
-    "ms_tcn": MSTCN,
-    "bilstm": BiLSTM,
-    "bottleneck": Bottleneck,
+    "ss_tcn": Filter(SSTCN),
+    "pdan": Filter(PDAN),
+    "tgm": Filter(TGM),
+    "tgm_gaussian": Filter(functools.partial(TGM, curve="gaussian")),
+    "tgm_super_events": Filter(TGMSuperEvents, takes_num_outputs=True),
+    "ms_tcn": Filter(MSTCN, num_stages=4, between=jax.nn.softmax),
+    "bilstm": Filter(BiLSTM),
+    "bottleneck": Filter(Bottleneck),
 }
 
 
 class Detector(nn.Module):
-    """Temporal filter + 1×1 head, from snippets to `Outputs`, in one or several stages.
+    """Temporal filter and 1×1 classifier, from snippets to `Outputs`, in one or several stages.
 
-    Parameters are float32 whatever the dtype; features and logits come back as float32, and the head, which is small,
-    computes in float32, so that bfloat16 does not round the logits.
+    Parameters, features and logits are float32 for every dtype. The classifier, which is small, computes in float32, so
+    that bfloat16 does not round the logits.
 
     Attributes:
       filter: a key of `FILTERS`.
-      num_outputs: C, or C + 1 with a softmax head, whose last logit is the background.
+      num_outputs: C, or C + 1 with a softmax head, where the last logit is the background.
       hidden: H, channels of the filter.
-      num_layers: layers of the filter (of each stage); None for the filter's own default.
-      dropout: rate inside the filter.
-      dtype: of the filter's computation.
-      standardize: normalise the input by the collection 'standardization', `mean` and `std` `[D]`, first of all and in
-        float32. They start as 0 and 1; the caller sets them, std positive, and they travel with the checkpoint.
-      num_stages: None for the filter's own: 4 for MS-TCN, else 1.
+      num_layers: number of layers of the filter (of each stage); None for the filter's default.
+      dropout: dropout rate inside the filter, in [0, 1).
+      dtype: dtype of the filter's computation.
+      standardize: first normalise the input by the collection 'standardization', `mean` and `std` `[D]`, in float32.
+        They start as 0 and 1. The caller sets them, std positive, and they are saved in the checkpoint.
+      num_stages: number of stages; None for the filter's default, 4 for MS-TCN and 1 for the others.
+      entry: the entry of `FILTERS`, looked up at construction. Programs are cached by the detector, so one that is
+        built after the name is registered anew compiles the new code.
+
+    Raises:
+      ValueError: for an unknown filter or a dropout rate out of range, at construction.
     """
 
     filter: str
@@ -59,55 +109,67 @@ class Detector(nn.Module):
     dtype: jnp.dtype = jnp.float32
     standardize: bool = False
     num_stages: int | None = None
+    entry: Filter | None = None
+
+    def __post_init__(self):
+        if self.entry is None:
+            if self.filter not in FILTERS:
+                raise ValueError(f"Detector: unknown filter {self.filter!r}; known ones are {sorted(FILTERS)}.")
+            self.entry = FILTERS[self.filter]
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Detector: dropout must be in [0, 1), got {self.dropout}.")
+        super().__post_init__()
 
     @property
     def receptive_field(self) -> int | None:
-        """Snippets that one output sees, itself in the middle; None for all of the video."""
-        field = self._filter(parent=None).receptive_field
-        return field and 1 + self._stages * (field - 1)
-
-    @property
-    def _stages(self) -> int:
-        return self.num_stages or getattr(FILTERS[self.filter], "stages", 1)
+        """Number of snippets that one output sees, itself in the middle; None for the whole video."""
+        field = self._make_filter(parent=None).receptive_field
+        return None if field is None else 1 + self._stages * (field - 1)
 
     @property
     def last_head(self) -> str:
-        """The name, among the parameters, of the classifier that gives the logits."""
+        """The name, among the parameters, of the classifier that computes the logits."""
         return f"head_{self._stages}" if self._stages > 1 else "head"
 
-    def _filter(self, **options) -> nn.Module:
-        kind = FILTERS[self.filter]
-        options |= {} if self.num_layers is None else {"num_layers": self.num_layers}
-        options |= {"num_outputs": self.num_outputs} if hasattr(kind, "num_outputs") else {}
-        return kind(hidden=self.hidden, dropout=self.dropout, dtype=self.dtype, **options)
+    @property
+    def _stages(self) -> int:
+        return self.num_stages or self.entry.num_stages
+
+    def _make_filter(self, **options: Any) -> TemporalFilter:
+        if self.num_layers is not None:
+            options["num_layers"] = self.num_layers
+        if self.entry.takes_num_outputs:
+            options["num_outputs"] = self.num_outputs
+        return self.entry.make(hidden=self.hidden, dropout=self.dropout, dtype=self.dtype, **options)
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> Outputs:
         """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool.
 
         Args:
-          x: snippet features; what stands in the padding does not matter.
+          x: snippet features; values in the padding do not affect the outputs.
           mask: True where a snippet is real.
           train: whether dropout is on; it then needs the rng 'dropout'.
 
         Returns:
           Features `[B, T, H]` and logits `[B, T, C]` of the last stage, float32, 0 in the padding; in training also the
-          logits of the stages before.
+          logits of the earlier stages.
 
         Raises:
-          ValueError: if the filter is unknown or the shapes disagree.
+          ValueError: if the shapes disagree.
         """
-        if self.filter not in FILTERS:
-            raise ValueError(f"Detector: unknown filter {self.filter!r}; known ones are {sorted(FILTERS)}.")
         check_mask("Detector", mask, x=x)
         if self.standardize:
             mean = self.variable("standardization", "mean", jnp.zeros, (x.shape[-1],), jnp.float32)
             std = self.variable("standardization", "std", jnp.ones, (x.shape[-1],), jnp.float32)
             x = (x.astype(jnp.float32) - mean.value[None, None, :]) / std.value[None, None, :]
-        between, stages = getattr(FILTERS[self.filter], "between", lambda logits: logits), []
+        logits = []
         for stage in range(self._stages):
             suffix = f"_{stage + 1}" if stage else ""
-            x = mask_out(between(stages[-1]), mask) if stage else x
-            features = self._filter(name=f"temporal_filter{suffix}")(x, mask, train=train).astype(jnp.float32)
-            stages.append(mask_out(pointwise(features, self.num_outputs, name=f"head{suffix}"), mask))
-        return Outputs(features=features, logits=stages[-1], earlier_logits=tuple(stages[:-1]) if train else ())
+            if stage:
+                x = mask_out(self.entry.between(logits[-1]) if self.entry.between else logits[-1], mask)
+            with jax.named_scope("filter"):
+                features = self._make_filter(name=f"temporal_filter{suffix}")(x, mask, train=train).astype(jnp.float32)
+            with jax.named_scope("head"):
+                logits.append(mask_out(pointwise(features, self.num_outputs, name=f"head{suffix}"), mask))
+        return Outputs(features=features, logits=logits[-1], earlier_logits=tuple(logits[:-1]) if train else ())

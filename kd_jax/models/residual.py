@@ -1,101 +1,90 @@
-"""The stack of residual layers that SS-TCN, MS-TCN and PDAN share; only what mixes the snippets differs."""
-
-import functools
-from collections.abc import Callable
+"""The stack of residual layers that SS-TCN, MS-TCN and PDAN share; they differ in how a layer mixes the snippets."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.masking import expand, mask_out
-from kd_jax.models.layers import Affine, Dropout, contract_rows, pointwise, sum_rows
+from kd_jax.masking import mask_out
+from kd_jax.models import cpu_kernels
+from kd_jax.models.layers import pointwise
 
 
 class ResidualLayer(nn.Module):
-    """`h + dropout(conv1×1(relu(mix(h, dilation))))`, masked; the attributes are those of ResidualStack."""
+    """`h + dropout(conv1×1(relu(mix(h))))`, 0 in the padding.
 
-    mix: Callable[[], nn.Module]
+    Attributes:
+      hidden: H, channels.
+      dilation: d; the layer mixes the snippets t − d, t and t + d.
+      dropout: rate inside the residual branch.
+      dtype: dtype of the computation.
+    """
+
     hidden: int
+    dilation: int
     dropout: float
     dtype: jnp.dtype
-    train: bool
+
+    def mix(self, h: jax.Array) -> jax.Array:
+        """Mix the snippets t − d, t and t + d, `[B, T, H] -> [B, T, H]`."""
+        raise NotImplementedError
 
     @nn.compact
-    def __call__(self, h: jax.Array, dilation: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        mixed = self.mix()(h, dilation)
-        kernel, bias = Affine(self.hidden, name="pointwise")(mixed.shape[-1])
-        dropout = Dropout(self.dropout)
-        kept = dropout.kept(h.shape, deterministic=not self.train)
-        # What does not depend on the layer JAX lifts out of the loop, as arrays of [B, T, H] that every layer reads.
-        mask = mask & (dilation > 0)
-        return _add(h, mixed, kernel.astype(self.dtype), bias.astype(self.dtype), kept, mask, dropout.scale), None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _add(h, mixed, kernel, bias, kept, mask, scale):
-    """`h + dropout(relu(mixed) @ kernel + bias)`, masked. The backward pass reads relu(mixed) and `kept`, no more."""
-    return _add_forward(h, mixed, kernel, bias, kept, mask, scale)[0]
-
-
-def _add_forward(h, mixed, kernel, bias, kept, mask, scale):
-    zero = jnp.zeros((), h.dtype)
-    rows = jnp.maximum(mixed, zero).reshape(-1, mixed.shape[-1])
-    branch = (rows @ kernel + bias[None]).reshape(h.shape)
-    branch = branch if kept is None else jnp.where(kept, branch * scale, zero)
-    return jnp.where(expand(mask, 3), h + branch, zero), (rows, kernel, kept, mask)
-
-
-def _add_backward(scale, saved, gradient):
-    rows, kernel, kept, mask = saved
-    gradient = mask_out(gradient, mask)
-    columns = gradient if kept is None else mask_out(gradient * scale, kept)
-    columns = columns.reshape(-1, columns.shape[-1])
-    of_mixed = mask_out(columns @ kernel.T, rows > 0).reshape(*gradient.shape[:-1], -1)
-    return gradient, of_mixed, contract_rows(rows, columns), sum_rows(columns), None, None
-
-
-_add.defvjp(_add_forward, _add_backward)
+    def __call__(self, h: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+        branch = pointwise(nn.relu(self.mix(h)), self.hidden, dtype=self.dtype, name="pointwise")
+        branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
+        return mask_out(h + branch, mask)
 
 
 class ResidualStack(nn.Module):
-    """A 1×1 convolution, then residual layers i = 0, 1, … that mix the snippets t − 2^i, t, t + 2^i.
-
-    The layers are one `scan` over stacked parameters, `layers/…` with a leading axis of num_layers: they compile once,
-    and each hands a finished array to the next. Unrolled, XLA's CPU backend fuses the whole backward chain of additions
-    into every weight gradient and computes it again for each of them, half of a distillation step.
+    """A 1×1 convolution, then the residual layers i = 0, 1, … with dilation 2^i.
 
     Attributes:
       hidden: H, channels of every layer.
-      num_layers: residual layers; the receptive field is `receptive_field` snippets.
+      num_layers: number of residual layers.
       dropout: rate inside the residual branch.
-      dtype: of the computation; parameters stay float32.
+      dtype: dtype of the computation; parameters stay float32.
+      layer: the class of a layer.
+      mix_on_cpu: what `layer.mix` does, as a function of `cpu_kernels`.
     """
 
     hidden: int = 256
     num_layers: int = 5
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
+    layer = ResidualLayer
+    mix_on_cpu = None
 
     @property
     def receptive_field(self) -> int:
-        """Snippets that one output sees: 63 for 5 layers."""
+        """Number of snippets that one output sees: 63 for 5 layers."""
         return 2 ** (self.num_layers + 1) - 1
-
-    @property
-    def mix(self) -> Callable[[], nn.Module]:
-        """Makes what a layer does over time: a module `[B, T, H], dilation -> [B, T, H]`."""
-        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding."""
         x = mask_out(x.astype(self.dtype), mask)
         h = mask_out(pointwise(x, self.hidden, dtype=self.dtype, name="input"), mask)
-        layers = nn.scan(
-            ResidualLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=self.num_layers,
-        )(self.mix, self.hidden, self.dropout, self.dtype, train, name="layers")
-        return layers(h, 2 ** jnp.arange(self.num_layers), mask)[0]
+        key = self.make_rng("dropout") if train and self.dropout else None
+
+        def plain(params, h, mask, key):
+            for i in range(self.num_layers):
+                layer = self._layer(i, parent=None)
+                rngs = None if key is None else {"dropout": jax.random.fold_in(key, i)}
+                params_i = jax.tree.map(lambda p, i=i: p[i], params)
+                h = layer.apply({"params": params_i}, h, mask, train=key is not None, rngs=rngs)
+            return h
+
+        def on_cpu(params, h, mask, key):
+            return cpu_kernels.residual_layers(params, h, mask, key, mix=self.mix_on_cpu, rate=self.dropout)
+
+        return cpu_kernels.by_platform(plain, on_cpu)(self._stacked_params(h, mask), h, mask, key)
+
+    def _layer(self, i, **options):
+        return self.layer(self.hidden, 2**i, self.dropout, self.dtype, **options)
+
+    def _stacked_params(self, h, mask):
+        """The parameters of all layers, each with a leading axis of num_layers, under the name 'layers'."""
+        if self.is_initializing():
+            options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": self.num_layers}
+            nn.scan(lambda layer, h, _: (layer(h, mask), None), **options)(self._layer(0, name="layers"), h, None)
+        return self.variables["params"]["layers"]

@@ -1,38 +1,49 @@
-"""SS-TCN, the default temporal filter, and MS-TCN, stages of it: residual layers of dilated convolution."""
+"""SS-TCN, the default temporal filter, and MS-TCN, its stages: residual layers of dilated convolution."""
 
-import functools
-from collections.abc import Callable
-
+import flax.linen as nn
 import jax
 
-from kd_jax.models.dilated_convolution import DilatedConv
-from kd_jax.models.residual import ResidualStack
+from kd_jax.models import cpu_kernels
+from kd_jax.models.layers import bias_init, kernel_init
+from kd_jax.models.residual import ResidualLayer, ResidualStack
+
+
+class DilatedLayer(ResidualLayer):
+    """Residual layer that mixes the snippets by a convolution with three taps."""
+
+    def mix(self, h: jax.Array) -> jax.Array:
+        return nn.Conv(
+            self.hidden,
+            kernel_size=(3,),
+            kernel_dilation=self.dilation,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init(3 * self.hidden),
+            name="dilated",
+        )(h)
 
 
 class SSTCN(ResidualStack):
-    """Single-stage temporal convolutional network, no normalisation; attributes as in `ResidualStack`.
+    """Single-stage temporal convolutional network without normalisation; attributes as in `ResidualStack`.
 
     `h = conv1×1(x)`, then for i = 0 … num_layers − 1: `u = relu(conv3(h, dilation 2^i))`,
-    `h = h + dropout(conv1×1(u))`, masked after every step, so that padding says nothing.
+    `h = h + dropout(conv1×1(u))`. The padding is cleared after every layer.
 
     References:
-      Stage 1 of MS-TCN (Farha and Gall, CVPR 2019), METHOD §3 [code]. The public code leaves the first 1×1 unmasked, so
-      its bias leaks from the padding into the last valid snippets of a short video; here it is masked too.
+      Stage 1 of MS-TCN (Farha and Gall, CVPR 2019), METHOD §3 [code]. The public code does not mask the first 1×1
+      convolution, so its bias leaks from the padding into the last valid snippets of a short video; here it is masked.
     """
 
-    @property
-    def mix(self) -> Callable[[], DilatedConv]:
-        return functools.partial(DilatedConv, self.hidden, 2 ** (self.num_layers - 1), self.dtype, name="dilated")
+    layer = DilatedLayer
+    mix_on_cpu = staticmethod(cpu_kernels.mix_by_convolution)
 
 
 class MSTCN(SSTCN):
-    """One stage of MS-TCN; the detector stacks four, each of which reads the class probabilities of the one before.
+    """One stage of MS-TCN: SS-TCN with ten layers. The detector stacks four stages, see `FILTERS`.
 
     References:
-      Farha and Gall, MS-TCN, CVPR 2019, whose stages have 10 layers of 64 channels; METHOD §3 [code]. The task loss is
-      summed over the stages, as there; its smoothing term is left out.
+      Farha and Gall, MS-TCN, CVPR 2019, where a stage has 10 layers of 64 channels; METHOD §3 [code]. As there, the
+      task loss is summed over the stages; its smoothing term is left out.
     """
 
     num_layers: int = 10
-    stages = 4
-    between = staticmethod(jax.nn.softmax)

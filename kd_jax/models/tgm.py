@@ -1,4 +1,4 @@
-"""TGM: temporal Gaussian mixtures, kernels over time of few parameters, shared by all channels of the input."""
+"""TGM: temporal Gaussian mixtures, kernels over time with few parameters that all input channels share."""
 
 import functools
 
@@ -7,31 +7,32 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import mask_out
+from kd_jax.models import cpu_kernels
 from kd_jax.models.layers import Dropout, bias_init, kernel_init, pointwise
 
 CURVES = ("cauchy", "gaussian")
 
 
 class TGM(nn.Module):
-    """Temporal Gaussian mixture layers beside the snippet's own features.
+    """Temporal Gaussian mixture layers next to the features of the snippet itself.
 
-    The layers turn 1 → 8 → 8 → 8 images `[T, D]` of the video; then
+    The layers turn the video into 1 → 8 → 8 → 8 images `[T, D]`. Then
     `features = relu(conv1×1(relu([dropout(x), dropout(max over the 8)])))`.
 
     Attributes:
       hidden: H, channels of the last 1×1 convolution.
-      num_layers: mixture layers.
-      dropout: rate before the last 1×1 convolution.
-      dtype: of the computation; parameters stay float32.
-      curve: 'cauchy', as the released code has it, or 'gaussian', as the paper says.
-      channels: images of a layer.
-      taps: L, snippets a kernel covers, odd.
-      mixture: N, curves that the kernels of a layer are mixed of.
+      num_layers: number of mixture layers.
+      dropout: dropout rate before the last 1×1 convolution.
+      dtype: dtype of the computation; parameters stay float32.
+      curve: 'cauchy' as in the released code, or 'gaussian' as in the paper.
+      channels: number of output images of a layer.
+      taps: L, number of snippets that a kernel covers, odd.
+      mixture: N, number of curves that a layer mixes into its kernels.
 
     References:
-      Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. Nothing is masked
-      there, so that biases leak from the padding; here every layer is. The released code's `delta`, which has no
-      effect, and its uninitialised attention (N(0, 1) here) are left out.
+      Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The released code
+      does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`, which has no
+      effect, is left out, and its uninitialised attention starts as N(0, 1).
     """
 
     hidden: int = 256
@@ -45,7 +46,7 @@ class TGM(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Snippets that one output sees: 13 for three layers of five taps."""
+        """Number of snippets that one output sees: 13 for three layers of five taps."""
         return 1 + self.num_layers * (self.taps - 1)
 
     @nn.compact
@@ -58,66 +59,62 @@ class TGM(nn.Module):
                 images
             )
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
-        parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest(images))]
-        parts = nn.relu(jnp.concatenate([*parts, *self._beside(x, mask)], axis=-1))
+        largest = cpu_kernels.by_platform(functools.partial(jnp.max, axis=0), cpu_kernels.largest)(images)
+        parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest)]
+        parts = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))
         return mask_out(nn.relu(pointwise(parts, self.hidden, dtype=self.dtype, name="hidden")), mask)
 
-    def _beside(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-        """What else the last convolution reads, `[B, T, …]`."""
+    def _extra_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+        """Further inputs of the last convolution, `[B, T, …]`."""
         return ()
 
 
-class TGMGaussian(TGM):
-    """TGM with the Gaussian curves of its paper."""
-
-    curve: str = "gaussian"
-
-
 class TGMSuperEvents(TGM):
-    """TGM with super-events, `Hierarchy` in the released code: what the whole video holds, beside every snippet.
+    """TGM with super-events, `Hierarchy` in the released code: every snippet also reads a summary of the whole video.
 
     Attributes:
-      num_outputs: super-events, one a logit of the detector, which sets it.
+      num_outputs: number of super-events, one for each logit of the detector, which sets it.
 
     References:
-      Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. There the curves reach into the padding;
-      here they end with the video, as there without padding. In training they are not dropped out here, there they are.
+      Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves reach into
+      the padding; here they end with the video, which is the same without padding. The released code applies dropout
+      to the super-events in training; here they have none.
     """
 
     num_outputs: int = 1
 
     @property
     def receptive_field(self) -> None:
-        """An output sees all of the video."""
+        """None, because an output sees the whole video."""
         return None
 
-    def _beside(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-        found = SuperEvents(self.num_outputs, name="super_events")(x, mask)
-        return (jnp.broadcast_to(found[:, None].astype(x.dtype), (*mask.shape, self.num_outputs)),)
+    def _extra_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+        events = SuperEvents(self.num_outputs, name="super_events")(x, mask)
+        return (jnp.broadcast_to(events[:, None].astype(x.dtype), (*mask.shape, self.num_outputs)),)
 
 
 class SuperEvents(nn.Module):
-    """`[B, T, D] -> [B, K]`, float32: K weightings of two sums of the video.
+    """K weighted sums of two poolings of the video, `[B, T, D] -> [B, K]`, float32.
 
-    Each of the two is, channel by channel, the largest of three sums over the video under a Cauchy curve, as in
-    `MixtureLayer` with the valid snippets as taps: `[B, D]`. Super-event k is
+    A pooling `[B, D]` is, for each channel, the largest of three sums over the video. A sum is weighted by a Cauchy
+    curve as in `MixtureLayer`, with the valid snippets as taps. Super-event k of the poolings p and q is
     `Σ_d m_kd (σ(w_k) p_d + (1 − σ(w_k)) q_d)`.
 
     Attributes:
-      number: K.
-      curves: of each of the two.
+      num_events: K.
+      curves: number of curves of each pooling.
     """
 
-    number: int
+    num_events: int
     curves: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         half = nn.initializers.normal(0.5)
         center, width = (self.param(name, half, (2, self.curves), jnp.float32) for name in ("center", "gamma"))
-        share = nn.sigmoid(self.param("share", nn.initializers.zeros_init(), (self.number,), jnp.float32))
-        matrix = self.param("kernel", kernel_init, (x.shape[-1], self.number), jnp.float32)
-        length, every = jnp.sum(mask, axis=1, dtype=jnp.float32)[:, None, None], (len(x), 2, self.curves)
+        share = nn.sigmoid(self.param("share", nn.initializers.zeros_init(), (self.num_events,), jnp.float32))
+        matrix = self.param("kernel", kernel_init, (x.shape[-1], self.num_events), jnp.float32)
+        length, every = jnp.sum(mask, axis=1, dtype=jnp.float32)[:, None, None], (x.shape[0], 2, self.curves)
         center, width = jnp.broadcast_to(center, every), jnp.broadcast_to(width, every)
         curves = _curves(center, width, mask.shape[1], "cauchy", length, mask[:, None, None])  # [B, 2, curves, T]
         sums = jnp.einsum("bsct,btd->bscd", curves, x.astype(jnp.float32))
@@ -126,15 +123,15 @@ class SuperEvents(nn.Module):
 
 
 class MixtureLayer(nn.Module):
-    """Convolution over time with kernels mixed of N curves, `[C_in, B, T, D] -> [channels, B, T, D]`.
+    """Convolution over time with kernels mixed from N curves, `[C_in, B, T, D] -> [channels, B, T, D]`.
 
     Curve n has the centre `μ = (L − 1)(tanh c_n + 1)/2` and the width `g = exp(1.5 − 2|tanh γ_n|)`: `cauchy`
     `1/(π g (1 + ((l − μ)/g)²))`, `gaussian` `exp(−(l − μ)²/(2g²))`, each divided by its sum over the L taps. The kernel
-    of an output and an input image is a mixture of them by softmax attention. Without `combine` there is one input
-    image, and that is all; with it, `out = relu(Σ_in a_in (x_in ∗ k_in) + b)` for every output.
+    between an input and an output image is a mixture of the curves by softmax attention. Without `combine` there is one
+    input image and the outputs are the convolutions; with it, `out = relu(Σ_in a_in (x_in ∗ k_in) + b)`.
 
     Attributes:
-      channels: output images.
+      channels: number of output images.
       taps, mixture, curve: L, N and the curve, as in `TGM`.
       combine: whether a 1×1 convolution and a ReLU follow.
     """
@@ -154,6 +151,7 @@ class MixtureLayer(nn.Module):
         center, width = (self.param(name, half, (self.mixture,), jnp.float32) for name in ("center", "gamma"))
         attention = self.param("attention", normal, (self.channels, inputs, self.mixture), jnp.float32)
         curves = _curves(center, width, self.taps, self.curve)
+        convolve = cpu_kernels.by_platform(convolve_images, cpu_kernels.convolve_images)
         kernels = jnp.einsum("oin,nl->lio", jax.nn.softmax(attention), curves)  # [L, C_in, channels]
         if not self.combine:
             return convolve(x, kernels)
@@ -162,100 +160,27 @@ class MixtureLayer(nn.Module):
         return nn.relu(convolve(x, kernels * mix[None]) + bias[:, None, None, None])
 
 
-@jax.custom_vjp
-def convolve(images: jax.Array, kernels: jax.Array) -> jax.Array:
-    """`out_o[t] = Σ_l Σ_i k_lio · images_i[t + l − (L − 1)/2]`, zeros outside.
-
-    So few and so small kernels are sums of whole images, an output after the other, sooner than matrix products.
+def convolve_images(images: jax.Array, kernels: jax.Array) -> jax.Array:
+    """Convolve over time: `out_o[t] = Σ_l Σ_i k_lio · images_i[t + l − (L − 1)/2]`, zeros outside.
 
     Args:
       images: `[C_in, B, T, D]`.
       kernels: `[L, C_in, C_out]`, float32, L odd.
 
     Returns:
-      `[C_out, B, T, D]`, of the images' type, summed in float32.
+      `[C_out, B, T, D]`, of the dtype of the images.
     """
-    padded, length = _pad(images, len(kernels)), images.shape[2]
-
-    def one(weights):
-        total = jnp.zeros((), jnp.float32)
-        for tap, of_tap in enumerate(weights):
-            for image, weight in zip(padded, of_tap, strict=True):
-                total = total + weight * image[:, tap : tap + length].astype(jnp.float32)
-        return total.astype(images.dtype)
-
-    return jax.lax.map(one, jnp.moveaxis(kernels, 2, 0))
-
-
-def _convolve_backward(saved, gradient):
-    images, kernels = saved
-    back = convolve(gradient, jnp.swapaxes(kernels[::-1], 1, 2))
-    of_kernels = functools.partial(_correlate, taps=len(kernels))
-    # In pieces both arrays stay in a core's cache; on an accelerator a loop of small products would wait for itself.
-    pieces = functools.partial(of_kernels, piece=16)
-    return back, jax.lax.platform_dependent(images, gradient, cpu=pieces, default=of_kernels)
-
-
-convolve.defvjp(lambda images, kernels: (convolve(images, kernels), (images, kernels)), _convolve_backward)
-
-
-def _pad(images, taps, more=0):
-    reach = taps // 2
-    return jnp.pad(images, ((0, 0), (0, 0), (reach, reach + more), (0, 0)))
-
-
-def _correlate(images, gradient, taps, piece=None):
-    """`[L, C_in, C_out]`: sums over videos, snippets and features; `piece` snippets at a time."""
-    length = images.shape[2]
-    piece = piece or length
-    count = -(-length // piece)
-    more = count * piece - length
-    images, gradient = _pad(images, taps, more), jnp.pad(gradient, ((0, 0), (0, 0), (0, more), (0, 0)))
-
-    def rows(x):
-        return x.reshape(len(x), -1)
-
-    def add(total, start):
-        window = jax.lax.dynamic_slice_in_dim(images, start, piece + taps - 1, axis=2)
-        part = rows(jax.lax.dynamic_slice_in_dim(gradient, start, piece, axis=2))
-        moved = [rows(window[:, :, tap : tap + piece]) for tap in range(taps)]
-        products = [jnp.einsum("in,on->io", x, part, preferred_element_type=jnp.float32) for x in moved]
-        return total + jnp.stack(products), None
-
-    start = jnp.zeros((taps, len(images), len(gradient)), jnp.float32)
-    return jax.lax.scan(add, start, piece * jnp.arange(count))[0]
-
-
-@jax.custom_vjp
-def largest(images: jax.Array) -> jax.Array:
-    """The largest of the images, `[C, …] -> […]`; the first of equals gets the gradient."""
-    return functools.reduce(jnp.maximum, images)
-
-
-def _largest_forward(images):
-    best = largest(images)
-    return best, (images, best)
-
-
-def _largest_backward(saved, gradient):
-    images, best = saved
-
-    def one(free, image):
-        chosen = (image == best) & free
-        return free & ~chosen, jnp.where(chosen, gradient, jnp.zeros((), gradient.dtype))
-
-    return (jax.lax.scan(one, jnp.ones(best.shape, bool), images)[1],)
-
-
-largest.defvjp(_largest_forward, _largest_backward)
+    reach, layout = len(kernels) // 2, ("CNHW", "HWIO", "CNHW")  # height is time
+    kernels = kernels[:, None].astype(images.dtype)
+    return jax.lax.conv_general_dilated(images, kernels, (1, 1), ((reach, reach), (0, 0)), dimension_numbers=layout)
 
 
 def _curves(center, width, taps, curve, length=None, valid=True):
-    """`[…, N] -> […, N, taps]`, every row of sum 1: curves over `length` valid taps, all of them if it is None."""
+    """Curves over `length` valid taps, or over all taps: `[…, N] -> […, N, taps]`, where every row sums to 1."""
     place = jnp.arange(taps, dtype=jnp.float32).reshape((1,) * center.ndim + (taps,))
     middle = ((taps if length is None else length) - 1) * (jnp.tanh(center) + 1) / 2
     g = jnp.exp(1.5 - 2 * jnp.abs(jnp.tanh(width)))[..., None]
     distance = (place - middle[..., None]) / g
     values = 1 / (jnp.pi * g * (1 + distance**2)) if curve == "cauchy" else jnp.exp(-(distance**2) / 2)
     values = jnp.where(valid, values, 0)
-    return values / (jnp.sum(values, axis=-1, keepdims=True) + 1e-6)  # the released code's guard
+    return values / (jnp.sum(values, axis=-1, keepdims=True) + 1e-6)  # as in the released code
