@@ -6,8 +6,8 @@
 
 24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
 one of its RGB student with three terms ('student'). Our side does what `kd_jax.training.run` does: the videos stay on
-the device, an epoch is one compiled scan, and the teacher's outputs are computed once. benchmarks/peers.py describes the
-peers (`pip install -e .[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
+the device, an epoch is one compiled scan, and the teacher's outputs are computed once. benchmarks/peers.py describes
+the peers (`pip install -e .[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
 
 The floor of an epoch is the matrix products of its real snippets (no padding, no frozen teacher) at the speed of a
 large float32 product of the same run. Peak memory is measured in processes of their own, above what the imports and the

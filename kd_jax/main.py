@@ -43,6 +43,11 @@ def parser() -> Parser:
     options.add_argument("--process", type=int, help="Index of this process, from 0.")
     options.add_argument("--resume", action="store_true", default=True, help=argparse.SUPPRESS)
     options.add_argument("--noresume", dest="resume", action="store_false", help="Train every run anew.")
+    options.add_argument(
+        "--profile",
+        action="store_true",
+        help="Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto).",
+    )
     return options
 
 
@@ -139,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = time.perf_counter() - started - devices
     logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
     try:
-        results = experiment.perform(config, workdir, source, resume=given.resume)
+        results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
     except FloatingPointError as error:
         sys.exit(f"kd_jax.main: {error}")
     except Exception as error:
