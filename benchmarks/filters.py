@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
-from kd_jax.models import FILTERS, Detector, Filter, cpu_kernels
+from kd_jax.models import FILTERS, Detector, cpu_kernels
 
 
 class Plain(nn.Module):
@@ -35,9 +35,9 @@ class Plain(nn.Module):
             return self.filter(x, mask, train=train)
 
 
-def our_step(name: str, videos: int, length: int, width: int, hidden: int, entry: Filter | None = None) -> Callable:
+def our_step(name: str, videos: int, length: int, width: int, hidden: int, **options) -> Callable:
     batch, _, _ = workloads.make_batch(videos, length, width, 1)
-    model = Detector(name, num_outputs=CLASSES, hidden=hidden, entry=entry)
+    model = Detector(name, num_outputs=CLASSES, hidden=hidden, **options)
     run, run.parameters = workloads.training_step(model, batch)
     return run
 

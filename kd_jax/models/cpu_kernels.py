@@ -4,7 +4,7 @@
 
 `by_platform` is the only switch. Every function here computes what a plain formulation in this package computes, up to
 rounding and the random bits of dropout, and the tests compare the two. Each saves at least 10 % of a training step
-on a CPU of a filter that uses it (benchmarks/README.md, `python -m benchmarks.filters --plain`).
+on a CPU of a filter that uses it (benchmarks/README.md).
 
 References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, §4.1 (`convolve`).

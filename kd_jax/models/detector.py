@@ -109,7 +109,7 @@ class Detector(nn.Module):
     dtype: jnp.dtype = jnp.float32
     standardize: bool = False
     num_stages: int | None = None
-    entry: Filter | None = None
+    entry: Filter = None  # type: ignore[assignment]  # set in __post_init__
 
     def __post_init__(self):
         if self.entry is None:
@@ -163,7 +163,7 @@ class Detector(nn.Module):
             mean = self.variable("standardization", "mean", jnp.zeros, (x.shape[-1],), jnp.float32)
             std = self.variable("standardization", "std", jnp.ones, (x.shape[-1],), jnp.float32)
             x = (x.astype(jnp.float32) - mean.value[None, None, :]) / std.value[None, None, :]
-        logits = []
+        logits: list[jax.Array] = []
         for stage in range(self._stages):
             suffix = f"_{stage + 1}" if stage else ""
             if stage:

@@ -1,5 +1,8 @@
 """The stack of residual layers that SS-TCN, MS-TCN and PDAN share; they differ in how a layer mixes the snippets."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,8 +54,8 @@ class ResidualStack(nn.Module):
     num_layers: int = 5
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
-    layer = ResidualLayer
-    mix_on_cpu = None
+    layer: ClassVar[type[ResidualLayer]] = ResidualLayer
+    mix_on_cpu: ClassVar[Callable]
 
     @property
     def receptive_field(self) -> int:
@@ -85,6 +88,10 @@ class ResidualStack(nn.Module):
     def _stacked_params(self, h, mask):
         """The parameters of all layers, each with a leading axis of num_layers, under the name 'layers'."""
         if self.is_initializing():
-            options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": self.num_layers}
-            nn.scan(lambda layer, h, _: (layer(h, mask), None), **options)(self._layer(0, name="layers"), h, None)
+            nn.scan(
+                lambda layer, h, _: (layer(h, mask), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.num_layers,
+            )(self._layer(0, name="layers"), h, None)
         return self.variables["params"]["layers"]

@@ -45,7 +45,7 @@ class TGM(nn.Module):
     mixture: int = 16
 
     @property
-    def receptive_field(self) -> int:
+    def receptive_field(self) -> int | None:
         """Number of snippets that one output sees: 13 for three layers of five taps."""
         return 1 + self.num_layers * (self.taps - 1)
 
@@ -61,8 +61,8 @@ class TGM(nn.Module):
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
         largest = cpu_kernels.by_platform(functools.partial(jnp.max, axis=0), cpu_kernels.largest)(images)
         parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest)]
-        parts = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))
-        return mask_out(nn.relu(pointwise(parts, self.hidden, dtype=self.dtype, name="hidden")), mask)
+        joined = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))
+        return mask_out(nn.relu(pointwise(joined, self.hidden, dtype=self.dtype, name="hidden")), mask)
 
     def _extra_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
         """Further inputs of the last convolution, `[B, T, …]`."""
