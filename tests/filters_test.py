@@ -404,13 +404,6 @@ def test_the_gradient_of_the_kernels_is_the_same_in_pieces_and_at_once():
     np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_the_largest_image_gets_the_gradient_and_the_first_of_equals():
-    images = jnp.array([[1.0, 5.0, 2.0], [3.0, 5.0, 2.0], [2.0, 4.0, 7.0]])
-    np.testing.assert_array_equal(cpu_kernels.largest(images), [3, 5, 7])
-    gradient = jax.grad(lambda x: jnp.sum(cpu_kernels.largest(x) * jnp.array([10.0, 20.0, 30.0])))(images)
-    np.testing.assert_array_equal(gradient, [[0, 20, 0], [10, 0, 0], [0, 0, 30]])
-
-
 def test_unknown_filters_and_wrong_shapes_raise():
     x, mask = jnp.zeros((1, 4, 3)), jnp.ones((1, 4), bool)
     with pytest.raises(ValueError, match=rf"unknown filter 'tcn'.*{min(FILTERS)}"):

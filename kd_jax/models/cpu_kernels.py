@@ -382,27 +382,3 @@ def correlate(images: jax.Array, gradient: jax.Array, taps: int, piece: int = 16
 
     start = jnp.zeros((taps, len(images), len(gradient)), jnp.float32)
     return jax.lax.scan(add, start, piece * jnp.arange(count))[0]
-
-
-@jax.custom_vjp
-def largest(images: jax.Array) -> jax.Array:
-    """The largest of the images, `[C, …] -> […]`; the first of equals gets the gradient."""
-    return functools.reduce(jnp.maximum, images)
-
-
-def _largest_forward(images):
-    best = largest(images)
-    return best, (images, best)
-
-
-def _largest_backward(saved, gradient):
-    images, best = saved
-
-    def one(free, image):
-        chosen = (image == best) & free
-        return free & ~chosen, jnp.where(chosen, gradient, jnp.zeros((), gradient.dtype))
-
-    return (jax.lax.scan(one, jnp.ones(best.shape, bool), images)[1],)
-
-
-largest.defvjp(_largest_forward, _largest_backward)

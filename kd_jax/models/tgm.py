@@ -1,7 +1,5 @@
 """TGM: temporal Gaussian mixtures, kernels over time with few parameters that all input channels share."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,8 +57,7 @@ class TGM(nn.Module):
                 images
             )
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
-        largest = cpu_kernels.by_platform(functools.partial(jnp.max, axis=0), cpu_kernels.largest)(images)
-        parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, largest)]
+        parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, jnp.max(images, axis=0))]
         joined = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))
         return mask_out(nn.relu(pointwise(joined, self.hidden, dtype=self.dtype, name="hidden")), mask)
 
