@@ -45,7 +45,7 @@ class OurSide:
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
         self.training = Training(batch_size)
-        optimization = Optimization(plateau_patience=8, steps_per_epoch=-(-len(videos) // batch_size))
+        optimization = Optimization(plateau_patience=8, epochs=140, steps_per_epoch=-(-len(videos) // batch_size))
         terms = {"teacher": (), "student": tuple(map(choose_term, WEIGHTS))}
         self.programs = {kind: Program(self.model, "dense", chosen, optimization) for kind, chosen in terms.items()}
         self.keys = jax.vmap(jax.random.key)(jnp.arange(runs))

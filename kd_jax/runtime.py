@@ -71,18 +71,29 @@ def _set_option(name: str, value) -> None:
 
 
 @functools.cache
-def compiler_options() -> dict | None:
-    """The compiler options for `jax.jit`: on a CPU, matrix products use Eigen.
+def compiler_options(*, quick: bool = False) -> dict:
+    """Returns the compiler options for `jax.jit`, without those that this version of XLA does not know.
 
-    XLA's default there, YNNPACK, is 10 to 15 % slower (benchmarks/README.md). A version of XLA that does not know the
-    option gets None.
+    On a CPU, matrix products use Eigen, because XLA's default there, YNNPACK, is 10 to 15 % slower.
+
+    Args:
+      quick: on a CPU, leave out optimisations that take more than half of the compile time and make a training step 4 %
+        faster (benchmarks/README.md has both figures).
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if quick:
+        options |= {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+def _is_known(option: str, value) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=options)()
+        jax.jit(lambda: 0, compiler_options={option: value})()
     except jax.errors.JaxRuntimeError:
-        return None
-    return options
+        return False
+    return True
 
 
 def is_first() -> bool:

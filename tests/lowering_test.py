@@ -47,7 +47,7 @@ def parts(filter_name, head, dtype, terms=tuple(TERMS)):
     )
     weights = {term: jnp.float32(1) for term in ("task", *terms)}
     settings = Settings(weights, jnp.float32(1e-3), jax.random.key(1))
-    return model, make_train_step(program), state, settings, num_outputs
+    return program, state, settings, num_outputs
 
 
 @pytest.mark.parametrize(
@@ -57,23 +57,23 @@ def parts(filter_name, head, dtype, terms=tuple(TERMS)):
 def test_steps(filter_name, head, dtype):
     """Lower SS-TCN with every term, other filters with a term that reads features and one that reads logits."""
     terms = {} if filter_name == "ss_tcn" else {"terms": ("boundary", "logit_distillation")}
-    model, step, state, settings, num_outputs = parts(filter_name, head, dtype, **terms)
+    program, state, settings, num_outputs = parts(filter_name, head, dtype, **terms)
     mask = jnp.ones((2, T), bool)
     features, labels = jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8)
     batch = Batch(features, labels, mask, jnp.array([0, T]))
     teachers = (Outputs(jnp.zeros((2, T, H)), jnp.zeros((2, T, num_outputs))),)
-    text = lowered(step, state, teachers, batch, settings)
+    text = lowered(make_train_step(program), state, teachers, batch, settings)
     assert ("bf16" in text) == (dtype == jnp.bfloat16)
     variables = {"params": state.params, **state.constants}
-    lowered(model.apply, variables, batch.features, mask)
+    lowered(program.model.apply, variables, batch.features, mask)
 
 
 @pytest.mark.parametrize("filter_name", FILTERS)
 def test_cpu_kernels_are_lowered_for_a_cpu_alone(filter_name):
-    _, step, state, weights, _ = parts(filter_name, "dense", jnp.float32, terms=())
+    program, state, settings, _ = parts(filter_name, "dense", jnp.float32, terms=())
     mask, labels = jnp.ones((2, T), bool), jnp.zeros((2, T, CLASSES), jnp.uint8)
     batch = Batch(jnp.zeros((2, T, D)), labels, mask, jnp.array([0, T]))
-    traced = jax.jit(step).trace(state, (), batch, weights, jax.random.key(1))
+    traced = jax.jit(make_train_step(program)).trace(state, (), batch, settings)
     for platform in ("cpu", *PLATFORMS):
         text = traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
         assert ("/on_cpu/" in text) == (platform == "cpu")
@@ -97,7 +97,7 @@ def test_a_detector_exports_with_symbolic_batch_and_length(filter_name):
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_epoch_of_resident_videos(runs):
-    _, step, state, settings, num_outputs = parts("ss_tcn", "dense", jnp.float32)
+    program, state, settings, num_outputs = parts("ss_tcn", "dense", jnp.float32)
     teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
     example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
     mesh, buckets = sharding.data_mesh(), (T, 2 * T)
@@ -105,7 +105,7 @@ def test_an_epoch_of_resident_videos(runs):
     rows = np.zeros((3, runs, sharding.device_rows(1, mesh)), np.int32)
     states, settings = jax.tree.map(lambda x: jnp.stack([x] * runs), (state, settings))
     text = lowered(
-        on_device.make_train_epoch(step, buckets, mesh),
+        on_device.make_train_epoch(program, buckets, mesh),
         states,
         data,
         np.zeros(runs, np.int32),

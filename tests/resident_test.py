@@ -79,21 +79,21 @@ def training(examples, buckets):
     program = Program(model, "dense", tuple(map(choose_term, weights)), optimization)
     state = create_train_state(model, optimization.make(), jax.random.key(0), WIDTH)
     settings = Settings({"task": jnp.float32(1), **weights}, jnp.float32(1e-2), jax.random.key(3))
-    return make_train_step(program), state, settings
+    return program, state, settings
 
 
 def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_once():
     lengths = [5, 40, 17, 33, 20]
     examples, buckets, mesh = examples_of(lengths), (32, 48), sharding.data_mesh()
-    step, streamed, given = training(examples, buckets)
+    program, streamed, given = training(examples, buckets)
     streamed = sharding.replicate(streamed, mesh)
     states = sharding.replicate(jax.tree.map(lambda x: x[None], streamed), mesh)
     each = jax.tree.map(lambda x: x[None], given)
     data = on_device.put([examples], max(buckets), mesh)
     chex.clear_trace_counter()
     # One program with a branch for each bucket; a second trace would be a second compilation.
-    train_epoch = jax.jit(chex.assert_max_traces(on_device.make_train_epoch(step, buckets, mesh), n=1))
-    sent_step = jax.jit(step)
+    train_epoch = jax.jit(chex.assert_max_traces(on_device.make_train_epoch(program, buckets, mesh), n=1))
+    sent_step = jax.jit(make_train_step(program))
     rows = sharding.device_rows(2, mesh)
     for number in (1, 2, 3):
         buckets_of, videos = on_device.index_plan(

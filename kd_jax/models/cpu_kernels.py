@@ -157,7 +157,7 @@ def _convolve(x, kernel, dilation, most):
 def split(x: jax.Array, dilation: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The first and the second snippet of every pair t, t + `dilation`, `[B, T, H]` → twice `[B, T/2, H]`."""
     pair = jnp.arange(x.shape[1] // 2)
-    first = pair // dilation * (2 * dilation) + pair % dilation
+    first = _divide(pair, dilation) * (2 * dilation) + _remainder(pair, dilation)
     return _gather(x, first), _gather(x, first + dilation)
 
 
@@ -166,8 +166,8 @@ def merge(first: jax.Array, second: jax.Array, dilation: jax.Array | int) -> jax
     """The inverse of `split`."""
     pairs = first.shape[1]
     snippet = jnp.arange(2 * pairs)
-    pair = snippet // (2 * dilation) * dilation + snippet % dilation
-    return _gather(jnp.concatenate([first, second], axis=1), pair + snippet // dilation % 2 * pairs)
+    pair = _divide(snippet, 2 * dilation) * dilation + _remainder(snippet, dilation)
+    return _gather(jnp.concatenate([first, second], axis=1), pair + _divide(snippet, dilation) % 2 * pairs)
 
 
 # Each is the gradient of the other; JAX's own gradient scatters into an array of zeros.
@@ -179,6 +179,16 @@ merge.defvjp(
     lambda first, second, dilation: (merge(first, second, dilation), dilation),
     lambda dilation, gradient: (*split(gradient, dilation), None),
 )
+
+
+def _divide(n, divisor):
+    """`n // divisor` of numbers that are not negative, without the operations that negative ones need."""
+    return jax.lax.div(n, jnp.full_like(n, divisor))
+
+
+def _remainder(n, divisor):
+    """`n % divisor` of numbers that are not negative."""
+    return jax.lax.rem(n, jnp.full_like(n, divisor))
 
 
 def _gather(x, order):

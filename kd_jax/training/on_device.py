@@ -1,7 +1,7 @@
 """Training videos that stay on the device: an epoch is one compiled program, and the host sends indices only.
 
     data = put([examples], max(buckets), mesh)
-    train_epoch = jax.jit(make_train_epoch(train_step, buckets, mesh))
+    train_epoch = jax.jit(make_train_epoch(program, buckets, mesh))
     states, metrics = train_epoch(states, data, teacher_sets, buckets_of, rows, settings)   # metrics: `[S, P]`
 
 Videos lie one after another in one table, without padding, and each step cuts its batch out of it. The batch has the
@@ -21,7 +21,7 @@ from kd_jax import sharding
 from kd_jax.data.batches import Example
 from kd_jax.runtime import host_memory
 from kd_jax.training.state import TrainState
-from kd_jax.training.step import Settings
+from kd_jax.training.step import Program, Settings, make_gradient, make_update
 from kd_jax.types import Batch, Outputs
 
 SHARE = 0.5  # the part of a device's memory that training videos may take; the rest is for the step
@@ -139,31 +139,33 @@ def index_plan(
     return np.array([list(buckets).index(length) for length, _ in batches], np.int32), table
 
 
-def make_train_epoch(train_step: Callable, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
+def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
     """Returns `train_epoch(states, data, teacher_sets, buckets_of, rows, settings) -> (states, metrics)` for `jax.jit`.
 
     `states`, `settings` and `teacher_sets` `[P]` (the set that each run reads) have a leading axis for the P runs;
     `buckets_of` is `[S]`, `rows` `[S, P, B]`, and the metrics are `[S, P]`.
 
     Args:
-      train_step: from `step.make_train_step`.
-      buckets: the padded lengths; each is compiled once.
+      program: the step.
+      buckets: the padded lengths; the gradient is compiled once for each, the update once for all.
       mesh: the rows of a batch are spread over its axis `data`.
     """
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    compute, update = make_gradient(program), make_update(program)
 
-    def step_of(length, data, teacher_set, state, rows, settings):
+    def gradient_of(length, data, teacher_set, state, rows, settings):
         rows = jax.lax.with_sharding_constraint(rows, spread)
         batch, teachers = take(data, teacher_set, rows, length)
-        return train_step(state, teachers, batch, settings)
+        return compute(state, teachers, batch, settings)
 
     def train_epoch(states: TrainState, data: Resident, teacher_sets, buckets_of, rows, settings: Settings):
         every_run = jax.vmap if len(teacher_sets) > 1 else _single
 
         def body(states, item):
             bucket, rows = item
-            branches = [every_run(functools.partial(step_of, length, data)) for length in buckets]
-            return jax.lax.switch(bucket, branches, teacher_sets, states, rows, settings)
+            branches = [every_run(functools.partial(gradient_of, length, data)) for length in buckets]
+            computed = jax.lax.switch(bucket, branches, teacher_sets, states, rows, settings)
+            return every_run(update)(states, *computed, settings)
 
         return jax.lax.scan(body, states, (buckets_of, rows))
 

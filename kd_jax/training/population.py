@@ -26,23 +26,27 @@ from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_train_step
 
 
-@functools.lru_cache(maxsize=64)
-def jitted_step(program: Program):
-    """The jitted step of a program, for batches that the host sends."""
-    return jax.jit(make_train_step(program), **_jit_options())
+# FLOPs of a training below which it is shorter on a CPU to compile quickly than to compile the fastest step.
+SHORT = 5e12
 
 
 @functools.lru_cache(maxsize=64)
-def jitted_epoch(program: Program, buckets: tuple[int, ...]):
+def jitted_step(program: Program, quick: bool = False):
+    """The jitted step of a program, for batches that the host sends; `quick` as in `runtime.compiler_options`."""
+    return jax.jit(make_train_step(program), **_jit_options(quick))
+
+
+@functools.lru_cache(maxsize=64)
+def jitted_epoch(program: Program, buckets: tuple[int, ...], quick: bool = False):
     """The jitted epoch of a program, for videos on the device; see `on_device.make_train_epoch`."""
-    train_epoch = on_device.make_train_epoch(make_train_step(program), buckets, sharding.data_mesh())
-    return jax.jit(train_epoch, **_jit_options())
+    return jax.jit(on_device.make_train_epoch(program, buckets, sharding.data_mesh()), **_jit_options(quick))
 
 
-def _jit_options() -> dict:
+def _jit_options(quick: bool) -> dict:
     """Options of `jax.jit`: states are replicated and updated in place."""
     everywhere = NamedSharding(sharding.data_mesh(), PartitionSpec())
-    return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": runtime.compiler_options()}
+    options = runtime.compiler_options(quick=quick)
+    return {"donate_argnums": 0, "out_shardings": everywhere, "compiler_options": options}
 
 
 def compile_for(function, *arguments) -> jax.stages.Compiled:
@@ -99,11 +103,13 @@ class Population:
         self._buckets = bucket_lengths(self._lengths, training.length_buckets, training.batch_size)
         given = states, np.array(which, np.int32), settings
         self.states, self._which, self._settings = sharding.replicate(given, self._mesh)
+        num_params = sum(x.size for x in jax.tree.leaves(states.params)) / len(seeds)
+        flops = 6 * num_params * sum(self._lengths) * program.optimization.epochs
         if training.data == "resident" or (training.data == "auto" and on_device.fits(teacher_sets)):
             self._data = on_device.put(teacher_sets, max(self._buckets), self._mesh)
-            self._function = jitted_epoch(program, self._buckets)
+            self._function = jitted_epoch(program, self._buckets, flops < SHORT)
         else:
-            self._data, self._function = None, jitted_step(program)
+            self._data, self._function = None, jitted_step(program, flops < SHORT)
 
     def fits(self) -> bool:
         """Whether the device holds the videos and what an epoch of all runs needs; compiles the epoch."""

@@ -67,13 +67,25 @@ def make_train_step(program: Program) -> Callable:
     """Returns `step(state, teachers, batch, settings) -> (state, metrics)`, a pure function for `jax.jit`.
 
     `teachers` is a tuple of the Outputs of each teacher for the batch. `metrics` has the loss, each of its parts before
-    weighting, the norm of the gradient, the learning rate and the number of snippets, all scalars. With 'gradient' as
-    balance the plateau rule watches the task loss, because the scaled sum is not one function of the parameters.
+    weighting, the norm of the gradient, the learning rate and the number of snippets, all scalars.
     """
-    optimizer = program.optimization.make()
-    measure = program.gradient_norms or program.balance == "gradient"
+    compute, update = make_gradient(program), make_update(program)
 
     def train_step(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, settings: Settings):
+        return update(state, *compute(state, teachers, batch, settings), settings)
+
+    return train_step
+
+
+def make_gradient(program: Program) -> Callable:
+    """Returns `compute(state, teachers, batch, settings) -> (gradient, memory, metrics)`.
+
+    This is the part of a step that depends on the length of the batch. `memory` holds the collections of terms that
+    remember, as they are after the step.
+    """
+    measure = program.gradient_norms or program.balance == "gradient"
+
+    def compute(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, settings: Settings):
         dropout_key, term_key = jax.random.split(jax.random.fold_in(settings.key, state.step))
 
         def total_loss(params):
@@ -94,22 +106,33 @@ def make_train_step(program: Program) -> Callable:
             return total, (values, norms, {name: after for name, after in memory.items() if after})
 
         (loss, (values, norms, memory)), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-        watched = values["task"] if program.balance == "gradient" else loss
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=watched)
+        norms = {f"gradient/{name}": norm for name, norm in norms.items()}
+        return gradient, memory, {"loss": loss, **values, **norms, "snippets": jnp.sum(batch.mask)}
+
+    return compute
+
+
+def make_update(program: Program) -> Callable:
+    """Returns `update(state, gradient, memory, metrics, settings) -> (state, metrics)`.
+
+    With 'gradient' as balance the plateau rule watches the task loss, because the scaled sum is not one function of the
+    parameters.
+    """
+    optimizer = program.optimization.make()
+    watched = "task" if program.balance == "gradient" else "loss"
+
+    def update(state: TrainState, gradient: dict, memory: dict, metrics: dict, settings: Settings):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=metrics[watched])
         rate = settings.learning_rate * program.optimization.factor(state.step)
         params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
-        metrics = {
-            "loss": loss,
-            **values,
-            **{f"gradient/{name}": norm for name, norm in norms.items()},
+        metrics |= {
             "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": rate * plateau_scale(opt_state),
-            "snippets": jnp.sum(batch.mask),
         }
         memory = {**state.memory, **memory}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
-    return train_step
+    return update
 
 
 def weighed_losses(
