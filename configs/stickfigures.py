@@ -1,4 +1,4 @@
-"""Flow and pose teachers → RGB student on videos of stick figures, whose pixels the project draws.
+"""Flow and pose teachers → RGB student on videos of stick figures that the project draws pixel by pixel.
 
 Command:   ./run.sh demo-video      draws the videos, extracts the features, trains, predicts from one of the videos
            python -m kd_jax.main --config=configs/stickfigures.py         trains from existing records

@@ -272,16 +272,14 @@ def get_config() -> ConfigDict:
             "dataset": {
                 "name": "custom",  # a key of kd_jax.data.annotations.DATASETS
                 "data_dir": "",  # records from `python -m data_prep.build`; the synthetic set needs none
-                "validation_fraction": 0.2,  # of training videos held out to choose the best epoch; 0 = keep the last
+                "validation_fraction": 0.2,  # of training videos, held out to choose the best epoch; 0 = keep the last
                 "validation_seed": 0,  # selects the held-out videos
                 "max_videos": 0,  # maximum number of videos read from each split; 0 = all
                 "synthetic_fallback": False,  # use the synthetic set if data_dir has no records (smoke variant)
             },
             "model": {
                 "hidden": 256,  # channels of the temporal filter
-                "num_layers": placeholder(
-                    int
-                ),  # unset = the filter's own (SS-TCN: 5; it sees 63 snippets, with 6 layers 127)
+                "num_layers": placeholder(int),  # unset = the filter's own (SS-TCN: 5 see 63 snippets, 6 see 127)
                 "dropout": 0.5,
                 "dtype": "float32",  # of activations: 'float32' or 'bfloat16'; parameters and losses stay float32
                 "standardize": False,  # scale input channels to mean 0, std 1 of the training videos
@@ -315,7 +313,7 @@ def get_config() -> ConfigDict:
             "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
             "teachers": _section({}),  # {name: folder} from outside the experiment: a finished run, or features
             #                        <video>.npy [T, D] of every training video; a tuple of folders is an ensemble
-            "choices": _section({}),  # {row of the table: runs}; the row shows the run with the best validation score
+            "choices": _section({}),  # {row of the table: runs}; it shows the best by validation score, mean over seeds
             "published": _section({}),  # {row of the table: a paper's figure, as text}
             "published_for": "",  # the data and metric of these figures, for the column title
             "baseline": "vanilla_rgb",  # the run that gains are measured against

@@ -40,7 +40,7 @@ class HolisticDistillation(nn.Module):
     with its critic.
 
     Attributes:
-      num_snippets: unused; every module of this folder takes it.
+      num_snippets: unused; every term with parameters takes it.
       width: the critic's number of channels.
       penalty: λ.
 

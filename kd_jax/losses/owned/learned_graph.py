@@ -19,7 +19,7 @@ class LearnedGraph(nn.Module):
     same loss. With one teacher this equals `graph_distillation`.
 
     Attributes:
-      num_snippets: unused; every module of this folder takes it.
+      num_snippets: unused; every term with parameters takes it.
       width: output width of the projections P and Q.
       logits_weight, features_weight: the weights of the two parts.
 
