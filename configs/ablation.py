@@ -1,11 +1,11 @@
 """The three levels one by one, in pairs and together (the paper's ablation), 5 seeds.
 
-Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
+The word after the colon names the file that gives data, teachers, filter and budget. Without one it is the demo.
 
 Command:   python -m kd_jax.main --config=configs/ablation.py:sphere
-Data:      that of the other file
+Data:      as in the other file
 Weights:   schema.WEIGHTS
-Smoke:     without the pairs and two of the single levels
+Smoke:     the first level, and all three
 """
 
 import itertools

@@ -5,9 +5,9 @@ Data:      python -m data_prep.build --dataset=charades --annotations=charades.j
            or --annotations=Charades_v1_train.csv --annotations=Charades_v1_test.csv; see data_prep/README.md
            I3D features, one snippet every 8 frames (the public ones) or 16, at 24 frames per second
 Command:   python -m kd_jax.main --config=configs/charades.py
-Time:      75 s an epoch of plain training, without scoring (2 CPU cores beside other work, noise features of
-           the real size); GPU not yet measured
-Protocols: Charades v1 localize (25 instants a video), frame mAP
+Time:      75 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
+           not yet measured
+Protocols: Charades v1 localize (25 instants per video), frame mAP
 Published: 24.6 with Augmented-RGB, 22.3 without (localize mAP, the paper's own I3D features)
 """
 

@@ -1,16 +1,15 @@
 """The paper's comparison (supplementary, Table 1): each distillation method, tuned on the validation videos, 5 seeds.
 
-Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
+The word after the colon names the file that gives data, teachers, filter and budget. Without one it is the demo.
 
 Command:   python -m kd_jax.main --config=configs/compare_kd.py:sphere
-Data:      that of the other file
-Tuning:    every method with its published weights (METHODS), and with each of GRID: a weight that `balance='gradient'`
-           makes of it, how strongly the method pulls at the student's features, as a multiple of what the task does;
-           methods of several terms share it in equal parts. The table shows the one with the best validation score,
-           mean over the seeds.
-CRD:       in two steps as in the paper, distil (`crd_distil`, no task loss), then classify, each with the whole budget;
-           it has no weight to tune, and draws NUM_NEGATIVES of the snippets
-Left out:  methods that compare logits, where a teacher is a folder of features, which has none
+Data:      as in the other file
+Tuning:    each method runs with its published weights (METHODS) and with each weight of GRID. The weights of GRID use
+           `balance='gradient'`: the gradient norm at the student's features as a multiple of the task's. The terms of
+           a method share the weight equally. The table shows the run with the best validation score, mean over seeds.
+CRD:       two steps as in the paper: distil (`crd_distil`, no task loss), then classify, each with the whole budget.
+           It has no weight to tune, and draws NUM_NEGATIVES of the snippets.
+Left out:  methods that compare logits, if a teacher is a folder of features, which has no logits
 Smoke:     the first weight of the grid, and the methods of SMOKE
 """
 
@@ -19,7 +18,7 @@ from kd_jax.training.teachers import given_folders, given_run
 from kd_jax.training.terms import TERMS
 
 GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
-METHODS = {  # {term: published weight}; logit distillation has none, graph distillation its own inside
+METHODS = {  # {term: published weight}; none is published for logit distillation; graph distillation has its own
     "rkd": {"rkd_distance": 25.0, "rkd_angle": 50.0},
     "similarity_preserving": {"similarity_preserving": 3000.0},
     "skd": {"pairwise_similarity": 0.5, "soft_cross_entropy": 10.0, "holistic": 0.1},

@@ -1,7 +1,7 @@
 """Flow teacher → RGB student on the embedded synthetic data set: the whole method in about a minute.
 
 Command:   ./run.sh            (or: python -m kd_jax.main --config=configs/demo.py)
-Data:      made in memory from a seed (kd_jax/data/synthetic.py); nothing to download
+Data:      generated from a seed (kd_jax/data/synthetic.py); no download
 """
 
 from kd_jax import config as schema

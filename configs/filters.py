@@ -1,9 +1,9 @@
-"""What distillation gains with each temporal filter: teachers, plain and distilled student of the same one, 5 seeds.
+"""The gain of distillation with each temporal filter: teachers, plain and distilled student share it, 5 seeds.
 
-Data, modalities and budget are those of another file, named after the colon; without one, the demo's.
+The word after the colon names the file that gives data, modalities and budget. Without one it is the demo.
 
 Command:   python -m kd_jax.main --config=configs/filters.py:sphere
-Data:      that of the other file
+Data:      as in the other file
 Weights:   schema.WEIGHTS
 Smoke:     the first two filters
 """
@@ -25,7 +25,7 @@ def get_config(variant=""):
             schema.add_run(config, own[other], renamed(run, own, changes))
         for fusion, streams in fusions.items():
             config.fusions[own[fusion]] = tuple(own[stream] for stream in streams)
-        taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder stays what it is
+        taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder keeps its name
         augmented = schema.make_like(plain, teachers=taught, weights=schema.WEIGHTS, **changes)
         schema.add_run(config, f"{name}_augmented", augmented)
     config.baseline = ""
@@ -34,7 +34,7 @@ def get_config(variant=""):
 
 
 def renamed(run, names, changes):
-    """The same run with other names for those it begins with or learns from."""
+    """Copy a run, with new names for its teachers and for the run it starts from."""
     run = run.copy_and_resolve_references()
     teachers = tuple(names.get(teacher, teacher) for teacher in run.teachers)
     run.update({"teachers": teachers, "starts_from": names.get(run.starts_from), **changes})

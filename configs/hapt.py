@@ -1,4 +1,4 @@
-"""HAPT: accelerometer teacher → gyroscope student of a smartphone, 12 sparse actions with background, 5 seeds.
+"""HAPT: accelerometer teacher → gyroscope student (smartphone), 12 sparse actions with background, 5 seeds.
 
 Data:      61 recordings of 30 people, six activities and six postural transitions (UCI, Reyes-Ortiz et al., 2015), as
            one .npy per recording and modality, snippets of 0.5 s
@@ -6,7 +6,7 @@ Data:      61 recordings of 30 people, six activities and six postural transitio
                --classes=hapt/classes.txt --features=accelerometer=hapt/accelerometer \\
                --features=gyroscope=hapt/gyroscope --output=data/hapt
 Command:   python -m kd_jax.main --config=configs/hapt.py
-           --config.evaluation.proposals=background   proposals where 1 - background >= 0.4 instead, without training
+           --config.evaluation.proposals=background   proposals where 1 - background >= 0.4; needs no new training
 Protocols: event mAP at 0.1, 0.3, 0.5, frame mAP
 """
 

@@ -4,8 +4,8 @@ Data:      python -m data_prep.build --dataset=multithumos --annotations=multith
                --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/multithumos
            I3D features, any snippet stride (the public ones: 8 or 16 frames); see data_prep/README.md
 Command:   python -m kd_jax.main --config=configs/multithumos.py
-Time:      11 s an epoch of plain training, without scoring (2 CPU cores beside other work, noise features of
-           the real size); GPU not yet measured
+Time:      11 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
+           not yet measured
 Protocols: frame mAP
 Published: 44.6 with Augmented-RGB, 37.8 without (frame mAP, the paper's own I3D features)
 """

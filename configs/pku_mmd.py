@@ -6,9 +6,9 @@ Data:      python -m data_prep.build --dataset=pku_mmd --annotations=Train_Label
            I3D (1024-d) and AGCN (256-d) features, one snippet every 16 frames at 30 frames per second
 Command:   python -m kd_jax.main --config=configs/pku_mmd.py          flow teacher
            python -m kd_jax.main --config=configs/pku_mmd.py:pose     3D pose teacher
-Time:      43 s an epoch of plain training, without scoring (2 CPU cores beside other work, noise features of
-           the real size); GPU not yet measured
-Protocols: event mAP at 0.1, 0.3, 0.5 (the official script, quirks included); frame mAP
+Time:      43 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
+           not yet measured
+Protocols: event mAP at 0.1, 0.3, 0.5 (as the official script, including its quirks); frame mAP
 Published: event mAP@0.1 85.5 with Augmented-RGB, 79.6 without (the paper's own features)
 """
 

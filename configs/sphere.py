@@ -4,14 +4,14 @@ Data:      the SPHERE Challenge training data as one .npy per recording and moda
            python -m data_prep.build --dataset=custom --annotations=sphere/annotations.json \\
                --classes=sphere/classes.txt --features=video=sphere/video \\
                --features=accelerometer=sphere/accelerometer --output=data/sphere
-Command:   python -m kd_jax.main --config=configs/sphere.py         each term and all, published and tuned weights
-           python -m kd_jax.main --config=configs/sphere.py:tune    the grid that TUNED was chosen from
+Command:   python -m kd_jax.main --config=configs/sphere.py         each term and all three, published and tuned weights
+           python -m kd_jax.main --config=configs/sphere.py:tune    the grid from which TUNED was chosen
 """
 
 from kd_jax import config as schema
 
 TEACHER, STUDENT = "accelerometer_teacher", "vanilla_video"
-# The best of each term's grid (`:tune`) by validation frame mAP, mean of two seeds; the test videos had no say.
+# The best of each term's grid (`:tune`) by validation frame mAP, mean of two seeds. Test videos were not used.
 TUNED = {"atomic": 1.0, "global_context": 0.1, "boundary": 0.002}
 GRID = {
     "atomic": (0.1, 0.3, 1.0, 3.0, 10.0),
@@ -47,7 +47,7 @@ def get_config(variant=""):
 
 
 def tune(config):
-    """One run for each term and weight of GRID; choose by the validation column."""
+    """Make one run for each term and weight of GRID, to choose by the validation column."""
     config.seeds = 2
     config.runs = schema.make_runs(**{name: config.runs[name] for name in (TEACHER, STUDENT)})
     for term, weights in GRID.items():

@@ -1,7 +1,7 @@
-"""Flow and pose teachers → RGB student on videos of stick figures that the project draws itself, pixels included.
+"""Flow and pose teachers → RGB student on videos of stick figures that the project draws pixel by pixel.
 
 Command:   ./run.sh demo-video      draws the videos, extracts the features, trains, predicts from one of the videos
-           python -m kd_jax.main --config=configs/stickfigures.py         trains, where the records are there
+           python -m kd_jax.main --config=configs/stickfigures.py         trains from existing records
 Data:      data/stickfigures/records, from `python -m data_prep.stickfigures`, `.extract` and `.build` (as in run.sh)
 """
 

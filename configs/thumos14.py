@@ -4,10 +4,10 @@ Data:      python -m data_prep.build --dataset=thumos14 --annotations=thumos14.j
                --features=rgb+flow=I3D_DIR --output=data/thumos14
            I3D features [T, 2048] = rgb ‖ flow of 16 frames, one snippet every 4 frames (ActionFormer, OpenTAD)
 Command:   python -m kd_jax.main --config=configs/thumos14.py
-Time:      35 s an epoch of plain training, without scoring (2 CPU cores beside other work, noise features of
-           the real size); GPU not yet measured
-Protocols: detection mAP at tIoU 0.3:0.1:0.7 and, as the challenge's kit, at 0.1:0.1:0.5; frame mAP
-Published: none of this method was found
+Time:      35 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
+           not yet measured
+Protocols: detection mAP at tIoU 0.3:0.1:0.7, and at 0.1:0.1:0.5 as in the challenge's kit; frame mAP
+Published: no result of this method was found
 """
 
 from kd_jax import config as schema
@@ -18,7 +18,7 @@ def get_config(variant=""):
     config.dataset.name = "thumos14"
     config.dataset.data_dir = "data/thumos14"
     config.training.batch_size = 4
-    config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric asks for boundaries
-    config.evaluation.convention = "start"  # the builder centres snippet i at i strides
+    config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric scores boundaries
+    config.evaluation.convention = "start"  # data_prep.build centres snippet i at i strides
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant, {"published": schema.published})

@@ -4,9 +4,9 @@ Data:      python -m data_prep.build --dataset=tsu --annotations=smarthome_CS_51
                --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/tsu
            or smarthome_CV_51.json; I3D features of 16 frames, one snippet every 16 frames
 Command:   python -m kd_jax.main --config=configs/tsu.py
-Time:      54 s an epoch of plain training, without scoring (2 CPU cores beside other work, noise features of
-           the real size); GPU not yet measured
-Protocols: frame mAP up-sampled to frames (the published one), frame mAP at snippets, event mAP
+Time:      54 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
+           not yet measured
+Protocols: frame mAP after up-sampling to frames (the published protocol), frame mAP at snippets, event mAP
 Published: 32.8 with Augmented-RGB (cross-subject, the paper's own I3D features)
 """
 

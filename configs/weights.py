@@ -1,14 +1,14 @@
-"""How much should a term weigh? Every form of the three levels at the published weights, tuned, and balanced; 5 seeds.
+"""A study of term weights: every form of the three levels with published, tuned and balanced weights, 5 seeds.
 
-Data, teachers, filter and budget are those of another file, named after the colon; without one, the demo's.
+The word after the colon names the file that gives data, teachers, filter and budget. Without one it is the demo.
 
 Command:   python -m kd_jax.main --config=configs/weights.py:sphere
-Data:      that of the other file
-Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the one of FACTORS with the
-           best validation score, mean over the seeds; all_tuned: the three published weights times one of them.
-           LEVEL_pulls_SHARE: `balance='gradient'`, the term pulls SHARE
-           times as strongly at the student's features as the task; all three levels share it in equal parts.
-Smoke:     the first factor and share, the last form of each level, and balanced only all three
+Data:      as in the other file
+Rows:      FORM_published: the weight of the paper. FORM_tuned: the published weight times the factor of FACTORS with
+           the best validation score, mean over seeds. all_tuned: the three published weights times one factor.
+           LEVEL_pulls_SHARE: `balance='gradient'`, where the term's gradient at the student's features is SHARE times
+           that of the task; all three levels together share it equally.
+Smoke:     the first factor and share, and the last form of each level; balanced only for all three levels
 """
 
 from kd_jax import config as schema

@@ -1,42 +1,51 @@
-"""The device mesh: which rows of a batch a device holds, and how arrays get there and back."""
+"""The device mesh: which rows of a batch each device holds, and how arrays move to and from the devices."""
+
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def data_mesh() -> jax.sharding.Mesh:
-    """One axis, `data`, over all devices: videos are spread, parameters are replicated."""
+def data_mesh() -> Mesh:
+    """Make a mesh of all devices with one axis, `data`: videos are split over it and parameters are replicated."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def device_rows(batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """The batch size rounded up to a multiple of the devices; the extra rows are padded videos."""
+def device_rows(batch_size: int, mesh: Mesh) -> int:
+    """Round the batch size up to a multiple of the number of devices; the extra rows are padded videos."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
-def local_rows(rows: int, mesh: jax.sharding.Mesh) -> list[int]:
-    """Those rows of a batch that the devices of this process hold, ascending; of one process: all."""
-    spread = NamedSharding(mesh, PartitionSpec("data"))
-    held = {index.indices(rows) for (index,) in spread.addressable_devices_indices_map((rows,)).values()}
+def local_rows(rows: int, mesh: Mesh) -> list[int]:
+    """List the rows of a batch that the devices of this process hold, ascending. A single process holds all rows."""
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    indices = split.addressable_devices_indices_map((rows,)).values()
+    held = {index[0].indices(rows) for index in indices if index}
     return sorted(row for bounds in held for row in range(*bounds))
 
 
-def shard(tree, rows: int, mesh: jax.sharding.Mesh):
-    """Spreads the leading axis of every array, of `rows`, over the mesh; the arrays hold its `local_rows`."""
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+def shard(tree: Any, rows: int, mesh: Mesh) -> Any:
+    """Split the leading axis of every array, of global size `rows`, over the mesh.
+
+    Args:
+      tree: a pytree of host arrays; each holds the `local_rows` of this process.
+      rows: the number of rows over all processes.
+      mesh: the device mesh.
+    """
+    split = NamedSharding(mesh, PartitionSpec("data"))
     return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(spread, array, (rows, *array.shape[1:])), tree
+        lambda array: jax.make_array_from_process_local_data(split, array, (rows, *array.shape[1:])), tree
     )
 
 
-def replicate(tree, mesh: jax.sharding.Mesh):
-    """Puts a copy of every array on each device; each process gives the same values, or arrays spread over all."""
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Copy every array to each device; all processes pass the same values, or arrays that are split over all."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(tree, everywhere)
 
-    def put(x):
+    def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.jit(lambda x: x, out_shardings=everywhere)(x)
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -47,6 +56,6 @@ def replicate(tree, mesh: jax.sharding.Mesh):
     return jax.tree.map(put, tree)
 
 
-def fetch(tree, mesh: jax.sharding.Mesh):
-    """Copies arrays, however spread, to the host of every process."""
+def fetch(tree: Any, mesh: Mesh) -> Any:
+    """Copy arrays to the host of every process, whether they are split or replicated."""
     return jax.device_get(tree if jax.process_count() == 1 else replicate(tree, mesh))

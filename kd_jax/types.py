@@ -1,7 +1,7 @@
-"""The two values that travel through a step, and the shape letters of every docstring.
+"""The two values that pass through a training step, and the shape letters of every docstring.
 
 Letters: B videos, T snippets, D input features, H hidden features, C classes.
-A padded snippet and a padded video are the same thing: False in `mask`.
+The mask is False for padded snippets and for every snippet of a padded video.
 """
 
 import flax.struct
@@ -10,15 +10,14 @@ import jax
 
 @flax.struct.dataclass
 class Batch:
-    """Padded videos, as one model reads them.
+    """Padded videos in one modality, as a model reads them.
 
     Attributes:
-      features: `[B, T, D]`, of the one modality the model reads; what other modalities have to say reaches the step as
-        the `Outputs` of teachers.
+      features: `[B, T, D]`, the modality that the model reads. Other modalities enter a step as teachers' `Outputs`.
       labels: `[B, T, C]`, 1 where the class is active in the snippet.
-      mask: `[B, T]` bool, True where a real snippet stands.
-      first: `[B]` int32, the number of each video's first snippet among those of all training videos; a term with a
-        memory of them needs it.
+      mask: `[B, T]` bool, True at real snippets.
+      first: `[B]` int32, the position of each video's first snippet in the list of all training snippets. Terms that
+        keep a memory of snippets need it.
     """
 
     features: jax.Array
@@ -29,12 +28,13 @@ class Batch:
 
 @flax.struct.dataclass
 class Outputs:
-    """What a detector computes, by name; loss terms pick fields.
+    """What a detector computes, by name; each loss term selects fields.
 
     Attributes:
-      features: `[B, T, H]`, the temporal filter's output, which distillation reads.
-      logits: `[B, T, C]`, before sigmoid or softmax; with a softmax head the last one is the background.
-      earlier_logits: the same of earlier stages, of a filter in stages while it trains: each has a task loss too.
+      features: `[B, T, H]`, the output of the temporal filter, which distillation compares.
+      logits: `[B, T, C]`, before sigmoid or softmax. For a softmax head the last class is the background.
+      earlier_logits: the logits of the earlier stages of a multi-stage filter during training. Each stage has a task
+        loss.
     """
 
     features: jax.Array

@@ -1,4 +1,4 @@
-"""CRD: three steps of the public code, a step by hand, silent padding, a memory that only the batch's rows enter."""
+"""CRD: three steps of the public code, one step by hand, padding, a memory that changes only in the batch's rows."""
 
 import json
 import math
@@ -25,7 +25,7 @@ GOLDEN = np.load(Path(__file__).parent / "data" / "kd_crd.npz", allow_pickle=Fal
 
 
 def test_three_steps_are_those_of_the_public_code():
-    """Losses, gradients of features and embeddings, and the memory, which each step reads and then changes."""
+    """Losses, gradients of features and embeddings, and the memory after each step are equal."""
     memory = Memory(GOLDEN["memory_v1_init"], GOLDEN["memory_v2_init"], jnp.zeros(2))
     linear = {s: {"kernel": GOLDEN[f"embed_{s}/weight"].T, "bias": GOLDEN[f"embed_{s}/bias"]} for s in "st"}
     embed, mask = ProjectionHead(16), jnp.ones((1, 8), bool)
@@ -76,7 +76,7 @@ def test_by_hand():
     def expected(own, negative, z):
         return -math.log(own / z / (own / z + chance)) - math.log(chance / (negative / z + chance))
 
-    # The student (1, 0) sees (1, 0) and (−1, 0) of the teacher; the teacher (0, 1) sees (1, 0) and (0, 1).
+    # The student (1, 0) is compared with the teacher's (1, 0) and (−1, 0); the teacher (0, 1) with (1, 0) and (0, 1).
     assert float(value) == pytest.approx(expected(e, 1 / e, 2) + expected(1, e, 4), rel=1e-5)
     r = math.sqrt(0.5)
     np.testing.assert_allclose(after.student, [[1, 0], [0, 1]], atol=1e-6)
@@ -84,7 +84,7 @@ def test_by_hand():
 
 
 def example(videos=2, length=6):
-    """Embeddings, mask, memory, rows, negatives of two videos of 6 and 4 snippets."""
+    """Make embeddings, mask, memory, rows and negatives for two videos of 6 and 4 snippets."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((2, 2, 6, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -97,7 +97,7 @@ def example(videos=2, length=6):
     return student, teacher, jnp.asarray(mask), new_memory(jax.random.key(0), 20, 4), index, np.array([1, 7, 12, 19])
 
 
-def test_padding_is_silent_and_only_the_rows_of_the_batch_change():
+def test_padding_has_no_effect_and_only_the_rows_of_the_batch_change():
     def run(*arguments):
         return jax.value_and_grad(crd, argnums=(0, 1), has_aux=True)(*arguments)
 
@@ -116,7 +116,7 @@ def test_padding_is_silent_and_only_the_rows_of_the_batch_change():
     np.testing.assert_allclose(np.linalg.norm(memory.teacher[jnp.array(rows)], axis=1), 1, rtol=1e-5)
 
 
-def test_an_empty_mask_is_no_loss_and_changes_nothing():
+def test_an_empty_mask_gives_0_and_changes_nothing():
     student, teacher, mask, memory, index, negatives = example()
     (value, after), gradient = jax.value_and_grad(crd, has_aux=True)(
         student, teacher, jnp.zeros_like(mask), memory, index, negatives
@@ -134,7 +134,7 @@ def test_shared_negatives_are_the_same_for_every_snippet():
 
 def test_wrong_shapes_and_options_are_refused():
     student, teacher, mask, memory, index, negatives = example()
-    with pytest.raises(ValueError, match=r"equally wide embeddings; .*memory \(20, 3\)"):
+    with pytest.raises(ValueError, match=r"embeddings of the same width; .*memory \(20, 3\)"):
         crd(student, teacher, mask, new_memory(jax.random.key(0), 20, 3), index, negatives)
     with pytest.raises(ValueError, match=r"index must be \[B, T\] .* index \(2, 5\)"):
         crd(student, teacher, mask, memory, index[:, :5], negatives)
@@ -142,8 +142,8 @@ def test_wrong_shapes_and_options_are_refused():
         crd(student, teacher, mask, memory, index, negatives, momentum=1.0)
 
 
-def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
-    """A step of a training: weights move, the rows of the batch's videos change, those of other videos do not."""
+def test_the_term_owns_embeddings_and_a_memory_that_steps_change():
+    """A training step changes all parameters, and in the memory only the rows of the batch's videos."""
     terms = (choose_term("crd", {"width": 4, "num_negatives": 8}, num_snippets=30),)
     program = Program(Detector("ss_tcn", 3, hidden=8, num_layers=2, dropout=0.0), "dense", terms, gradient_norms=True)
     rng, mask = np.random.default_rng(0), np.arange(12)[None] < np.array([[12], [7], [0]])
@@ -177,8 +177,8 @@ def test_as_a_term_it_owns_embeddings_and_a_memory_that_steps_change():
     np.testing.assert_array_equal(again.memory["crd"]["memory"]["memory_0"].normalizers, new.normalizers)
 
 
-def test_a_run_with_it_trains_stops_and_goes_on(tmp_path):
-    """Two epochs in one go are two with a stop between them; what is kept as the best is the model alone."""
+def test_a_run_with_crd_trains_stops_and_resumes(tmp_path):
+    """Two epochs equal two epochs with a stop between them. The checkpoint of the best epoch has only the model."""
     config = schema.get_config()
     config.dataset.name, config.dataset.max_videos = "synthetic", 4
     config.model.hidden, config.model.num_layers = 8, 2
@@ -206,7 +206,7 @@ def test_a_run_with_it_trains_stops_and_goes_on(tmp_path):
 
 
 def stop_in_epoch(number, function):
-    """Ctrl-C in an epoch of the run whose states remember something."""
+    """Wrap `function` to raise KeyboardInterrupt in an epoch of the run that has a memory."""
 
     def stop(best, states, scores, epoch):
         if epoch == number and states.memory:
@@ -217,7 +217,7 @@ def stop_in_epoch(number, function):
 
 
 def test_two_steps_distil_then_classify(tmp_path):
-    """The second run begins with the parameters that the first ended with, and only it learns from the labels."""
+    """The second run starts from the parameters of the first, and only the second learns from the labels."""
     config = schema.get_config()
     config.dataset.name, config.dataset.max_videos = "synthetic", 4
     config.model.hidden, config.model.num_layers = 8, 2
@@ -234,9 +234,9 @@ def test_two_steps_distil_then_classify(tmp_path):
     for seed in ("", "seed_1"):
         distil, classify = (load_teacher(tmp_path / name / seed) for name in ("distil", "classify"))
         ends = [run.variables["params"] for run in (distil, classify)]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)  # at a rate of nearly 0
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)  # the learning rate is nearly 0
         results = json.loads((tmp_path / "distil" / seed / "results.json").read_text())
-        assert results["best_epoch"] == 2  # the last: the task, which it does not learn, cannot choose
+        assert results["best_epoch"] == 2  # the last epoch: without a task loss, no score chooses one
         assert distil.config["task_weight"] == 0 and classify.config["starts_from"]["weights"] == {"hint": 1.0}
     first, second = (
         jax.tree.leaves(load_teacher(tmp_path / "distil" / seed).variables["params"]["head"]) for seed in ("", "seed_1")
@@ -253,7 +253,7 @@ def test_two_steps_distil_then_classify(tmp_path):
         ({"task_weight": -1.0}, "task_weight=-1.0"),
     ],
 )
-def test_beginnings_and_task_weights_that_make_no_sense_are_refused(changes, message):
+def test_invalid_starts_from_and_task_weight_are_refused(changes, message):
     config = schema.get_config()
     config.runs = schema.make_runs(
         flow=schema.make_run("flow"),

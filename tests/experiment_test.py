@@ -133,7 +133,7 @@ WRONG_TURNS = {
                 weights={**dict.fromkeys(c.runs.augmented_rgb.weights, 0.0), "learned_graph": 1.0}
             ),
         ),
-        "runs.augmented_rgb: learned_graph: student and teacher must have equally many features",
+        "runs.augmented_rgb: learned_graph: student and teacher must have the same number of features",
     ),
     "one run as text": (lambda c: c.fusions.update(another="flow_teacher"), "'flow_teacher' is a text; write"),
     "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5: it must be a folder"),

@@ -1,4 +1,4 @@
-"""The comparison's losses: equal to the public code, by hand, exact where they avoid large matrices, unbiased draws."""
+"""Losses of the KD comparison: equal to the public code, by hand, accurate without large matrices, unbiased draws."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ MASK = jnp.ones((1, 3), bool)
 
 
 _RKD, _LOGITS = ("rkd/f_s", "rkd/f_t"), ("kd/y_s", "kd/y_t")
-REFERENCE = {  # name in the file: loss, its arguments there, options
+REFERENCE = {  # name in the golden file: (loss, names of its arguments in that file, options)
     "rkd/dist_only": (losses.rkd_distance, _RKD, {}),
     "rkd/angle_only": (losses.rkd_angle, _RKD, {}),
     "rkd/total_25_50": (lambda *x: 25 * losses.rkd_distance(*x) + 50 * losses.rkd_angle(*x), _RKD, {}),
@@ -50,7 +50,8 @@ def smooth_l1(x):
 
 def test_rkd_distance_by_hand():
     pairs = [(3, 1), (4, 1), (1, 2)]
-    expected = 2 * sum(smooth_l1(3 * s / 8 - 3 * t / 4) for s, t in pairs) / 9  # each pair twice, and three of itself
+    # 9 pairs: each of these twice, and three with i = j.
+    expected = 2 * sum(smooth_l1(3 * s / 8 - 3 * t / 4) for s, t in pairs) / 9
     assert float(losses.rkd_distance(STUDENT, TEACHER, MASK)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -76,7 +77,7 @@ def test_similarity_preserving_by_hand():
 
 def test_pairwise_similarity_by_hand():
     student = jnp.array([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
-    # Cosines of the student 0, √½, √½; of the teacher (one channel, all of one sign but the last) 1, −1, −1.
+    # Cosines of the student: 0, √½, √½. Cosines of the teacher, whose last snippet alone is negative: 1, −1, −1.
     teacher, r = jnp.array([[[1.0], [2.0], [-1.0]]]), math.sqrt(0.5)
     expected = 2 * (1 + 2 * (r + 1) ** 2) / 9
     assert float(losses.pairwise_similarity(student, teacher, MASK)) == pytest.approx(expected, rel=1e-6)
@@ -108,7 +109,7 @@ def test_logit_distillation_by_hand(temperature):
 
 
 def test_soft_cross_entropy_by_hand():
-    p, q = sigmoid(-2), sigmoid(1)  # of the class; the rest is background
+    p, q = sigmoid(-2), sigmoid(1)  # probabilities of the class; the rest is background
     expected = -p * math.log(q) - 1.5 * (1 - p) * math.log(1 - q)
     value = losses.soft_cross_entropy(LOGITS, GOAL, ONE, activation="softmax")
     assert float(value) == pytest.approx(expected, rel=1e-6)
@@ -170,7 +171,7 @@ DIRECT = {
 @pytest.mark.parametrize("distance", [1.0, 1e-2])
 @pytest.mark.parametrize("name", DIRECT)
 def test_relations_match_matrices_in_float64(name, distance, offset, scale):
-    """300 snippets, more than a block of rows; the teacher is the student, disturbed, and of another scale."""
+    """The teacher is the student plus noise, times a scale; 300 snippets."""
     loss, direct = DIRECT[name]
     rng = np.random.default_rng(0)
     student = (offset + rng.standard_normal((300, 16))).astype(np.float32)
@@ -180,14 +181,14 @@ def test_relations_match_matrices_in_float64(name, distance, offset, scale):
         expected, gradient = map(np.asarray, jax.value_and_grad(direct)(*arguments))
     mask = jnp.ones((1, 300), bool)
     value, got = jax.jit(jax.value_and_grad(lambda s: loss(s[None], teacher[None], mask)))(jnp.asarray(student))
-    tolerance = 5e-6 + 1e-7 * (1 + offset) / distance  # the rows themselves are rounded before they are compared
+    tolerance = 5e-6 + 1e-7 * (1 + offset) / distance  # rows are rounded before they are compared
     np.testing.assert_allclose(value, expected, rtol=tolerance)
     np.testing.assert_allclose(got, gradient, atol=20 * tolerance * np.abs(gradient).max())
 
 
 @pytest.mark.parametrize("loss, option", [(losses.rkd_angle, "max_snippets"), (losses.rkd_distance, "max_anchors")])
-def test_a_draw_estimates_the_whole(loss, option):
-    """Over many keys the mean of the estimates comes within four standard errors of the exact value."""
+def test_a_draw_estimates_the_exact_loss(loss, option):
+    """The mean of the estimates over many keys is within four standard errors of the exact value."""
     rng = np.random.default_rng(0)
     mask = np.arange(24)[None] < np.array([[24], [15]])
     student, teacher = (jnp.asarray(rng.standard_normal((2, 24, 4)), jnp.float32) for _ in range(2))
@@ -196,7 +197,7 @@ def test_a_draw_estimates_the_whole(loss, option):
     values = np.asarray(estimate(jax.random.split(jax.random.key(0), 2000)))
     error = values.std() / math.sqrt(len(values))
     assert values.std() > 0.01 * exact
-    bias = 0.01 * exact if loss is losses.rkd_distance else 0  # its mean distance is an estimate too
+    bias = 0.01 * exact if loss is losses.rkd_distance else 0  # its mean distance is also an estimate
     assert abs(values.mean() - exact) < 4 * error + bias
 
 

@@ -1,4 +1,4 @@
-"""The laws that every loss in every form obeys: padding is silent, the teacher is frozen, nothing is no loss."""
+"""Laws for every loss in every form: padding has no effect, the teacher is frozen, an empty mask gives 0."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ KEY = jax.random.key(7)
 
 
 def _distil(loss, both=False, **options):
-    """A term as `f(student, teacher, labels, mask)`; atomic also gets labels and a key, `both` Outputs of two alike."""
+    """Wrap a loss as `f(student, teacher, labels, mask)`; `both` passes Outputs with equal features and logits."""
     sampled = {"key": KEY} if "key" in inspect.signature(loss).parameters else {}
 
     def term(student, teacher, labels, mask):
@@ -97,10 +97,10 @@ def compiled(name):
     return jax.jit(jax.value_and_grad(TERMS[name]))
 
 
-def test_every_term_is_held_to_the_laws():
-    held = {term.loss for term in DISTILLATION.values()}
+def test_every_term_is_tested():
+    tested = {term.loss for term in DISTILLATION.values()}
     functions = {name: term.functions().values() for name, term in terms.TERMS.items() if not term.owns}
-    missing = [name for name, forms in functions.items() if not held.issuperset(forms)]
+    missing = [name for name, forms in functions.items() if not tested.issuperset(forms)]
     assert not missing, "add each of its forms to DISTILLATION"
 
 
@@ -114,7 +114,7 @@ def example():
 
 
 def pad(arrays, videos, snippets, value):
-    """Append masked videos and snippets; everything masked then holds `value`."""
+    """Append masked videos and snippets, and fill all masked places with `value`."""
     *arrays, mask = arrays
     mask = np.pad(mask, ((0, videos), (0, snippets)))
     arrays = [np.pad(x, ((0, videos), (0, snippets), (0, 0))) for x in arrays]
@@ -136,7 +136,7 @@ def test_padding_changes_neither_value_nor_gradient(name, value):
 
 @every_term
 def test_masking_equals_slicing(name):
-    """The second video's four snippets, masked in place (with the first video all masked) and cut out."""
+    """The second video's four valid snippets, with everything else masked, and sliced out."""
     *arrays, mask = example()
     mask = np.stack([np.zeros(T, bool), mask[1]])
     masked, gradient = compiled(name)(*arrays, mask)
@@ -179,7 +179,7 @@ def test_no_gradient_reaches_the_teacher(name):
 @pytest.mark.parametrize("name", MINIMUM)
 def test_student_equal_to_teacher_is_the_minimum(name):
     student, teacher, _, mask = example()
-    teacher = np.round(64 * teacher) / 64  # sums without rounding, which would pick a side of an L1 distance's kink
+    teacher = np.round(64 * teacher) / 64  # exact sums: rounding would move an L1 distance off its kink at 0
     loss, options, minimum = MINIMUM[name]
     term = jax.jit(jax.value_and_grad(lambda student: loss(student, teacher, mask, **options)))
     value, gradient = term(teacher)
@@ -255,7 +255,7 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_relations_of_20000_snippets_take_less_than_a_gibibyte(name):
-    """The peak of a process of its own, above what JAX itself takes; one 20,000 x 20,000 matrix would be 1.5 GiB."""
+    """The peak memory of a new process, minus that of JAX; one 20,000 x 20,000 matrix would take 1.5 GiB."""
     code = f"""
 import functools, re, jax, numpy as np
 from kd_jax import losses

@@ -1,4 +1,4 @@
-"""Every loss in every form by hand at T = 3, D = 2; the negatives' draw; the snippet relation's accuracy."""
+"""Losses in every form by hand at T = 3, D = 2; sampled negatives; accuracy of the snippet relation."""
 
 import math
 import subprocess
@@ -28,11 +28,11 @@ BY_HAND = {
         {"form": "nce", "temperature": 1.0},
         (softplus(-1) + softplus(0) + softplus(0) + softplus(1) + softplus(-R) + softplus(R)) / 3,
     ),
-    "nce_numbers": (  # the same six softplus as decimals
+    "nce_numbers": (  # the same six terms as decimals
         {"form": "nce", "temperature": 1.0},
         (0.3132617 + 0.6931472 + 0.6931472 + 1.3132617 + 0.4008337 + 1.1079405) / 3,
     ),
-    "nce_temperature": (  # one half: every cosine twice as large
+    "nce_temperature": (  # τ = ½ doubles every cosine
         {"form": "nce", "temperature": 0.5},
         (softplus(-2) + softplus(0) + softplus(0) + softplus(2) + softplus(-2 * R) + softplus(2 * R)) / 3,
     ),
@@ -93,8 +93,8 @@ def test_atomic_sums_over_negatives_and_skips_those_that_do_not_exist(form):
     assert loss([[2], [2], [0]], masked) == pytest.approx(loss([[-1], [-1], [-1]], masked))
 
 
-def test_atomic_draws_what_it_would_be_given():
-    labels = jnp.array([[[1, 0], [1, 0], [0, 1]]])  # snippet 2 is the only choice of 0 and 1
+def test_atomic_draws_the_negatives_of_sample_negatives():
+    labels = jnp.array([[[1, 0], [1, 0], [0, 1]]])  # snippets 0 and 1 can only draw snippet 2
     index, exists = losses.sample_negatives(labels, MASK, jax.random.key(0), 1)
     np.testing.assert_array_equal(index[0, :2, 0], [2, 2])
     assert exists.all()
@@ -138,8 +138,8 @@ def test_boundary_does_not_pull_at_channels_that_already_agree(form):
     # Channel 0 never changes in either stream; channel 1 changes in the teacher alone.
     student, teacher = jnp.array([[[3.0, 1], [3, 2], [3, 2]]]), jnp.array([[[5.0, 1], [5, 4], [5, 5]]])
     gradient = jax.grad(lambda student: losses.boundary(student, teacher, MASK, form=form))(student)
-    # The steps of channel 1 are (1, 0) against (3, 1). `curve` compares their sizes, and that of a step of 0 has no
-    # direction to grow in; `vector` pulls at both.
+    # The steps of channel 1 are (1, 0) and (3, 1). `curve` compares their sizes, and the size of a step of 0 has
+    # gradient 0. `vector` has a gradient at both steps.
     np.testing.assert_allclose(gradient[..., 0], 0)
     np.testing.assert_allclose(gradient[0, :, 1], {"curve": [0.5, -0.5, 0], "vector": [0.5, 0, -0.5]}[form])
 
@@ -152,7 +152,7 @@ def test_boundary_counts_only_pairs_of_valid_snippets():
 
 
 def test_sigmoid_cross_entropy_by_hand():
-    # Per snippet: softplus(−z) for an active class, softplus(z) for another, summed.
+    # Per snippet: the sum of softplus(−z) for active classes and softplus(z) for the others.
     labels = jnp.array([[[1, 0], [0, 0], [1, 1]]])
     expected = ((softplus(-1) + softplus(0)) + (softplus(0) + softplus(1)) + (softplus(-1) + softplus(-1))) / 3
     assert expected == pytest.approx((0.3132617 + 0.6931472 + 0.6931472 + 1.3132617 + 2 * 0.3132617) / 3, rel=1e-6)
@@ -160,8 +160,8 @@ def test_sigmoid_cross_entropy_by_hand():
 
 
 def test_softmax_cross_entropy_by_hand():
-    # One class and the background: softmax of two logits is a sigmoid of their difference. Snippet 0 (1, 0) is the
-    # class, 1 (0, 1) is background, 2 (1, 1) is the class.
+    # One class and the background: the softmax of two logits is the sigmoid of their difference. Snippets 0 and 2, with
+    # logits (1, 0) and (1, 1), have the class; snippet 1, with logits (0, 1), is background.
     labels = jnp.array([[[1], [0], [1]]])
     expected = (softplus(-1) + softplus(-1) + math.log(2)) / 3
     value = losses.softmax_cross_entropy_with_background(STUDENT, labels, MASK)
@@ -195,7 +195,7 @@ jitted_sample = jax.jit(losses.sample_negatives, static_argnums=3)
 
 
 class TestSampleNegatives:
-    """The draw is exact: uniform over valid snippets with another label set, whatever the padding."""
+    """The draw is exactly uniform over valid snippets with another label set, and padding does not change it."""
 
     labels = (np.random.default_rng(3).random((3, 8, 3)) < 0.4).astype(np.float32)
     mask = np.arange(8)[None] < np.array([[8], [5], [7]])
@@ -204,7 +204,7 @@ class TestSampleNegatives:
         return jitted_sample(labels, mask, jax.random.key(seed), number)
 
     @pytest.mark.parametrize("use_labels", [True, False])
-    def test_uniform_over_the_allowed(self, use_labels):
+    def test_uniform_over_the_allowed_snippets(self, use_labels):
         number = 3000
         index, exists = self.draw(self.labels if use_labels else None, self.mask, number)
         sets, valid = self.labels.reshape(24, 3), self.mask.reshape(24)
@@ -222,7 +222,7 @@ class TestSampleNegatives:
 
     @pytest.mark.parametrize("use_labels", [True, False])
     def test_padding_changes_no_draw(self, use_labels):
-        """Exactly: the same snippets, though their flattened indices and the sorted array's length differ."""
+        """The drawn snippets are identical, although their flattened indices and the array length differ."""
         index, exists = self.draw(self.labels if use_labels else None, self.mask, 3)
         padded_labels = np.pad(self.labels, ((2, 1), (0, 5), (0, 0)), constant_values=np.nan)
         padded_mask = np.pad(self.mask, ((2, 1), (0, 5)))
@@ -241,7 +241,7 @@ class TestSampleNegatives:
         _, exists = self.draw(None, np.array([[True, False]]), 1)
         assert not exists.any()
 
-    def test_sets_of_many_classes_are_told_apart(self):
+    def test_sets_of_many_classes_are_distinguished(self):
         labels = np.random.default_rng(0).random((2, 2000, 157)) < 0.02
         index, exists = self.draw(labels, np.ones((2, 2000), bool), 1, seed=5)
         flat = labels.reshape(4000, 157)
@@ -273,7 +273,7 @@ def test_snippet_relation_matches_float64_far_and_near(distance, teacher_width):
     rng = np.random.default_rng(0)
     student = rng.standard_normal((200, 16)).astype(np.float32)
     teacher = student + np.float32(distance) * rng.standard_normal((200, 16)).astype(np.float32)
-    if teacher_width > 16:  # the same snippets seen through more channels: correlations are kept
+    if teacher_width > 16:  # zero channels, appended after centring, keep the correlations
         student = student - student.mean(axis=1, keepdims=True)
         teacher = teacher - teacher.mean(axis=1, keepdims=True)
         teacher = np.concatenate([teacher, np.zeros((200, teacher_width - 16), np.float32)], axis=1)
@@ -289,7 +289,7 @@ def test_snippet_relation_matches_float64_far_and_near(distance, teacher_width):
     )
     mask = jnp.ones((1, 200), bool)
     value, got = term(jnp.asarray(student))
-    tolerance = 1e-6 + 1e-8 / distance  # the second part: the normalised rows themselves are rounded to float32
+    tolerance = 1e-6 + 1e-8 / distance  # the second part allows for rounding of the normalised rows to float32
     np.testing.assert_allclose(value, expected, rtol=tolerance)
     np.testing.assert_allclose(got, gradient, atol=10 * tolerance * np.abs(gradient).max())
 

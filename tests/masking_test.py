@@ -1,4 +1,4 @@
-"""The one division: by hand, under padding of any content, and on nothing at all."""
+"""Masked means: values by hand, any content of the padding, and empty masks."""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ def test_masked_mean_aligns_the_mask_with_the_leading_axes():
     assert masking.masked_mean(x, mask) == pytest.approx((0 + 1 + 2 + 3) / 4)
 
 
-def test_masked_mean_of_nothing_is_zero_with_finite_gradient():
+def test_masked_mean_of_an_empty_mask_is_zero_with_zero_gradient():
     x, mask = jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool)
     value, gradient = jax.value_and_grad(masking.masked_mean)(x, mask)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_masked_mean_ignores_what_stands_in_the_padding():
+def test_masked_mean_ignores_the_content_of_the_padding():
     mask = jnp.array([[True, True, False]])
     for padding in (jnp.nan, jnp.inf, -1e30):
         x = jnp.array([[1.0, 3.0, padding]])
@@ -64,7 +64,7 @@ def test_masked_pair_names_arguments_and_shapes():
         ValueError, match=r"loss: teacher must be \[B, T.*student \(2, 3, 4\), teacher \(2, 5, 4\), mask"
     ):
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 5, 4)), mask)
-    with pytest.raises(ValueError, match=r"equally many features; got student \(2, 3, 4\), teacher \(2, 3, 6\)"):
+    with pytest.raises(ValueError, match=r"the same number of features; got student \(2, 3, 4\), teacher \(2, 3, 6\)"):
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 6)), mask)
     with pytest.raises(ValueError, match=r"mask must be a bool \[B, T\].*float32"):
         masking.masked_pair("loss", jnp.zeros((2, 3, 4)), jnp.zeros((2, 3, 4)), jnp.ones((2, 3)))
@@ -73,7 +73,7 @@ def test_masked_pair_names_arguments_and_shapes():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_the_mean_of_half_width_numbers_neither_overflows_nor_stops_counting(dtype):
+def test_masked_mean_of_16_bit_numbers_neither_overflows_nor_miscounts(dtype):
     x, mask = jnp.full((2, 40_000), 60.0, dtype), jnp.ones((2, 40_000), bool)
     mean = masking.masked_mean(x, mask)
     assert mean.dtype == dtype and float(mean) == 60.0  # the sum, 4.8 million, and the count exceed float16

@@ -1,4 +1,4 @@
-"""Terms that own something: silent padding, frozen teachers, gradients that are those of their own losses."""
+"""Terms with parameters or a memory: padding has no effect, teachers are frozen, each part follows its own loss."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ KEY = jax.random.key(3)
 
 
 def example(videos=B, length=T, value=0.0, teachers=2):
-    """Student, teachers, batch: two videos of 7 and 4 snippets; `value` stands in the padding."""
+    """Make student, teachers and batch: two videos of 7 and 4 snippets, padded with `value`."""
     rng = np.random.default_rng(0)
     arrays = rng.standard_normal((1 + teachers, 2, 7, H + C)).astype(np.float32)
     mask = np.zeros((videos, length), bool)
@@ -52,7 +52,7 @@ def test_every_module_is_tested():
 
 
 @pytest.mark.parametrize("term", OPTIONS)
-def test_padding_is_silent_and_teachers_are_frozen(term):
+def test_padding_has_no_effect_and_teachers_are_frozen(term):
     (value, _), (params, student, teachers) = value_and_gradients(term, example())
     (padded, _), (padded_params, padded_student, _) = value_and_gradients(term, example(B, T + 3, np.nan))
     np.testing.assert_allclose(padded, value, rtol=1e-5)
@@ -65,8 +65,8 @@ def test_padding_is_silent_and_teachers_are_frozen(term):
 
 
 @pytest.mark.parametrize("term", OPTIONS)
-def test_padded_videos_are_silent(term):
-    """What is drawn for a video may not depend on their number: only the draws of the critic's points do."""
+def test_padded_videos_have_no_effect(term):
+    """Random draws for a video must not depend on the number of videos, except the critic's random points."""
     (value, _), _ = value_and_gradients(term, example(teachers=2))
     (padded, _), (_, student, _) = value_and_gradients(term, example(B + 2, T, np.nan))
     np.testing.assert_allclose(padded, value, rtol=1e-5)
@@ -74,7 +74,7 @@ def test_padded_videos_are_silent(term):
 
 
 @pytest.mark.parametrize("term", OPTIONS)
-def test_an_empty_mask_is_no_loss(term):
+def test_an_empty_mask_gives_0(term):
     student, teachers, batch = example()
     empty = batch.__class__(batch.features, batch.labels, jnp.zeros_like(batch.mask), batch.first)
     (value, _), gradients = value_and_gradients(term, (student, teachers, empty))
@@ -82,7 +82,7 @@ def test_an_empty_mask_is_no_loss(term):
 
 
 def test_critic_and_student_pull_in_opposite_directions():
-    """The critic's gradient is that of its WGAN-GP loss, the student's that of −mean D, written out."""
+    """The critic's gradient equals that of its WGAN-GP loss, and the student's that of −mean D, both by hand."""
     student, (teacher,), batch = example(teachers=1)
     module = losses.HolisticDistillation(num_snippets=0, width=6)
     params = module.init({"params": KEY, "sample": KEY}, student, [teacher], batch)["params"]
@@ -93,7 +93,6 @@ def test_critic_and_student_pull_in_opposite_directions():
 
     def own_loss(params):
         goal, fixed = teacher.logits, student.logits
-        # The first draw of the module's stream, as flax makes it.
         total = jnp.mean(score(params, fixed) - score(params, goal))
         between = share * fixed + (1 - share) * goal
         slope = jax.grad(lambda z: jnp.sum(score(params, z)))(between)
@@ -102,7 +101,7 @@ def test_critic_and_student_pull_in_opposite_directions():
     def loss(params, student):
         return module.apply({"params": params}, student, [teacher], batch, rngs={"sample": KEY})
 
-    seen = []
+    seen = []  # the random points that the module draws
     uniform = jax.random.uniform
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "uniform", lambda *a, **k: seen.append(uniform(*a, **k)) or seen[-1])
@@ -117,7 +116,7 @@ def test_critic_and_student_pull_in_opposite_directions():
     np.testing.assert_array_equal(of_student.features, 0)
 
 
-def test_a_graph_of_one_teacher_is_graph_distillation_and_of_two_the_mean_where_shares_are_equal():
+def test_a_graph_with_one_teacher_or_equal_weights_is_the_mean_of_graph_distillation():
     student, teachers, batch = example()
     alone = [float(losses.graph_distillation(student, teacher, batch.mask)) for teacher in teachers]
     module = losses.LearnedGraph(num_snippets=0, width=6)

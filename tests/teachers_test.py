@@ -244,7 +244,7 @@ def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, 
         prepare(config, workdir)
     config.runs.new = student("features")
     with pytest.raises(
-        ValueError, match=r"runs\.new: hint: .* equally many features; got student \(1, 4, 8\), teacher"
+        ValueError, match=r"runs\.new: hint: .* the same number of features; got student \(1, 4, 8\), teacher"
     ):
         prepare(config, workdir)
     config.runs.new = student("nobody")

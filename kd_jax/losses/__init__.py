@@ -2,16 +2,16 @@
 
     total = detection.sigmoid_cross_entropy(logits, labels, mask) + 5 * boundary(student, teacher, mask)
 
-All of them compute in float32, ignore the padding whatever stands in it, stop the gradient at the teacher, and return 0
-with finite gradients for an empty mask.
+All losses compute in float32, ignore the content of the padding, stop the gradient at the teacher, and return 0 with
+finite gradients for an empty mask.
 """
 
-from kd_jax.losses.atomic import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
-from kd_jax.losses.boundary import boundary, saliency
+from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
+from kd_jax.losses.boundary_level import boundary, saliency
 from kd_jax.losses.cross_modal import cosine_imitation, graph_distillation, hint
 from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
-from kd_jax.losses.global_context import global_context
-from kd_jax.losses.owned.crd import ContrastiveDistillation, Memory, crd, new_memory
+from kd_jax.losses.global_level import global_context
+from kd_jax.losses.owned.contrastive import ContrastiveDistillation, Memory, crd, new_memory
 from kd_jax.losses.owned.holistic import Critic, HolisticDistillation
 from kd_jax.losses.owned.learned_graph import LearnedGraph
 from kd_jax.losses.owned.projection import ProjectionHead

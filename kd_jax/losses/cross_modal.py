@@ -22,15 +22,15 @@ def hint(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
       ValueError: if the shapes disagree.
 
     References:
-      Romero et al., FitNets, ICLR 2015; with weight 50 it is MARS (Crasto et al., CVPR 2019); with 0.5 the L2 hint of
-      Chen et al., NIPS 2017 (METHOD §5).
+      Romero et al., FitNets, ICLR 2015. Weight 50 gives MARS (Crasto et al., CVPR 2019); weight 0.5 gives the L2 hint
+      of Chen et al., NIPS 2017 (METHOD §5).
     """
     student, teacher = masked_pair("hint", student, teacher, mask)
     return masked_mean(jnp.square(student - teacher), mask)
 
 
 def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
-    """`L = mean_t 1 − cos(s_t, p_t)`: the direction of every snippet's vector, features or logits.
+    """Mean cosine distance of the snippets' vectors (features or logits), `L = mean_t 1 − cos(s_t, p_t)`.
 
     A vector of zeros has the cosine 0.
 
@@ -49,35 +49,35 @@ def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) ->
       Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018 (METHOD §5).
     """
     student, teacher = masked_pair("cosine_imitation", student, teacher, mask)
-    return masked_mean(angle(student, teacher), mask)
+    return masked_mean(cosine_distance(student, teacher), mask)
 
 
-def angle(one: jax.Array, other: jax.Array) -> jax.Array:
-    """`1 − cos` of the vectors of two arrays, `[B, T]`."""
-    return 1 - jnp.sum(unit(one) * unit(other), axis=-1)
+def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`1 − cos` of corresponding vectors, `[B, T, H], [B, T, H] -> [B, T]`."""
+    return 1 - jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def graph_distillation(
     student: Outputs, teacher: Outputs, mask: jax.Array, *, logits_weight: float = 20.0, features_weight: float = 2.0
 ) -> jax.Array:
-    """Graph Distillation with one teacher: directions of logits and of features, `20 L(logits) + 2 L(features)`.
+    """Graph Distillation with one teacher: cosine distances of logits and features, `20 L(logits) + 2 L(features)`.
 
-    L is `cosine_imitation`. The published graph, whose edges weigh several teachers, has one edge here.
+    L is `cosine_imitation`. The published graph has one weighted edge per teacher; with one teacher it has one edge.
 
     Args:
-      student, teacher: Outputs of `[B, T, H]` features and `[B, T, C]` logits; no gradient reaches the teacher.
+      student, teacher: Outputs with `[B, T, H]` features and `[B, T, C]` logits; no gradient reaches the teacher.
       mask: `[B, T]` bool.
-      logits_weight, features_weight: of the two parts.
+      logits_weight, features_weight: the weights of the two parts.
 
     Returns:
       A scalar, float32; 0 for an empty mask.
 
     Raises:
-      ValueError: if the shapes disagree, or for arrays alone.
+      ValueError: if the shapes disagree, or if student or teacher is not an `Outputs`.
 
     References:
-      Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018; the weights are those
-      of METHOD §5.
+      Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018. The default weights are
+      from METHOD §5.
     """
     for name, outputs in (("student", student), ("teacher", teacher)):
         if not isinstance(outputs, Outputs):

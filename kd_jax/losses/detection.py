@@ -10,7 +10,7 @@ from kd_jax.masking import check_mask, mask_out, masked_mean
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Binary cross-entropy, summed over classes and averaged over valid snippets.
 
-    Every class is a yes or no of its own, so actions may overlap (Charades, TSU, MultiTHUMOS).
+    Classes are independent, so actions may overlap (Charades, TSU, MultiTHUMOS).
     `L = mean_t Σ_c [ −y log σ(z) − (1 − y) log(1 − σ(z)) ]`.
 
     Args:
@@ -25,7 +25,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
       ValueError: if the shapes disagree.
 
     References:
-      The sum over classes is the public training code's (METHOD §2 [code]); that code also sums the padding, this does
+      The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding; this does
       not.
     """
     check_mask("sigmoid_cross_entropy", mask, logits=logits, labels=labels)
@@ -42,8 +42,8 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
 def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Cross-entropy over the classes and one background class, averaged over valid snippets.
 
-    For sparsely labelled videos (PKU-MMD, THUMOS14). The background is the LAST logit: its target is 1 where no class
-    is active; elsewhere the target is the label distribution, normalised over the active classes.
+    It suits sparsely labelled videos (PKU-MMD, THUMOS14). The background is the LAST logit: its target is 1 where no
+    class is active. Elsewhere the target is the label distribution, normalised over the active classes.
     `L = mean_t −Σ_c p_c log softmax(z)_c`, with `p = [y, 0] / Σ y`, or `[0, …, 0, 1]` where `Σ y = 0`.
 
     Args:
@@ -58,12 +58,12 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
       ValueError: if the shapes disagree.
 
     References:
-      METHOD §1 [supp] for the extra class; sharing a snippet evenly between simultaneous actions is [default].
+      The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
     """
     check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
     if logits.shape[-1] != labels.shape[-1] + 1:
         raise ValueError(
-            "softmax_cross_entropy_with_background: logits must have one more class than labels, the last being the "
+            "softmax_cross_entropy_with_background: logits must have one more class than labels, the last of them the "
             f"background; got logits {logits.shape}, labels {labels.shape}, mask {mask.shape}."
         )
     logits = mask_out(logits.astype(jnp.float32), mask)

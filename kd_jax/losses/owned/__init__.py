@@ -1,1 +1,1 @@
-"""Terms that own parameters or a memory: flax modules, called with the outputs of student and teachers."""
+"""Losses with parameters or a memory: flax modules, called with the outputs of the student and all teachers."""

@@ -1,4 +1,4 @@
-"""SKD, holistic: a critic that tells the teacher's logits of a whole video from the student's."""
+"""SKD, holistic: a critic that distinguishes teacher and student by the logits of a whole video."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from kd_jax.types import Batch, Outputs
 
 
 class Critic(nn.Module):
-    """A score of a whole video, `[B, T, C]`, `[B, T]` -> `[B]`: two convolutions over three snippets, mean, linear.
+    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear.
 
     Attributes:
-      width: channels.
+      width: number of channels.
     """
 
     width: int = 64
@@ -30,21 +30,23 @@ class Critic(nn.Module):
 
 
 class HolisticDistillation(nn.Module):
-    """The student's logits shall look like the teacher's to a critic that learns to tell them apart (WGAN-GP).
+    """Adversarial distillation (WGAN-GP): a critic D distinguishes the logits z of student and teacher.
 
-    Student: `−mean D(z^S)` over videos. Critic: `mean D(z^S) − mean D(z^T) + λ mean (‖∇D(z')‖ − 1)²`, z' anywhere
-    between the two, one step beside each step of the student. The value, and what a log shows, is the critic's; its
-    gradients are those of either's own loss: `2 D(sg z^S) − D(z^S)` has the value of D(z^S), its gradient at the
-    critic's parameters and the opposite one at the student's logits. Summed over teachers, each with a critic.
+    The student minimises `−mean D(z^S)` over videos. The critic minimises
+    `mean D(z^S) − mean D(z^T) + λ mean (‖∇D(z')‖ − 1)²`, z' a random point between z^S and z^T. Both take one step at
+    the same time. The returned value is the critic's loss. The critic's parameters and the student's logits each get
+    the gradient of their own loss: `2 D(sg z^S) − D(z^S)`, where sg stops the gradient, has the value of D(z^S), the
+    same gradient at the critic's parameters, and the opposite gradient at z^S. The loss is summed over teachers, each
+    with its critic.
 
     Attributes:
-      num_snippets: of all training videos; not used.
-      width: the critic's channels.
+      num_snippets: unused; every term with parameters takes it.
+      width: the critic's number of channels.
       penalty: λ.
 
     References:
-      Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2, weight 0.1 (METHOD §5). Its critic sees an image's
-      score map and the image; this one is small, sees time, and logits alone [default].
+      Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2. Weight 0.1 (METHOD §5). The published critic reads
+      an image and its score map; this one is small, and reads only logits over time [default].
     """
 
     num_snippets: int
@@ -55,15 +57,15 @@ class HolisticDistillation(nn.Module):
     def __call__(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> jax.Array:
         if self.width < 1:
             raise ValueError(f"holistic: width must be at least 1, got {self.width}.")
-        mask, real, total = batch.mask, real_videos(batch.mask), 0.0
+        mask, real, total = batch.mask, real_videos(batch.mask), jnp.zeros(())
         own = mask_out(student.logits.astype(jnp.float32), mask)
         share = jax.random.uniform(self.make_rng("sample"), (len(mask), 1, 1))
         for i, teacher in enumerate(teachers):
-            goal = mask_out(jax.lax.stop_gradient(teacher.logits).astype(jnp.float32), mask)
+            target = mask_out(jax.lax.stop_gradient(teacher.logits).astype(jnp.float32), mask)
             critic = Critic(self.width, name=f"critic_{i}")
-            fixed = jax.lax.stop_gradient(own)
-            between = share * fixed + (1 - share) * goal
-            scores = 2 * critic(fixed, mask) - critic(own, mask) - critic(goal, mask)
+            frozen = jax.lax.stop_gradient(own)
+            between = share * frozen + (1 - share) * target
+            scores = 2 * critic(frozen, mask) - critic(own, mask) - critic(target, mask)
             slope = jax.vjp(lambda z, critic=critic: jnp.sum(critic(z, mask)), between)[1](jnp.ones(()))[0]
             square = jnp.sum(jnp.square(slope), axis=(1, 2))
             norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -1,4 +1,4 @@
-"""A projection head, for losses that compare embeddings instead of features."""
+"""A projection head for losses that compare embeddings instead of features."""
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ from kd_jax.masking import unit
 class ProjectionHead(nn.Module):
     """Linear map to `width` dimensions and L2 normalisation, `[B, T, H] -> [B, T, width]`, float32.
 
-    `crd` needs one for the student and one for the teacher. `atomic` can take the output of two of them as well, which
-    is off by default (METHOD §2, Atomic [default]); the teacher's head then learns nothing from `atomic`, which stops
-    the gradient at its second argument.
+    `crd` needs one head for the student and one for the teacher. `atomic` can also compare the outputs of two heads,
+    which is off by default (METHOD §2, Atomic [default]). The teacher's head then gets no gradient from `atomic`, which
+    stops the gradient at its second argument.
 
     Attributes:
       width: E, dimensions of the embedding.

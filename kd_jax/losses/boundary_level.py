@@ -1,4 +1,4 @@
-"""Boundary saliency: how much the features change from one snippet to the next, and whether the student's do too."""
+"""Boundary distillation: compares how much student and teacher features change from one snippet to the next."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, pair_
 
 
 def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
-    """Variation of the features between consecutive snippets, `s_t = ‖f_{t+1} − f_t‖₁`.
+    """Measure the change of the features between consecutive snippets, `s_t = ‖f_{t+1} − f_t‖₁`.
 
     Args:
       features: `[B, T, H]`.
@@ -30,14 +30,14 @@ def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
 def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "curve") -> jax.Array:
     """L1 distance between the boundary saliency of student and teacher.
 
-    Actions begin and end where features change; the student shall change when the teacher does.
-    `curve` [default]: `L = mean_t | ‖Δf^S_t‖₁ − ‖Δf^T_t‖₁ |`; only the size of the change is compared, so the two may
-    have different widths. `vector`: `L = mean_t ‖Δf^S_t − Δf^T_t‖₁`; its direction too.
+    Features change where actions begin and end, so the student learns to change at the same snippets as the teacher.
+    `curve` [default]: `L = mean_t | ‖Δf^S_t‖₁ − ‖Δf^T_t‖₁ |`. This compares only the size of each change, so the
+    widths may differ. `vector`: `L = mean_t ‖Δf^S_t − Δf^T_t‖₁`. This also compares the direction.
 
     Args:
       student: `[B, T, H]`.
       teacher: `[B, T, H]`; no gradient reaches it.
-      mask: `[B, T]` bool; a pair counts only if both its snippets are valid.
+      mask: `[B, T]` bool; a pair of snippets counts only if both are valid.
       form: 'curve' or 'vector'.
 
     Returns:
@@ -60,6 +60,6 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
     return masked_mean(distance, pair_mask(mask))
 
 
-def _absolute(x):
-    """`|x|` with the gradient 0 at 0, where that of `jnp.abs` is 1: features that do not change must not be pulled."""
+def _absolute(x: jax.Array) -> jax.Array:
+    """`|x|` with gradient 0 at 0, where `jnp.abs` has gradient 1. Channels that already agree then get no gradient."""
     return jnp.maximum(x, -x)

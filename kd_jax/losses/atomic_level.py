@@ -5,6 +5,7 @@ loss = atomic(student.features, teacher.features, mask, form="margin", labels=la
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ import numpy as np
 from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, unit
 
 
-def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "nce", **options) -> jax.Array:
-    """Computes the form of atomic distillation that a name selects.
+def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "nce", **options: Any) -> jax.Array:
+    """Compute atomic distillation in one of its forms.
 
     Args:
       student: `[B, T, H]`.
@@ -28,7 +29,7 @@ def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str
 
     Raises:
       ValueError: if the form is unknown, or as the form's function does.
-      TypeError: if an option is not one of the form's.
+      TypeError: if the form does not have an option.
     """
     if form not in ATOMIC_FORMS:
         raise ValueError(f"atomic: form must be one of {', '.join(ATOMIC_FORMS)}; got {form!r}.")
@@ -47,7 +48,7 @@ def atomic_nce(
     temperature: float = 0.1,
     noise_ratio: float = 1.0,
 ) -> jax.Array:
-    """Noise-contrastive estimation: the matching pair is accepted and each negative is rejected, independently.
+    """Noise-contrastive estimation: accepts the matching pair and rejects each negative independently.
 
     With student snippet `s`, teacher snippet `p` at the same time, negatives `q_n`, temperature τ and noise ratio r:
     `h(u, v) = e^{cos(u,v)/τ} / (e^{cos(u,v)/τ} + r)`, `L = −mean_t[ log h(s, p) + Σ_n log(1 − h(s, q_n)) ]`. With
@@ -57,8 +58,8 @@ def atomic_nce(
       student: `[B, T, H]`.
       teacher: `[B, T, H]`; no gradient reaches it.
       mask: `[B, T]` bool.
-      labels: `[B, T, C]`, active where positive. Negatives are drawn from snippets with another label set. None: from
-        all other snippets.
+      labels: `[B, T, C]`; a class is active where positive. Negatives are drawn from snippets with another label set.
+        None: from all other snippets.
       key: PRNG key of the draw. Required unless `negatives` are given or `num_negatives` is 0.
       negatives: `[B, T, N]` int, indices into the teacher's flattened `B*T` snippets, instead of a draw. A negative
         index, or one that points at padding, means no negative.
@@ -70,7 +71,7 @@ def atomic_nce(
       A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
 
     Raises:
-      ValueError: if the shapes disagree, an option is out of range, or negatives can be neither drawn nor read.
+      ValueError: if the shapes disagree, an option is out of range, or neither a key nor negatives are given.
 
     References:
       METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives and the
@@ -98,7 +99,7 @@ def atomic_infonce(
     num_negatives: int = 1,
     temperature: float = 0.1,
 ) -> jax.Array:
-    """InfoNCE: the matching pair is classified among the negatives.
+    """InfoNCE: classifies the matching pair among the negatives.
 
     `L = −mean_t log( e^{cos(s,p)/τ} / (e^{cos(s,p)/τ} + Σ_n e^{cos(s,q_n)/τ}) )`.
 
@@ -128,21 +129,20 @@ def atomic_margin(
     margin: float | None = None,
     normalize: bool = False,
 ) -> jax.Array:
-    """Margin loss: the matching pair is pulled together, and each negative is pushed a margin away.
+    """Margin loss: pulls the matching pair together and pushes each negative a margin away.
 
-    `L = mean_t[ d(s, p) + Σ_n max(0, m − d(s, q_n)) ]`, d the mean over channels of the squared difference.
+    `L = mean_t[ d(s, p) + Σ_n max(0, m − d(s, q_n)) ]`, where d is the mean over channels of the squared difference.
 
     Args:
       student, teacher, mask, labels, key, negatives, num_negatives: as in `atomic_nce`.
-      margin: m. None: 1 for features as they are; 2/H, the distance of orthogonal features, for normalised ones (their
-        distance never exceeds 4/H).
+      margin: m. None: 1 without `normalize`; with it 2/H, the distance of orthogonal features (the largest is 4/H).
       normalize: whether to L2-normalise the features first.
 
     Returns:
       A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
 
     Raises:
-      ValueError: as `atomic_nce`, and for a margin that is negative or not finite.
+      ValueError: as in `atomic_nce`, and if the margin is negative or not finite.
 
     References:
       METHOD §2, Atomic; this form and its margins are [default].
@@ -168,13 +168,21 @@ ATOMIC_FORMS: dict[str, Callable[..., jax.Array]] = {
 
 
 def _check_positive(name: str, **options: float) -> None:
+    """Raise unless every option is a finite number above 0; traced values pass."""
     for option, value in options.items():
         if isinstance(value, (int, float)) and not 0 < value < np.inf:
             raise ValueError(f"{name}: {option} must be a finite number above 0, got {value}.")
 
 
-def _negatives(name, labels, mask, key, negatives, num_negatives) -> tuple[jax.Array, jax.Array]:
-    """Indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each of them exists."""
+def _negatives(
+    name: str,
+    labels: jax.Array | None,
+    mask: jax.Array,
+    key: jax.Array | None,
+    negatives: jax.Array | None,
+    num_negatives: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each exists, `[B, T, N]`."""
     if num_negatives < 0:
         raise ValueError(f"{name}: num_negatives must be at least 0, got {num_negatives}.")
     if negatives is None:
@@ -188,7 +196,7 @@ def _negatives(name, labels, mask, key, negatives, num_negatives) -> tuple[jax.A
 
 
 def _snippets(features: jax.Array, index: jax.Array) -> jax.Array:
-    """`[B, T, N, H]`: the snippets that `index` `[B, T, N]` names."""
+    """The snippets at `index` `[B, T, N]` of the flattened snippets, `[B, T, N, H]`."""
     return features.reshape(-1, features.shape[-1])[index]
 
 
@@ -204,15 +212,15 @@ def sample_negatives(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw negatives uniformly, with replacement, from the valid snippets of the batch with another label set.
 
-    Exact and linear in memory: the snippets are sorted by label set, so those with the snippet's own set are one range
-    of the sorted list, and a draw from the rest is a draw of `n_valid − range size` numbers that skips that range.
-    Label sets are compared by a 64-bit hash (two words): two different sets collide with a probability near 2⁻⁶².
+    The draw is exact and linear in memory. The snippets are sorted by label set, so those with the snippet's own set
+    are one range of the sorted list. A draw from the rest is one of `n_valid − range size` numbers, and skips that
+    range. Label sets are compared by a 64-bit hash (two words). Two sets collide with a probability near 2⁻⁶².
 
-    Draw n of the k-th valid snippet is number `k·N + n` of one stream. JAX's threefry generator (partitionable, its
-    default) yields the same i-th number whatever the length, so masked snippets and videos change no draw.
+    Draw n of the k-th valid snippet is number `k·N + n` of one stream. In JAX's threefry generator (partitionable, the
+    default) the i-th number does not depend on the length, so masked snippets and videos change no draw.
 
     Args:
-      labels: `[B, T, C]`, a class is active where positive. None: any valid snippet but the same one.
+      labels: `[B, T, C]`; a class is active where positive. None: draw from all other valid snippets.
       mask: `[B, T]` bool.
       key: PRNG key; may be None if `num_negatives` is 0.
       num_negatives: N.
@@ -228,12 +236,13 @@ def sample_negatives(
     shape, size = (*mask.shape, num_negatives), mask.size
     if num_negatives == 0 or size == 0:
         return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+    assert key is not None, "sample_negatives: a key is needed; pass key=."
     valid = mask.reshape(-1)
     rank = jnp.cumsum(valid, dtype=jnp.int32) - 1
     words = (rank.astype(jnp.uint32),) if labels is None else _hash_sets(labels.reshape(size, -1) > 0)
 
     position = jnp.arange(size, dtype=jnp.int32)
-    order = jnp.lexsort((*words, ~valid))  # the last key is the first criterion: padding stands at the end
+    order = jnp.lexsort((*words, ~valid))  # the last key is the first criterion: padding comes last
     place = jnp.zeros(size, jnp.int32).at[order].set(position, unique_indices=True)  # the inverse of order
     differs = jnp.zeros(size - 1, bool)
     for word in (*words, valid):
@@ -252,8 +261,9 @@ def sample_negatives(
 
 
 def _hash_sets(active: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two uint32 per row of `active` `[M, C]`: sums, modulo 2³², of one fixed random odd number per active class."""
+    """Hash each row of `active` `[M, C]` to two uint32: sums modulo 2³² of a fixed random odd number per class."""
     factors = np.random.default_rng(20210806).integers(0, 2**32, (active.shape[-1], 2), dtype=np.uint32) | np.uint32(1)
-    return tuple(
+    first, second = (
         jnp.sum(jnp.where(active, factors[None, :, word], np.uint32(0)), axis=-1, dtype=jnp.uint32) for word in (0, 1)
     )
+    return first, second
