@@ -82,7 +82,7 @@ def compiler_options(*, quick: bool = False) -> dict:
     """
     if jax.default_backend() != "cpu":
         return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options: dict[str, str | int | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if quick:
         options |= {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
     return {name: value for name, value in options.items() if _is_known(name, value)}

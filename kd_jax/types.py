@@ -4,8 +4,11 @@ Letters: B videos, T snippets, D input features, H hidden features, C classes.
 The mask is False for padded snippets and for every snippet of a padded video.
 """
 
+from typing import Any
+
 import flax.struct
-import jax
+
+Array = Any  # a jax.Array within a step; a np.ndarray, or only the shape of one, on the host
 
 
 @flax.struct.dataclass
@@ -20,10 +23,10 @@ class Batch:
         keep a memory of snippets need it.
     """
 
-    features: jax.Array
-    labels: jax.Array
-    mask: jax.Array
-    first: jax.Array | None = None
+    features: Array
+    labels: Array
+    mask: Array
+    first: Array | None = None
 
 
 @flax.struct.dataclass
@@ -37,6 +40,6 @@ class Outputs:
         loss.
     """
 
-    features: jax.Array
-    logits: jax.Array
-    earlier_logits: tuple[jax.Array, ...] = ()
+    features: Array
+    logits: Array
+    earlier_logits: tuple[Array, ...] = ()

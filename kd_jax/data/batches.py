@@ -14,7 +14,7 @@ Memory then holds only these batches, the labels and the teachers' outputs.
 import contextlib
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -204,7 +204,7 @@ def iterate_epoch(
     *,
     seed: int | None = None,
     epoch: int = 0,
-) -> Iterator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
+) -> Generator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
     """Yields (indices of the videos, batch, teachers' outputs) on the device, in the order of `schedule_epoch`.
 
     If features are on disk, AHEAD threads read and send the next batches while the caller works on one; closing the

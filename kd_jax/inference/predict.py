@@ -11,14 +11,14 @@ from tqdm import tqdm
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, bucket_lengths, iterate_epoch, make_examples
 from kd_jax.data.source import Source
-from kd_jax.types import Outputs
+from kd_jax.types import Array, Outputs
 
 
 def forward(
     model,
     variables: dict,
-    features: jax.Array,
-    mask: jax.Array,
+    features: Array,
+    mask: Array,
     *,
     side_by_side: bool = False,
     with_features: bool = True,
@@ -71,7 +71,7 @@ def predict(
     variables = sharding.replicate(variables, mesh)
     lengths = [len(example.features) for example in examples]
     batch_size = min(batch_size, max(len(examples), 1))
-    outputs: list[Outputs | None] = [None] * len(examples)
+    outputs: dict[int, Outputs] = {}
     buckets = bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
     quiet = None if progress and runtime.is_first() else True
     with (
@@ -86,7 +86,7 @@ def predict(
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
             bar.update(len(indices))
-    return outputs
+    return [outputs[index] for index in range(len(examples))]
 
 
 def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -108,15 +108,23 @@ class SplitPredictor:
     def __init__(self, model, source: Source, split: str, modality: str, *, batch_size: int, num_buckets: int):
         self.split, self.videos, self.info = split, source.videos(split, [modality]), source.info
         self._examples = make_examples(self.videos, modality, len(source.info.classes))
-        self._model, self._batching = model, {"batch_size": batch_size, "num_buckets": num_buckets}
+        self._model, self._batch_size, self._num_buckets = model, batch_size, num_buckets
 
     def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict[str, np.ndarray]]:
         """`variables` `[P, …]` → P times {video: logits `[T, C]`}."""
         count = len(jax.tree.leaves(variables)[0])
         if count == 1:
             variables = jax.tree.map(lambda x: x[0], variables)
-        options = {"side_by_side": count > 1, "with_features": False, "progress": progress, **self._batching}
-        outputs = predict(self._model, variables, self._examples, **options)
+        outputs = predict(
+            self._model,
+            variables,
+            self._examples,
+            batch_size=self._batch_size,
+            num_buckets=self._num_buckets,
+            progress=progress,
+            side_by_side=count > 1,
+            with_features=False,
+        )
         tables = {
             example.id: output.logits.reshape(count, *output.logits.shape[-2:])
             for example, output in zip(self._examples, outputs, strict=True)

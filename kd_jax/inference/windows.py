@@ -113,8 +113,8 @@ class StreamingDetector:
             for start in range(self._next, stop, self._block)
         ]
         if not pieces:
-            width = self._model.hidden, self._model.num_outputs
-            return Outputs(*(np.zeros((0, size), np.float32) for size in width))
+            hidden, num_outputs = self._model.hidden, self._model.num_outputs
+            return Outputs(np.zeros((0, hidden), np.float32), np.zeros((0, num_outputs), np.float32))
         forgotten = max(stop - halo_of(self._model), 0)
         self._kept, self._next = self._kept[forgotten:], stop - forgotten
         return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)

@@ -1,13 +1,14 @@
-"""What a run leaves on disk, and how it comes back.
+"""The checkpoints of a run, and trained runs loaded from them.
 
-    checkpoints = Checkpoints(directory)             # while training: the latest epoch, atomically
+    checkpoints = Checkpoints(directory)             # while training: the latest epochs, written atomically
     run = load_teacher('workdir/demo/flow_teacher')  # afterwards: the model with the parameters of its best epoch
 
-A run's folder rebuilds its own model: `config.json` says which, the checkpoint holds the parameters and the input
-standardisation. Arrays are read by orbax; nothing is unpickled.
+A run's folder is enough to rebuild its model: `config.json` describes it, and the checkpoint holds the parameters and
+the input standardisation. orbax reads the arrays; nothing is unpickled.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from kd_jax.training.state import TrainState
 
 
 def _folder(directory: epath.PathLike) -> epath.Path:
-    """Of the checkpoints of a run; absolute, as orbax wants it."""
+    """The folder of a run's checkpoints, absolute, as orbax requires."""
     directory = epath.Path(directory)
     return (directory if "://" in str(directory) else directory.resolve()) / "checkpoints"
 
@@ -54,13 +55,13 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, epoch: int, state: TrainState, best: dict) -> None:
-        """Writes both trees; a save that is interrupted leaves the one before."""
+        """Writes both trees; an interrupted save leaves the previous one."""
         self._manager.save(
             epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best))
         )
 
     def restore(self, epoch: int, state: TrainState, best: dict) -> tuple[TrainState, dict]:
-        """Reads a saved epoch into the structure, dtypes and shardings of the given trees; later ones are deleted."""
+        """Reads a saved epoch into the structure, dtypes and shardings of the given trees, and deletes later epochs."""
         for later in [saved for saved in self._manager.all_steps() if saved > epoch]:
             self._manager.delete(later)
         restored = self._manager.restore(
@@ -70,7 +71,7 @@ class Checkpoints:
 
 
 def saved_epochs(directory: epath.PathLike) -> list[int]:
-    """The epochs after which a run can go on; none for a fresh one."""
+    """The epochs from which a run can continue; none for a new one."""
     folder = _folder(directory)
     found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
     return sorted(step.step for step in found)
@@ -82,10 +83,10 @@ class TrainedRun:
 
     model: Detector
     variables: dict
-    config: dict  # what its config.json says: run, modality, classes, head, seconds_per_snippet, …
+    config: dict  # the content of config.json: run, modality, classes, head, seconds_per_snippet, …
 
 
-def build_model(config: dict) -> Detector:
+def build_model(config: Mapping) -> Detector:
     """The detector that a run's config.json describes."""
     return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
@@ -94,8 +95,8 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
 
     Raises:
-      FileNotFoundError: if the folder holds no run, or one that has not finished.
-      ValueError: if its filter is none of FILTERS, or its checkpoint cannot be read.
+      FileNotFoundError: if the folder holds no run, or an unfinished one.
+      ValueError: if its filter is not in FILTERS, or its checkpoint cannot be read.
     """
     directory = epath.Path(directory)
     config = read_json(directory / "config.json")
@@ -120,7 +121,7 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
     try:
         args = ocp.args.Composite(best=ocp.args.StandardRestore(template))
         best = manager.restore(manager.latest_step(), args=args).best
-    except Exception as error:  # pages of whatever library reads the files
+    except Exception as error:  # the libraries below raise many kinds, with messages of a page
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise ValueError(
             f"the checkpoint of the run {directory} cannot be read ({reason}); copy all of the run again, or train it "
@@ -132,9 +133,9 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
-    """The parameters of the best epoch with its validation score, as they are checkpointed, before the first epoch.
+    """The best epoch so far, as it is checkpointed, before the first one: parameters and validation score.
 
-    They are copied, because a step donates its own. `runs` is `(P,)` where the leaves are `[P, …]`.
+    The parameters are copied, because a step donates its own. `runs` is `(P,)` if the leaves are `[P, …]`.
     """
     return {
         "params": jax.tree.map(jnp.copy, params),

@@ -50,8 +50,8 @@ def perform(
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
     for names in groups(config, order):
         runs = [make_run(config, workdir, name, seed, source) for name in names for seed in seeds(config)]
-        results = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
-        for run, result in zip(runs, results, strict=True):
+        finished = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
+        for run, result in zip(runs, finished, strict=True):
             scores[run.name].append(result)
     for name, streams in config.fusions.items():
         for seed in seeds(config):

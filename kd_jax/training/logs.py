@@ -70,7 +70,8 @@ class Progress:
     _interval = 0.5  # seconds between updates of the shown loss
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
-        self.name, self._validation, self._last = name, {}, 0.0
+        self.name, self._last = name, 0.0
+        self._validation: dict[str, str] = {}
         self._bar = tqdm(
             total=epochs * steps_per_epoch,
             initial=done * steps_per_epoch,
@@ -91,7 +92,7 @@ class Progress:
         self._bar.update(count)
         if self._bar.disable or time.perf_counter() - self._last < self._interval:
             return
-        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)
+        ready = next((m for m in reversed(metrics) if m["loss"].is_ready()), None)  # type: ignore[attr-defined]
         if ready is not None:
             self._last = time.perf_counter()
             self._show({key: float(value) for key, value in ready.items()})

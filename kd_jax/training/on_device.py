@@ -22,7 +22,7 @@ from kd_jax.data.batches import Example
 from kd_jax.runtime import host_memory
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_gradient, make_update
-from kd_jax.types import Batch, Outputs
+from kd_jax.types import Array, Batch, Outputs
 
 SHARE = 0.5  # the part of a device's memory that training videos may take; the rest is for the step
 
@@ -38,11 +38,11 @@ class Resident:
       starts, lengths: `[V + 1]` int32, of each video and of an empty one.
     """
 
-    features: jax.Array
-    labels: jax.Array
+    features: Array
+    labels: Array
     teachers: tuple[Outputs, ...]
-    starts: jax.Array
-    lengths: jax.Array
+    starts: Array
+    lengths: Array
 
 
 def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:

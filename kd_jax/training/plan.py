@@ -73,7 +73,8 @@ def training_order(config: ConfigDict) -> list[str]:
     Raises:
       ValueError: for an unknown teacher, or runs that wait for each other.
     """
-    runs, order = config.runs, []
+    runs = config.runs
+    order: list[str] = []
     known = [*runs, *config.fusions, *config.teachers]
     for name, run in runs.items():
         for teacher in run.teachers:
@@ -425,8 +426,10 @@ def _trace(program: Program, input_size: int, num_classes: int, taught: tuple[tu
         losses = weighed_losses(program, teachers, batch, key, weights, owned)
         return {name: loss(student)[0] for name, loss in losses.items()}
 
-    outputs = [Outputs(*(jax.ShapeDtypeStruct((1, 4, size), jnp.float32) for size in sizes)) for sizes in taught]
-    jax.eval_shape(compute, outputs)
+    def shape(size):
+        return jax.ShapeDtypeStruct((1, 4, size), jnp.float32)
+
+    jax.eval_shape(compute, [Outputs(shape(width), shape(logits)) for width, logits in taught])
 
 
 def _check_run_folder(directory: epath.Path, name: str) -> None:

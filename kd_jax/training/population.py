@@ -105,7 +105,7 @@ class Population:
         num_params = sum(x.size for x in jax.tree.leaves(states.params)) / len(seeds)
         flops = 6 * num_params * sum(self._lengths) * program.optimization.epochs
         if training.data == "resident" or (training.data == "auto" and on_device.fits(teacher_sets)):
-            self._data = on_device.put(teacher_sets, max(self._buckets), self._mesh)
+            self._data: on_device.Resident | None = on_device.put(teacher_sets, max(self._buckets), self._mesh)
             self._function = jitted_epoch(program, self._buckets, flops < SHORT)
         else:
             self._data, self._function = None, jitted_step(program, flops < SHORT)
@@ -115,6 +115,7 @@ class Population:
         if self._data is None:
             return False
         needed = compile_for(self._function, *self._arguments(1)).memory_analysis()
+        assert needed is not None  # every backend that maps runs reports it
         return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= on_device.memory_limit()
 
     def run_epoch(
@@ -149,11 +150,11 @@ class Population:
 
     def _arguments(self, number, max_steps=None) -> tuple:
         batch_size = self._training.batch_size
-        rows = sharding.device_rows(batch_size, self._mesh)
+        num_rows = sharding.device_rows(batch_size, self._mesh)
         plans = []
         for seed in self._seeds:
             batches = schedule_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=number)[:max_steps]
-            plans.append(on_device.index_plan(batches, self._buckets, len(self._lengths), rows))
+            plans.append(on_device.index_plan(batches, self._buckets, len(self._lengths), num_rows))
         buckets_of, rows = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # the same buckets for all runs
         buckets_of, rows = sharding.replicate((buckets_of, rows), self._mesh)
         return self.states, self._data, self._which, buckets_of, rows, self._settings

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from absl import logging
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, make_examples
@@ -105,7 +106,7 @@ def train_runs(
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
-    return [read_json(run.directory / "results.json") for run in runs]
+    return [read_json(run.directory / "results.json") or {} for run in runs]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class _Job:
       profile: the folder of the run that is traced.
     """
 
-    config: object
+    config: ConfigDict
     source: Source
     program: Program
     examples: Sequence[Example]
@@ -253,7 +254,7 @@ def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
         if run.starts_from is not None:
             start = load_teacher(run.starts_from).variables["params"]
             params |= jax.tree.map(lambda own, one, i=i: own.at[i].set(one), model_params(params), start)
-    return states.replace(params=params)
+    return replace(states, params=params)
 
 
 def fit_standardization(examples: Sequence[Example]) -> dict:
@@ -269,7 +270,7 @@ def fit_standardization(examples: Sequence[Example]) -> dict:
 def _sum_over_videos(function: Callable[[np.ndarray], np.ndarray], examples: Sequence[Example]) -> np.ndarray:
     """The sum of `function(features)` over all videos, `[D]` float64; each process reads its share."""
     own = examples[jax.process_index() :: jax.process_count()]
-    share = sum(function(np.asarray(example.features)) for example in own)
+    share = sum((function(np.asarray(example.features)) for example in own), np.zeros(()))
     if jax.process_count() == 1:
         return share
     width = examples[0].features.shape[1:]

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.struct
 import jax
@@ -142,20 +143,20 @@ def create_train_state(
     features, mask = jnp.zeros((1, 1, input_size)), jnp.ones((1, 1), bool)
 
     def init():
-        variables = model.init(key, features, mask)
+        variables: Any = model.init(key, features, mask)
         params, memory = variables.pop("params"), {}
         owned = [chosen.module() for chosen in terms if chosen.term.owns]
         if owned:
             names = [chosen.name for chosen in terms if chosen.term.owns]
-            student = model.apply({"params": params, **variables}, features, mask)
+            student: Any = model.apply({"params": params, **variables}, features, mask)
             like = [jax.tree.map(lambda x: jnp.zeros((1, 1, x.shape[-1])), teacher) for teacher in teachers]
             batch = Batch(features, jnp.zeros((1, 1, num_classes)), mask, jnp.zeros(1, jnp.int32))
             params[OWNED] = {}
             for index, (name, module) in enumerate(zip(names, owned, strict=True)):
                 keys = dict(zip(("params", "sample"), jax.random.split(jax.random.fold_in(key, index)), strict=True))
-                of_term = dict(module.init(keys, student, like, batch))
+                of_term: Any = dict(module.init(keys, student, like, batch))
                 params[OWNED][name], memory[name] = of_term.pop("params", {}), of_term
         return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), memory)
 
     state = jax.jit(init)()
-    return state if constants is None else state.replace(constants=constants)
+    return state if constants is None else replace(state, constants=constants)

@@ -6,7 +6,8 @@ Training a teacher is the same step without terms.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.struct
 import jax
@@ -16,7 +17,7 @@ import optax
 from kd_jax.models import Detector
 from kd_jax.training.state import OWNED, Optimization, TrainState, model_params, plateau_scale
 from kd_jax.training.terms import TASKS, ChosenTerm
-from kd_jax.types import Batch, Outputs
+from kd_jax.types import Array, Batch, Outputs
 
 BALANCES = ("loss", "gradient")
 
@@ -59,7 +60,7 @@ class Settings:
     """
 
     weights: dict
-    learning_rate: jax.Array
+    learning_rate: Array
     key: jax.Array
 
 
@@ -90,7 +91,7 @@ def make_gradient(program: Program) -> Callable:
 
         def total_loss(params):
             variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
-            student = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
+            student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
             owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
             losses = weighed_losses(program, teachers, batch, term_key, settings.weights, owned)
             weights, norms = settings.weights, {}
@@ -130,7 +131,7 @@ def make_update(program: Program) -> Callable:
             "learning_rate": rate * plateau_scale(opt_state),
         }
         memory = {**state.memory, **memory}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
+        return replace(state, step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
     return update
 
@@ -140,7 +141,7 @@ def weighed_losses(
     teachers: tuple[Outputs, ...],
     batch: Batch,
     key: jax.Array,
-    weights: Mapping[str, jax.Array],
+    weights: Mapping[str, Array],
     owned: Mapping[str, Mapping] | None = None,
 ) -> dict[str, Callable]:
     """The parts of the loss before weighting, {'task' or term: student's Outputs -> (loss, memory afterwards)}.
@@ -164,7 +165,7 @@ def weighed_losses(
         raise ValueError(f"the terms {names} compare with a teacher, but no teacher was given")
 
     def seen(name):
-        return batch.replace(mask=batch.mask & (weights[name] != 0))
+        return replace(batch, mask=batch.mask & (weights[name] != 0))
 
     def task(student):
         loss, own = TASKS[program.head].loss, seen("task")
@@ -192,7 +193,7 @@ def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax
 
     def at(loss, features):
         logits = student.logits + (features - student.features) @ kernel  # the value of the logits does not change
-        return loss(student.replace(features=features, logits=logits))[0]
+        return loss(replace(student, features=features, logits=logits))[0]
 
     def norm(loss):
         gradient = jax.grad(lambda features: at(loss, features))(student.features)

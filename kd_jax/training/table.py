@@ -13,7 +13,7 @@ from kd_jax.training.scores import scoring_of
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{title of a column: (split, key of score_split's result)}; the gain is that of the first column."""
+    """{title of a column: (split, key of the scores)}; the gain is that of the first column."""
     titles: dict[str, tuple[str, str]] = {}
     for protocol in protocols:
         for measure, title in PROTOCOLS[protocol].columns.items():
@@ -22,61 +22,86 @@ def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Collects every run's and fusion's scores, seed by seed, and the gain over the baseline.
+    """Collects the scores of runs and fusions, one per seed, and their gain over the baseline.
 
-    Of the runs of a choice only the one with the best validation score, mean over seeds, has a row, by the choice's
-    name; what the others had in validation stands beside it.
+    A choice has one row: that of its run with the best mean validation score. The row also lists the validation score
+    of each run that was tried.
+
+    Args:
+      config: the experiment.
+      source: its data set.
+      scores: {run or fusion: [results of each seed]}.
+
+    Returns:
+      The content of the experiment's results.json.
     """
     titles = columns(scoring_of(config).protocols)
-    first, rows = next(iter(titles)), []
-
-    def values(results, title):
-        split, key = titles[title]
-        return [r[split][key] for r in results] if all(key in r.get(split, {}) for r in results) else None
-
+    gain_of = next(iter(titles))
     choice_of = {run: choice for choice, runs in config.choices.items() for run in runs}
+    rows = []
     for title in dict.fromkeys(choice_of.get(name, name) for name in scores):
-        tried = {run: np.mean(values(scores[run], "validation")) for run in config.choices.get(title, ())}
-        name = max(tried, key=tried.get) if tried else title
-        results, run = scores[name], config.runs.get(name)
-        streams = [config.runs[stream].modality for stream in config.fusions.get(name, ())]
-        row = {
-            "run": title,
-            "modality": run.modality if run else " + ".join(streams),
-            "teachers": list(run.teachers) if run else [],
-            "weights": {t: w for t, w in run.weights.items() if w} if run else {},
-            "balance": run.balance if run else None,
-            "starts_from": run.starts_from if run else None,
-            "scores": {t: found for t in titles if (found := values(results, t))},
-            "test": [r["test"] for r in results],
-            "baseline": (run and run.baseline) or config.baseline,
+        tried = {
+            run: float(np.mean(_values(scores[run], titles["validation"]) or []))
+            for run in config.choices.get(title, ())
         }
+        name = max(tried, key=lambda run: tried[run]) if tried else title
+        row = _row(config, title, name, scores[name], titles)
         if tried:
             row |= {"chosen": name, "tried": tried}
-        if config.published:
-            row["published"] = config.published.get(title, "")
+        baseline = scores.get(row["baseline"])
+        row["gain"] = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
+        if baseline is scores[name]:
+            row["gain"] = None
         rows.append(row)
-    for row in rows:
-        own = scores[row.get("chosen", row["run"])]
-        baseline = values(scores[row["baseline"]], first) if row["baseline"] else None
-        known = baseline and None not in (*baseline, *row["scores"][first]) and scores[row["baseline"]] is not own
-        row["gain"] = [a - b for a, b in zip(row["scores"][first], baseline, strict=True)] if known else None
     return {
         "dataset": source.info.name,
         "test_videos": len(source.videos("test", [])),
         "seeds": list(seeds(config)),
         "baseline": config.baseline,
-        "gain_of": first,
+        "gain_of": gain_of,
         "published_for": config.published_for,
         "rows": rows,
     }
 
 
-def markdown(results: Mapping) -> str:
-    """The table a user sees: run × metric, mean ± standard deviation over seeds, gain over the baseline.
+def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:
+    """The row `title` with the results of the run or fusion `name`."""
+    run = config.runs.get(name)
+    streams = [config.runs[stream].modality for stream in config.fusions.get(name, ())]
+    row = {
+        "run": title,
+        "modality": run.modality if run else " + ".join(streams),
+        "teachers": list(run.teachers) if run else [],
+        "weights": {term: weight for term, weight in run.weights.items() if weight} if run else {},
+        "balance": run.balance if run else None,
+        "starts_from": run.starts_from if run else None,
+        "scores": {column: found for column, place in titles.items() if (found := _values(results, place))},
+        "test": [result["test"] for result in results],
+        "baseline": (run and run.baseline) or config.baseline,
+    }
+    if config.published:
+        row["published"] = config.published.get(title, "")
+    return row
 
-    Weights have a column where they were chosen among several ('shares': of the task's gradient, see `balance`),
-    published figures where the config has some.
+
+def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
+    """The value at (split, key) for each seed; None where a seed lacks it."""
+    split, key = place
+    return [result[split][key] for result in results] if all(key in r.get(split, {}) for r in results) else None
+
+
+def _gain(values: Sequence[float | None], baseline: Sequence[float | None] | None) -> list[float] | None:
+    """The differences, seed by seed; None without a baseline or where a value does not exist."""
+    if not baseline or None in (*values, *baseline):
+        return None
+    return [ours - theirs for ours, theirs in zip(values, baseline, strict=True)]  # type: ignore[operator]
+
+
+def markdown(results: Mapping) -> str:
+    """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
+
+    The gain over the baseline follows. Weights have a column if they were chosen among several, and published figures
+    if the config has some.
     """
     rows = results["rows"]
     cells = {
@@ -96,20 +121,25 @@ def markdown(results: Mapping) -> str:
     if any(row.get("published") for row in rows):
         title = f"published ({results['published_for']})" if results["published_for"] else "published"
         cells[title] = [row.get("published") or "–" for row in rows]
+    several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
+    caption = (
+        f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{several}."
+    )
+    return "\n".join([caption, "", *_lines(cells, left)]) + "\n"
+
+
+def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:
+    """The lines of a Markdown table of columns; the first `left` ones are aligned to the left."""
     lines = [list(cells), *zip(*cells.values(), strict=True)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(cells))]
-    text = [
-        " | ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    lines.insert(1, rule)
+    return [
+        "| "
+        + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        + " |"
         for line in lines
     ]
-    rule = " | ".join("-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths))
-    seeds_note = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    caption = (
-        f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{seeds_note}."
-    )
-    return "\n".join([caption, "", *(f"| {line} |" for line in (text[0], rule, *text[1:]))]) + "\n"
 
 
 def _start(row: Mapping) -> list[str]:
@@ -117,13 +147,14 @@ def _start(row: Mapping) -> list[str]:
 
 
 def _weights(row: Mapping) -> str:
-    """Factors of the terms, or what they are kept at where they are balanced."""
+    """The weight of each term; 'shares' if they are balanced."""
     text = ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, weight in row["weights"].items())
     return f"shares: {text}" if text and row["balance"] == "gradient" else text or "–"
 
 
 def _mean(values: Sequence[float | None], sign: str = "") -> str:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "–"
-    mean = f"{np.mean(values):{sign}.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
+    mean = f"{np.mean(known):{sign}.2f}"
+    return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.2f}"

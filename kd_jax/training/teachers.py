@@ -1,9 +1,9 @@
-"""What frozen teachers say of the training videos: a run, an ensemble of runs, or features of another model.
+"""Outputs of frozen teachers for the training videos: a run, an ensemble of runs, or features of another model.
 
     teacher = Teacher("flow_teacher", (epath.Path("workdir/tsu/flow_teacher"),))
     examples = attach_teachers(examples, [teacher], source, batch_size=8, num_buckets=4)
 
-Teachers see whole videos without dropout, so what they say never changes: once a run is enough.
+Teachers see whole videos without dropout, so their outputs never change and are computed once per run.
 """
 
 import functools
@@ -33,7 +33,7 @@ from kd_jax.types import Outputs
 
 @dataclass(frozen=True)
 class Teacher:
-    """Folders of finished runs or of features, whose outputs are averaged where there are several."""
+    """Folders of finished runs or of features; the outputs of several folders are averaged."""
 
     name: str
     folders: tuple[epath.Path, ...]
@@ -42,7 +42,7 @@ class Teacher:
 def attach_teachers(
     examples: Sequence[Example], teachers: Sequence[Teacher], source: Source, **forward
 ) -> Sequence[Example]:
-    """The training videos, with what each teacher says of them; `forward` are options of `predict`."""
+    """The training videos with the outputs of each teacher; `forward` are options of `predict`."""
     for teacher in teachers:
         members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
         outputs = members[0] if len(members) == 1 else [_mean(each) for each in zip(*members, strict=True)]
@@ -61,7 +61,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_teacher(folder)
-    logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json")))
+    logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json") or {}))
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
@@ -69,7 +69,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
-    """The folders of an entry of config.teachers: one, or several whose outputs are averaged; ValueError if neither."""
+    """The folders of an entry of config.teachers, one or several; ValueError if the entry is neither."""
     folders = entry if isinstance(entry, (tuple, list)) else (entry,)
     if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
         raise ValueError("it must be a folder, or several in a tuple")
@@ -77,7 +77,7 @@ def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tup
 
 
 def given_run(folder: epath.Path) -> dict | None:
-    """What the config.json of a run says; None for a folder of features, and for one that is not there.
+    """The content of a run's config.json; None for a folder of features, and for a folder that does not exist.
 
     Raises:
       ValueError: if there is a config.json that cannot be read.
@@ -95,7 +95,7 @@ def _read(path: epath.Path) -> dict | None:
 
 
 def fingerprint(folder: epath.Path) -> str:
-    """Of what decides what a given teacher says: a run's model and parameters, or all feature files."""
+    """A hash of what determines the outputs of a given teacher: a run's model and parameters, or all feature files."""
     if given_run(folder) is not None:
         return _of_run(folder, (folder / "results.json").stat().mtime)
     files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
@@ -103,7 +103,7 @@ def fingerprint(folder: epath.Path) -> str:
     return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
 
 
-@functools.lru_cache(maxsize=16)  # every run and seed that learns from it asks
+@functools.lru_cache(maxsize=16)  # each run and seed that learns from it asks
 def _of_run(folder: epath.Path, _: float) -> str:
     run = checkpoints.load_teacher(folder)
     digest = hashlib.sha256(json.dumps([run.config["filter"], run.config["model"]], sort_keys=True).encode())
@@ -118,7 +118,7 @@ def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
 
 
 def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
-    """The widths of the features and of the logits (0 without any) of a teacher that no run of the experiment is.
+    """The widths of the features and of the logits (0 without any) of a teacher from outside the experiment.
 
     Args:
       folder: of a finished run, or of `<video>.npy`, `[T, D]`, for every training video.
@@ -126,7 +126,7 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
       info: of the records.
 
     Raises:
-      FileNotFoundError, ValueError: if it does not fit the records, naming what to do.
+      FileNotFoundError, ValueError: if it does not fit the records; the message names the remedy.
     """
     config = given_run(folder)
     if config is None:
@@ -146,19 +146,20 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
             f"the run {folder} reads {modality!r} of {size} features; the records have "
             f"{', '.join(f'{name!r} of {width}' for name, width in info.modalities.items())}"
         )
-    fingerprint(folder)  # reads the parameters: what is wrong with them is told here
+    fingerprint(folder)  # reads the parameters, so that damage is reported here
     return config["model"]["hidden"], config["model"]["num_outputs"]
 
 
 def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
-    """The width of the features in a folder that has them for every video."""
+    """The width of the features in a folder that has a file for every video."""
     on_disk = "://" not in str(folder)
     own = FeatureFolder(("features",), Path(folder))
     files = own.files() if on_disk and folder.is_dir() else {}
     if not files:
         remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
         raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
-    findings, widths = Findings(), {}
+    findings: Findings = Findings()
+    widths: dict[int, Path] = {}
     for video in videos:
         if video.id not in files:
             findings.problem("missing feature file", f"{folder / video.id}.npy")

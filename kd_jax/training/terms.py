@@ -7,8 +7,10 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from kd_jax import losses
@@ -52,7 +54,7 @@ class Term:
         compiled apart from those that do not.
     """
 
-    loss: Loss | Mapping[str, Loss] | type[nn.Module]
+    loss: Any  # Loss | Mapping[str, Loss] | type[nn.Module]
     reads: Callable = outputs
     needs_logits: bool = False
     costly: bool = False
@@ -136,9 +138,11 @@ class ChosenTerm:
         with jax.named_scope(self.name):
             if self.term.owns:
                 rngs = {"sample": key}
-                return self.module().apply(variables, student, teachers, batch, rngs=rngs, mutable=["memory"])
+                inputs = student, teachers, batch
+                loss, after = self.module().apply(variables, *inputs, rngs=rngs, mutable=["memory"])  # type: ignore[misc]
+                return loss, dict(after)
             function, options = _function(self.term, dict(self.options))
-            total = 0.0
+            total = jnp.zeros(())
             for index, teacher in enumerate(teachers):
                 arguments, supplied = self.term.reads(student, teacher, batch, jax.random.fold_in(key, index))
                 total += function(*arguments, **supplied, **options)
