@@ -18,7 +18,7 @@ from absl import flags
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES
 from kd_jax.data.batches import Example
-from kd_jax.inference.predict import predict
+from kd_jax.inference.predict import run_detector
 from kd_jax.inference.windows import detect_in_windows
 
 
@@ -58,7 +58,7 @@ def compare(videos: list[dict], hidden: int, batch_size: int, repeats: int) -> l
     calls = torch_sides(videos, hidden, batch_size) if measuring.with_peers() else {}
     model, examples = workloads.detector(hidden), workloads.examples_of(videos, "rgb")
     variables = variables_of(model, videos[0]["rgb"].shape[1])
-    calls["kd_jax.predict"] = lambda: predict(model, variables, examples, batch_size=batch_size, num_buckets=4)
+    calls["kd_jax.predict"] = lambda: run_detector(model, variables, examples, batch_size=batch_size, num_buckets=4)
     medians, first = measuring.alternate(calls, repeats)
     snippets, ours = sum(len(video["labels"]) for video in videos), medians["kd_jax.predict"]
     return [
@@ -84,7 +84,7 @@ def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -
     def call():
         if side == "detect_in_windows":
             return detect_in_windows(model, variables, features, window=window)
-        return predict(model, variables, [Example("long", features, labels)], batch_size=1, num_buckets=1)
+        return run_detector(model, variables, [Example("long", features, labels)], batch_size=1, num_buckets=1)
 
     before = measuring.memory("VmRSS")
     medians, first = measuring.alternate({side: call}, 1)

@@ -30,7 +30,7 @@ from absl import flags
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, WEIGHTS
 from kd_jax.data.batches import attach_teacher
-from kd_jax.inference.predict import predict
+from kd_jax.inference.predict import run_detector
 from kd_jax.training.population import Population
 from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.step import Program, Settings
@@ -55,7 +55,7 @@ class OurSide:
         flow, rgb = (workloads.examples_of(videos, modality) for modality in ("flow", "rgb"))
         teacher = jax.tree.map(lambda x: x[0], {"params": self.states["teacher"].params})
         started = time.perf_counter()
-        outputs = predict(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
+        outputs = run_detector(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
         self.teacher_once = time.perf_counter() - started
         students = [attach_teacher(rgb, outputs)] * runs  # as if each had a teacher of its own
         self.sets, self.kind, self.population = {"teacher": [flow], "student": students}, None, None

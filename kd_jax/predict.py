@@ -34,7 +34,7 @@ from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import probabilities
 from kd_jax.files import make_folder, sha256
-from kd_jax.inference.predict import predict
+from kd_jax.inference.predict import run_detector
 from kd_jax.training.checkpoints import TrainedRun, load_teacher
 from kd_jax.video import timeline, videos
 from kd_jax.video.encode import encode_video
@@ -273,7 +273,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         formats.check_formats(chosen, list(inputs.features), len(classes))
         make_folder(output, "output")
     examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in inputs.features.items()]
-    outputs = predict(
+    outputs = run_detector(
         run.model,
         run.variables,
         examples,

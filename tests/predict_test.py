@@ -23,7 +23,7 @@ from kd_jax.data.batches import Example
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays
-from kd_jax.inference.predict import fuse, predict
+from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.models import Detector
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_batches_and_buckets_change_nothing():
     videos = [rng.standard_normal((n, 4), np.float32) for n in (1, 33, 7, 20)]
     examples = [Example(str(i), v, np.zeros((len(v), 0), np.uint8)) for i, v in enumerate(videos)]
     for batch_size, buckets in ((1, 1), (3, 2)):
-        outputs = predict(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
+        outputs = run_detector(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
         for video, output in zip(videos, outputs, strict=True):
             alone = model.apply(variables, video[None], jnp.ones((1, len(video)), bool))
             np.testing.assert_allclose(output.logits, alone.logits[0], atol=1e-5)
@@ -44,7 +44,7 @@ def test_batches_and_buckets_change_nothing():
 
 
 def test_no_videos_no_outputs():
-    assert predict(None, {}, [], batch_size=2, num_buckets=2) == []
+    assert run_detector(None, {}, [], batch_size=2, num_buckets=2) == []
 
 
 def test_fusion_is_the_mean_of_logits():

@@ -12,7 +12,7 @@ from etils import epath
 
 from kd_jax.data.batches import Example
 from kd_jax.evaluation.scoring import probabilities
-from kd_jax.inference.predict import predict
+from kd_jax.inference.predict import run_detector
 from kd_jax.training.checkpoints import TrainedRun, load_teacher
 
 
@@ -68,7 +68,7 @@ class TrainedDetector:
         table = self._check(np.asarray(features))
         example = Example("features", table, np.zeros((len(table), 0), np.uint8))
         run = self.run
-        (output,) = predict(run.model, run.variables, [example], batch_size=1, num_buckets=1, with_features=False)
+        (output,) = run_detector(run.model, run.variables, [example], batch_size=1, num_buckets=1, with_features=False)
         return probabilities(np.asarray(output.logits), self.head)
 
     def _check(self, features: np.ndarray) -> np.ndarray:

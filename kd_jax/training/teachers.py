@@ -25,7 +25,7 @@ from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import FeatureFolder, check_file, load_table
 from kd_jax.data.source import Source
 from kd_jax.files import read_json, sha256
-from kd_jax.inference.predict import predict
+from kd_jax.inference.predict import run_detector
 from kd_jax.training import checkpoints
 from kd_jax.training.logs import summary
 from kd_jax.types import Outputs
@@ -42,7 +42,7 @@ class Teacher:
 def attach_teachers(
     examples: Sequence[Example], teachers: Sequence[Teacher], source: Source, **forward
 ) -> Sequence[Example]:
-    """The training videos with the outputs of each teacher; `forward` are options of `predict`."""
+    """The training videos with the outputs of each teacher; `forward` are options of `run_detector`."""
     for teacher in teachers:
         members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
         outputs = members[0] if len(members) == 1 else [_mean(each) for each in zip(*members, strict=True)]
@@ -65,7 +65,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
-    return predict(teacher.model, teacher.variables, own, progress="teacher", **forward)
+    return run_detector(teacher.model, teacher.variables, own, progress="teacher", **forward)
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
