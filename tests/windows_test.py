@@ -60,7 +60,7 @@ def test_halo_by_hand(name):
 def test_a_filter_that_sees_all_of_a_video_takes_no_windows():
     assert set(FILTERS) == HALO.keys() | SEES_ALL | {"tgm_gaussian"}
     for name in SEES_ALL:
-        with pytest.raises(ValueError, match=rf"'{name}' sees the whole video"):
+        with pytest.raises(ValueError, match=rf"'{name}' depend on the whole video"):
             StreamingDetector(Detector(name, num_outputs=C, hidden=8), {}, D)
 
 

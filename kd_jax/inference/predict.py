@@ -1,4 +1,4 @@
-"""Whole videos → outputs of a trained detector."""
+"""Outputs of a trained detector for whole videos."""
 
 import contextlib
 import functools
@@ -53,16 +53,16 @@ def run_detector(
     """Runs a detector over whole videos.
 
     Args:
-      model, variables: as `load_teacher` returns them.
+      model, variables: of `load_teacher`.
       examples: the videos; labels are not read.
-      batch_size: videos a forward pass.
-      num_buckets: padded lengths, each compiled once.
+      batch_size: videos per forward pass.
+      num_buckets: number of padded lengths, each compiled once.
       progress: label of a progress bar; None for none.
-      side_by_side: the variables are P sets, `[P, …]`; the outputs then have P as their first axis too.
-      with_features: False leaves the features out.
+      side_by_side: the variables are P sets, `[P, …]`; the outputs then have a first axis P as well.
+      with_features: False leaves out the features.
 
     Returns:
-      For each video, numpy Outputs of its own length: `[T, H]` features and `[T, C]` logits, float32.
+      numpy Outputs for each video: `[T, H]` features and `[T, C]` logits, float32, without padding.
     """
     mesh = sharding.data_mesh()
     variables = sharding.replicate(variables, mesh)

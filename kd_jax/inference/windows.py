@@ -1,15 +1,15 @@
-"""Videos of any length in constant memory, and detection while a video is still being filmed.
+"""Detection in videos of any length with constant memory, and in videos that are still being recorded.
 
     outputs = detect_in_windows(model, variables, features, window=4096)      # equal to one pass over the whole video
 
     detector = StreamingDetector(model, variables, input_size=1024)
     for snippet in camera:                                                   # [D], or [N, D] at once
-        outputs = detector.push(snippet)                                     # what has become certain: [M, H], [M, C]
+        outputs = detector.push(snippet)                                     # outputs that are final: [M, H], [M, C]
     outputs = detector.finish()
 
-An output sees `receptive_field` snippets, itself in the middle, so a window that reaches half of it further on both
-sides gives what the whole video gives. Online, the outputs of a snippet are certain once that many snippets have come
-after it: that is the delay, `StreamingDetector.delay` snippets (31 for SS-TCN of five layers: 16 to 25 seconds).
+An output depends on `receptive_field` snippets around it. A window that is extended by half of them on both sides
+therefore gives the outputs of the whole video. In a stream, the outputs of a snippet are final once that half has
+followed it. This delay is `StreamingDetector.delay` snippets: 31 for SS-TCN of five layers, 16 to 25 seconds.
 """
 
 import jax
@@ -20,14 +20,14 @@ from kd_jax.types import Outputs
 
 
 def halo_of(model) -> int:
-    """Snippets that an output sees on each side of its own.
+    """The number of snippets on each side that an output depends on.
 
     Raises:
-      ValueError: for a filter whose outputs see the whole video.
+      ValueError: for a filter whose outputs depend on the whole video.
     """
     if model.receptive_field is None:
         raise ValueError(
-            f"an output of the filter {model.filter!r} sees the whole video, so that a window of it is not enough; "
+            f"outputs of the filter {model.filter!r} depend on the whole video, so a window is not enough; "
             "use kd_jax.predict, or another filter"
         )
     return model.receptive_field // 2
@@ -38,8 +38,8 @@ def detect_in_windows(model, variables: dict, features: np.ndarray, *, window: i
 
     Args:
       model, variables: as `load_teacher` returns them.
-      features: `[T, D]`, may be memory-mapped: no more than a window of it is read at a time.
-      window: outputs of one pass; it reads `2 · halo_of(model)` snippets more. One compilation.
+      features: `[T, D]`, possibly memory-mapped: at most one window is read at a time.
+      window: number of outputs per pass, which reads `2 · halo_of(model)` more snippets. One compilation.
 
     Returns:
       numpy Outputs, `[T, H]` features and `[T, C]` logits.
@@ -69,39 +69,39 @@ def _window(model, variables: dict, features: np.ndarray, start: int, stop: int,
 
 
 class StreamingDetector:
-    """Takes snippets as they come, and gives each one's outputs as soon as nothing later can change them.
+    """Takes snippets as they arrive, and returns the outputs of each as soon as no later snippet can change them.
 
     Attributes:
-      delay: a snippet's outputs come with the push that brings the `delay`-th snippet after it.
+      delay: the outputs of a snippet are returned by the push of the `delay`-th snippet after it.
     """
 
     def __init__(self, model, variables: dict, input_size: int, *, block: int = 1):
-        """`input_size`: D. `block`: outputs of one pass; more of them cost less each, and come later by block - 1."""
+        """`input_size`: D. `block`: outputs per pass; a larger block costs less per output, and delays by block - 1."""
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.delay = halo_of(model) + block - 1
         self._model, self._variables, self._block = model, variables, block
-        self._kept = np.zeros((0, input_size), np.float32)  # snippets that outputs to come will see
-        self._next = 0  # the first of them whose outputs are still to come
+        self._kept = np.zeros((0, input_size), np.float32)  # snippets that later outputs depend on
+        self._next = 0  # the first of them whose outputs have not been returned
 
     def push(self, snippets: np.ndarray) -> Outputs:
-        """Takes `[D]` or `[N, D]` snippets; returns the outputs that are now certain, `[M, H]` and `[M, C]`, M from 0.
+        """Takes `[D]` or `[N, D]` snippets and returns the outputs that are now final, `[M, H]` and `[M, C]`, M ≥ 0.
 
         Raises:
-          ValueError: for snippets of another size, or that are not finite; the detector is then as it was.
+          ValueError: for snippets of another size or that are not finite; the detector then stays unchanged.
         """
         snippets = np.atleast_2d(np.asarray(snippets, np.float32))
         if snippets.ndim != 2 or snippets.shape[1] != self._kept.shape[1]:
             raise ValueError(f"snippets must be [N, {self._kept.shape[1]}], got shape {snippets.shape}")
         if not np.isfinite(snippets).all():
-            raise ValueError("snippets must be finite: a NaN would spoil all outputs that see it")
+            raise ValueError("snippets must be finite: a NaN would spoil all outputs that depend on it")
         self._kept = np.concatenate([self._kept, snippets])
         halo = halo_of(self._model)
         ready = max(len(self._kept) - halo - self._next, 0) // self._block * self._block
         return self._emit(self._next + ready)
 
     def finish(self) -> Outputs:
-        """The outputs of the last snippets; the detector is then ready for another video."""
+        """Returns the outputs of the last snippets, and makes the detector ready for another video."""
         outputs = self._emit(len(self._kept))
         self._kept, self._next = self._kept[:0], 0
         return outputs
