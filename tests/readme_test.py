@@ -10,6 +10,10 @@ import pytest
 
 from kd_jax import config as schema
 from kd_jax.__main__ import COMMANDS
+from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.models import FILTERS
+from kd_jax.training.state import OPTIMIZERS, SCHEDULES
+from kd_jax.training.terms import TERMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,3 +108,19 @@ def test_named_config_fields_exist(page):
         for name in names:
             assert name in section, field
             section = section[name]
+
+
+def test_every_name_of_a_config_is_documented():
+    assert f"{len(FILTERS)} temporal filters and {len(TERMS)} distillation terms" in TEXT["README.md"]
+    options = {option for term in TERMS.values() for option in term.options()}
+    for page, names in {
+        "docs/training.md": {*FILTERS, *TERMS, *options, *OPTIMIZERS, *SCHEDULES},
+        "docs/datasets.md": set(PROTOCOLS),
+    }.items():
+        assert sorted(name for name in names if f"`{name}`" not in TEXT[page]) == []
+
+
+def test_every_shipped_experiment_is_in_the_readme():
+    table = TEXT["README.md"].partition("## Experiments")[2].partition("\n## ")[0]
+    shipped = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert sorted(name for name in shipped if not re.search(rf"`{name}(:NAME)?`", table)) == []
