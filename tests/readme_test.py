@@ -1,43 +1,126 @@
-"""The Python blocks of the README run, and the files, modules and flags that it names exist."""
+"""The Python blocks of README.md and docs/ run, and the files, modules, commands, flags and fields there exist."""
 
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from kd_jax import config as schema
+from kd_jax.__main__ import COMMANDS
+from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.models import FILTERS
+from kd_jax.training.state import OPTIMIZERS, SCHEDULES
+from kd_jax.training.terms import TERMS
+
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "data_prep/README.md", ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
+TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in [*PAGES, *OTHERS]}
+PYTHON = [
+    (name, block)
+    for name in (page.relative_to(ROOT).as_posix() for page in PAGES)
+    for block in re.findall(r"```python\n(.*?)```", TEXT[name], re.DOTALL)
+]
+MODULES = {module: name for name, (module, _) in COMMANDS.items()}
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python_blocks_run(number):
-    result = subprocess.run([sys.executable, "-c", PYTHON[number]], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(("name", "block"), PYTHON, ids=[name for name, _ in PYTHON])
+def test_python_blocks_run(name, block):
+    result = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
 def test_a_block_uses_a_loss():
-    assert any("losses." in block for block in PYTHON)
+    assert any("losses." in block for name, block in PYTHON if name == "README.md")
 
 
-def test_named_files_and_folders_exist():
-    named = set(re.findall(r"`((?:kd_jax|configs|data_prep|tests|benchmarks|docs)/[\w./]*)`", TEXT))
-    assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_the_first_screen_has_one_picture_and_the_readme_stays_short():
+    lines = TEXT["README.md"].splitlines()
+    assert sum("![" in line for line in lines[:10]) == 1 and len(lines) <= 180
 
 
-def test_named_modules_exist():
-    for module in set(re.findall(r"python -m ([\w.]+)", TEXT)):
+@pytest.mark.parametrize("page", TEXT)
+def test_named_files_and_folders_exist(page):
+    named = set(re.findall(r"`((?:kd_jax|configs|data_prep|tests|benchmarks|docs)/[\w./]*)`", TEXT[page]))
+    assert named or page not in ("README.md", "docs/code.md")
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if heading else []
+        slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+        assert not heading or heading in slugs, target
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_named_modules_and_commands_exist(page):
+    for module in set(re.findall(r"python -m ([\w.]+)", TEXT[page])) - {"venv"}:
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for command in re.findall(r"kd-jax ([a-z][a-z-]*)", TEXT[page]):
+        assert command in COMMANDS, command
 
 
-def test_named_flags_exist():
-    for module in ("kd_jax.main", "kd_jax.predict", "data_prep.build", "data_prep.convert_weights"):
-        known = subprocess.run(
-            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-        ).stdout
-        for command in re.findall(rf"python -m {re.escape(module)}((?:.*\\\n)*.*)", TEXT):
+@cache
+def help_of(module: str) -> str:
+    command = [sys.executable, "-m", module, "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def calls_of(page: str, module: str) -> list[str]:
+    """The arguments of every call of a module on a page, up to the end of the line."""
+    names = rf"(?:python -m {re.escape(module)}|kd-jax {MODULES[module]})"
+    return re.findall(rf"{names}((?:.*\\\n)*.*)", TEXT[page])
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_named_flags_exist(page):
+    for module in MODULES:
+        for command in calls_of(page, module):
             for flag in re.findall(r"--([a-z_]+)(?=[=\s\]])", command):
+                known = help_of(module)
                 assert f"--{flag}" in known or f"--[no]{flag}" in known, f"{module} --{flag}"
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_named_experiments_exist(page):
+    for name in re.findall(r"--config=([\w/.]+)", TEXT[page]):
+        if name not in ("FILE", "mydata.py", "configs/mine.py"):
+            assert schema.find_file(name), name
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_named_config_fields_exist(page):
+    config, run = schema.get_config(), schema.make_run("rgb")
+    for field in set(re.findall(r"--config\.([\w.]*\w)=", TEXT[page])) - {"FIELD"}:
+        section, names = config, field.split(".")
+        if names[0] == "runs":
+            section, names = run, names[2:]
+        for name in names:
+            assert name in section, field
+            section = section[name]
+
+
+def test_every_name_of_a_config_is_documented():
+    assert f"{len(FILTERS)} temporal filters and {len(TERMS)} distillation terms" in TEXT["README.md"]
+    options = {option for term in TERMS.values() for option in term.options()}
+    for page, names in {
+        "docs/training.md": {*FILTERS, *TERMS, *options, *OPTIMIZERS, *SCHEDULES},
+        "docs/datasets.md": set(PROTOCOLS),
+    }.items():
+        assert sorted(name for name in names if f"`{name}`" not in TEXT[page]) == []
+
+
+def test_every_shipped_experiment_is_in_the_readme():
+    table = TEXT["README.md"].partition("## Experiments")[2].partition("\n## ")[0]
+    shipped = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert sorted(name for name in shipped if not re.search(rf"`{name}(:NAME)?`", table)) == []
