@@ -126,10 +126,7 @@ def make_update(program: Program) -> Callable:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=metrics[watched])
         rate = settings.learning_rate * program.optimization.factor(state.step)
         params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": rate * plateau_scale(opt_state),
-        }
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate * plateau_scale(opt_state)}
         memory = {**state.memory, **memory}
         return replace(state, step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
