@@ -72,14 +72,8 @@ class Progress:
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
         self.name, self._last = name, 0.0
         self._validation: dict[str, str] = {}
-        self._bar = tqdm(
-            total=epochs * steps_per_epoch,
-            initial=done * steps_per_epoch,
-            desc=name,
-            unit="step",
-            disable=None if runtime.is_first() else True,
-            dynamic_ncols=True,
-        )
+        steps = {"total": epochs * steps_per_epoch, "initial": done * steps_per_epoch, "unit": "step"}
+        self._bar = tqdm(desc=name, disable=None if runtime.is_first() else True, dynamic_ncols=True, **steps)
 
     def __enter__(self):
         return self

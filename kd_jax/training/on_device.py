@@ -29,20 +29,13 @@ SHARE = 0.5  # the part of a device's memory that training videos may take; the 
 
 @flax.struct.dataclass
 class Resident:
-    """Videos on the device. N is the number of their snippets plus one longest bucket of zeros.
+    """Videos on the device. N is the number of their snippets plus one longest bucket of zeros."""
 
-    Attributes:
-      features: `[N, D]`, in the dtype of the examples.
-      labels: `[N, C]` uint8.
-      teachers: outputs of each frozen teacher, `[U, N, H]` and `[U, N, C]` float32, in each of U sets of teachers.
-      starts, lengths: `[V + 1]` int32, of each video and of an empty one.
-    """
-
-    features: Array
-    labels: Array
-    teachers: tuple[Outputs, ...]
-    starts: Array
-    lengths: Array
+    features: Array  # [N, D], in the dtype of the examples
+    labels: Array  # [N, C] uint8
+    teachers: tuple[Outputs, ...]  # of each frozen teacher, [U, N, H] and [U, N, C] float32, in U sets of teachers
+    starts: Array  # [V + 1] int32, of each video and of an empty one
+    lengths: Array  # [V + 1] int32
 
 
 def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:

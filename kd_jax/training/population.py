@@ -89,13 +89,10 @@ class Population:
         """Puts everything on the devices.
 
         Args:
-          program: the step.
-          training: the config's section: batch_size, length_buckets, data.
+          program, training: the step, and the config's section with batch_size, length_buckets and data.
           teacher_sets: the training videos, once with each set of teachers that a run has.
-          which: `[P]`, the set of each run.
-          seeds: `[P]`, of the order of the videos.
-          states: `[P, …]`.
-          settings: `[P, …]`.
+          which, seeds: `[P]`, the set of each run and the seed of its order of videos.
+          states, settings: `[P, …]`.
         """
         self._training, self._sets, self._seeds, self._mesh = training, teacher_sets, seeds, sharding.data_mesh()
         self._lengths = [len(example.features) for example in teacher_sets[0]]

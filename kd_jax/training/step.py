@@ -51,17 +51,11 @@ class Program:
 
 @flax.struct.dataclass
 class Settings:
-    """What distinguishes runs of one program; traced, so that it can differ between them.
+    """What distinguishes runs of one program; traced, so that it can differ between them."""
 
-    Attributes:
-      weights: {'task' or term: weight}.
-      learning_rate: before schedule and plateau rule.
-      key: PRNG key of the run; a step folds its number in.
-    """
-
-    weights: dict
-    learning_rate: Array
-    key: jax.Array
+    weights: dict  # {'task' or term: weight}
+    learning_rate: Array  # before schedule and plateau rule
+    key: jax.Array  # PRNG key of the run; a step folds its number in
 
 
 def make_train_step(program: Program) -> Callable:
@@ -147,15 +141,13 @@ def weighed_losses(
     finite would be NaN.
 
     Args:
-      program: head and terms.
+      program, batch: the head and terms; labels and mask.
       teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; they get no gradient.
-      batch: labels and mask.
       key: draws the negatives.
       weights: {'task' or term: weight}.
       owned: {term: variables} of terms that own something.
 
-    Raises:
-      ValueError: for terms without a teacher.
+    Raises ValueError for terms without a teacher.
     """
     if program.terms and not teachers:
         names = ", ".join(chosen.name for chosen in program.terms)

@@ -113,19 +113,12 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class ChosenTerm:
-    """A term with its options, as part of a compiled step.
+    """A term with its options, as part of a compiled step."""
 
-    Attributes:
-      name: the key of TERMS.
-      term: the entry.
-      options: (name, value) of the options that were set, sorted.
-      num_snippets: snippets of all training videos; a memory holds an entry for each.
-    """
-
-    name: str
+    name: str  # the key of TERMS
     term: Term
-    options: tuple[tuple[str, object], ...] = ()
-    num_snippets: int = 0
+    options: tuple[tuple[str, object], ...] = ()  # (name, value) of the options that were set, sorted
+    num_snippets: int = 0  # snippets of all training videos; a memory holds an entry for each
 
     def module(self) -> nn.Module:
         """The module of a term that owns something."""
@@ -150,11 +143,7 @@ class ChosenTerm:
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
-    """A term by name with these options.
-
-    Raises:
-      ValueError: for an unknown term, an unknown form, or an option that the term or its form does not have.
-    """
+    """A term by name with these options; ValueError for a term, form or option that does not exist."""
     if name not in TERMS:
         raise ValueError(f"unknown distillation term {name!r}; known terms: {', '.join(TERMS)}")
     term, options = TERMS[name], dict(options or {})
