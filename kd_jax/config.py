@@ -111,7 +111,7 @@ def load(name: str, variant: str = "") -> ConfigDict:
 
 
 def find_file(name: str) -> Path:
-    """Find a config file by its path, or by the name of one that kd_jax ships (`tsu`); FileNotFoundError without it."""
+    """Find a config file by its path, or by the name of one that kd_jax ships ; else FileNotFoundError."""
     if (path := Path(name)).is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
@@ -137,8 +137,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     """Set one field of a config to a value given as text, as on the command line.
 
     Args:
-      config: changed in place.
-      path: of the field, e.g. `runs.augmented_rgb.weights.atomic`.
+      config, path: changed in place at the path of the field, e.g. `runs.augmented_rgb.weights.atomic`.
       text: a number, true or false, or plain text; a Python literal for a tuple; a Python dict for a section. 'None'
         unsets a field that may be unset. A dict replaces the whole of teachers, published, fusions or choices. In any
         other section it sets only the fields that it contains.
@@ -201,16 +200,12 @@ def _missing(section: ConfigDict, place: str, name: str) -> str:
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
     """Load another file's experiment, to which the caller adds its runs.
 
-    Args:
-      variant: the file, and optionally its variant: `sphere`, `sphere,smoke` or `/home/me/mine.py`. Without a file:
-        the demo.
+    `variant` is the file and optionally its variant: `sphere`, `sphere,smoke` or `/home/me/mine.py`; without a file,
+    the demo. ValueError if the file does not exist, or has no distilled run or no baseline.
 
     Returns:
       The config with only the baseline, the teachers of the first distilled student, and the runs that these need; the
       names of the teachers; the run of the baseline; and the variant without the file.
-
-    Raises:
-      ValueError: if the file does not exist, or has no distilled run or no baseline.
     """
     name, _, rest = variant.partition(",")
     if name in ("", "smoke"):
@@ -218,10 +213,8 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     try:
         config = load(name).unlock()
     except FileNotFoundError as error:
-        raise ValueError(
-            f"unknown config variant {variant!r}: this file knows smoke, and the data of other files, each also with "
-            f"',smoke'; {error}"
-        ) from None
+        known = "this file knows smoke, and the data of other files, each also with ',smoke'"
+        raise ValueError(f"unknown config variant {variant!r}: {known}; {error}") from None
     if (plain := config.runs.get(config.baseline)) is None:
         raise ValueError(f"{name} has no baseline, which this file needs")
     students = (run for run, made in config.runs.items() if made.teachers and made.modality == plain.modality)

@@ -58,11 +58,8 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
         PKU-MMD text files, whose first class has the number `first_label`.
       info: classes and frames per second.
 
-    Returns:
-      The kind of the predictions, 'scores', 'instants' or 'detections', and {video: array}.
-
-    Raises:
-      FileNotFoundError, ValueError: naming file, line, value and remedy.
+    Returns the kind of the predictions, 'scores', 'instants' or 'detections', and {video: array}. Raises
+    FileNotFoundError or ValueError, which names file, line, value and remedy.
     """
     if path.is_dir():
         found = formats.read_pku_mmd(path, len(info.classes), first_label=first_label, frames_per_second=info.fps)
@@ -174,7 +171,9 @@ def _report(
         print(f"  annotations, both splits: {kind}: {len(cases)}")
     missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
     if missing:
-        print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{_of_missing(results)}")
+        effect = "; event_map, like the official script, leaves their actions out: write empty files for them"
+        effect = effect if any(key.startswith("event_map/") for key in results) else ""
+        print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{effect}")
     if unknown:
         print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
     print(f"{what} of {given.predictions}, percent:")
@@ -187,13 +186,6 @@ def _report(
     if given.output:
         write_json(Path(given.output), results)
         print(f"With every class in {given.output}")
-
-
-def _of_missing(results: Mapping) -> str:
-    """Explains the effect of missing videos; event mAP, like the official script, scores predicted videos only."""
-    quirky = any(key.startswith("event_map/") for key in results)
-    effect = "; event_map, like the official script, leaves their actions out: write empty files for them"
-    return effect if quirky else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -89,14 +89,12 @@ class VideoFiles:
 def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
     """Reads `<video>.npy` or `.npz` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
 
-    Raises:
-      FileNotFoundError, ValueError: listing every file that cannot be used.
+    Raises FileNotFoundError or ValueError, which lists every file that cannot be used.
     """
     files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {path.stem: path}
     if not files or not all(file.exists() for file in files.values()):
-        raise FileNotFoundError(
-            f"--features={path}: no feature file there; give a folder of <video>.npy files, one file, or records"
-        )
+        remedy = "give a folder of <video>.npy files, one file, or records"
+        raise FileNotFoundError(f"--features={path}: no feature file there; {remedy}")
     findings, features = Findings(), {}
     for video, file in sorted(files.items()):
         shape = feature_files.check_file(modality, file, findings)
@@ -112,9 +110,7 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
     """Reads a feature file, a folder of them, or one split of a folder of records for a run.
 
     `split` is of records, None for 'test'. `seconds` is the duration of a snippet of feature files, None for the run's.
-
-    Raises:
-      FileNotFoundError, ValueError: naming the file or option and the remedy.
+    Raises FileNotFoundError or ValueError, which names the file or option and the remedy.
     """
     modality, size = run.config["modality"], run.config["input_size"]
     if not (path / records.INFO_FILE).is_file():
@@ -138,8 +134,7 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
 def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
     """Opens the video files and the encoder, without decoding the videos.
 
-    Raises:
-      FileNotFoundError, ValueError: if the encoder does not fit the run, or no file can be used.
+    Raises FileNotFoundError or ValueError if the encoder does not fit the run, or no file can be used.
     """
     made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
     weights = _read_encoder(given.encoder_weights, run, made)
@@ -177,10 +172,8 @@ def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -
     if modality == "pose":
         raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
     if (expected := made.get("weights_sha256", found := sha256(path))) != found:
-        raise ValueError(
-            f"--encoder_weights={path} (sha256 {found[:12]}…) are not the weights that made the run's features "
-            f"({expected[:12]}…); give those"
-        )
+        given = f"--encoder_weights={path} (sha256 {found[:12]}…)"
+        raise ValueError(f"{given} are not the weights that made the run's features ({expected[:12]}…); give those")
     return weights
 
 
@@ -203,10 +196,8 @@ def encode(files: VideoFiles, batch_size: int) -> Inputs:
 
 def _check_options(given: argparse.Namespace) -> None:
     if lacking := [f"--{name}" for name in ("run", "output") if not getattr(given, name)]:
-        raise ValueError(
-            f"{', '.join(lacking)} must be given; for instance --run=workdir/demo/augmented_rgb --features=DIR "
-            "--output=DIR (--help lists all options)"
-        )
+        example = "--run=workdir/demo/augmented_rgb --features=DIR --output=DIR (--help lists all options)"
+        raise ValueError(f"{', '.join(lacking)} must be given; for instance {example}")
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
     if given.video:

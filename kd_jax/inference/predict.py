@@ -71,8 +71,7 @@ def run_detector(
     ):
         for indices, batch, _ in batches:
             options = {"side_by_side": side_by_side, "with_features": with_features}
-            result = forward(model, variables, batch.features, batch.mask, **options)
-            result = sharding.fetch(result, mesh)
+            result = sharding.fetch(forward(model, variables, batch.features, batch.mask, **options), mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
@@ -105,8 +104,6 @@ class SplitPredictor:
             variables = jax.tree.map(lambda x: x[0], variables)
         options: dict[str, Any] = {"progress": progress, "side_by_side": count > 1, "with_features": False}
         outputs = run_detector(self._model, variables, self._examples, **self._forward, **options)
-        tables = {
-            example.id: output.logits.reshape(count, *output.logits.shape[-2:])
-            for example, output in zip(self._examples, outputs, strict=True)
-        }
+        pairs = zip(self._examples, outputs, strict=True)
+        tables = {example.id: out.logits.reshape(count, *out.logits.shape[-2:]) for example, out in pairs}
         return [{video: table[i] for video, table in tables.items()} for i in range(count)]

@@ -35,11 +35,8 @@ def detect_in_windows(model, variables: dict, features: np.ndarray, *, window: i
       features: `[T, D]`, possibly memory-mapped: at most one window is read at a time.
       window: number of outputs per pass, which reads `2 · halo_of(model)` more snippets. One compilation.
 
-    Returns:
-      numpy Outputs, `[T, H]` features and `[T, C]` logits.
-
-    Raises:
-      ValueError: for features that are not `[T, D]` with T of at least 1, or a window below 1.
+    Returns numpy Outputs, `[T, H]` features and `[T, C]` logits. Raises ValueError for features that are not `[T, D]`
+    with T of at least 1, or a window below 1.
     """
     if features.ndim != 2 or not len(features) or window < 1:
         raise ValueError(f"features must be [T, D] and window at least 1; got shape {features.shape}, window {window}")

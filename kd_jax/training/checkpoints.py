@@ -92,9 +92,8 @@ def build_model(config: Mapping) -> Detector:
 def load_teacher(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
 
-    Raises:
-      FileNotFoundError: if the folder holds no run, or an unfinished one.
-      ValueError: if its filter is not in FILTERS, or its checkpoint cannot be read.
+    Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
+    FILTERS or its checkpoint cannot be read.
     """
     directory = epath.Path(directory)
     config = read_json(directory / "config.json")

@@ -36,9 +36,8 @@ def perform(
       resume: False deletes the runs of the config first.
       profile: write a trace of a few steps into a folder `profile` of the first run of each program.
 
-    Returns:
-      The content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain',
-      'test'}], …}. 'test' holds every measure of every protocol, also per class.
+    Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
+    'gain', 'test'}], …}. 'test' holds every measure of every protocol, also per class.
     """
     order, workdir = training_order(config), epath.Path(workdir)
     runtime.wait_for_all("the workdir has been checked")
@@ -87,9 +86,8 @@ def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
         earliest = max((i + 1 for i, group in enumerate(found) if teachers & set(group)), default=0)
         alike = (g for g in found[earliest:] if _program_key(config, g[0]) == _program_key(config, name))
         if (group := next(alike, None)) is None:
-            found.append([name])
-        else:
-            group.append(name)
+            found.append(group := [])
+        group.append(name)
     return found
 
 

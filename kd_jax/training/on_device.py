@@ -79,8 +79,7 @@ def put(teacher_sets: Sequence[Sequence[Example]], longest: int, mesh: jax.shard
         features=features if len(local) == size else sharding.shard(features, size, mesh),
         labels=_table([example.labels for example in examples], starts, every),
         teachers=tuple(
-            Outputs(of_teacher(teacher, "features"), of_teacher(teacher, "logits"))
-            for teacher in range(len(examples[0].teachers))
+            Outputs(of_teacher(i, "features"), of_teacher(i, "logits")) for i in range(len(examples[0].teachers))
         ),
         starts=starts,
         lengths=lengths,
@@ -102,13 +101,11 @@ def take(data: Resident, teacher_set: jax.Array, rows: jax.Array, length: int) -
     """Cuts out a batch of whole videos.
 
     Args:
-      data: the training videos.
-      teacher_set: index of the set of teachers.
+      data, teacher_set: the training videos, and the index of the set of teachers.
       rows: `[B]` indices of videos; V is the empty one.
       length: T, at least the length of each video.
 
-    Returns:
-      The batch and the teachers' outputs, 0 where the mask is False.
+    Returns the batch and the teachers' outputs, 0 where the mask is False.
     """
     mask = jnp.arange(length)[None, :] < data.lengths[rows][:, None]
 

@@ -68,11 +68,7 @@ def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int)
 
 
 def training_order(config: ConfigDict) -> list[str]:
-    """The names of the runs, every teacher before its students.
-
-    Raises:
-      ValueError: for an unknown teacher, or runs that wait for each other.
-    """
+    """The names of the runs, teachers first; ValueError for an unknown teacher, or runs that wait for each other."""
     runs, order = config.runs, list[str]()
     known = [*runs, *config.fusions, *config.teachers]
     for name, run in runs.items():
@@ -136,7 +132,6 @@ def _choices(config: ConfigDict, name: str) -> dict:
 
 
 def _set_options(run: ConfigDict, term: str) -> dict:
-    """The options of a term that are set."""
     return {option: value for option, value in run.options[term].items() if value is not None}
 
 
@@ -173,7 +168,6 @@ def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
 
 
 def _require(condition: object, message: str) -> None:
-    """Raises ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 

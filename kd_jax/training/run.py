@@ -348,11 +348,10 @@ def _announce(runs: Sequence[Run], params: dict, show_parameters: bool) -> None:
     size = f"{parameter_overview.count_parameters(params):,}"
     for run in runs:
         parts, manifest = run.weights.items(), run.manifest
+        loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in parts)
         if manifest["balance"] == "gradient":
             shares = ", ".join(f"{term} {weight:g}" for term, weight in parts if term != "task")
             loss = f"task and terms balanced by gradient norm ({shares})" if shares else "task"
-        else:
-            loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in parts)
         model = f"{manifest['modality']} → {manifest['filter']}, {size} parameters"
         rate = manifest["training"]["learning_rate"]
         logging.info("%s: %s, loss = %s, learning rate %g", run.title, model, loss, rate)

@@ -172,12 +172,8 @@ def weighed_losses(
 def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax.Array) -> dict[str, jax.Array]:
     """The norm, over the batch, of each loss's gradient at the student's features.
 
-    It includes the path from the features through the classifier to the logits.
-
-    Args:
-      losses: from `weighed_losses`.
-      student: `[B, T, H]` features and `[B, T, C]` logits.
-      kernel: `[H, C]`, of the classifier.
+    It includes the path from the features through the classifier to the logits. `losses` come from `weighed_losses`,
+    `student` has `[B, T, H]` features and `[B, T, C]` logits, and `kernel` `[H, C]` is the classifier's.
     """
 
     def at(loss, features):
