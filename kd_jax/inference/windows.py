@@ -65,8 +65,7 @@ def _window(model, variables: dict, features: np.ndarray, start: int, stop: int,
 class StreamingDetector:
     """Takes snippets as they arrive, and returns the outputs of each as soon as no later snippet can change them.
 
-    Attributes:
-      delay: the outputs of a snippet are returned by the push of the `delay`-th snippet after it.
+    The outputs of a snippet are returned by the push of the `delay`-th snippet after it.
     """
 
     def __init__(self, model, variables: dict, input_size: int, *, block: int = 1):

@@ -7,6 +7,7 @@ A run's folder is enough to rebuild its model: `config.json` describes it, and t
 the input standardisation. orbax reads the arrays; nothing is unpickled.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -36,7 +37,7 @@ def _manager(directory: epath.PathLike, **options) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(_folder(directory), options=options, handler_registry=registry)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """Keeps the last two saved epochs of a run: the training state, and the parameters of the best epoch so far.
 
     Runs that train together are saved one after another. With two epochs each, they have one in common after a kill
@@ -47,9 +48,6 @@ class Checkpoints:
         # Synchronous, because the step donates the state: nothing may read it when training continues.
         latest = ocp.checkpoint_managers.LatestN(2)
         self._manager = _manager(directory, preservation_policy=latest, cleanup_tmp_directories=True)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._manager.close()

@@ -29,8 +29,7 @@ from kd_jax.types import Batch, Outputs
 def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) -> Source:
     """Checks the config, opens the data and the workdir, a folder or gs://bucket/folder; trains nothing.
 
-    Raises:
-      ValueError, OSError: one sentence that names field, value and remedy.
+    Raises ValueError or OSError, one sentence that names field, value and remedy.
     """
     check_config(config)
     workdir = _open_workdir(workdir)
@@ -119,8 +118,7 @@ def _choices(config: ConfigDict, name: str) -> dict:
     weights = {term: weight for term, weight in run.weights.items() if weight}
     options = {term: _set_options(run, term) for term in weights}
     return {
-        "modality": run.modality,
-        "filter": run.filter,
+        **{field: run[field] for field in ("modality", "filter")},
         **{field: run[field] for field in ("hidden", "num_layers") if run[field] is not None},
         "teachers": {teacher: _teacher_choices(config, teacher) for teacher in run.teachers},
         "weights": weights,
@@ -150,14 +148,9 @@ def make_program(training: ConfigDict, manifests: Sequence[Mapping], num_videos:
     first = manifests[0]
     options = {term: chosen for manifest in manifests for term, chosen in manifest["options"].items()}
     terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
-    return Program(
-        model=build_model(first),
-        head=first["head"],
-        terms=tuple(choose_term(term, options.get(term), num_snippets) for term in terms),
-        optimization=make_optimization(training, num_videos),
-        balance=first["balance"],
-        gradient_norms=training.gradient_norms,
-    )
+    chosen = tuple(choose_term(term, options.get(term), num_snippets) for term in terms)
+    optimization, measured = make_optimization(training, num_videos), training.gradient_norms
+    return Program(build_model(first), first["head"], chosen, optimization, first["balance"], measured)
 
 
 def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
@@ -232,8 +225,8 @@ def check_config(config: ConfigDict) -> None:
         _check_run(config, name)
     _check_rows(config)
     for name, entry in config.teachers.items():
-        taken = name in config.runs or name in config.fusions
-        _require(not taken, f"teachers.{name} needs a name that no run and no fusion has")
+        is_free = name not in config.runs and name not in config.fusions
+        _require(is_free, f"teachers.{name} needs a name that no run and no fusion has")
         with _naming(f"teachers.{name}={entry!r}"):
             given_folders(entry)
 
@@ -317,9 +310,7 @@ def _open_workdir(workdir: epath.PathLike) -> epath.Path:
     return workdir
 
 
-def _teacher_widths(
-    config: ConfigDict, source: Source, given: Mapping[str, Sequence[epath.Path]]
-) -> dict[str, tuple[int, int]]:
+def _teacher_widths(config: ConfigDict, source: Source, given: Mapping) -> dict[str, tuple[int, int]]:
     """{run, fusion or given teacher: widths of its features and of its logits}; 0 logits for a folder of features."""
     info, modality = source.info, next(iter(config.runs.values())).modality
     num_outputs = TASKS[info.head].num_outputs(len(info.classes))

@@ -72,8 +72,7 @@ def runs_at_once() -> int | None:
 class Population:
     """P runs of one program; each has its own seed, weights, learning rate and teachers.
 
-    Attributes:
-      states: the TrainState of all runs, `[P, …]` each leaf.
+    `states` is the TrainState of all runs, `[P, …]` each leaf.
     """
 
     def __init__(
@@ -124,7 +123,6 @@ class Population:
           number: of the epoch, from 1; it draws the order of the videos.
           report: progress. Streamed videos: called after each step with the metrics of the steps so far. Videos on the
             device: called once, with no metrics and the number of steps.
-          max_steps: None for the whole epoch.
         """
         train = self._run_streamed if self._data is None else self._run_resident
         return train(number, report, max_steps)

@@ -158,10 +158,8 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
         write_json(run.directory / "config.json", dict(run.manifest))
     runtime.wait_for_all("folders are made")
 
-    predictors = {
-        split: SplitPredictor(model, job.source, split, runs[0].manifest["modality"], **job.forward)
-        for split in ("validation", "test")
-    }
+    modality, splits = runs[0].manifest["modality"], ("validation", "test")
+    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in splits}
     best = new_best(model_params(population.states.params), population.states.constants, (len(runs),))
     best = sharding.replicate(best, sharding.data_mesh())
     steps_per_epoch = job.program.optimization.steps_per_epoch
@@ -190,7 +188,6 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
 
 
 def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
-    """The runs with their teachers' outputs, initial states and settings."""
     teacher_sets = list(dict.fromkeys(run.teachers for run in runs))
     taught = [attach_teachers(job.examples, teachers, job.source, **job.forward) for teachers in teacher_sets]
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
@@ -200,15 +197,9 @@ def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
         learning_rate=np.array([run.manifest["training"]["learning_rate"] for run in runs], np.float32),
         key=keys,
     )
-    return Population(
-        job.program,
-        job.config.training,
-        taught,
-        which=[teacher_sets.index(run.teachers) for run in runs],
-        seeds=[run.seed for run in runs],
-        states=_start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"])),
-        settings=settings,
-    )
+    states = _start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"]))
+    which, seeds = [teacher_sets.index(run.teachers) for run in runs], [run.seed for run in runs]
+    return Population(job.program, job.config.training, taught, which, seeds, states, settings)
 
 
 def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, input_size: int) -> TrainState:
@@ -343,7 +334,6 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
 
 
 def _announce(runs: Sequence[Run], params: dict, show_parameters: bool) -> None:
-    """Logs what is trained, and its size."""
     params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
     for run in runs:

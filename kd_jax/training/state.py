@@ -36,13 +36,7 @@ def model_params(params: dict) -> dict:
 
 # Optimisers of optax that a config can name. The update of each is proportional to its learning rate.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "nadamw": optax.nadamw,
-    "lamb": optax.lamb,
-    "lion": optax.lion,
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
+    name: getattr(optax, name) for name in ("adam", "adamw", "nadamw", "lamb", "lion", "rmsprop", "sgd")
 }
 # Schedules: the number of steps after the warm-up -> the factor of the learning rate at each step.
 SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {

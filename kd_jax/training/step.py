@@ -26,20 +26,15 @@ BALANCES = ("loss", "gradient")
 class Program:
     """What a compiled step is made of. Runs with equal programs share one compilation.
 
-    Attributes:
-      model: the student.
-      head: 'dense' or 'sparse', the key of TASKS.
-      terms: the distillation terms; a run may give some of them the weight 0.
-      optimization: how parameters follow the gradient.
-      balance: what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in every
-        step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
-      gradient_norms: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
-        pass through the losses, but not through the model.
+    `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
+    every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
+    `gradient_norms`: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
+    pass through the losses, but not through the model.
     """
 
-    model: Detector
-    head: str
-    terms: tuple[ChosenTerm, ...] = ()
+    model: Detector  # the student
+    head: str  # 'dense' or 'sparse', the key of TASKS
+    terms: tuple[ChosenTerm, ...] = ()  # a run may give some of them the weight 0
     optimization: Optimization = Optimization()  # noqa: RUF009, it is frozen
     balance: str = "loss"
     gradient_norms: bool = False

@@ -40,19 +40,12 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         if tried:
             row |= {"chosen": name, "tried": tried}
         baseline = scores.get(row["baseline"])
-        row["gain"] = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
-        if baseline is scores[name]:
-            row["gain"] = None
+        gain = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
+        row["gain"] = None if baseline is scores[name] else gain
         rows.append(row)
-    return {
-        "dataset": source.info.name,
-        "test_videos": len(source.videos("test", [])),
-        "seeds": list(seeds(config)),
-        "baseline": config.baseline,
-        "gain_of": gain_of,
-        "published_for": config.published_for,
-        "rows": rows,
-    }
+    data = {"dataset": source.info.name, "test_videos": len(source.videos("test", [])), "seeds": list(seeds(config))}
+    gains = {"baseline": config.baseline, "gain_of": gain_of, "published_for": config.published_for}
+    return {**data, **gains, "rows": rows}
 
 
 def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:

@@ -45,18 +45,14 @@ def outputs(student, teacher, batch, key):
 class Term:
     """One distillation term.
 
-    Attributes:
-      loss: a function of arrays; {form: function} where the term has several forms; or a flax module that owns
-        parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch.
-      reads: selects the arguments of a function; a module reads everything.
-      needs_logits: whether the term compares logits. A teacher that is a folder of features has none.
-      costly: whether the term takes a large part of a step (`python -m benchmarks.losses`). Runs that weigh it are
-        compiled apart from those that do not.
+    `loss` is a function of arrays; {form: function} where the term has several forms; or a flax module that owns
+    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. `costly`
+    terms take a large part of a step (`python -m benchmarks.losses`); runs that weigh one are compiled apart.
     """
 
     loss: Any  # Loss | Mapping[str, Loss] | type[nn.Module]
-    reads: Callable = outputs
-    needs_logits: bool = False
+    reads: Callable = outputs  # selects the arguments of a function; a module reads everything
+    needs_logits: bool = False  # whether it compares logits. A teacher that is a folder of features has none
     costly: bool = False
 
     @property
