@@ -6,6 +6,7 @@ given = options.parse_args(argv)
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import sys
@@ -18,10 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(
-            prog=prog,
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
     def error(self, message: str) -> NoReturn:
@@ -34,25 +32,21 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> None:
         """Ends the program if there are arguments that no option reads."""
-        if not unknown:
-            return
-        options = [option for action in self._actions for option in action.option_strings]
-        closest = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
-        remedy = f"did you mean {closest[0]}?" if closest else "options are written --NAME=VALUE, see --help"
-        self.error(f"unexpected argument {unknown[0]!r}; {remedy}")
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            closest = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
+            remedy = f"did you mean {closest[0]}?" if closest else "options are written --NAME=VALUE, see --help"
+            self.error(f"unexpected argument {unknown[0]!r}; {remedy}")
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
     """Returns a reader of integers that are not below `lowest`."""
 
     def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {lowest}")
-        return value
+        with contextlib.suppress(ValueError):
+            if (value := int(text)) >= lowest:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {lowest}")
 
     return read
 

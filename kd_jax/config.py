@@ -16,9 +16,7 @@ from ml_collections.config_dict import placeholder
 from kd_jax.training.terms import TERMS
 
 # The folder of the configs that kd_jax ships: inside an installed package, next to the package in a clone.
-FOLDER = next(
-    path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir()
-)
+FOLDER = next(path for parent in Path(__file__).parents[:2] if (path := parent / "configs").is_dir())
 # The weights of the paper (supplementary material), α1 to α3, for its I3D features and its reading of the formulas.
 PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
 # The default weights are the published ones divided by 300. With the formulas of this library they help where the
@@ -74,11 +72,7 @@ def make_runs(**runs: ConfigDict) -> ConfigDict:
 
 
 def add_run(config: ConfigDict, name: str, run: ConfigDict) -> None:
-    """Add a run to an experiment.
-
-    Raises:
-      ValueError: if a run, fusion or teacher already has this name.
-    """
+    """Add a run to an experiment; ValueError if a run, fusion or teacher already has this name."""
     if name in config.runs or name in config.fusions or name in config.teachers:
         raise ValueError(f"two runs, fusions or teachers would be named {name!r}; rename that of the other file")
     config.runs[name] = run
@@ -92,13 +86,8 @@ def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
     the fusion instead, which gained more (docs/weights.md).
     """
     first, plain = f"{teacher}_teacher", f"vanilla_{student}"
-    config.runs = make_runs(
-        **{
-            first: make_run(teacher),
-            plain: make_run(student),
-            f"augmented_{student}": make_run(student, teachers=(first,), weights=WEIGHTS),
-        }
-    )
+    augmented = make_run(student, teachers=(first,), weights=WEIGHTS)
+    config.runs = _section({first: make_run(teacher), plain: make_run(student), f"augmented_{student}": augmented})
     config.fusions.two_stream = (first, plain)
     config.baseline = plain
     return config
@@ -122,11 +111,7 @@ def load(name: str, variant: str = "") -> ConfigDict:
 
 
 def find_file(name: str) -> Path:
-    """Find a config file by its path, or by the name of one that kd_jax ships (`tsu`, `configs/tsu.py`).
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-    """
+    """Find a config file by its path, or by the name of one that kd_jax ships ; else FileNotFoundError."""
     if (path := Path(name)).is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
@@ -152,8 +137,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     """Set one field of a config to a value given as text, as on the command line.
 
     Args:
-      config: changed in place.
-      path: names of the sections and the field, e.g. `runs.augmented_rgb.weights.atomic`.
+      config, path: changed in place at the path of the field, e.g. `runs.augmented_rgb.weights.atomic`.
       text: a number, true or false, or plain text; a Python literal for a tuple; a Python dict for a section. 'None'
         unsets a field that may be unset. A dict replaces the whole of teachers, published, fusions or choices. In any
         other section it sets only the fields that it contains.
@@ -216,16 +200,12 @@ def _missing(section: ConfigDict, place: str, name: str) -> str:
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
     """Load another file's experiment, to which the caller adds its runs.
 
-    Args:
-      variant: the file, and optionally its variant: `sphere`, `sphere,smoke` or `/home/me/mine.py`. Without a file:
-        the demo.
+    `variant` is the file and optionally its variant: `sphere`, `sphere,smoke` or `/home/me/mine.py`; without a file,
+    the demo. ValueError if the file does not exist, or has no distilled run or no baseline.
 
     Returns:
       The config with only the baseline, the teachers of the first distilled student, and the runs that these need; the
       names of the teachers; the run of the baseline; and the variant without the file.
-
-    Raises:
-      ValueError: if the file does not exist, or has no distilled run or no baseline.
     """
     name, _, rest = variant.partition(",")
     if name in ("", "smoke"):
@@ -233,10 +213,8 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     try:
         config = load(name).unlock()
     except FileNotFoundError as error:
-        raise ValueError(
-            f"unknown config variant {variant!r}: this file knows smoke, and the data of other files, each also with "
-            f"',smoke'; {error}"
-        ) from None
+        known = "this file knows smoke, and the data of other files, each also with ',smoke'"
+        raise ValueError(f"unknown config variant {variant!r}: {known}; {error}") from None
     if (plain := config.runs.get(config.baseline)) is None:
         raise ValueError(f"{name} has no baseline, which this file needs")
     students = (run for run, made in config.runs.items() if made.teachers and made.modality == plain.modality)
@@ -332,14 +310,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
     It reads the records if they exist, and otherwise the synthetic set (with a message), so that it runs anywhere.
     """
-    config.dataset.max_videos = 8
-    config.dataset.synthetic_fallback = True
-    config.model.hidden = 16
-    config.training.epochs = 2
-    config.training.batch_size = 2
-    config.training.length_buckets = 1
-    config.training.checkpoint_every = 1
-    config.seeds = 1
+    config.dataset.update({"max_videos": 8, "synthetic_fallback": True})
+    config.training.update({"epochs": 2, "batch_size": 2, "length_buckets": 1, "checkpoint_every": 1})
+    config.model.hidden, config.seeds = 16, 1
     return config
 
 

@@ -29,39 +29,24 @@ from kd_jax.files import write_json
 def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.evaluate", __doc__)
-    datasets = [name for name in DATASETS if name != "synthetic"]
-    options.add_argument("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
-    options.add_argument(
-        "--annotations", action="append", required=True, help="A public annotation file; may be repeated."
-    )
-    options.add_argument(
-        "--predictions", required=True, help="A .npz, .json or .txt file or a folder, see kd_jax/evaluation/formats."
-    )
-    options.add_argument("--classes", help="File of class names, one per line; line number = class id.")
-    options.add_argument("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
-    options.add_argument(
-        "--protocols",
-        action="append",
-        choices=list(PROTOCOLS),
-        help="Instead of those the data set is published with; may be repeated.",
-    )
-    options.add_argument("--logits", action="store_true", help="The scores are logits, not probabilities.")
-    options.add_argument(
-        "--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own."
-    )
-    options.add_argument("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
-    options.add_argument(
-        "--convention",
-        choices=list(proposals.CONVENTIONS),
-        help="Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre).",
-    )
-    options.add_argument(
-        "--first_label", type=at_least(0), help="Number of the first class in PKU-MMD files (1; TSU has 0)."
-    )
-    options.add_argument("--head", choices=["dense", "sparse"], help="Instead of the data set's own.")
-    options.add_argument("--unit", choices=["seconds", "frames"], help="With custom: unit of times in the annotations.")
-    options.add_argument("--fps", type=float, help="Frames per second; default: the data set's own.")
-    options.add_argument("--output", help="JSON file for every value, also per class.")
+    add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
+    add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
+    add("--annotations", action="append", required=True, help="A public annotation file; may be repeated.")
+    add("--predictions", required=True, help="A .npz, .json or .txt file or a folder, see kd_jax/evaluation/formats.")
+    add("--classes", help="File of class names, one per line; line number = class id.")
+    add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
+    protocols = "Instead of those the data set is published with; may be repeated."
+    add("--protocols", action="append", choices=list(PROTOCOLS), help=protocols)
+    add("--logits", action="store_true", help="The scores are logits, not probabilities.")
+    add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
+    add("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
+    convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
+    add("--convention", choices=list(proposals.CONVENTIONS), help=convention)
+    add("--first_label", type=at_least(0), help="Number of the first class in PKU-MMD files (1; TSU has 0).")
+    add("--head", choices=["dense", "sparse"], help="Instead of the data set's own.")
+    add("--unit", choices=["seconds", "frames"], help="With custom: unit of times in the annotations.")
+    add("--fps", type=float, help="Frames per second; default: the data set's own.")
+    add("--output", help="JSON file for every value, also per class.")
     return options
 
 
@@ -70,15 +55,11 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
 
     Args:
       path: `.npz` of snippet scores, `.txt` of Charades localize, `.json` of kd_jax or ActivityNet, or a folder of
-        PKU-MMD text files.
+        PKU-MMD text files, whose first class has the number `first_label`.
       info: classes and frames per second.
-      first_label: the number of the first class in PKU-MMD files.
 
-    Returns:
-      The kind of the predictions, 'scores', 'instants' or 'detections', and {video: array}.
-
-    Raises:
-      FileNotFoundError, ValueError: naming file, line, value and remedy.
+    Returns the kind of the predictions, 'scores', 'instants' or 'detections', and {video: array}. Raises
+    FileNotFoundError or ValueError, which names file, line, value and remedy.
     """
     if path.is_dir():
         found = formats.read_pku_mmd(path, len(info.classes), first_label=first_label, frames_per_second=info.fps)
@@ -91,9 +72,8 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
         own = path.is_file() and path.read_bytes().lstrip()[:1] == b"["
         read = formats.read_native if own else formats.read_activitynet
         return "detections", read(path, info.classes)
-    raise FileNotFoundError(
-        f"{path} is no .npz of scores, .json of detections, .txt of Charades localize, or folder of PKU-MMD files"
-    )
+    kinds = ".npz of scores, .json of detections, .txt of Charades localize, or folder of PKU-MMD files"
+    raise FileNotFoundError(f"{path} is no {kinds}")
 
 
 def servable(protocols: Sequence[str], what: str) -> tuple[str, ...]:
@@ -104,27 +84,21 @@ def servable(protocols: Sequence[str], what: str) -> tuple[str, ...]:
 def evaluate_predictions(given: argparse.Namespace) -> None:
     """Scores the predictions that the options name and prints every value.
 
-    Raises:
-      ValueError, OSError: one sentence that names file or option and the remedy.
+    Raises ValueError or OSError, one sentence that names file or option and the remedy.
     """
-    _check_output(given.output)
+    if given.output and not (folder := Path(given.output).absolute().parent).is_dir():
+        raise ValueError(f"--output={given.output}: there is no folder {folder}; make it first")
     info, annotated, stride, findings = _read_truth(given)
     first_label = 1 if given.first_label is None else given.first_label
     what, arrays = read_predictions(Path(given.predictions), info, first_label=first_label)
     wanted = given.protocols or describe(given.dataset).protocols
     check_protocols(wanted)
     _refuse_idle_options(what, wanted, given)
-    scoring = Scoring(
-        tuple(given.protocols or servable(wanted, what)),
-        given.proposals or "",
-        given.threshold,
-        given.convention or "centre",
-    )
-    if not scoring.protocols:
-        raise ValueError(
-            f"{given.predictions} holds {what}, but {', '.join(wanted)} cannot be computed from them; "
-            "choose --protocols that can"
-        )
+    protocols = tuple(given.protocols or servable(wanted, what))
+    scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
+    if not protocols:
+        reason = f"{given.predictions} holds {what}, but {', '.join(wanted)} cannot be computed from them"
+        raise ValueError(f"{reason}; choose --protocols that can")
     scoring.check(info.head)
     truth = make_truth([_as_video(video, arrays.get(video.id), stride) for video in annotated], info)
     of_split = {video: array for video, array in arrays.items() if video in truth.segments}
@@ -135,11 +109,6 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
         predictions = Predictions(**{what: of_split})
     results = as_results(*score(predictions, truth, scoring.protocols), info.classes)
     _report(info, truth, what, arrays, findings, results, given)
-
-
-def _check_output(output: str | None) -> None:
-    if output and not Path(output).absolute().parent.is_dir():
-        raise ValueError(f"--output={output}: there is no folder {Path(output).absolute().parent}; make it first")
 
 
 def _refuse_idle_options(what: str, wanted: Sequence[str], given: argparse.Namespace) -> None:
@@ -168,15 +137,8 @@ def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], 
     findings.raise_problems()
     if not names:
         raise ValueError(f"--dataset={given.dataset} also needs --classes, a file with one name a line")
-    info = base.Info(
-        name=given.dataset,
-        classes=names,
-        head=given.head or description.head,
-        modalities={},
-        unit=given.unit or description.unit,
-        fps=given.fps or description.fps,
-        seconds_per_snippet=math.nan,
-    )
+    head, unit, fps = (getattr(given, field) or getattr(description, field) for field in ("head", "unit", "fps"))
+    info = base.Info(given.dataset, names, head, {}, unit, fps, seconds_per_snippet=math.nan)
     of_split = [video for video in annotated if video.split == given.split]
     if not of_split:
         raise ValueError(f"{', '.join(given.annotations)}: none of the {len(annotated)} videos is for {given.split}")
@@ -192,24 +154,15 @@ def _as_video(video: Annotated, table: np.ndarray | None, stride: float | None) 
 
 
 def _check_probabilities(tables: Mapping[str, np.ndarray], given: argparse.Namespace) -> None:
-    if given.logits:
-        return
-    for video, table in tables.items():
+    for video, table in {} if given.logits else tables.items():
         if table.size and (table.min() < 0 or table.max() > 1):
-            raise ValueError(
-                f"{given.predictions}: the scores of {video!r} go from {table.min():.4g} to {table.max():.4g}, so "
-                "they are no probabilities; if they are logits, give --logits"
-            )
+            scores = f"the scores of {video!r} go from {table.min():.4g} to {table.max():.4g}"
+            remedy = "so they are no probabilities; if they are logits, give --logits"
+            raise ValueError(f"{given.predictions}: {scores}, {remedy}")
 
 
 def _report(
-    info: base.Info,
-    truth: Truth,
-    what: str,
-    arrays: Mapping,
-    findings: Findings,
-    results: dict,
-    given: argparse.Namespace,
+    info: base.Info, truth: Truth, what: str, arrays: Mapping, findings: Findings, results: dict, given
 ) -> None:
     """Prints the videos, what was cleaned, what is missing and every value; writes --output."""
     actions = sum(map(len, truth.written.values()))
@@ -218,7 +171,9 @@ def _report(
         print(f"  annotations, both splits: {kind}: {len(cases)}")
     missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
     if missing:
-        print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{_of_missing(results)}")
+        effect = "; event_map, like the official script, leaves their actions out: write empty files for them"
+        effect = effect if any(key.startswith("event_map/") for key in results) else ""
+        print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{effect}")
     if unknown:
         print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
     print(f"{what} of {given.predictions}, percent:")
@@ -231,14 +186,6 @@ def _report(
     if given.output:
         write_json(Path(given.output), results)
         print(f"With every class in {given.output}")
-
-
-def _of_missing(results: Mapping) -> str:
-    """Explains the effect of missing videos; event mAP, like the official script, scores predicted videos only."""
-    quirky = any(key.startswith("event_map/") for key in results)
-    return (
-        "; event_map, like the official script, leaves their actions out: write empty files for them" if quirky else ""
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -29,25 +29,17 @@ from kd_jax.training.table import markdown
 def parser() -> Parser:
     """The options of this command; those that start with `--config.` are fields of the config."""
     options = Parser("kd_jax.main", __doc__)
-    options.add_argument(
-        "--config",
-        metavar="FILE[:VARIANT]",
-        help="Experiment: a file such as configs/mine.py:smoke, or one that kd_jax ships, e.g. tsu.",
-    )
-    options.add_argument("--workdir", help="Folder for the results, or gs://…; default: workdir/NAME of the config.")
-    options.add_argument(
-        "--coordinator",
-        help="In a job of several processes: HOST:PORT of the first, or 'auto' (SLURM, Open MPI, TPU pod).",
-    )
-    options.add_argument("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
-    options.add_argument("--process", type=int, help="Index of this process, from 0.")
-    options.add_argument("--resume", action="store_true", default=True, help=argparse.SUPPRESS)
-    options.add_argument("--noresume", dest="resume", action="store_false", help="Train every run anew.")
-    options.add_argument(
-        "--profile",
-        action="store_true",
-        help="Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto).",
-    )
+    add = options.add_argument
+    config = "Experiment: a file such as configs/mine.py:smoke, or one that kd_jax ships, e.g. tsu."
+    add("--config", metavar="FILE[:VARIANT]", help=config)
+    add("--workdir", help="Folder for the results, or gs://…; default: workdir/NAME of the config.")
+    add("--coordinator", help="In a job of several: HOST:PORT of the first process, or 'auto' (SLURM, Open MPI, TPU).")
+    add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
+    add("--process", type=int, help="Index of this process, from 0.")
+    add("--resume", action="store_true", default=True, help=argparse.SUPPRESS)
+    add("--noresume", dest="resume", action="store_false", help="Train every run anew.")
+    profile = "Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto)."
+    add("--profile", action="store_true", help=profile)
     return options
 
 
@@ -65,9 +57,7 @@ def read_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
 def read_config(given: str, overrides: Sequence[str]) -> ConfigDict:
     """Returns the config of `FILE[:VARIANT]` with the overrides `FIELD=VALUE`.
 
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for an error in the file, or an override that does not fit.
+    Raises FileNotFoundError without this file, and ValueError for an error in it or an override that does not fit.
     """
     name, _, variant = given.partition(":")
     path = schema.find_file(name)
@@ -118,12 +108,9 @@ def _fail_with_the_job(error: Exception) -> NoReturn:
     """Ends one process of a job of several at once, because JAX would wait for the others and then abort."""
     traceback.print_exc()
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    print(
-        f"kd_jax.main: this process of the job failed, or lost another one ({reason}); stop all of them and start them "
-        "again: they continue from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    remedy = "stop all of them and start them again: they continue from the last checkpoint"
+    message = f"kd_jax.main: this process of the job failed, or lost another one ({reason}); {remedy}"
+    print(message, file=sys.stderr, flush=True)
     os._exit(1)
 
 

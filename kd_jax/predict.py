@@ -44,85 +44,57 @@ from kd_jax.video.encoders.weights import Weights, read_weights
 def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.predict", __doc__)
-    options.add_argument("--run", help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
-    options.add_argument("--features", help="A .npy file, a folder of them, or a folder of records.")
-    options.add_argument("--video", action="append", help="A video file, instead of features; may be repeated.")
-    options.add_argument("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
-    options.add_argument("--fps", type=float, help="With --video: frames per second to sample it at.")
+    add = options.add_argument
+    add("--run", help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
+    add("--features", help="A .npy file, a folder of them, or a folder of records.")
+    add("--video", action="append", help="A video file, instead of features; may be repeated.")
+    add("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
+    add("--fps", type=float, help="With --video: frames per second to sample it at.")
     videos.add_options(options, "as the run's features, else ")
-    options.add_argument("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
-    options.add_argument("--output", help="Folder for scores.npz and detections.json.")
-    options.add_argument(
-        "--format", action="append", choices=list(formats.FORMATS), help="What to write (native); may be repeated."
-    )
-    options.add_argument(
-        "--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background)."
-    )
-    options.add_argument(
-        "--threshold",
-        type=between(0, 1),
-        help="Probability from which a snippet counts as action (dense 0.5, sparse 0.4).",
-    )
-    options.add_argument(
-        "--convention",
-        choices=list(CONVENTIONS),
-        default="centre",
-        help="Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre).",
-    )
-    options.add_argument("--seconds_per_snippet", type=positive, help="Instead of the snippet length of the run.")
-    options.add_argument(
-        "--batch_size", type=at_least(1), default=8, help="Whole videos, or snippets of a video, per forward pass (8)."
-    )
+    add("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
+    add("--output", help="Folder for scores.npz and detections.json.")
+    add("--format", action="append", choices=list(formats.FORMATS), help="What to write (native); may be repeated.")
+    add("--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background).")
+    threshold = "Probability from which a snippet counts as action (dense 0.5, sparse 0.4)."
+    add("--threshold", type=between(0, 1), help=threshold)
+    convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
+    add("--convention", choices=list(CONVENTIONS), default="centre", help=convention)
+    add("--seconds_per_snippet", type=positive, help="Instead of the snippet length of the run.")
+    batch_size = "Whole videos, or snippets of a video, per forward pass (8)."
+    add("--batch_size", type=at_least(1), default=8, help=batch_size)
     return options
 
 
 @dataclasses.dataclass
 class Inputs:
-    """The videos to predict.
+    """The videos to predict; every mapping is {video: value}."""
 
-    Attributes:
-      features: {video: `[T, D]`}, in memory or on disk.
-      seconds: {video: seconds per snippet}.
-      durations: {video: seconds}, only for videos whose duration is known.
-      frames: {video: frames to draw above its timeline}, only for video files.
-      broken: one sentence for each video file that cannot be used.
-    """
-
-    features: Mapping[str, np.ndarray | base.OnDisk]
-    seconds: dict[str, float]
-    durations: dict[str, float] = dataclasses.field(default_factory=dict)
-    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
-    broken: list[str] = dataclasses.field(default_factory=list)
+    features: Mapping[str, np.ndarray | base.OnDisk]  # [T, D], in memory or on disk
+    seconds: dict[str, float]  # seconds per snippet
+    durations: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, where they are known
+    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)  # to draw, of video files
+    broken: list[str] = dataclasses.field(default_factory=list)  # one sentence per video file that cannot be used
 
 
 @dataclasses.dataclass
 class VideoFiles:
-    """Video files that were opened, and how an encoder reads them.
+    """Video files that were opened, and how an encoder reads them."""
 
-    Attributes:
-      weights: the encoder.
-      sampling: how a video is cut into snippets.
-      opened: {name: Video}.
-      broken: one sentence for each of the other files.
-    """
-
-    weights: Weights
-    sampling: videos.Sampling
-    opened: dict[str, videos.Video]
-    broken: list[str]
+    weights: Weights  # the encoder
+    sampling: videos.Sampling  # how a video is cut into snippets
+    opened: dict[str, videos.Video]  # by name
+    broken: list[str]  # one sentence for each of the other files
 
 
 def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
     """Reads `<video>.npy` or `.npz` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
 
-    Raises:
-      FileNotFoundError, ValueError: listing every file that cannot be used.
+    Raises FileNotFoundError or ValueError, which lists every file that cannot be used.
     """
     files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {path.stem: path}
     if not files or not all(file.exists() for file in files.values()):
-        raise FileNotFoundError(
-            f"--features={path}: no feature file there; give a folder of <video>.npy files, one file, or records"
-        )
+        remedy = "give a folder of <video>.npy files, one file, or records"
+        raise FileNotFoundError(f"--features={path}: no feature file there; {remedy}")
     findings, features = Findings(), {}
     for video, file in sorted(files.items()):
         shape = feature_files.check_file(modality, file, findings)
@@ -135,16 +107,10 @@ def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.nd
 
 
 def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> Inputs:
-    """Reads feature files, or one split of a folder of records.
+    """Reads a feature file, a folder of them, or one split of a folder of records for a run.
 
-    Args:
-      path: a feature file, a folder of them, or a folder of records.
-      split: of records; None for 'test'.
-      run: the run that will read the features.
-      seconds: duration of a snippet, for feature files; None for that of the run.
-
-    Raises:
-      FileNotFoundError, ValueError: naming the file or option and the remedy.
+    `split` is of records, None for 'test'. `seconds` is the duration of a snippet of feature files, None for the run's.
+    Raises FileNotFoundError or ValueError, which names the file or option and the remedy.
     """
     modality, size = run.config["modality"], run.config["input_size"]
     if not (path / records.INFO_FILE).is_file():
@@ -168,8 +134,7 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
 def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
     """Opens the video files and the encoder, without decoding the videos.
 
-    Raises:
-      FileNotFoundError, ValueError: if the encoder does not fit the run, or no file can be used.
+    Raises FileNotFoundError or ValueError if the encoder does not fit the run, or no file can be used.
     """
     made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
     weights = _read_encoder(given.encoder_weights, run, made)
@@ -202,17 +167,13 @@ def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -
     path = Path(encoder_weights)
     weights = read_weights(path, dtype=jnp.dtype(made["dtype"]))
     if (weights.modality, weights.num_features) != (modality, size):
-        raise ValueError(
-            f"--encoder_weights={path} give {weights.num_features} features of {weights.modality}; "
-            f"the run reads {size} of {modality}"
-        )
+        found = f"{weights.num_features} features of {weights.modality}"
+        raise ValueError(f"--encoder_weights={path} give {found}; the run reads {size} of {modality}")
     if modality == "pose":
         raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
     if (expected := made.get("weights_sha256", found := sha256(path))) != found:
-        raise ValueError(
-            f"--encoder_weights={path} (sha256 {found[:12]}…) are not the weights that made the run's features "
-            f"({expected[:12]}…); give those"
-        )
+        given = f"--encoder_weights={path} (sha256 {found[:12]}…)"
+        raise ValueError(f"{given} are not the weights that made the run's features ({expected[:12]}…); give those")
     return weights
 
 
@@ -221,9 +182,8 @@ def encode(files: VideoFiles, batch_size: int) -> Inputs:
     features, frames, broken = {}, {}, list(files.broken)
     for name, video in files.opened.items():
         try:
-            table, frames[name] = encode_video(
-                files.weights, video, files.sampling, batch_size=batch_size, num_frames=12
-            )
+            options = {"batch_size": batch_size, "num_frames": 12}
+            table, frames[name] = encode_video(files.weights, video, files.sampling, **options)
             features[name] = base.to_float16(table)  # as records store it
         except videos.VideoError as error:
             broken.append(str(error))
@@ -236,10 +196,8 @@ def encode(files: VideoFiles, batch_size: int) -> Inputs:
 
 def _check_options(given: argparse.Namespace) -> None:
     if lacking := [f"--{name}" for name in ("run", "output") if not getattr(given, name)]:
-        raise ValueError(
-            f"{', '.join(lacking)} must be given; for instance --run=workdir/demo/augmented_rgb --features=DIR "
-            "--output=DIR (--help lists all options)"
-        )
+        example = "--run=workdir/demo/augmented_rgb --features=DIR --output=DIR (--help lists all options)"
+        raise ValueError(f"{', '.join(lacking)} must be given; for instance {example}")
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
     if given.video:
@@ -252,11 +210,8 @@ def _check_options(given: argparse.Namespace) -> None:
 def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     """Predicts the videos that the options name and writes every file.
 
-    Returns:
-      One line that says what was written, and a sentence for each video that cannot be used.
-
-    Raises:
-      ValueError, OSError: one sentence with the remedy.
+    Returns one line that says what was written, and a sentence for each video that cannot be used. Raises ValueError or
+    OSError, one sentence with the remedy.
     """
     _check_options(given)
     run = load_teacher(given.run)
@@ -265,23 +220,17 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     chosen, output = given.format or ["native"], epath.Path(given.output)
     if given.video:
         files = open_videos(given, run)
-        formats.check_formats(chosen, list(files.opened), len(classes))
-        make_folder(output, "output")
-        inputs = encode(files, given.batch_size)
+        names = list(files.opened)
     else:
         inputs = read_inputs(Path(given.features), given.split, run, given.seconds_per_snippet)
-        formats.check_formats(chosen, list(inputs.features), len(classes))
-        make_folder(output, "output")
+        names = list(inputs.features)
+    formats.check_formats(chosen, names, len(classes))
+    make_folder(output, "output")
+    if given.video:
+        inputs = encode(files, given.batch_size)
     examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in inputs.features.items()]
-    outputs = run_detector(
-        run.model,
-        run.variables,
-        examples,
-        batch_size=given.batch_size,
-        num_buckets=4,
-        progress="predicting",
-        with_features=False,
-    )
+    options = {"batch_size": given.batch_size, "num_buckets": 4, "progress": "predicting", "with_features": False}
+    outputs = run_detector(run.model, run.variables, examples, **options)
     scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
     found = {v: rule(table, inputs.seconds[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
     paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes)
@@ -294,7 +243,6 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def _count(number: int, noun: str) -> str:
-    """'1 video', or '2 videos'."""
     return f"{number} {noun}{'s'[: number != 1]}"
 
 

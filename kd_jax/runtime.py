@@ -22,12 +22,10 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     Args:
       coordinator: HOST:PORT of the first process of a job; 'auto' where SLURM, Open MPI, Kubernetes or a TPU pod knows
         it; None for a single process.
-      processes: number of processes, with HOST:PORT only.
-      process: index of this process, with HOST:PORT only.
+      processes, process: their number and the index of this one, with HOST:PORT only.
 
     Raises:
-      ValueError: if one of these is missing or does not fit the others.
-      OSError: if the job cannot be joined.
+      ValueError: if one of these is missing or does not fit the others. OSError: if the job cannot be joined.
     """
     _check_job(coordinator, processes, process)
     if coordinator:
@@ -49,7 +47,6 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 
 def _check_job(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Raises ValueError, with the remedy, for options of a job that do not fit together."""
     if coordinator in (None, "auto"):
         if (processes, process) != (None, None):
             raise ValueError("--processes and --process need --coordinator=HOST:PORT, the address of the first process")
@@ -126,11 +123,7 @@ def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     """Returns the bytes of memory that this process may use.
 
     This is the memory of the machine or, on Linux, the lowest limit of the control groups (version 1 or 2) of the
-    process and their parents, which containers and batch jobs set.
-
-    Args:
-      groups: the file that lists the control groups of the process.
-      root: the folder where control groups are mounted.
+    process and their parents, which containers and batch jobs set. `groups` lists the groups, mounted in `root`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for line in groups.read_text().splitlines() if groups.exists() else ():

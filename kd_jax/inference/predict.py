@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +16,7 @@ from kd_jax.types import Array, Outputs
 
 
 def forward(
-    model,
-    variables: dict,
-    features: Array,
-    mask: Array,
-    *,
-    side_by_side: bool = False,
-    with_features: bool = True,
+    model, variables: dict, features: Array, mask: Array, *, side_by_side: bool = False, with_features: bool = True
 ) -> Outputs:
     """The detector without dropout, compiled once per model and padded length; options as in `run_detector`."""
     return _compiled_forward()(model, side_by_side, with_features, variables, features, mask)
@@ -57,7 +52,7 @@ def run_detector(
       examples: the videos; labels are not read.
       batch_size: videos per forward pass.
       num_buckets: number of padded lengths, each compiled once.
-      progress: label of a progress bar; None for none.
+      progress: label of a progress bar.
       side_by_side: the variables are P sets, `[P, …]`; the outputs then have a first axis P as well.
       with_features: False leaves out the features.
 
@@ -66,8 +61,7 @@ def run_detector(
     """
     mesh = sharding.data_mesh()
     variables = sharding.replicate(variables, mesh)
-    lengths = [len(example.features) for example in examples]
-    batch_size = min(batch_size, max(len(examples), 1))
+    lengths, batch_size = [len(example.features) for example in examples], min(batch_size, max(len(examples), 1))
     outputs: dict[int, Outputs] = {}
     buckets = bucket_lengths(lengths, num_buckets, batch_size) if examples else ()
     quiet = None if progress and runtime.is_first() else True
@@ -77,8 +71,7 @@ def run_detector(
     ):
         for indices, batch, _ in batches:
             options = {"side_by_side": side_by_side, "with_features": with_features}
-            result = forward(model, variables, batch.features, batch.mask, **options)
-            result = sharding.fetch(result, mesh)
+            result = sharding.fetch(forward(model, variables, batch.features, batch.mask, **options), mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)
@@ -94,36 +87,23 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 class SplitPredictor:
-    """Predicts one split of a data set with each of P sets of parameters.
+    """Predicts the `videos` of one split of a data set, of which `info` describes all, with each of P parameter sets.
 
-    Attributes:
-      split: 'train', 'validation' or 'test'.
-      videos: its videos.
-      info: the data set.
+    `forward` holds the options `batch_size` and `num_buckets` of `run_detector`.
     """
 
-    def __init__(self, model, source: Source, split: str, modality: str, *, batch_size: int, num_buckets: int):
-        self.split, self.videos, self.info = split, source.videos(split, [modality]), source.info
+    def __init__(self, model, source: Source, split: str, modality: str, **forward):
+        self.videos, self.info = source.videos(split, [modality]), source.info
         self._examples = make_examples(self.videos, modality, len(source.info.classes))
-        self._model, self._batch_size, self._num_buckets = model, batch_size, num_buckets
+        self._model, self._forward = model, forward
 
     def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict[str, np.ndarray]]:
         """`variables` `[P, …]` → P times {video: logits `[T, C]`}."""
         count = len(jax.tree.leaves(variables)[0])
         if count == 1:
             variables = jax.tree.map(lambda x: x[0], variables)
-        outputs = run_detector(
-            self._model,
-            variables,
-            self._examples,
-            batch_size=self._batch_size,
-            num_buckets=self._num_buckets,
-            progress=progress,
-            side_by_side=count > 1,
-            with_features=False,
-        )
-        tables = {
-            example.id: output.logits.reshape(count, *output.logits.shape[-2:])
-            for example, output in zip(self._examples, outputs, strict=True)
-        }
+        options: dict[str, Any] = {"progress": progress, "side_by_side": count > 1, "with_features": False}
+        outputs = run_detector(self._model, variables, self._examples, **self._forward, **options)
+        pairs = zip(self._examples, outputs, strict=True)
+        tables = {example.id: out.logits.reshape(count, *out.logits.shape[-2:]) for example, out in pairs}
         return [{video: table[i] for video, table in tables.items()} for i in range(count)]

@@ -18,13 +18,9 @@ from kd_jax.training.checkpoints import TrainedRun, load_teacher
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A trained detector with the parameters of its best epoch.
+    """A trained detector with the parameters of its best epoch."""
 
-    Attributes:
-      run: the model, its variables and the content of the run's config.json.
-    """
-
-    run: TrainedRun
+    run: TrainedRun  # the model, its variables and the content of the run's config.json
 
     @property
     def modality(self) -> str:
@@ -52,15 +48,10 @@ class TrainedDetector:
         return self.run.config["seconds_per_snippet"]
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Predicts one whole video.
+        """Predicts one whole video: `[T, D]` features of any real dtype → `[T, C]` float32 probabilities.
 
-        Programs are compiled once for each T, rounded up to a multiple of 16.
-
-        Args:
-          features: `[T, D]`, one row per snippet, any real dtype.
-
-        Returns:
-          `[T, C]` float32 probabilities, one column per class. The sparse head adds a last column, the background.
+        The sparse head adds a last column, the background. Programs are compiled once for each T, rounded up to a
+        multiple of 16.
 
         Raises:
           ValueError: for another shape, another dtype, or a value that is not finite.
@@ -72,19 +63,15 @@ class TrainedDetector:
         return probabilities(np.asarray(output.logits), self.head)
 
     def _check(self, features: np.ndarray) -> np.ndarray:
-        """Returns the features as floats that the model reads."""
         if features.ndim != 2 or features.shape[1] != self.input_size or not len(features):
-            raise ValueError(
-                f"features have shape {list(features.shape)}; expected [T, {self.input_size}], one row of "
-                f"{self.modality} features per snippet"
-            )
+            expected = f"[T, {self.input_size}], one row of {self.modality} features per snippet"
+            raise ValueError(f"features have shape {list(features.shape)}; expected {expected}")
         if features.dtype.kind not in "fiu":
             raise ValueError(f"features have dtype {features.dtype}; expected a real number type such as float32")
         finite = np.isfinite(features).all(axis=1)
         if not finite.all():
-            raise ValueError(
-                f"features of snippet {int(np.argmin(finite))} are not finite; repair or remove the snippet"
-            )
+            snippet = int(np.argmin(finite))
+            raise ValueError(f"features of snippet {snippet} are not finite; repair or remove the snippet")
         return features if features.dtype == np.float16 else features.astype(np.float32)
 
 

@@ -20,16 +20,10 @@ from kd_jax.types import Outputs
 
 
 def halo_of(model) -> int:
-    """The number of snippets on each side that an output depends on.
-
-    Raises:
-      ValueError: for a filter whose outputs depend on the whole video.
-    """
+    """The number of snippets on each side that an output depends on; ValueError if it depends on the whole video."""
     if model.receptive_field is None:
-        raise ValueError(
-            f"outputs of the filter {model.filter!r} depend on the whole video, so a window is not enough; "
-            "use kd_jax.predict, or another filter"
-        )
+        reason = f"outputs of the filter {model.filter!r} depend on the whole video, so a window is not enough"
+        raise ValueError(f"{reason}; use kd_jax.predict, or another filter")
     return model.receptive_field // 2
 
 
@@ -41,18 +35,18 @@ def detect_in_windows(model, variables: dict, features: np.ndarray, *, window: i
       features: `[T, D]`, possibly memory-mapped: at most one window is read at a time.
       window: number of outputs per pass, which reads `2 · halo_of(model)` more snippets. One compilation.
 
-    Returns:
-      numpy Outputs, `[T, H]` features and `[T, C]` logits.
-
-    Raises:
-      ValueError: for features that are not `[T, D]` with T of at least 1, or a window below 1.
+    Returns numpy Outputs, `[T, H]` features and `[T, C]` logits. Raises ValueError for features that are not `[T, D]`
+    with T of at least 1, or a window below 1.
     """
     if features.ndim != 2 or not len(features) or window < 1:
         raise ValueError(f"features must be [T, D] and window at least 1; got shape {features.shape}, window {window}")
-    pieces = [
-        _window(model, variables, features, start, min(start + window, len(features)), window)
-        for start in range(0, len(features), window)
-    ]
+    return _windows(model, variables, features, 0, len(features), window)
+
+
+def _windows(model, variables: dict, features: np.ndarray, start: int, stop: int, window: int) -> Outputs:
+    """Outputs of the snippets start … stop - 1, `window` at a time."""
+    spans = [(first, min(first + window, stop)) for first in range(start, stop, window)]
+    pieces = [_window(model, variables, features, *span, window) for span in spans]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 
 
@@ -71,8 +65,7 @@ def _window(model, variables: dict, features: np.ndarray, start: int, stop: int,
 class StreamingDetector:
     """Takes snippets as they arrive, and returns the outputs of each as soon as no later snippet can change them.
 
-    Attributes:
-      delay: the outputs of a snippet are returned by the push of the `delay`-th snippet after it.
+    The outputs of a snippet are returned by the push of the `delay`-th snippet after it.
     """
 
     def __init__(self, model, variables: dict, input_size: int, *, block: int = 1):
@@ -107,14 +100,11 @@ class StreamingDetector:
         return outputs
 
     def _emit(self, stop: int) -> Outputs:
-        arguments = (self._model, self._variables, self._kept)
-        pieces = [
-            _window(*arguments, start, min(start + self._block, stop), self._block)
-            for start in range(self._next, stop, self._block)
-        ]
-        if not pieces:
-            hidden, num_outputs = self._model.hidden, self._model.num_outputs
-            return Outputs(np.zeros((0, hidden), np.float32), np.zeros((0, num_outputs), np.float32))
+        if stop <= self._next:
+            sizes = self._model.hidden, self._model.num_outputs
+            features, logits = (np.zeros((0, size), np.float32) for size in sizes)
+            return Outputs(features, logits)
+        outputs = _windows(self._model, self._variables, self._kept, self._next, stop, self._block)
         forgotten = max(stop - halo_of(self._model), 0)
         self._kept, self._next = self._kept[forgotten:], stop - forgotten
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+        return outputs

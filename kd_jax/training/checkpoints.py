@@ -7,6 +7,7 @@ A run's folder is enough to rebuild its model: `config.json` describes it, and t
 the input standardisation. orbax reads the arrays; nothing is unpickled.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -36,7 +37,7 @@ def _manager(directory: epath.PathLike, **options) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(_folder(directory), options=options, handler_registry=registry)
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """Keeps the last two saved epochs of a run: the training state, and the parameters of the best epoch so far.
 
     Runs that train together are saved one after another. With two epochs each, they have one in common after a kill
@@ -48,25 +49,20 @@ class Checkpoints:
         latest = ocp.checkpoint_managers.LatestN(2)
         self._manager = _manager(directory, preservation_policy=latest, cleanup_tmp_directories=True)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         self._manager.close()
 
     def save(self, epoch: int, state: TrainState, best: dict) -> None:
         """Writes both trees; an interrupted save leaves the previous one."""
-        self._manager.save(
-            epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(state), best=ocp.args.StandardSave(best))
-        )
+        args = {"state": ocp.args.StandardSave(state), "best": ocp.args.StandardSave(best)}
+        self._manager.save(epoch, args=ocp.args.Composite(**args))
 
     def restore(self, epoch: int, state: TrainState, best: dict) -> tuple[TrainState, dict]:
         """Reads a saved epoch into the structure, dtypes and shardings of the given trees, and deletes later epochs."""
         for later in [saved for saved in self._manager.all_steps() if saved > epoch]:
             self._manager.delete(later)
-        restored = self._manager.restore(
-            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(state), best=ocp.args.StandardRestore(best))
-        )
+        args = {"state": ocp.args.StandardRestore(state), "best": ocp.args.StandardRestore(best)}
+        restored = self._manager.restore(epoch, args=ocp.args.Composite(**args))
         return restored.state, restored.best
 
 
@@ -94,27 +90,22 @@ def build_model(config: Mapping) -> Detector:
 def load_teacher(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
 
-    Raises:
-      FileNotFoundError: if the folder holds no run, or an unfinished one.
-      ValueError: if its filter is not in FILTERS, or its checkpoint cannot be read.
+    Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
+    FILTERS or its checkpoint cannot be read.
     """
     directory = epath.Path(directory)
     config = read_json(directory / "config.json")
     if config is None:
-        raise FileNotFoundError(
-            f"{directory} is no run (no config.json there); give a run of a workdir, e.g. workdir/demo/augmented_rgb"
-        )
+        remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
+        raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
     if not (directory / "results.json").exists():
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     if config["filter"] not in FILTERS:
-        raise ValueError(
-            f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)}); add its "
-            "class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
-        )
-    model = build_model(config)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1, config["input_size"])), jnp.ones((1, 1), bool))
-    )
+        unknown = f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)})"
+        remedy = "add its class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
+        raise ValueError(f"{unknown}; {remedy}")
+    model, x = build_model(config), jax.ShapeDtypeStruct((1, 1, config["input_size"]), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
     manager = _manager(directory)
@@ -123,10 +114,8 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
         best = manager.restore(manager.latest_step(), args=args).best
     except Exception as error:  # the libraries below raise many kinds, with messages of a page
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise ValueError(
-            f"the checkpoint of the run {directory} cannot be read ({reason}); copy all of the run again, or train it "
-            "anew"
-        ) from error
+        remedy = "copy all of the run again, or train it anew"
+        raise ValueError(f"the checkpoint of the run {directory} cannot be read ({reason}); {remedy}") from error
     finally:
         manager.close()
     return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)

@@ -31,15 +31,13 @@ def perform(
     """Trains what is not finished, fuses streams, and writes results.json and results.md into the workdir.
 
     Args:
-      config: an experiment that `plan.prepare` has checked.
-      workdir: the folder that `prepare` was given.
+      config, workdir: an experiment and its folder, which `plan.prepare` has checked.
       source: from `prepare`.
       resume: False deletes the runs of the config first.
       profile: write a trace of a few steps into a folder `profile` of the first run of each program.
 
-    Returns:
-      The content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]}, 'gain',
-      'test'}], …}. 'test' holds every measure of every protocol, also per class.
+    Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
+    'gain', 'test'}], …}. 'test' holds every measure of every protocol, also per class.
     """
     order, workdir = training_order(config), epath.Path(workdir)
     runtime.wait_for_all("the workdir has been checked")
@@ -74,15 +72,10 @@ def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int, sour
         members = config.fusions.get(of, (of,))
         return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
 
-    start = config.runs[name].starts_from
-    return Run(
-        name,
-        seed,
-        run_directory(config, workdir, name, seed),
-        make_manifest(config, name, seed, source),
-        tuple(map(teacher, config.runs[name].teachers)),
-        run_directory(config, workdir, start, seed) if start else None,
-    )
+    directory, manifest = run_directory(config, workdir, name, seed), make_manifest(config, name, seed, source)
+    teachers, start = tuple(map(teacher, config.runs[name].teachers)), config.runs[name].starts_from
+    starts_from = run_directory(config, workdir, start, seed) if start else None
+    return Run(name, seed, directory, manifest, teachers, starts_from)
 
 
 def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
@@ -93,9 +86,8 @@ def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
         earliest = max((i + 1 for i, group in enumerate(found) if teachers & set(group)), default=0)
         alike = (g for g in found[earliest:] if _program_key(config, g[0]) == _program_key(config, name))
         if (group := next(alike, None)) is None:
-            found.append([name])
-        else:
-            group.append(name)
+            found.append(group := [])
+        group.append(name)
     return found
 
 
@@ -106,13 +98,5 @@ def _program_key(config: ConfigDict, name: str) -> tuple:
     """
     run = config.runs[name]
     costly = tuple(term for term, weight in run.weights.items() if weight and TERMS[term].costly)
-    return (
-        run.modality,
-        run.filter,
-        run.hidden,
-        run.num_layers,
-        len(run.teachers),
-        run.balance,
-        costly,
-        str(run.options),
-    )
+    shape = run.modality, run.filter, run.hidden, run.num_layers
+    return *shape, len(run.teachers), run.balance, costly, str(run.options)

@@ -1,5 +1,6 @@
 """The log of a training: metrics.jsonl and TensorBoard events on disk, a progress bar on the terminal."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
     return record
 
 
-class Log:
+class Log(contextlib.AbstractContextManager):
     """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops entries to be written again."""
 
     def __init__(self, directory: epath.Path, after_epoch: int):
@@ -48,9 +49,6 @@ class Log:
         self._entries = [entry for entry in entries if entry["epoch"] <= after_epoch]
         step = self._entries[-1]["step"] if self._entries else 0
         self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard drops later entries
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._events.close()
@@ -64,7 +62,7 @@ class Log:
         self._events.flush()
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A progress bar over the steps of a run, with loss and validation score. It never waits for the device."""
 
     _interval = 0.5  # seconds between updates of the shown loss
@@ -72,17 +70,8 @@ class Progress:
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
         self.name, self._last = name, 0.0
         self._validation: dict[str, str] = {}
-        self._bar = tqdm(
-            total=epochs * steps_per_epoch,
-            initial=done * steps_per_epoch,
-            desc=name,
-            unit="step",
-            disable=None if runtime.is_first() else True,
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self):
-        return self
+        steps = {"total": epochs * steps_per_epoch, "initial": done * steps_per_epoch, "unit": "step"}
+        self._bar = tqdm(desc=name, disable=None if runtime.is_first() else True, dynamic_ncols=True, **steps)
 
     def __exit__(self, *_):
         self._bar.close()

@@ -29,20 +29,13 @@ SHARE = 0.5  # the part of a device's memory that training videos may take; the 
 
 @flax.struct.dataclass
 class Resident:
-    """Videos on the device. N is the number of their snippets plus one longest bucket of zeros.
+    """Videos on the device. N is the number of their snippets plus one longest bucket of zeros."""
 
-    Attributes:
-      features: `[N, D]`, in the dtype of the examples.
-      labels: `[N, C]` uint8.
-      teachers: outputs of each frozen teacher, `[U, N, H]` and `[U, N, C]` float32, in each of U sets of teachers.
-      starts, lengths: `[V + 1]` int32, of each video and of an empty one.
-    """
-
-    features: Array
-    labels: Array
-    teachers: tuple[Outputs, ...]
-    starts: Array
-    lengths: Array
+    features: Array  # [N, D], in the dtype of the examples
+    labels: Array  # [N, C] uint8
+    teachers: tuple[Outputs, ...]  # of each frozen teacher, [U, N, H] and [U, N, C] float32, in U sets of teachers
+    starts: Array  # [V + 1] int32, of each video and of an empty one
+    lengths: Array  # [V + 1] int32
 
 
 def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:
@@ -86,8 +79,7 @@ def put(teacher_sets: Sequence[Sequence[Example]], longest: int, mesh: jax.shard
         features=features if len(local) == size else sharding.shard(features, size, mesh),
         labels=_table([example.labels for example in examples], starts, every),
         teachers=tuple(
-            Outputs(of_teacher(teacher, "features"), of_teacher(teacher, "logits"))
-            for teacher in range(len(examples[0].teachers))
+            Outputs(of_teacher(i, "features"), of_teacher(i, "logits")) for i in range(len(examples[0].teachers))
         ),
         starts=starts,
         lengths=lengths,
@@ -109,13 +101,11 @@ def take(data: Resident, teacher_set: jax.Array, rows: jax.Array, length: int) -
     """Cuts out a batch of whole videos.
 
     Args:
-      data: the training videos.
-      teacher_set: index of the set of teachers.
+      data, teacher_set: the training videos, and the index of the set of teachers.
       rows: `[B]` indices of videos; V is the empty one.
       length: T, at least the length of each video.
 
-    Returns:
-      The batch and the teachers' outputs, 0 where the mask is False.
+    Returns the batch and the teachers' outputs, 0 where the mask is False.
     """
     mask = jnp.arange(length)[None, :] < data.lengths[rows][:, None]
 

@@ -29,8 +29,7 @@ from kd_jax.types import Batch, Outputs
 def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) -> Source:
     """Checks the config, opens the data and the workdir, a folder or gs://bucket/folder; trains nothing.
 
-    Raises:
-      ValueError, OSError: one sentence that names field, value and remedy.
+    Raises ValueError or OSError, one sentence that names field, value and remedy.
     """
     check_config(config)
     workdir = _open_workdir(workdir)
@@ -68,29 +67,17 @@ def run_directory(config: ConfigDict, workdir: epath.Path, name: str, seed: int)
 
 
 def training_order(config: ConfigDict) -> list[str]:
-    """The names of the runs, every teacher before its students.
-
-    Raises:
-      ValueError: for an unknown teacher, or runs that wait for each other.
-    """
-    runs = config.runs
-    order: list[str] = []
+    """The names of the runs, teachers first; ValueError for an unknown teacher, or runs that wait for each other."""
+    runs, order = config.runs, list[str]()
     known = [*runs, *config.fusions, *config.teachers]
     for name, run in runs.items():
         for teacher in run.teachers:
-            _require(
-                teacher in known,
-                f"runs.{name}.teachers names {teacher!r}, but no run, fusion or entry of config.teachers has that "
-                f"name; there are {', '.join(known)}",
-            )
+            lacking = f"runs.{name}.teachers names {teacher!r}, but no run, fusion or entry of config.teachers has that"
+            _require(teacher in known, f"{lacking} name; there are {', '.join(known)}")
     while len(order) < len(runs):
         ready = [name for name in runs if name not in order and teaching_runs(config, name) <= set(order)]
-        waiting = ", ".join(name for name in runs if name not in order)
-        _require(
-            ready,
-            f"the runs {waiting} wait for each other, or for themselves, as teachers or by starts_from; "
-            "remove one of these links",
-        )
+        waiting = f"the runs {', '.join(name for name in runs if name not in order)} wait for each other"
+        _require(ready, f"{waiting}, or for themselves, as teachers or by starts_from; remove one of these links")
         order += ready
     return order
 
@@ -131,8 +118,7 @@ def _choices(config: ConfigDict, name: str) -> dict:
     weights = {term: weight for term, weight in run.weights.items() if weight}
     options = {term: _set_options(run, term) for term in weights}
     return {
-        "modality": run.modality,
-        "filter": run.filter,
+        **{field: run[field] for field in ("modality", "filter")},
         **{field: run[field] for field in ("hidden", "num_layers") if run[field] is not None},
         "teachers": {teacher: _teacher_choices(config, teacher) for teacher in run.teachers},
         "weights": weights,
@@ -144,7 +130,6 @@ def _choices(config: ConfigDict, name: str) -> dict:
 
 
 def _set_options(run: ConfigDict, term: str) -> dict:
-    """The options of a term that are set."""
     return {option: value for option, value in run.options[term].items() if value is not None}
 
 
@@ -159,24 +144,13 @@ def _teacher_choices(config: ConfigDict, teacher: str) -> dict:
 
 
 def make_program(training: ConfigDict, manifests: Sequence[Mapping], num_videos: int, num_snippets: int) -> Program:
-    """The program of runs that share one: it has the terms of all of them.
-
-    Args:
-      training: the section of the config.
-      manifests: of the runs.
-      num_videos, num_snippets: of the training videos.
-    """
+    """The program of runs that share one: it has the terms of all of them. The numbers count training data."""
     first = manifests[0]
     options = {term: chosen for manifest in manifests for term, chosen in manifest["options"].items()}
     terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
-    return Program(
-        model=build_model(first),
-        head=first["head"],
-        terms=tuple(choose_term(term, options.get(term), num_snippets) for term in terms),
-        optimization=make_optimization(training, num_videos),
-        balance=first["balance"],
-        gradient_norms=training.gradient_norms,
-    )
+    chosen = tuple(choose_term(term, options.get(term), num_snippets) for term in terms)
+    optimization, measured = make_optimization(training, num_videos), training.gradient_norms
+    return Program(build_model(first), first["head"], chosen, optimization, first["balance"], measured)
 
 
 def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
@@ -187,7 +161,6 @@ def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
 
 
 def _require(condition: object, message: str) -> None:
-    """Raises ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -201,73 +174,59 @@ def _naming(field: str):
         raise ValueError(f"{field}: {error}") from None
 
 
-def _at_least(lowest: float):
-    return lambda value: value >= lowest, f"at least {lowest}"
-
-
-def _one_of(names):
-    return lambda value: value in names, lambda: f"one of {', '.join(names)}"
-
-
 _ABOVE_0 = lambda value: 0 < value < math.inf, "finite and above 0"
 _FROM_0 = lambda value: 0 <= value < math.inf, "finite and at least 0"
-_BELOW_1 = lambda value: 0 <= value < 1, "at least 0 and below 1"
-
-# What a field must be, where it is set: (condition, description).
-_FIELDS = {
-    "seed": _at_least(0),
-    "seeds": _at_least(1),
-    "dataset.max_videos": _at_least(0),
-    "dataset.validation_seed": _at_least(0),
-    "dataset.validation_fraction": _BELOW_1,
-    "model.hidden": _at_least(1),
-    "model.num_layers": _at_least(1),
-    "model.dropout": _BELOW_1,
-    "model.dtype": _one_of(("float32", "bfloat16")),
-    "training.epochs": _at_least(1),
-    "training.batch_size": _at_least(1),
-    "training.learning_rate": _ABOVE_0,
-    "training.optimizer": _one_of(OPTIMIZERS),
-    "training.weight_decay": _FROM_0,
-    "training.clip_norm": _FROM_0,
-    "training.schedule": _one_of(SCHEDULES),
-    "training.warmup_epochs": _at_least(0),
-    "training.plateau_patience": _at_least(0),
-    "training.length_buckets": _at_least(1),
-    "training.data": _one_of(("auto", "resident", "streamed")),
-    "training.checkpoint_every": _at_least(1),
-    "evaluation.batch_size": _at_least(1),
-    "evaluation.threshold": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+# What a number must be, where it is set: (condition, description, fields). Then the values that a text may have.
+_NUMBERS = (
+    (*_ABOVE_0, "training.learning_rate"),
+    (*_FROM_0, "training.weight_decay training.clip_norm"),
+    (lambda value: 0 <= value < 1, "at least 0 and below 1", "dataset.validation_fraction model.dropout"),
+    (lambda value: 0 <= value <= 1, "from 0 to 1", "evaluation.threshold"),
+    (
+        lambda value: value >= 0,
+        "at least 0",
+        "seed dataset.max_videos dataset.validation_seed training.warmup_epochs training.plateau_patience",
+    ),
+    (
+        lambda value: value >= 1,
+        "at least 1",
+        "seeds model.hidden model.num_layers training.epochs training.batch_size training.length_buckets "
+        "training.checkpoint_every evaluation.batch_size",
+    ),
+)
+_TEXTS = {
+    "model.dtype": ("float32", "bfloat16"),
+    "training.optimizer": OPTIMIZERS,
+    "training.schedule": SCHEDULES,
+    "training.data": ("auto", "resident", "streamed"),
 }
-_RUN_FIELDS = {
-    "filter": _one_of(FILTERS),
-    "hidden": _at_least(1),
-    "num_layers": _at_least(1),
-    "learning_rate": _ABOVE_0,
-    "task_weight": _FROM_0,
-    "balance": _one_of(BALANCES),
-}
+_RUN_NUMBERS = (
+    (*_ABOVE_0, "learning_rate"),
+    (*_FROM_0, "task_weight"),
+    (lambda value: value >= 1, "at least 1", "hidden num_layers"),
+)
+_RUN_TEXTS = {"filter": FILTERS, "balance": BALANCES}
 
 
-def _check_fields(prefix: str, section: ConfigDict, fields: Mapping) -> None:
-    for field, (holds, must_be) in fields.items():
+def _check_fields(prefix: str, section: ConfigDict, numbers: Sequence[tuple], texts: Mapping) -> None:
+    rules = [(field, holds, must_be) for holds, must_be, fields in numbers for field in fields.split()]
+    rules += [(field, known.__contains__, f"one of {', '.join(known)}") for field, known in texts.items()]
+    for field, holds, must_be in rules:
         value = functools.reduce(lambda part, name: part[name], field.split("."), section)
-        if value is not None and not holds(value):
-            must_be = must_be() if callable(must_be) else must_be
-            raise ValueError(f"{prefix}{field}={value!r}; it must be {must_be}")
+        _require(value is None or holds(value), f"{prefix}{field}={value!r}; it must be {must_be}")
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for unknown names and numbers out of range."""
     _require(config.runs, "config.runs is empty; add at least one run with kd_jax.config.make_run")
-    _check_fields("", config, _FIELDS)
+    _check_fields("", config, _NUMBERS, _TEXTS)
     training_order(config)
     for name in config.runs:
         _check_run(config, name)
     _check_rows(config)
     for name, entry in config.teachers.items():
-        taken = name in config.runs or name in config.fusions
-        _require(not taken, f"teachers.{name} needs a name that no run and no fusion has")
+        is_free = name not in config.runs and name not in config.fusions
+        _require(is_free, f"teachers.{name} needs a name that no run and no fusion has")
         with _naming(f"teachers.{name}={entry!r}"):
             given_folders(entry)
 
@@ -276,35 +235,27 @@ def _check_run(config: ConfigDict, name: str) -> None:
     run, field = config.runs[name], f"runs.{name}"
     is_folder_name = name and name not in (".", "..") and epath.Path(name).name == name
     _require(is_folder_name, f"the run name {name!r} cannot be a folder name; use letters, digits and _")
-    _check_fields(f"{field}.", run, _RUN_FIELDS)
+    _check_fields(f"{field}.", run, _RUN_NUMBERS, _RUN_TEXTS)
     for term, weight in run.weights.items():
         is_weight = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
         _require(is_weight, f"{field}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
         _check_options(f"{field}.options.{term}", term, _set_options(run, term), weight)
     active = [term for term, weight in run.weights.items() if weight]
-    _require(
-        run.teachers or not active,
-        f"{field} weighs {', '.join(active)} but has no teachers; name a run in {field}.teachers",
-    )
+    weighs = f"{field} weighs {', '.join(active)}"
+    _require(run.teachers or not active, f"{weighs} but has no teachers; name a run in {field}.teachers")
     _require(active or not run.teachers, f"{field} has teachers but no term with a weight above 0; set {field}.weights")
     twice = [teacher for teacher, count in Counter(run.teachers).items() if count > 1]
     _require(not twice, f"{field}.teachers names {', '.join(twice)} twice; name it once, and raise the weights instead")
     _require(run.task_weight or run.teachers, f"{field}.task_weight=0; it must be above 0 without teachers")
-    _require(
-        run.task_weight or run.balance != "gradient",
-        f"{field} has task_weight 0, so that balance='gradient' has no task to compare with",
-    )
+    no_task = f"{field} has task_weight 0, so that balance='gradient' has no task to compare with"
+    _require(run.task_weight or run.balance != "gradient", no_task)
     if run.starts_from is not None:
         start, same = config.runs.get(run.starts_from), ("modality", "filter", "hidden", "num_layers")
-        _require(
-            start is not None and all(start[part] == run[part] for part in same),
-            f"{field}.starts_from={run.starts_from!r}; it must be a run that reads the same modality with the same "
-            "filter, hidden and num_layers",
-        )
-    _require(
-        run.baseline is None or run.baseline in config.runs,
-        f"{field}.baseline={run.baseline!r}, but no run has that name; name one, or unset it",
-    )
+        must_be = "it must be a run that reads the same modality with the same filter, hidden and num_layers"
+        fits = start is not None and all(start[part] == run[part] for part in same)
+        _require(fits, f"{field}.starts_from={run.starts_from!r}; {must_be}")
+    unknown = f"{field}.baseline={run.baseline!r}, but no run has that name; name one, or unset it"
+    _require(run.baseline is None or run.baseline in config.runs, unknown)
 
 
 def _check_options(field: str, term: str, options: Mapping, weight: float) -> None:
@@ -320,43 +271,31 @@ def _check_rows(config: ConfigDict) -> None:
     """Checks the rows of the table that are not runs, and what refers to rows."""
     for section in ("fusions", "choices"):
         for name, runs in config[section].items():
-            _require(
-                not isinstance(runs, str), f"{section}.{name}={runs!r} is a text; write a tuple of runs, ({runs!r},)"
-            )
-            unknown = [run for run in runs if run not in config.runs]
-            _require(
-                not unknown,
-                f"{section}.{name} names {', '.join(unknown)}, but no run has that name; the runs are "
-                f"{', '.join(config.runs)}",
-            )
+            row = f"{section}.{name}"
+            _require(not isinstance(runs, str), f"{row}={runs!r} is a text; write a tuple of runs, ({runs!r},)")
+            unknown, known = ", ".join(run for run in runs if run not in config.runs), ", ".join(config.runs)
+            _require(not unknown, f"{row} names {unknown}, but no run has that name; the runs are {known}")
     for name, streams in config.fusions.items():
-        _require(
-            name not in config.runs and len(streams) > 1,
-            f"fusions.{name} needs a name that no run has and at least two runs to average",
-        )
+        needs = f"fusions.{name} needs a name that no run has and at least two runs to average"
+        _require(name not in config.runs and len(streams) > 1, needs)
     for name, among in config.choices.items():
         is_free = name not in config.runs and name not in config.fusions
         _require(is_free and among, f"choices.{name} needs a name that no run and no fusion has, and at least one run")
-        _require(
-            config.dataset.validation_fraction,
-            f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0",
-        )
+        needs = f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0"
+        _require(config.dataset.validation_fraction, needs)
     rows = [*config.runs, *config.fusions, *config.choices]
     for name in config.published:
         _require(name in rows, f"published.{name} is not a row; rows are runs, fusions and choices: {', '.join(rows)}")
-    _require(
-        not config.baseline or config.baseline in config.runs,
-        f"baseline={config.baseline!r}, but no run has that name; name one of {', '.join(config.runs)}, or none",
-    )
+    remedy = f"name one of {', '.join(config.runs)}, or none"
+    is_known = not config.baseline or config.baseline in config.runs
+    _require(is_known, f"baseline={config.baseline!r}, but no run has that name; {remedy}")
 
 
 def _open_workdir(workdir: epath.PathLike) -> epath.Path:
     """Makes the workdir and writes a file into it."""
     scheme, _, rest = os.fspath(workdir).partition("://")
-    _require(
-        not rest or scheme in ("gs", "file"),
-        f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir",
-    )
+    must_be = f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir"
+    _require(not rest or scheme in ("gs", "file"), must_be)
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -366,25 +305,20 @@ def _open_workdir(workdir: epath.PathLike) -> epath.Path:
     except ImportError:
         raise OSError(f"the workdir {workdir} needs `pip install kd_jax[gcs]`") from None
     except Exception as error:  # a bucket's library has its own errors
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip()}"
-        reason = " ".join(reason.split())
+        reason = " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
     return workdir
 
 
-def _teacher_widths(
-    config: ConfigDict, source: Source, given: Mapping[str, Sequence[epath.Path]]
-) -> dict[str, tuple[int, int]]:
+def _teacher_widths(config: ConfigDict, source: Source, given: Mapping) -> dict[str, tuple[int, int]]:
     """{run, fusion or given teacher: widths of its features and of its logits}; 0 logits for a folder of features."""
     info, modality = source.info, next(iter(config.runs.values())).modality
     num_outputs = TASKS[info.head].num_outputs(len(info.classes))
     widths = {name: (run.hidden or config.model.hidden, num_outputs) for name, run in config.runs.items()}
     for name, streams in config.fusions.items():
         is_teacher = any(name in run.teachers for run in config.runs.values())
-        _require(
-            not is_teacher or len({widths[stream] for stream in streams}) == 1,
-            f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean",
-        )
+        differs = f"fusions.{name} is a teacher, but its runs differ in `hidden`: their outputs have no mean"
+        _require(not is_teacher or len({widths[stream] for stream in streams}) == 1, differs)
         widths[name] = widths[streams[0]]
     videos = source.videos("train", [modality]) if given else []  # their lengths are compared with those of features
     for name, folders in given.items():
@@ -403,11 +337,9 @@ def _check_shapes(config: ConfigDict, name: str, source: Source, widths: Mapping
     program = make_program(config.training, [manifest], num_videos=1, num_snippets=4)
     for teacher in manifest["teachers"]:
         unserved = [chosen.name for chosen in program.terms if chosen.term.needs_logits and not widths[teacher][1]]
-        _require(
-            not unserved,
-            f"{', '.join(unserved)} compares logits, but the teacher {teacher!r} is a folder of features and has none; "
-            "give a finished run, or weigh terms that compare features",
-        )
+        lacking = f"compares logits, but the teacher {teacher!r} is a folder of features and has none"
+        remedy = "give a finished run, or weigh terms that compare features"
+        _require(not unserved, f"{', '.join(unserved)} {lacking}; {remedy}")
     taught = tuple(widths[teacher] for teacher in manifest["teachers"])
     _trace(program, manifest["input_size"], len(source.info.classes), taught)
 
@@ -440,10 +372,8 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
         return  # killed before its config.json was written
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
     manifests = [read_json(folder / "config.json") for folder in folders]
-    _require(
-        any(isinstance(found, dict) and found.get("run") == name for found in manifests),
-        f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir",
-    )
+    is_own = any(isinstance(found, dict) and found.get("run") == name for found in manifests)
+    _require(is_own, f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
 
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
@@ -452,14 +382,10 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     if found is None:
         return
     found, wanted = ({k: v for k, v in manifest.items() if k != "extraction"} for manifest in (found, wanted))
-    changes = [
-        f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in _differences(found, wanted)
-    ]
-    _require(
-        not changes,
-        f"{directory} was trained with other settings ({'; '.join(changes[:3])}): "
-        "choose another --workdir, or train its runs anew with --noresume",
-    )
+    changed = _differences(found, wanted)
+    shown = [f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in changed]
+    remedy = "choose another --workdir, or train its runs anew with --noresume"
+    _require(not shown, f"{directory} was trained with other settings ({'; '.join(shown[:3])}): {remedy}")
 
 
 def _differences(old, new, prefix=""):

@@ -72,8 +72,7 @@ def runs_at_once() -> int | None:
 class Population:
     """P runs of one program; each has its own seed, weights, learning rate and teachers.
 
-    Attributes:
-      states: the TrainState of all runs, `[P, …]` each leaf.
+    `states` is the TrainState of all runs, `[P, …]` each leaf.
     """
 
     def __init__(
@@ -89,13 +88,10 @@ class Population:
         """Puts everything on the devices.
 
         Args:
-          program: the step.
-          training: the config's section: batch_size, length_buckets, data.
+          program, training: the step, and the config's section with batch_size, length_buckets and data.
           teacher_sets: the training videos, once with each set of teachers that a run has.
-          which: `[P]`, the set of each run.
-          seeds: `[P]`, of the order of the videos.
-          states: `[P, …]`.
-          settings: `[P, …]`.
+          which, seeds: `[P]`, the set of each run and the seed of its order of videos.
+          states, settings: `[P, …]`.
         """
         self._training, self._sets, self._seeds, self._mesh = training, teacher_sets, seeds, sharding.data_mesh()
         self._lengths = [len(example.features) for example in teacher_sets[0]]
@@ -127,7 +123,6 @@ class Population:
           number: of the epoch, from 1; it draws the order of the videos.
           report: progress. Streamed videos: called after each step with the metrics of the steps so far. Videos on the
             device: called once, with no metrics and the number of steps.
-          max_steps: None for the whole epoch.
         """
         train = self._run_streamed if self._data is None else self._run_resident
         return train(number, report, max_steps)

@@ -41,27 +41,17 @@ from kd_jax.training.terms import TERMS
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training: a run of the config with one seed.
+    """One training: a run of the config with one seed."""
 
-    Attributes:
-      name: the key of config.runs.
-      seed: of initialisation, order, dropout and negatives.
-      directory: the folder of the run.
-      manifest: what is trained, see `plan.make_manifest`; becomes config.json.
-      teachers: in the order of the manifest.
-      starts_from: the folder of the run whose parameters this one begins with.
-    """
-
-    name: str
-    seed: int
+    name: str  # the key of config.runs
+    seed: int  # of initialisation, order, dropout and negatives
     directory: epath.Path
-    manifest: Mapping
-    teachers: tuple[Teacher, ...] = ()
-    starts_from: epath.Path | None = None
+    manifest: Mapping  # what is trained, see `plan.make_manifest`; becomes config.json
+    teachers: tuple[Teacher, ...] = ()  # in the order of the manifest
+    starts_from: epath.Path | None = None  # the folder of the run whose parameters this one begins with
 
     @property
     def title(self) -> str:
-        """The run in messages."""
         return f"{self.name}, seed {self.seed}"
 
     @property
@@ -74,17 +64,12 @@ class Run:
 def train_runs(
     config, runs: Sequence[Run], source: Source, *, show_parameters: bool = False, profile: bool = False
 ) -> list[dict]:
-    """Trains runs of one program, continues them, or returns the results that they already have.
+    """Trains or continues runs of one program (see `experiment.groups`), and returns each run's results.json.
 
     Args:
-      config: the experiment's config.
-      runs: all with the same program, see `experiment.groups`.
-      source: the videos.
+      config, runs, source: the experiment's config, its runs of this program, and the videos.
       show_parameters: log the table of parameters, not only their number.
       profile: write a trace of a few steps into the folder of the first run that trains.
-
-    Returns:
-      The content of each run's results.json.
 
     Raises:
       FloatingPointError: if the loss or the parameters of a run stop being finite. The other runs are finished first.
@@ -100,9 +85,8 @@ def train_runs(
         logging.info("%s: finished before, %s", run.title, summary(results))
     diverged = {}
     if waiting:
-        diverged = _train_all(
-            _make_job(config, runs, source, show_parameters, waiting[0].directory if profile else None), waiting
-        )
+        profiled = waiting[0].directory if profile else None
+        diverged = _train_all(_make_job(config, runs, source, show_parameters, profiled), waiting)
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
@@ -111,22 +95,15 @@ def train_runs(
 
 @dataclass(frozen=True)
 class _Job:
-    """What the runs of one `train_runs` share.
-
-    Attributes:
-      examples: the training videos, without teachers.
-      forward: how videos are batched for predictions.
-      show_parameters: log the table of parameters.
-      profile: the folder of the run that is traced.
-    """
+    """What the runs of one `train_runs` share."""
 
     config: ConfigDict
     source: Source
     program: Program
-    examples: Sequence[Example]
-    forward: Mapping
+    examples: Sequence[Example]  # the training videos, without teachers
+    forward: Mapping  # how videos are batched for predictions
     show_parameters: bool
-    profile: epath.Path | None
+    profile: epath.Path | None  # the folder of the run that is traced
 
 
 def _make_job(config, runs: Sequence[Run], source: Source, show_parameters: bool, profile: epath.Path | None) -> _Job:
@@ -181,10 +158,8 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
         write_json(run.directory / "config.json", dict(run.manifest))
     runtime.wait_for_all("folders are made")
 
-    predictors = {
-        split: SplitPredictor(model, job.source, split, runs[0].manifest["modality"], **job.forward)
-        for split in ("validation", "test")
-    }
+    modality, splits = runs[0].manifest["modality"], ("validation", "test")
+    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in splits}
     best = new_best(model_params(population.states.params), population.states.constants, (len(runs),))
     best = sharding.replicate(best, sharding.data_mesh())
     steps_per_epoch = job.program.optimization.steps_per_epoch
@@ -213,7 +188,6 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
 
 
 def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
-    """The runs with their teachers' outputs, initial states and settings."""
     teacher_sets = list(dict.fromkeys(run.teachers for run in runs))
     taught = [attach_teachers(job.examples, teachers, job.source, **job.forward) for teachers in teacher_sets]
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
@@ -223,15 +197,9 @@ def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
         learning_rate=np.array([run.manifest["training"]["learning_rate"] for run in runs], np.float32),
         key=keys,
     )
-    return Population(
-        job.program,
-        job.config.training,
-        taught,
-        which=[teacher_sets.index(run.teachers) for run in runs],
-        seeds=[run.seed for run in runs],
-        states=_start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"])),
-        settings=settings,
-    )
+    states = _start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"]))
+    which, seeds = [teacher_sets.index(run.teachers) for run in runs], [run.seed for run in runs]
+    return Population(job.program, job.config.training, taught, which, seeds, states, settings)
 
 
 def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, input_size: int) -> TrainState:
@@ -285,11 +253,7 @@ def _restore(keepers: Sequence[Checkpoints], epoch: int, like: tuple[TrainState,
 
 
 def _train_epoch(population: Population, epoch: int, runs: Sequence[Run], report: Callable) -> list[dict]:
-    """Trains one epoch and returns the record of each run.
-
-    Raises:
-      _Diverged: if a loss or parameters are not finite.
-    """
+    """Trains one epoch and returns the record of each run; _Diverged if a loss or parameters are not finite."""
     started = time.perf_counter()
     metrics = population.run_epoch(epoch, report)
     seconds, records, diverged = time.perf_counter() - started, [], {}
@@ -298,19 +262,15 @@ def _train_epoch(population: Population, epoch: int, runs: Sequence[Run], report
         record = epoch_record(_own_metrics(metrics, run, i), seconds)
         if not (math.isfinite(record["loss"]) and finite[i]):
             values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            diverged[run] = (
-                f"{run.title}: training diverged in epoch {epoch} ({values}); lower training.learning_rate or the "
-                "weight of the term that grew"
-            )
+            remedy = "lower training.learning_rate or the weight of the term that grew"
+            diverged[run] = f"{run.title}: training diverged in epoch {epoch} ({values}); {remedy}"
         records.append(record)
     if diverged:
         raise _Diverged(diverged)
     return records
 
 
-def _validate(
-    states: TrainState, predictor: SplitPredictor, runs: Sequence[Run], records: Sequence[dict]
-) -> np.ndarray:
+def _validate(states: TrainState, predictor: SplitPredictor, runs: Sequence[Run], records: list[dict]) -> np.ndarray:
     """Adds the validation scores to the records, and returns those that select the best epoch, `[P]`.
 
     NaN where nothing can select: there are no validation videos, or the run does not learn the task.
@@ -374,16 +334,14 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
 
 
 def _announce(runs: Sequence[Run], params: dict, show_parameters: bool) -> None:
-    """Logs what is trained, and its size."""
     params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
     for run in runs:
         parts, manifest = run.weights.items(), run.manifest
+        loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in parts)
         if manifest["balance"] == "gradient":
             shares = ", ".join(f"{term} {weight:g}" for term, weight in parts if term != "task")
             loss = f"task and terms balanced by gradient norm ({shares})" if shares else "task"
-        else:
-            loss = " + ".join(term if weight == 1 else f"{weight:g}·{term}" for term, weight in parts)
         model = f"{manifest['modality']} → {manifest['filter']}, {size} parameters"
         rate = manifest["training"]["learning_rate"]
         logging.info("%s: %s, loss = %s, learning rate %g", run.title, model, loss, rate)

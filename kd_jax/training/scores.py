@@ -21,10 +21,9 @@ def scoring_of(config) -> Scoring:
 
 
 def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:
-    """Scores the saved logits of a finished run, or the mean logits of several.
+    """Scores the saved logits of a finished run, or the mean logits of several: {'validation': …, 'test': scores}.
 
-    Returns:
-      {'validation': scores, 'test': scores}. The validation videos, if there are any, are scored with VALIDATION.
+    The validation videos, if there are any, are scored with VALIDATION.
     """
     scores = {}
     for split, how in {"validation": VALIDATION, "test": scoring}.items():

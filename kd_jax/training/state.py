@@ -17,21 +17,13 @@ from kd_jax.types import Batch, Outputs
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step updates. Teachers, weights, learning rate and key are arguments of the step.
+    """Everything that a step updates. Teachers, weights, learning rate and key are arguments of the step."""
 
-    Attributes:
-      step: int32, steps taken.
-      params: float32 parameters of the model; under OWNED those of the terms.
-      constants: flax collections that are read but not trained: the input standardisation.
-      opt_state: of the optimiser.
-      memory: {term: collections} of terms with a memory.
-    """
-
-    step: jax.Array
-    params: dict
-    constants: dict
+    step: jax.Array  # int32, steps taken
+    params: dict  # float32 parameters of the model; under OWNED those of the terms
+    constants: dict  # flax collections that are read but not trained: the input standardisation
     opt_state: optax.OptState
-    memory: dict = flax.struct.field(default_factory=dict)
+    memory: dict = flax.struct.field(default_factory=dict)  # {term: collections} of terms with a memory
 
 
 OWNED = "terms"  # the part of `params` that belongs to terms instead of the model: {term: params}
@@ -44,13 +36,7 @@ def model_params(params: dict) -> dict:
 
 # Optimisers of optax that a config can name. The update of each is proportional to its learning rate.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "nadamw": optax.nadamw,
-    "lamb": optax.lamb,
-    "lion": optax.lion,
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
+    name: getattr(optax, name) for name in ("adam", "adamw", "nadamw", "lamb", "lion", "rmsprop", "sgd")
 }
 # Schedules: the number of steps after the warm-up -> the factor of the learning rate at each step.
 SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
@@ -80,10 +66,8 @@ class Optimization:
     def __post_init__(self):
         if self.weight_decay and "weight_decay" not in inspect.signature(OPTIMIZERS[self.optimizer]).parameters:
             able = [name for name, make in OPTIMIZERS.items() if "weight_decay" in inspect.signature(make).parameters]
-            raise ValueError(
-                f"weight_decay={self.weight_decay} needs an optimizer that has it ({', '.join(able)}), not "
-                f"{self.optimizer!r}"
-            )
+            needs = f"needs an optimizer that has it ({', '.join(able)}), not {self.optimizer!r}"
+            raise ValueError(f"weight_decay={self.weight_decay} {needs}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
 
@@ -131,9 +115,7 @@ def create_train_state(
     """Initialises a model that reads `[B, T, input_size]`, and what terms own.
 
     Args:
-      model: the detector.
-      optimizer: from `Optimization.make`.
-      key: PRNG key.
+      model, optimizer, key: the detector, the result of `Optimization.make`, and a PRNG key.
       input_size: D.
       constants: replace the collections that are not trained.
       terms: the terms of the step. Those that own something see outputs as wide as those of `teachers`.

@@ -26,20 +26,15 @@ BALANCES = ("loss", "gradient")
 class Program:
     """What a compiled step is made of. Runs with equal programs share one compilation.
 
-    Attributes:
-      model: the student.
-      head: 'dense' or 'sparse', the key of TASKS.
-      terms: the distillation terms; a run may give some of them the weight 0.
-      optimization: how parameters follow the gradient.
-      balance: what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in every
-        step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
-      gradient_norms: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
-        pass through the losses, but not through the model.
+    `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
+    every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
+    `gradient_norms`: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
+    pass through the losses, but not through the model.
     """
 
-    model: Detector
-    head: str
-    terms: tuple[ChosenTerm, ...] = ()
+    model: Detector  # the student
+    head: str  # 'dense' or 'sparse', the key of TASKS
+    terms: tuple[ChosenTerm, ...] = ()  # a run may give some of them the weight 0
     optimization: Optimization = Optimization()  # noqa: RUF009, it is frozen
     balance: str = "loss"
     gradient_norms: bool = False
@@ -51,17 +46,11 @@ class Program:
 
 @flax.struct.dataclass
 class Settings:
-    """What distinguishes runs of one program; traced, so that it can differ between them.
+    """What distinguishes runs of one program; traced, so that it can differ between them."""
 
-    Attributes:
-      weights: {'task' or term: weight}.
-      learning_rate: before schedule and plateau rule.
-      key: PRNG key of the run; a step folds its number in.
-    """
-
-    weights: dict
-    learning_rate: Array
-    key: jax.Array
+    weights: dict  # {'task' or term: weight}
+    learning_rate: Array  # before schedule and plateau rule
+    key: jax.Array  # PRNG key of the run; a step folds its number in
 
 
 def make_train_step(program: Program) -> Callable:
@@ -126,10 +115,7 @@ def make_update(program: Program) -> Callable:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=metrics[watched])
         rate = settings.learning_rate * program.optimization.factor(state.step)
         params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": rate * plateau_scale(opt_state),
-        }
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate * plateau_scale(opt_state)}
         memory = {**state.memory, **memory}
         return replace(state, step=state.step + 1, params=params, opt_state=opt_state, memory=memory), metrics
 
@@ -150,15 +136,13 @@ def weighed_losses(
     finite would be NaN.
 
     Args:
-      program: head and terms.
+      program, batch: the head and terms; labels and mask.
       teachers: Outputs of `[B, T, H]` features and `[B, T, C]` logits; they get no gradient.
-      batch: labels and mask.
       key: draws the negatives.
       weights: {'task' or term: weight}.
       owned: {term: variables} of terms that own something.
 
-    Raises:
-      ValueError: for terms without a teacher.
+    Raises ValueError for terms without a teacher.
     """
     if program.terms and not teachers:
         names = ", ".join(chosen.name for chosen in program.terms)
@@ -183,12 +167,8 @@ def weighed_losses(
 def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax.Array) -> dict[str, jax.Array]:
     """The norm, over the batch, of each loss's gradient at the student's features.
 
-    It includes the path from the features through the classifier to the logits.
-
-    Args:
-      losses: from `weighed_losses`.
-      student: `[B, T, H]` features and `[B, T, C]` logits.
-      kernel: `[H, C]`, of the classifier.
+    It includes the path from the features through the classifier to the logits. `losses` come from `weighed_losses`,
+    `student` has `[B, T, H]` features and `[B, T, C]` logits, and `kernel` `[H, C]` is the classifier's.
     """
 
     def at(loss, features):

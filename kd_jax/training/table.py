@@ -25,43 +25,27 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
     """Collects the scores of runs and fusions, one per seed, and their gain over the baseline.
 
     A choice has one row: that of its run with the best mean validation score. The row also lists the validation score
-    of each run that was tried.
-
-    Args:
-      config: the experiment.
-      source: its data set.
-      scores: {run or fusion: [results of each seed]}.
-
-    Returns:
-      The content of the experiment's results.json.
+    of each run that was tried. `scores` is {run or fusion: [results of each seed]}. Returns the content of the
+    experiment's results.json.
     """
     titles = columns(scoring_of(config).protocols)
     gain_of = next(iter(titles))
     choice_of = {run: choice for choice, runs in config.choices.items() for run in runs}
     rows = []
     for title in dict.fromkeys(choice_of.get(name, name) for name in scores):
-        tried = {
-            run: float(np.mean(_values(scores[run], titles["validation"]) or []))
-            for run in config.choices.get(title, ())
-        }
+        among, validation = config.choices.get(title, ()), titles["validation"]
+        tried = {run: float(np.mean(_values(scores[run], validation) or [])) for run in among}
         name = max(tried, key=lambda run: tried[run]) if tried else title
         row = _row(config, title, name, scores[name], titles)
         if tried:
             row |= {"chosen": name, "tried": tried}
         baseline = scores.get(row["baseline"])
-        row["gain"] = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
-        if baseline is scores[name]:
-            row["gain"] = None
+        gain = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
+        row["gain"] = None if baseline is scores[name] else gain
         rows.append(row)
-    return {
-        "dataset": source.info.name,
-        "test_videos": len(source.videos("test", [])),
-        "seeds": list(seeds(config)),
-        "baseline": config.baseline,
-        "gain_of": gain_of,
-        "published_for": config.published_for,
-        "rows": rows,
-    }
+    data = {"dataset": source.info.name, "test_videos": len(source.videos("test", [])), "seeds": list(seeds(config))}
+    gains = {"baseline": config.baseline, "gain_of": gain_of, "published_for": config.published_for}
+    return {**data, **gains, "rows": rows}
 
 
 def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:
@@ -104,10 +88,11 @@ def markdown(results: Mapping) -> str:
     if the config has some.
     """
     rows = results["rows"]
+    starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
     cells = {
         "run": [row["run"] for row in rows],
         "reads": [row["modality"] for row in rows],
-        "learns from": [", ".join([*row["teachers"], *_start(row)]) or "–" for row in rows],
+        "learns from": [", ".join([*row["teachers"], *start]) or "–" for row, start in zip(rows, starts, strict=True)],
     }
     if any("chosen" in row for row in rows):
         cells["weights"] = [_weights(row) for row in rows]
@@ -122,10 +107,8 @@ def markdown(results: Mapping) -> str:
         title = f"published ({results['published_for']})" if results["published_for"] else "published"
         cells[title] = [row.get("published") or "–" for row in rows]
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    caption = (
-        f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP{several}."
-    )
-    return "\n".join([caption, "", *_lines(cells, left)]) + "\n"
+    caption = f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP"
+    return "\n".join([f"{caption}{several}.", "", *_lines(cells, left)]) + "\n"
 
 
 def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:
@@ -134,16 +117,8 @@ def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(cells))]
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines.insert(1, rule)
-    return [
-        "| "
-        + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in lines
-    ]
-
-
-def _start(row: Mapping) -> list[str]:
-    return [f"starts from {row['starts_from']}"] if row["starts_from"] else []
+    formats = [f"{{:{'<' if i < left else '>'}{width}}}" for i, width in enumerate(widths)]
+    return [f"| {' | '.join(formats)} |".format(*line) for line in lines]
 
 
 def _weights(row: Mapping) -> str:

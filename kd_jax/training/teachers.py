@@ -45,13 +45,11 @@ def attach_teachers(
     """The training videos with the outputs of each teacher; `forward` are options of `run_detector`."""
     for teacher in teachers:
         members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
-        outputs = members[0] if len(members) == 1 else [_mean(each) for each in zip(*members, strict=True)]
+        outputs = members[0]
+        if len(members) > 1:
+            outputs = jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *members)
         examples = attach_teacher(examples, outputs)
     return examples
-
-
-def _mean(outputs: Sequence[Outputs]) -> Outputs:
-    return jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *outputs)
 
 
 def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
@@ -77,11 +75,7 @@ def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tup
 
 
 def given_run(folder: epath.Path) -> dict | None:
-    """The content of a run's config.json; None for a folder of features, and for a folder that does not exist.
-
-    Raises:
-      ValueError: if there is a config.json that cannot be read.
-    """
+    """The content of a run's config.json, None for a folder without; ValueError if config.json cannot be read."""
     config = _read(folder / "config.json") if folder.is_dir() else None
     own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
     return config if isinstance(config, dict) and own <= config.keys() else None
@@ -120,13 +114,8 @@ def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
 def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
     """The widths of the features and of the logits (0 without any) of a teacher from outside the experiment.
 
-    Args:
-      folder: of a finished run, or of `<video>.npy`, `[T, D]`, for every training video.
-      videos: those of training.
-      info: of the records.
-
-    Raises:
-      FileNotFoundError, ValueError: if it does not fit the records; the message names the remedy.
+    The folder is of a finished run, or of `<video>.npy`, `[T, D]`, for every training video. Raises FileNotFoundError
+    or ValueError, with the remedy, if it does not fit the records.
     """
     config = given_run(folder)
     if config is None:
@@ -136,16 +125,13 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     if not checkpoints.saved_epochs(folder):
         raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")
     if list(config["classes"]) != list(info.classes) or config["head"] != info.head:
-        raise ValueError(
-            f"the run {folder} knows {len(config['classes'])} classes ({config['head']}), which are not the "
-            f"{len(info.classes)} of these records ({info.head}); name a run that was trained for them"
-        )
+        own, ours = f"{len(config['classes'])} classes ({config['head']})", f"{len(info.classes)} of these records"
+        remedy = "name a run that was trained for them"
+        raise ValueError(f"the run {folder} knows {own}, which are not the {ours} ({info.head}); {remedy}")
     modality, size = config["modality"], config["input_size"]
     if info.modalities.get(modality) != size:
-        raise ValueError(
-            f"the run {folder} reads {modality!r} of {size} features; the records have "
-            f"{', '.join(f'{name!r} of {width}' for name, width in info.modalities.items())}"
-        )
+        known = ", ".join(f"{name!r} of {width}" for name, width in info.modalities.items())
+        raise ValueError(f"the run {folder} reads {modality!r} of {size} features; the records have {known}")
     fingerprint(folder)  # reads the parameters, so that damage is reported here
     return config["model"]["hidden"], config["model"]["num_outputs"]
 

@@ -45,18 +45,14 @@ def outputs(student, teacher, batch, key):
 class Term:
     """One distillation term.
 
-    Attributes:
-      loss: a function of arrays; {form: function} where the term has several forms; or a flax module that owns
-        parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch.
-      reads: selects the arguments of a function; a module reads everything.
-      needs_logits: whether the term compares logits. A teacher that is a folder of features has none.
-      costly: whether the term takes a large part of a step (`python -m benchmarks.losses`). Runs that weigh it are
-        compiled apart from those that do not.
+    `loss` is a function of arrays; {form: function} where the term has several forms; or a flax module that owns
+    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. `costly`
+    terms take a large part of a step (`python -m benchmarks.losses`); runs that weigh one are compiled apart.
     """
 
     loss: Any  # Loss | Mapping[str, Loss] | type[nn.Module]
-    reads: Callable = outputs
-    needs_logits: bool = False
+    reads: Callable = outputs  # selects the arguments of a function; a module reads everything
+    needs_logits: bool = False  # whether it compares logits. A teacher that is a folder of features has none
     costly: bool = False
 
     @property
@@ -113,19 +109,12 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class ChosenTerm:
-    """A term with its options, as part of a compiled step.
+    """A term with its options, as part of a compiled step."""
 
-    Attributes:
-      name: the key of TERMS.
-      term: the entry.
-      options: (name, value) of the options that were set, sorted.
-      num_snippets: snippets of all training videos; a memory holds an entry for each.
-    """
-
-    name: str
+    name: str  # the key of TERMS
     term: Term
-    options: tuple[tuple[str, object], ...] = ()
-    num_snippets: int = 0
+    options: tuple[tuple[str, object], ...] = ()  # (name, value) of the options that were set, sorted
+    num_snippets: int = 0  # snippets of all training videos; a memory holds an entry for each
 
     def module(self) -> nn.Module:
         """The module of a term that owns something."""
@@ -150,11 +139,7 @@ class ChosenTerm:
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
-    """A term by name with these options.
-
-    Raises:
-      ValueError: for an unknown term, an unknown form, or an option that the term or its form does not have.
-    """
+    """A term by name with these options; ValueError for a term, form or option that does not exist."""
     if name not in TERMS:
         raise ValueError(f"unknown distillation term {name!r}; known terms: {', '.join(TERMS)}")
     term, options = TERMS[name], dict(options or {})
