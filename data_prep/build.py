@@ -153,10 +153,8 @@ def parse_features(features: Iterable[str], channels_first: Iterable[str] = ()) 
         name, equals, folder = text.partition("=")
         modalities = tuple(name.split("+"))
         if not equals or not all(map(base.is_name, modalities)) or not folder:
-            raise ValueError(
-                f"--features={text}: expected MODALITY=FOLDER, e.g. --features=rgb=features/rgb, or rgb+flow=FOLDER "
-                "for files that hold both; a modality's name is letters, digits and _"
-            )
+            expected = "MODALITY=FOLDER, e.g. --features=rgb=features/rgb, or rgb+flow=FOLDER for files that hold both"
+            raise ValueError(f"--features={text}: expected {expected}; a modality's name is letters, digits and _")
         for modality in modalities:
             if modality in seen:
                 raise ValueError(f"--features names {modality!r} twice")

@@ -240,22 +240,11 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
 
 def _run_config(name: str, model: Detector, size: int, info: base.Info, modality: str, source: str) -> dict:
     attributes = ("num_outputs", "hidden", "num_layers", "num_stages", "dropout", "standardize")
-    return {
-        "run": name,
-        "seed": 0,
-        "modality": modality,
-        "filter": model.filter,
-        "teachers": {},
-        "weights": {},
-        "options": {},
-        "model": {"dtype": "float32", **{name: getattr(model, name) for name in attributes}},
-        "converted_from": source,
-        "input_size": size,
-        "head": info.head,
-        "classes": list(info.classes),
-        "seconds_per_snippet": info.seconds_per_snippet,
-        "extraction": info.extraction.get(modality),
-    }
+    options = {"dtype": "float32", **{name: getattr(model, name) for name in attributes}}
+    config = {"run": name, "seed": 0, "modality": modality, "filter": model.filter, "teachers": {}, "weights": {}}
+    config |= {"options": {}, "model": options, "converted_from": source, "input_size": size, "head": info.head}
+    config |= {"classes": list(info.classes), "seconds_per_snippet": info.seconds_per_snippet}
+    return config | {"extraction": info.extraction.get(modality)}
 
 
 def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Sequence[Path]) -> None:
@@ -294,7 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint = tensorflow_checkpoint.prefix_of(path)
         state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read_state(path)
         if encoder := encoder_weights.convert(state):
-            write_encoder(output, encoder, _files_of(checkpoint) if checkpoint else [path])
+            files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
+            sources = [file for file in files if not checkpoint or file.suffix == ".index" or ".data-" in file.name]
+            write_encoder(output, encoder, sources)
             what = f"{type(encoder.model).__name__} for {encoder.modality}, {encoder.model.num_classes} classes"
             print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
             return
@@ -304,12 +295,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"data_prep.convert_weights: {error}")
     print(f"{output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
-
-
-def _files_of(checkpoint: Path) -> list[Path]:
-    """The index and data files of a TensorFlow checkpoint."""
-    files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))
-    return [file for file in files if file.suffix == ".index" or ".data-" in file.name]
 
 
 if __name__ == "__main__":

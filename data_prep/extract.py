@@ -94,11 +94,8 @@ def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, st
     if not by_name:
         raise FileNotFoundError("; ".join([f"{source} has no {kind} file ({', '.join(suffixes)})", *notes]))
     files = {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}
-    failed = {
-        name: f"{source}: {' and '.join(path.name for path in paths)} would both become {name}.npy; rename one"
-        for name, paths in by_name.items()
-        if len(paths) > 1
-    }
+    twice = {name: " and ".join(path.name for path in paths) for name, paths in by_name.items() if len(paths) > 1}
+    failed = {name: f"{source}: {both} would both become {name}.npy; rename one" for name, both in twice.items()}
     return files, failed, notes
 
 

@@ -8,7 +8,6 @@ Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV
 """
 
 import argparse
-import collections
 import contextlib
 import math
 import re
@@ -287,7 +286,7 @@ def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np
     """
     whole = read_frames(video, sampling.shorter_side)
     frames = (_crop(frame, sampling.size) for frame in whole) if modality == "rgb" else _flows(whole, sampling)
-    window: collections.deque = collections.deque()  # frames from the next snippet's start on
+    window: list[np.ndarray] = []  # frames from the next snippet's start on
     start, made, total = 0, 0, sampling.count(video.num_frames)
     for place, frame in enumerate(frames):  # to the end, even after the last snippet, to find damage there
         if place >= start and made < total:
@@ -295,15 +294,10 @@ def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np
         if len(window) == sampling.length:
             yield np.stack(window)
             made, start = made + 1, start + sampling.stride
-            _drop_first(window, sampling.stride)
+            del window[: sampling.stride]
     for _ in range(made, total):
         yield np.stack([*window, *[frame] * (sampling.length - len(window))])
-        _drop_first(window, sampling.stride)
-
-
-def _drop_first(window: collections.deque, count: int) -> None:
-    for _ in range(min(count, len(window))):
-        window.popleft()
+        del window[: sampling.stride]
 
 
 def _crop(frame: np.ndarray, size: int) -> np.ndarray:

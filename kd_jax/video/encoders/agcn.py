@@ -4,7 +4,8 @@
     encoded = encoder.apply(variables, skeletons)  # [B, F, persons, 25, 3], metres
     encoded.features                               # [B, 1, 256]
 
-The network is the joint stream of Shi et al., "Two-Stream Adaptive Graph Convolutional Networks", CVPR 2019.
+The network is the joint stream of Shi et al., "Two-Stream Adaptive Graph Convolutional Networks", CVPR 2019, with the
+arithmetic of its public code.
 """
 
 import flax.linen as nn
