@@ -4,9 +4,7 @@
     python -m data_prep.build --dataset=custom --annotations=annotations.json --classes=classes.txt \\
         --features=rgb=DIR --features=flow=DIR --output=data/mine
 
-The command checks all input before it writes anything. It prints what it found, dropped and clipped, and lists every
-case in report.json next to the records. With --check it writes nothing. --workers uses several processes, --runner an
-Apache Beam pipeline.
+All input is checked before anything is written. report.json lists every case that was dropped or clipped.
 """
 
 import contextlib
@@ -39,40 +37,25 @@ SMALL = 512 * 2**20  # bytes of features below which a second process does not p
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to build, and how.
+    """What to build, and how. Values of `head`, `unit`, `fps` and `stride` replace the data set's own."""
 
-    Attributes:
-      dataset: a key of DATASETS.
-      output: folder of the records; optional with `check`.
-      annotations, classes: files; a class list is optional if the data set's own size is known.
-      features: 'MODALITY=FOLDER' entries; 'rgb+flow=FOLDER' for files that hold both.
-      channels_first: the part before '=' of `features` whose files are `[D, T]`.
-      head, unit, fps, stride: replace the data set's own; unit only for 'custom'.
-      skip_missing: leave out, and list, videos that lack a feature file.
-      overwrite: replace older records in `output`.
-      check: read everything and write nothing.
-      seed: of the synthetic set, 0 by default.
-      workers: processes; None for one per processor, or a single one if there is little to read.
-      runner, beam_options: an Apache Beam runner instead, and its options.
-    """
-
-    dataset: str
-    output: str | None = None
-    annotations: Sequence[str] = ()
-    classes: str | None = None
-    features: Sequence[str] = ()
-    channels_first: Sequence[str] = ()
+    dataset: str  # a key of DATASETS
+    output: str | None = None  # folder of the records; optional with `check`
+    annotations: Sequence[str] = ()  # files
+    classes: str | None = None  # file; optional if the data set's own number of classes is known
+    features: Sequence[str] = ()  # 'MODALITY=FOLDER' entries; 'rgb+flow=FOLDER' for files that hold both
+    channels_first: Sequence[str] = ()  # the part before '=' of `features` whose files are `[D, T]`
     head: str | None = None
-    unit: str | None = None
+    unit: str | None = None  # only for 'custom'
     fps: float | None = None
     stride: float | None = None
-    skip_missing: bool = False
-    overwrite: bool = False
-    check: bool = False
-    seed: int | None = None
-    workers: int | None = None
-    runner: str | None = None
-    beam_options: Sequence[str] = ()
+    skip_missing: bool = False  # leave out, and list, videos that lack a feature file
+    overwrite: bool = False  # replace older records in `output`
+    check: bool = False  # read everything and write nothing
+    seed: int | None = None  # of the synthetic set, 0 by default
+    workers: int | None = None  # processes; None for one per processor, or a single one if there is little to read
+    runner: str | None = None  # of an Apache Beam pipeline, which replaces `workers`
+    beam_options: Sequence[str] = ()  # of the runner
 
 
 def build_records(options: Options) -> tuple[base.Info, dict]:
@@ -86,9 +69,11 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
       ValueError: for options that contradict each other.
       FileExistsError: if `output` is not free.
     """
-    description = describe(options.dataset)
+    description, output = describe(options.dataset), Path(options.output or "")
     if not options.check:
-        check_free(Path(_output(options)), marker=records.INFO_FILE, overwrite=options.overwrite)
+        if not options.output:
+            raise ValueError("--output is missing: the folder for the records (or --check, to write nothing)")
+        check_free(output, marker=records.INFO_FILE, overwrite=options.overwrite)
     read = description.read
     if read is None:
         return _build_synthetic(options)
@@ -109,9 +94,13 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         extraction = feature_files.how_made(videos, folders, findings)
         findings.raise_problems()
         info = _make_info(options, description, names, sizes, videos, extraction)
-        report = _make_report(options, info, description, videos, folders, findings)
+        rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
+        features = {folder.name: str(folder.path) for folder in folders}
+        source = {"annotations": list(options.annotations), "features": features}
+        expected_seconds = description.stride / description.fps if description.stride else None
+        report = make_report(info, rows, findings.handled, source, expected_seconds=expected_seconds)
         if not options.check:
-            _write(Path(_output(options)), info, videos, report, run, overwrite=options.overwrite)
+            _write(output, info, videos, report, run, overwrite=options.overwrite)
     return info, report
 
 
@@ -135,12 +124,6 @@ def _check_options(options: Options, description: base.Description) -> None:
         raise ValueError("--workers is for this machine only; a --runner has --beam_options for it")
 
 
-def _output(options: Options) -> str:
-    if not options.output:
-        raise ValueError("--output is missing: the folder for the records (or --check, to write nothing)")
-    return options.output
-
-
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
     names = ("annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "skip_missing")
     vain = {name: getattr(options, name) for name in (*names, "workers", "runner", "beam_options")}
@@ -150,32 +133,28 @@ def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
     rows = [Row(s, v.segments, v.duration, v.num_snippets) for s, videos in splits.items() for v in videos]
     report = make_report(info, rows, {}, {"seed": seed})
     if not options.check:
-        records.write(_output(options), info, splits, report, overwrite=options.overwrite)
+        records.write(Path(options.output or ""), info, splits, report, overwrite=options.overwrite)
     return info, report
 
 
 def _refuse(dataset: str, reason: str, options: Mapping) -> None:
     """Raises ValueError if an option is set that has no effect on the data set."""
-    given = [f"--{name}" for name, value in options.items() if value]
-    if given:
+    if given := [f"--{name}" for name, value in options.items() if value]:
         raise ValueError(f"--dataset={dataset} {reason}: {', '.join(given)} would be ignored; leave it out")
 
 
 def parse_features(features: Iterable[str], channels_first: Iterable[str] = ()) -> list[FeatureFolder]:
     """Parses 'MODALITY=FOLDER' or 'MODALITY+MODALITY=FOLDER' entries.
 
-    Raises:
-      ValueError: for an entry in another form, a repeated modality, or a name in `channels_first` without an entry.
+    It raises ValueError for an entry in another form, a repeated modality, or an unknown name in `channels_first`.
     """
     folders, seen = [], set()
     for text in features:
         name, equals, folder = text.partition("=")
         modalities = tuple(name.split("+"))
         if not equals or not all(map(base.is_name, modalities)) or not folder:
-            raise ValueError(
-                f"--features={text}: expected MODALITY=FOLDER, e.g. --features=rgb=features/rgb, or rgb+flow=FOLDER "
-                "for files that hold both; a modality's name is letters, digits and _"
-            )
+            expected = "MODALITY=FOLDER, e.g. --features=rgb=features/rgb, or rgb+flow=FOLDER for files that hold both"
+            raise ValueError(f"--features={text}: expected {expected}; a modality's name is letters, digits and _")
         for modality in modalities:
             if modality in seen:
                 raise ValueError(f"--features names {modality!r} twice")
@@ -203,35 +182,29 @@ def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -
 
 
 def _match_features(
-    annotated: Sequence[Annotated],
-    folders: Sequence[FeatureFolder],
-    findings: Findings,
-    description: base.Description,
-    skip_missing: bool,
-    run: Callable,
+    annotated: Sequence[Annotated], folders: Sequence[FeatureFolder], findings: Findings, description, skip_missing, run
 ) -> tuple[list[Matched], dict[str, int]]:
     """Reads all feature files; returns the videos without a problem, and {modality: D}."""
     ids = [video.id for video in annotated]
     present = feature_files.check_folders(folders, ids, findings)
-    groups = [ids[i : i + VIDEOS_PER_TASK] for i in range(0, len(ids), VIDEOS_PER_TASK)]
-    results = {}
-    with tqdm(total=len(ids), desc="checking", unit="video", disable=None, leave=False) as bar:
-        for index, result in run(check_videos, [(group, present, skip_missing) for group in groups]):
-            results[index] = result
-            bar.update(len(groups[index]))
+    tasks = [(ids[i : i + VIDEOS_PER_TASK], present, skip_missing) for i in range(0, len(ids), VIDEOS_PER_TASK)]
     shapes: dict = {}
-    for index in sorted(results):
-        shapes |= results[index]["shapes"]
-        findings.add(results[index]["findings"])
-    return feature_files.match(
-        annotated,
-        folders,
-        shapes,
-        findings,
-        fps=description.fps,
-        stride=description.stride,
-        window=description.window,
-    )
+    for result in _run_all(run, check_videos, tasks, "checking"):
+        shapes |= result["shapes"]
+        findings.add(result["findings"])
+    options = {name: getattr(description, name) for name in ("fps", "stride", "window")}
+    return feature_files.match(annotated, folders, shapes, findings, **options)
+
+
+def _run_all(run: Callable, function: Callable, tasks: Sequence[tuple], title: str) -> list[dict]:
+    """Runs tasks, whose first arguments are videos, with a progress bar; returns the results in order."""
+    results = {}
+    total = sum(len(task[0]) for task in tasks)
+    with tqdm(total=total, desc=title, unit="video", disable=None, leave=False) as bar:
+        for index, result in run(function, tasks):
+            results[index] = result
+            bar.update(len(tasks[index][0]))
+    return [results[index] for index in range(len(tasks))]
 
 
 def check_videos(ids: Sequence[str], folders: Sequence[FeatureFolder], skip_missing: bool) -> dict:
@@ -244,12 +217,7 @@ def check_videos(ids: Sequence[str], folders: Sequence[FeatureFolder], skip_miss
 
 
 def _make_info(
-    options: Options,
-    description: base.Description,
-    names: Sequence[str],
-    sizes: dict[str, int],
-    videos: Sequence[Matched],
-    extraction: dict[str, dict],
+    options: Options, description: base.Description, names, sizes: dict[str, int], videos: Sequence[Matched], extraction
 ) -> base.Info:
     folder_name = Path(options.output or "").resolve().name
     scale = description.fps if description.unit == "frames" else 1.0
@@ -266,42 +234,21 @@ def _make_info(
     )
 
 
-def _make_report(
-    options: Options,
-    info: base.Info,
-    description: base.Description,
-    videos: Sequence[Matched],
-    folders: Sequence[FeatureFolder],
-    findings: Findings,
-) -> dict:
-    rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
-    features = {folder.name: str(folder.path) for folder in folders}
-    source = {"annotations": list(options.annotations), "features": features}
-    expected = description.stride / description.fps if description.stride else None
-    return make_report(info, rows, findings.handled, source, expected_seconds=expected)
-
-
-def _write(
-    output: Path, info: base.Info, videos: Sequence[Matched], report: dict, run: Callable, *, overwrite: bool
-) -> None:
+def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dict, run: Callable, *, overwrite: bool):
     with staged(output, marker=records.INFO_FILE, overwrite=overwrite) as folder:
-        tasks: list[tuple] = []
-        split_of: list[str] = []
+        groups: list[tuple[str, Sequence[Matched]]] = []
         for split in base.SPLITS:
             of_split = [video for video in videos if video.annotated.split == split]
-            for group in records.group_by_size(of_split, lambda v: records.video_bytes(v.num_snippets, info)):
-                tasks.append((str(folder / f"shard-{len(tasks)}"), info, group))
-                split_of.append(split)
-        shards: dict[int, records.Shard] = {}
-        with tqdm(total=len(videos), desc="writing", unit="video", disable=None, leave=False) as bar:
-            for index, result in run(write_shard, tasks):
-                shards[index] = records.Shard(**result)
-                bar.update(len(tasks[index][2]))
-        in_order = {split: [shards[i] for i in sorted(shards) if split_of[i] == split] for split in base.SPLITS}
-        records.finish(folder, info, in_order, report)
+            by_size = records.group_by_size(of_split, lambda v: records.video_bytes(v.num_snippets, info))
+            groups += [(split, group) for group in by_size]
+        tasks = [(group, str(folder / f"shard-{i}"), info) for i, (_, group) in enumerate(groups)]
+        shards: dict[str, list[records.Shard]] = {split: [] for split in base.SPLITS}
+        for (split, _), result in zip(groups, _run_all(run, write_shard, tasks, "writing"), strict=True):
+            shards[split].append(records.Shard(**result))
+        records.finish(folder, info, shards, report)
 
 
-def write_shard(path: str, info: base.Info, videos: Sequence[Matched]) -> dict:
+def write_shard(videos: Sequence[Matched], path: str, info: base.Info) -> dict:
     """Reads the features of some videos and writes them as one shard, as one task."""
     return dataclasses.asdict(records.write_shard(Path(path), info, map(feature_files.load, videos)))
 
@@ -318,20 +265,16 @@ def describe_data_sets() -> Iterator[str]:
 def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.build", "Build records from annotations and features.")
+    several: dict = {"action": "append", "default": []}
     add = options.add_argument
     add("--list", action="store_true", help="Print what each data set needs, and stop.")
     add("--dataset", choices=list(DATASETS), help="Data set.")
     add("--output", help="Folder for the records.")
-    add("--annotations", action="append", default=[], help="Annotation file; repeat it if there are several.")
+    add("--annotations", **several, help="Annotation file; repeat it if there are several.")
     add("--classes", help="File of class names, one per line; the line number from 0 is the class id.")
-    add(
-        "--features",
-        action="append",
-        default=[],
-        metavar="MODALITY=FOLDER",
-        help="Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both.",
-    )
-    add("--channels_first", action="append", default=[], help="MODALITY of --features whose files are [D, T].")
+    files = "Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both."
+    add("--features", **several, metavar="MODALITY=FOLDER", help=files)
+    add("--channels_first", **several, help="MODALITY of --features whose files are [D, T].")
     add("--head", choices=["dense", "sparse"], help="Concurrent actions, or one at a time with background.")
     add("--unit", choices=["seconds", "frames"], help="Unit of times in the file, for custom (seconds).")
     add("--fps", type=float, help="Frames per second of the ground truth (the data set's own; custom: 25).")
@@ -342,12 +285,8 @@ def parser() -> Parser:
     add("--seed", type=int, help="Seed, for synthetic (0).")
     add("--workers", type=at_least(1), help="Processes (one per processor; 1 for little data).")
     add("--runner", help="Run as an Apache Beam pipeline: DirectRunner, FlinkRunner, SparkRunner and others.")
-    add(
-        "--beam_options",
-        action="append",
-        default=[],
-        help="Option of the runner, e.g. --beam_options=--flink_master=HOST; repeat it for several.",
-    )
+    example = "--beam_options=--flink_master=HOST"
+    add("--beam_options", **several, help=f"Option of the runner, e.g. {example}; repeat it for several.")
     return options
 
 
@@ -370,10 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("\ndata_prep.build: stopped; nothing was written")
     print(describe_report(report))
-    if options.check:
-        print("There is no problem. Nothing was written (--check).")
-    else:
-        print(f"Records are in {options.output}; {Path(_output(options)) / records.REPORT_FILE} lists every case")
+    written = f"Records are in {options.output}; {Path(options.output or '') / records.REPORT_FILE} lists every case"
+    print("There is no problem. Nothing was written (--check)." if options.check else written)
 
 
 if __name__ == "__main__":

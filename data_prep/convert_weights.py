@@ -1,15 +1,10 @@
 """Converts published weights: those of an encoder into one file, those of a temporal filter into a run.
 
     python -m data_prep.convert_weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
-    python -m data_prep.extract --videos=DIR --modality=rgb --weights=weights/i3d_rgb.npz --output=features/rgb
-
     python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
-    python -m kd_jax.predict --run=workdir/public_pdan --features=DIR --output=OUT
 
 The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code, and
-TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`, read without TensorFlow). A temporal filter
-takes its class names from `--records`. Only tensors are unpickled (`weights_only=True`). State dicts need
-`pip install -e .[torch]`.
+TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`). State dicts need `pip install -e .[torch]`.
 """
 
 import dataclasses
@@ -36,9 +31,9 @@ _LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"} 
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
-    """Reads a PyTorch state dict as float32 arrays by key.
+    """Reads a PyTorch state dict, or the entry `state_dict` of a checkpoint, as float32 arrays by key.
 
-    The dict may also be the entry `state_dict` of a checkpoint, or have the prefixes of DataParallel.
+    Only tensors are unpickled. Keys lose the prefix of DataParallel.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -48,13 +43,11 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
+    remedy = "with the public code: torch.save(model.state_dict(), path)"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
-            f"{path} is not a file of plain tensors ({_reason(error)}); save one with the public code: "
-            "torch.save(model.state_dict(), path)"
-        ) from None
+        raise ValueError(f"{path} is not a file of plain tensors ({_reason(error)}); save one {remedy}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
         isinstance(key, str)
@@ -63,10 +56,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         for key, value in state.items()
     ):
         keys = f" (its keys: {', '.join(map(str, [*state][:4]))})" if isinstance(state, dict) else ""
-        raise ValueError(
-            f"{path} holds no state dict of plain tensors{keys}; save only that, with the public code: "
-            "torch.save(model.state_dict(), path)"
-        )
+        raise ValueError(f"{path} holds no state dict of plain tensors{keys}; save only that, {remedy}")
     arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
     if broken := [key for key, value in arrays.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{path}: {broken[0]} holds values that are not finite numbers; its training diverged")
@@ -80,10 +70,7 @@ def _reason(error: Exception) -> str:
 
 
 def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
-    """Converts a public state dict of a temporal filter.
-
-    Args:
-      state: arrays in PyTorch's layout, `[out, in, taps]`.
+    """Converts a public state dict of a temporal filter, of arrays in PyTorch's layout, `[out, in, taps]`.
 
     Returns:
       The detector, and `{'temporal_filter': …, 'head': …}` for `model.apply({'params': …}, x, mask)`.
@@ -108,8 +95,7 @@ class _Reader:
     """Takes arrays of known shapes from a state dict and collects its problems."""
 
     def __init__(self, state: Mapping[str, np.ndarray]):
-        self._state = state
-        self._seen: set[str] = set()
+        self._state, self._seen = state, set[str]()
         self._problems: list[str] = []
 
     def take(self, key: str, *shape: int) -> np.ndarray:
@@ -132,8 +118,7 @@ class _Reader:
     def finish(self, ignored: str = "") -> None:
         """Raises ValueError with all problems; keys that match `ignored` may be left over."""
         extra = [key for key in self._state if key not in self._seen and not (ignored and re.fullmatch(ignored, key))]
-        problems = self._problems + [f"{key} is not known" for key in extra]
-        if problems:
+        if problems := self._problems + [f"{key} is not known" for key in extra]:
             raise ValueError("the state dict does not fit its model: " + "; ".join(problems))
 
 
@@ -163,25 +148,20 @@ def _convert_stages(state: Mapping[str, np.ndarray], name: str) -> tuple[Detecto
         }
         params[f"head{suffix}"] = reader.pointwise(f"{key}.conv_out", hidden, classes)
     reader.finish()
-    if name == "ss_tcn" and stages > 1:
-        name = "ms_tcn"
+    name = "ms_tcn" if name == "ss_tcn" and stages > 1 else name
     return Detector(name, classes, hidden=hidden, num_layers=layers, num_stages=stages), params
 
 
 def _take_ss_tcn_layer(reader: _Reader, key: str, hidden: int) -> dict:
-    dilated = {
-        "kernel": reader.take(f"{key}.conv_dilated.weight", hidden, hidden, 3).transpose(2, 1, 0),
-        "bias": reader.take(f"{key}.conv_dilated.bias", hidden),
-    }
+    kernel = reader.take(f"{key}.conv_dilated.weight", hidden, hidden, 3).transpose(2, 1, 0)
+    dilated = {"kernel": kernel, "bias": reader.take(f"{key}.conv_dilated.bias", hidden)}
     return {"dilated": dilated, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
 
 
 def _take_pdan_layer(reader: _Reader, key: str, hidden: int) -> dict:
-    attention: dict = {
-        part: reader.pointwise(f"{key}.conv_attention.{part}_conv", hidden, hidden, bias=False)
-        for part in ("query", "key", "value")
-    }
-    attention["relative"] = reader.take(f"{key}.conv_attention.rel_t", hidden, 1, 3)[:, 0].T
+    prefix, parts = f"{key}.conv_attention", ("query", "key", "value")
+    attention: dict = {part: reader.pointwise(f"{prefix}.{part}_conv", hidden, hidden, bias=False) for part in parts}
+    attention["relative"] = reader.take(f"{prefix}.rel_t", hidden, 1, 3)[:, 0].T
     return {"attention": attention, "pointwise": reader.pointwise(f"{key}.conv_1x1", hidden, hidden)}
 
 
@@ -207,10 +187,8 @@ def _convert_tgm(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
         params[f"layer_{i}"] = part
     name = "tgm_super_events" if state.keys() & {"sup_mat", "cls_wts", "sup.center"} else "tgm"
     if name == "tgm_super_events":
-        part = {
-            curve: np.stack([reader.take(f"{key}.{curve}", 3) for key in ("sup", "sup2")])
-            for curve in ("center", "gamma")
-        }
+        curves = ("center", "gamma")
+        part = {curve: np.stack([reader.take(f"{key}.{curve}", 3) for key in ("sup", "sup2")]) for curve in curves}
         part["kernel"] = reader.take("sup_mat", 1, classes, max(width - classes, 0) // 2)[0].T
         part["share"] = reader.take("cls_wts", classes)
         params["super_events"] = part
@@ -238,9 +216,7 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
       modality: of the records, which the filter reads.
       source: name of the file of weights, for the run's config.
 
-    Raises:
-      FileExistsError: if the folder exists.
-      ValueError: if the weights fit no known filter, or do not fit the classes or features of the records.
+    Raises FileExistsError, or ValueError for weights that fit no known filter or not the records.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another --output")
@@ -248,11 +224,10 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
     if modality not in info.modalities:
         raise ValueError(f"--modality={modality}, but the records have {', '.join(info.modalities)}")
     size, outputs = input_size(model, params), TASKS[info.head].num_outputs(len(info.classes))
-    if (size, model.num_outputs) != (info.modalities[modality], outputs):
-        raise ValueError(
-            f"the weights read {size} features and give {model.num_outputs} logits; the records have "
-            f"{info.modalities[modality]} features of {modality!r} and {len(info.classes)} classes ({outputs} logits)"
-        )
+    if (size, model.num_outputs) != (features := info.modalities[modality], outputs):
+        wanted = f"{features} features of {modality!r} and {len(info.classes)} classes ({outputs} logits)"
+        read = f"{size} features and give {model.num_outputs} logits"
+        raise ValueError(f"the weights read {read}; the records have {wanted}")
     fresh = create_train_state(model, Optimization().make(), jax.random.key(0), size)
     params = jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params)
     trained = dataclasses.replace(fresh, params=params)
@@ -265,35 +240,17 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
 
 def _run_config(name: str, model: Detector, size: int, info: base.Info, modality: str, source: str) -> dict:
     attributes = ("num_outputs", "hidden", "num_layers", "num_stages", "dropout", "standardize")
-    return {
-        "run": name,
-        "seed": 0,
-        "modality": modality,
-        "filter": model.filter,
-        "teachers": {},
-        "weights": {},
-        "options": {},
-        "model": {"dtype": "float32", **{name: getattr(model, name) for name in attributes}},
-        "converted_from": source,
-        "input_size": size,
-        "head": info.head,
-        "classes": list(info.classes),
-        "seconds_per_snippet": info.seconds_per_snippet,
-        "extraction": info.extraction.get(modality),
-    }
+    options = {"dtype": "float32", **{name: getattr(model, name) for name in attributes}}
+    config = {"run": name, "seed": 0, "modality": modality, "filter": model.filter, "teachers": {}, "weights": {}}
+    config |= {"options": {}, "model": options, "converted_from": source, "input_size": size, "head": info.head}
+    config |= {"classes": list(info.classes), "seconds_per_snippet": info.seconds_per_snippet}
+    return config | {"extraction": info.extraction.get(modality)}
 
 
 def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Sequence[Path]) -> None:
-    """Writes converted weights of an encoder as one file.
+    """Writes converted weights of an encoder, from the files `sources`, as one new file with ending .npz.
 
-    Args:
-      output: the file, which must not exist, with ending .npz.
-      encoder: from `encoder_weights.convert`.
-      sources: the published files, for the manifest.
-
-    Raises:
-      FileExistsError: if the file exists.
-      ValueError: for another ending.
+    It raises FileExistsError if the file exists, and ValueError for another ending.
     """
     if output.suffix != ".npz":
         raise ValueError(f"--output={output}: the weights of an encoder are one file; its name must end in .npz")
@@ -326,7 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint = tensorflow_checkpoint.prefix_of(path)
         state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read_state(path)
         if encoder := encoder_weights.convert(state):
-            write_encoder(output, encoder, _files_of(checkpoint) if checkpoint else [path])
+            files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
+            sources = [file for file in files if not checkpoint or file.suffix == ".index" or ".data-" in file.name]
+            write_encoder(output, encoder, sources)
             what = f"{type(encoder.model).__name__} for {encoder.modality}, {encoder.model.num_classes} classes"
             print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
             return
@@ -336,12 +295,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"data_prep.convert_weights: {error}")
     print(f"{output}: a run for kd_jax.predict --run, and for `teachers` of an experiment")
-
-
-def _files_of(checkpoint: Path) -> list[Path]:
-    """The index and data files of a TensorFlow checkpoint."""
-    files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*"))
-    return [file for file in files if file.suffix == ".index" or ".data-" in file.name]
 
 
 if __name__ == "__main__":

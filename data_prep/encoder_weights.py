@@ -17,54 +17,35 @@ from kd_jax.video.encoders.weights import shapes_of
 
 _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Branches of an Inception block in kinetics-i3d. In Mixed_5b, the name of b2b has 0a instead of 0b.
-_BRANCHES = {
-    "b0": "Branch_0/Conv3d_0a_1x1",
-    "b1a": "Branch_1/Conv3d_0a_1x1",
-    "b1b": "Branch_1/Conv3d_0b_3x3",
-    "b2a": "Branch_2/Conv3d_0a_1x1",
-    "b2b": "Branch_2/Conv3d_0b_3x3",
-    "b3b": "Branch_3/Conv3d_0b_1x1",
-}
+_UNITS = {"b0": "0a_1x1", "b1a": "0a_1x1", "b1b": "0b_3x3", "b2a": "0a_1x1", "b2b": "0b_3x3", "b3b": "0b_1x1"}
+_BRANCHES = {name: f"Branch_{name[1]}/Conv3d_{unit}" for name, unit in _UNITS.items()}
+_AGCN_NAMES = {r"\bgraph\b": "gcn1", r"\bframes\.bn": "tcn1.bn", r"\bframes$": "tcn1.conv"}  # ours: published
+_AGCN_NAMES |= {r"\bresidual$": "residual.conv", r"\bdown\.bn": "down.1", r"\bdown$": "down.0"}
+_AGCN_NAMES |= {r"\ba_(\d)$": r"conv_a.\1", r"\bb_(\d)$": r"conv_b.\1", r"\bout_(\d)$": r"conv_d.\1"}
 
 
 class Converted(NamedTuple):
-    """An encoder with converted weights.
-
-    Attributes:
-      model: the encoder.
-      modality: its input: 'rgb', 'flow' or 'pose'.
-      persons: bodies per frame that an AGCN reads.
-      variables: of the model.
-    """
+    """An encoder with converted weights."""
 
     model: I3D | AGCN
-    modality: str
-    persons: int
-    variables: dict
+    modality: str  # input of the model: 'rgb', 'flow' or 'pose'
+    persons: int  # bodies per frame that an AGCN reads
+    variables: dict  # of the model
 
 
 def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
-    """Converts published weights of an encoder.
+    """Converts published weights of an encoder: arrays by published key, in their published layout.
 
-    Args:
-      state: arrays by published key, in their published layout.
-
-    Returns:
-      The encoder, or None if the keys are not those of one.
-
-    Raises:
-      ValueError: for missing, unknown or misshapen keys, with a list of all.
+    It returns None if the keys are not those of an encoder, and raises ValueError with a list of all missing, unknown
+    and misshapen keys.
     """
     pytorch_key, tensorflow_key = "Conv3d_1a_7x7.conv3d.weight", "Conv3d_1a_7x7/conv_3d/w"
     if pytorch_key in state:
         return _convert_i3d(state, _first_channels(state[pytorch_key], 1), _pytorch_i3d, _from_pytorch)
     if first := next((key for key in state if key.endswith(tensorflow_key)), None):
         prefix = first.removesuffix(tensorflow_key)
-
-        def key_of(path: str) -> str:
-            return prefix + _tensorflow_i3d(path)
-
-        return _convert_i3d(state, _first_channels(state[first], -2), key_of, _from_tensorflow)
+        channels = _first_channels(state[first], -2)
+        return _convert_i3d(state, channels, lambda path: prefix + _tensorflow_i3d(path), _from_tensorflow)
     if "l1.gcn1.PA" in state:
         persons = max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
         agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
@@ -104,9 +85,8 @@ def _take(state: Mapping, expected: Mapping, key_of: Callable, layout: Callable)
             continue
         value = layout(path, state[key], len(ours.shape))
         if value.shape != ours.shape:
-            problems.append(
-                f"{key} is {list(state[key].shape)}, which gives {list(value.shape)}, not {list(ours.shape)}"
-            )
+            given, found, wanted = (list(array.shape) for array in (state[key], value, ours))
+            problems.append(f"{key} is {given}, which gives {found}, not {wanted}")
         elif not np.isfinite(value).all():
             problems.append(f"{key} is not finite")
         else:
@@ -120,9 +100,8 @@ def _take(state: Mapping, expected: Mapping, key_of: Callable, layout: Callable)
 
 def _pytorch_i3d(path: str) -> str:
     *module, leaf = path.split("/")[1:]
-    if module[-1] == "bn":
-        return ".".join((*module, _BN[leaf]))
-    return ".".join((*module, "conv3d", {"kernel": "weight"}.get(leaf, leaf)))
+    names = [_BN[leaf]] if module[-1] == "bn" else ["conv3d", {"kernel": "weight"}.get(leaf, leaf)]
+    return ".".join(module + names)
 
 
 def _tensorflow_i3d(path: str) -> str:
@@ -141,21 +120,10 @@ def _tensorflow_i3d(path: str) -> str:
 def _pytorch_agcn(path: str) -> str:
     *module, leaf = path.split("/")[1:]
     name = ".".join(module)
-    for ours, theirs in (
-        (r"\bgraph\b", "gcn1"),
-        (r"\bframes\.bn", "tcn1.bn"),
-        (r"\bframes$", "tcn1.conv"),
-        (r"\bresidual$", "residual.conv"),
-        (r"\bdown\.bn", "down.1"),
-        (r"\bdown$", "down.0"),
-        (r"\ba_(\d)$", r"conv_a.\1"),
-        (r"\bb_(\d)$", r"conv_b.\1"),
-        (r"\bout_(\d)$", r"conv_d.\1"),
-    ):
+    for ours, theirs in _AGCN_NAMES.items():
         name = re.sub(ours, theirs, name)
-    if leaf == "links":
-        return f"{name}.PA"
-    return f"{name}.{_BN[leaf] if module[-1] in ('bn', 'data_bn') else {'kernel': 'weight'}.get(leaf, leaf)}"
+    names = _BN if module[-1] in ("bn", "data_bn") else {"kernel": "weight", "bias": "bias", "links": "PA"}
+    return f"{name}.{names[leaf]}"
 
 
 def _from_pytorch(path: str, value: np.ndarray, ndim: int) -> np.ndarray:

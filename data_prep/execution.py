@@ -23,17 +23,11 @@ from kd_jax.files import write_atomically
 
 @dataclass(frozen=True)
 class Beam:
-    """The place where a pipeline runs.
+    """The place where a pipeline runs."""
 
-    Attributes:
-      runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, …
-      options: of the runner, for example `--flink_master=…`.
-      scratch: folder that all machines of the runner can write to.
-    """
-
-    runner: str
-    options: tuple[str, ...]
-    scratch: Path
+    runner: str  # DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, …
+    options: tuple[str, ...]  # of the runner, for example `--flink_master=…`
+    scratch: Path  # folder that all machines of the runner can write to
 
 
 def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: Beam | None = None) -> Iterator[tuple]:
@@ -49,8 +43,7 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
       (index of the task, result), in the order in which tasks finish.
 
     Raises:
-      ValueError: if Apache Beam is missing or does not know an option. An exception of a task is raised as well, and
-        ends the other tasks.
+      ValueError: if Apache Beam is missing or lacks an option. An exception of a task ends the others, and is raised.
     """
     if beam:
         yield from _run_beam(function, tasks, beam)
@@ -58,12 +51,8 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
         for index, task in enumerate(tasks):
             yield index, function(*task)
     else:
-        pool = ProcessPoolExecutor(
-            min(workers, len(tasks)),
-            mp_context=get_context("spawn"),
-            initializer=end_with_parent,
-            initargs=(os.getpid(),),
-        )
+        context, workers = get_context("spawn"), min(workers, len(tasks))
+        pool = ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),))
         try:
             with ignoring_interrupts():  # the first call starts the workers, which inherit this
                 index_of = {pool.submit(function, *task): index for index, task in enumerate(tasks)}
@@ -106,8 +95,7 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
         raise ValueError("--runner needs Apache Beam: pip install 'kd_jax[beam]'") from None
     with tempfile.TemporaryDirectory(dir=beam.scratch) as folder:
         options = PipelineOptions([f"--runner={beam.runner}", *beam.options])
-        unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
-        if unknown:
+        if unknown := options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             raise ValueError(f"--beam_options: Apache Beam knows no option {', '.join(sorted(unknown))}")
         with apache_beam.Pipeline(options=options) as pipeline:
             _ = (

@@ -4,9 +4,8 @@
     python -m data_prep.extract --videos=DIR --modality=flow --weights=weights/i3d_flow.npz --output=features/flow
     python -m data_prep.extract --skeletons=DIR --modality=pose --weights=weights/agcn.npz --output=features/pose
 
-The command writes `<video>.npy`, `[T, D]` float32, and the manifest `<video>.json`: frames and frames per second of the
-file, sampling, sha256 of the weights, and versions of the libraries. When run again, it skips finished files. A broken
-file does not stop the others; the last lines list all broken files. The command needs `pip install -e .[video]`.
+The command writes `<video>.npy`, `[T, D]` float32, and a manifest `<video>.json`. When run again, it skips finished
+files. A broken file does not stop the others. The command needs `pip install -e .[video]`.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import io
 import os
 import signal
 import sys
@@ -41,23 +41,14 @@ SKELETON_FPS = 30.0  # frames per second of Kinect, which recorded NTU RGB+D and
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that features depend on.
+    """The settings that features depend on."""
 
-    Attributes:
-      modality: rgb, flow or pose.
-      weights: file of the encoder's weights.
-      sampling: how a video is cut.
-      fps: frames per second to sample videos at, None for their own rate; for skeletons, the rate of the recording.
-      dtype: of the encoder's computation.
-      persons: bodies per frame of skeletons that the encoder reads.
-    """
-
-    modality: str
-    weights: Path
+    modality: str  # rgb, flow or pose
+    weights: Path  # file of the encoder's weights
     sampling: Sampling
-    fps: float | None
-    dtype: str
-    persons: int = skeletons.PERSONS
+    fps: float | None  # frames per second to sample videos at, None for their own; for skeletons, of the recording
+    dtype: str  # of the encoder's computation
+    persons: int = skeletons.PERSONS  # bodies per frame of skeletons that the encoder reads
 
     def described(self) -> dict:
         """Returns the settings as JSON. Features with equal settings can be used together."""
@@ -81,44 +72,30 @@ def _weights(path: Path, dtype: str) -> Weights:
 
 
 def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, str], list[str]]:
-    """Lists the files to extract features of.
-
-    Args:
-      source: one file, or a folder, of which the files with the ending of a video or of skeletons are used.
-      modality: rgb, flow or pose.
+    """Lists the files to extract features of: one file, or those of a folder with the ending of videos or skeletons.
 
     Returns:
       {name of the features: file}; {name: error} for names that two files would have; notes on files and folders that
-      are left out.
-
-    Raises:
-      FileNotFoundError: if there are no files.
+      are left out. It raises FileNotFoundError if there are no files.
     """
     if source.is_file():
         return {videos.name_of(source): source}, {}, []
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such folder or file")
     kind, suffixes = ("skeleton", skeletons.SUFFIXES) if modality == "pose" else ("video", videos.SUFFIXES)
-    folders, others, by_name = [], [], collections.defaultdict(list)
-    for path in sorted(source.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            folders.append(path)
-        elif path.suffix.lower() not in suffixes:
-            others.append(path)
-        else:
-            by_name[videos.name_of(path)].append(path)
+    paths = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    folders = [path for path in paths if path.is_dir()]
+    others = [path for path in paths if path.suffix.lower() not in suffixes and not path.is_dir()]
+    by_name = collections.defaultdict(list)
+    for path in sorted({*paths} - {*folders, *others}):
+        by_name[videos.name_of(path)].append(path)
     notes = [f"{source}: left out, as the ending is not that of a {kind}: {_first(others)}"] if others else []
     notes += [f"{source}: its subfolders are not searched: {_first(folders)}"] if folders else []
     if not by_name:
         raise FileNotFoundError("; ".join([f"{source} has no {kind} file ({', '.join(suffixes)})", *notes]))
     files = {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}
-    failed = {
-        name: f"{source}: {' and '.join(path.name for path in paths)} would both become {name}.npy; rename one"
-        for name, paths in by_name.items()
-        if len(paths) > 1
-    }
+    twice = {name: " and ".join(path.name for path in paths) for name, paths in by_name.items() if len(paths) > 1}
+    failed = {name: f"{source}: {both} would both become {name}.npy; rename one" for name, both in twice.items()}
     return files, failed, notes
 
 
@@ -129,14 +106,7 @@ def _first(paths: Sequence[Path]) -> str:
 
 
 def read_batches(path: Path, settings: Settings, batch_size: int) -> Iterator:
-    """Reads a file.
-
-    Yields:
-      Facts about the file as JSON, then its snippets in batches, as `kd_jax.video.encode.batched` makes them.
-
-    Raises:
-      VideoError: for a file that cannot be used.
-    """
+    """Yields facts about a file as JSON, then its snippets in batches; raises VideoError if it cannot be used."""
     sampling = settings.sampling
     facts: dict
     if settings.modality == "pose":
@@ -163,13 +133,8 @@ class Progress:
         self._title, self._num_files, self._done = title, num_files, 0
         self._bar = tqdm(total=0, unit="frame", disable=quiet or not sys.stderr.isatty(), leave=False)
         self._lines = not quiet and not sys.stderr.isatty()
+        self.close, self.advance = self._bar.close, self._bar.update  # by a number of encoded frames
         self._show()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
 
     def _show(self, name: str = "") -> None:
         self._bar.set_description_str(f"{self._title} {self._done}/{self._num_files} files {name}".rstrip())
@@ -178,10 +143,6 @@ class Progress:
         """Counts a file that is begun, with its number of frames."""
         self._bar.total += frames
         self._show(name)
-
-    def advance(self, frames: int) -> None:
-        """Counts encoded frames."""
-        self._bar.update(frames)
 
     def end(self, name: str, result: str) -> None:
         """Counts a file that is done or has failed."""
@@ -192,11 +153,7 @@ class Progress:
 
 
 class Writer:
-    """Collects the features of each video, and writes them once they are complete and the video was read to its end.
-
-    Attributes:
-      failed: {name of the features: reason} of the videos that failed.
-    """
+    """Collects the features of each video, and writes them once they are complete and the video was read to its end."""
 
     def __init__(self, output: Path, settings: Settings, files: Sequence[tuple[str, Path]], progress: Progress):
         self._output, self._settings, self._files, self._progress = output, settings, files, progress
@@ -204,7 +161,7 @@ class Writer:
         self._facts: dict[int, dict] = {}
         self._rows: dict[int, list[np.ndarray]] = collections.defaultdict(list)
         self._read: set[int] = set()
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # reasons by the name of the features
 
     def begin(self, index: int, facts: dict) -> None:
         """Begins a video with its facts, before its rows."""
@@ -249,19 +206,16 @@ class Writer:
 
 def write_table(path: Path, rows: np.ndarray) -> None:
     """Writes an .npy file atomically."""
-    with tempfile.SpooledTemporaryFile() as stream:
-        np.save(stream, rows, allow_pickle=False)
-        stream.seek(0)
-        write_atomically(path, stream.read())
+    stream = io.BytesIO()
+    np.save(stream, rows, allow_pickle=False)
+    write_atomically(path, stream.getvalue())
 
 
 def _versions() -> dict[str, str]:
     found = {}
     for name in ("kd_jax", "jax", "flax", "numpy", "av", "opencv-contrib-python-headless"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -284,13 +238,12 @@ def extract_features(
       workers: processes that read files while this one encodes; 0 for none.
       progress: whether to show progress.
 
-    Returns:
-      {name: reason} of the files that failed.
+    It returns {name: reason} of the files that failed.
     """
     weights = _weights(settings.weights, settings.dtype)
     items = [(path, settings, batch_size) for _, path in files]
     with (
-        Progress(settings.modality, len(files), quiet=not progress) as shown,
+        contextlib.closing(Progress(settings.modality, len(files), quiet=not progress)) as shown,
         contextlib.closing(prefetch.run(read_batches, items, workers=workers)) as messages,
     ):
         writer = Writer(output, settings, files, shown)
@@ -318,17 +271,12 @@ def extract_one(output: str, settings: Settings, video: str, path: str, batch_si
     return extract_features(Path(output), settings, files, batch_size=batch_size, workers=0, progress=False).get(video)
 
 
-def unfinished(
-    output: Path, settings: Settings, files: Mapping[str, Path]
-) -> tuple[list[tuple[str, Path]], dict[str, str]]:
-    """Compares files with the features in a folder.
+def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> tuple[list[tuple], dict[str, str]]:
+    """Compares files with the features in a folder; raises ValueError if those were made with other settings.
 
     Returns:
       (name, file) of the files without features; {name: reason} of those with features that are left alone because
       they were not written by this command or are those of another file.
-
-    Raises:
-      ValueError: if features in the folder were made with other settings.
     """
     wanted, left, failed = settings.described(), [], {}
     for video, path in files.items():
@@ -360,17 +308,15 @@ def _is_whole(table: Path, snippets: int | None) -> bool:
 
 def _changed(manifest: Mapping, now: Mapping) -> str:
     """The differences between a manifest and the values `now`; '' if there are none."""
-    changed = [name for name, value in now.items() if manifest.get(name) != value]
-    return "; ".join(f"{name}: {manifest.get(name)!r} there, {now[name]!r} now" for name in changed)
+    there = ((name, manifest.get(name), value) for name, value in now.items())
+    return "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in there if old != new)
 
 
 def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
     """The settings, and the file or folder to read; ValueError for options that are missing, invalid or in vain."""
     if not given.modality:
-        raise ValueError(
-            "--modality is missing; for example --videos=DIR --modality=rgb --weights=i3d_rgb.npz --output=DIR "
-            "(--help lists all options)"
-        )
+        example = "--videos=DIR --modality=rgb --weights=i3d_rgb.npz --output=DIR"
+        raise ValueError(f"--modality is missing; for example {example} (--help lists all options)")
     name, other = ("skeletons", "videos") if given.modality == "pose" else ("videos", "skeletons")
     source = getattr(given, name)
     if not source or getattr(given, other):
@@ -426,9 +372,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             broken = _run_pipeline(given, output, settings, left)
         else:
             workers = min(given.workers if given.workers is not None else os.cpu_count() or 1, len(left))
-            broken = extract_features(
-                output, settings, left, batch_size=given.batch_size, workers=workers, progress=True
-            )
+            options: dict = {"batch_size": given.batch_size, "workers": workers, "progress": True}
+            broken = extract_features(output, settings, left, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"data_prep.extract: {error}")
     except KeyboardInterrupt:

@@ -95,7 +95,6 @@ def _serve(function: Callable, theirs: connection.Connection, parent: int) -> No
 def _guarded(function: Callable, item: tuple) -> Iterator[Any]:
     try:
         yield from function(*item)
+        yield Finished()
     except (ValueError, OSError) as error:
         yield Failed(str(error))
-    else:
-        yield Finished()

@@ -32,7 +32,7 @@ def make_report(
       rows: one per video.
       handled: {kind of finding: [one line per case]}.
       source: files and folders that the data came from.
-      expected_seconds: length of a snippet of the public features, if known.
+      expected_seconds: of a snippet of the public features, if known.
     """
 
     def per_split(count) -> dict:
@@ -40,6 +40,7 @@ def make_report(
 
     lengths = np.array([row.num_snippets for row in rows])
     seconds = np.array([info.seconds(row.duration) / row.num_snippets for row in rows])
+    mean, median = round(float(lengths.mean()), 1), info.seconds_per_snippet
     return {
         "dataset": info.name,
         "source": dict(source),
@@ -49,16 +50,8 @@ def make_report(
         "hours": per_split(lambda rows: round(sum(info.seconds(row.duration) for row in rows) / 3600, 3)),
         "classes": len(info.classes),
         "modalities": dict(info.modalities),
-        "snippets_per_video": {
-            "min": int(lengths.min()),
-            "mean": round(float(lengths.mean()), 1),
-            "max": int(lengths.max()),
-        },
-        "seconds_per_snippet": {
-            "min": float(seconds.min()),
-            "median": info.seconds_per_snippet,
-            "max": float(seconds.max()),
-        },
+        "snippets_per_video": {"min": int(lengths.min()), "mean": mean, "max": int(lengths.max())},
+        "seconds_per_snippet": {"min": float(seconds.min()), "median": median, "max": float(seconds.max())},
         "notes": _notes(info, rows, seconds, expected_seconds),
         "handled": {kind: list(cases) for kind, cases in sorted(handled.items())},
     }
@@ -66,32 +59,23 @@ def make_report(
 
 def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: float | None) -> list[str]:
     """Notes on valid input that looks like a mistake."""
-    notes = []
-    if expected and not 0.8 < info.seconds_per_snippet / expected < 1.25:
-        notes.append(
-            f"a snippet lasts {info.seconds_per_snippet:.4g} s, but {expected:.4g} s in the public features: does the "
-            "stride differ?"
-        )
-    if seconds.max() > LONGEST_SNIPPET or seconds.min() < SHORTEST_SNIPPET:
-        notes.append(
-            f"a snippet lasts {seconds.min():.4g} to {seconds.max():.4g} s: are the times of the annotations really "
-            f"{info.unit}? (--unit, --fps)"
-        )
-    elif seconds.max() > MAX_RATIO * seconds.min():
-        notes.append(
-            f"the length of a snippet varies from {seconds.min():.4g} to {seconds.max():.4g} s: "
-            "do the durations belong to these features?"
-        )
+    notes, shortest, longest, typical = [], seconds.min(), seconds.max(), info.seconds_per_snippet
+    span = f"{shortest:.4g} to {longest:.4g} s"
+    if expected and not 0.8 < typical / expected < 1.25:
+        found = f"a snippet lasts {typical:.4g} s, but {expected:.4g} s in the public features"
+        notes.append(f"{found}: does the stride differ?")
+    if longest > LONGEST_SNIPPET or shortest < SHORTEST_SNIPPET:
+        notes.append(f"a snippet lasts {span}: are the times of the annotations really {info.unit}? (--unit, --fps)")
+    elif longest > MAX_RATIO * shortest:
+        notes.append(f"the length of a snippet varies from {span}: do the durations belong to these features?")
     for split in base.SPLITS:
         present = {int(c) for row in rows if row.split == split for c in row.segments[:, 0]}
-        absent = [name for i, name in enumerate(info.classes) if i not in present]
-        if absent:
+        if absent := [name for i, name in enumerate(info.classes) if i not in present]:
             more = f" … and {len(absent) - 8} more" if len(absent) > 8 else ""
             notes.append(f"{split} has no action of {len(absent)} classes: {', '.join(absent[:8])}{more}")
     if info.head == "sparse":
         labels = (labels_from_segments(r.segments, r.duration, r.num_snippets, len(info.classes)) for r in rows)
-        several = sum(int((table.sum(axis=1) > 1).sum()) for table in labels)
-        if several:
+        if several := sum(int((table.sum(axis=1) > 1).sum()) for table in labels):
             notes.append(f"{several} snippets carry several classes at once, but the head is sparse (--head=dense?)")
     return notes
 
@@ -110,7 +94,6 @@ def describe_report(report: Mapping) -> str:
         f"  T from {snippets['min']} to {snippets['max']}, mean {snippets['mean']}; "
         f"{seconds['min']:.4g} to {seconds['max']:.4g} s per snippet, median {seconds['median']:.4g}"
     ]
-    for kind, cases in report["handled"].items():
-        lines.append(f"  {kind}: {len(cases)}, e.g. {cases[0]}")
+    lines += [f"  {kind}: {len(cases)}, e.g. {cases[0]}" for kind, cases in report["handled"].items()]
     lines += [f"  note: {note}" for note in report["notes"]]
     return "\n".join(lines)

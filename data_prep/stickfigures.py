@@ -2,17 +2,16 @@
 
     python -m data_prep.stickfigures --output=data/stickfigures
 
-The command writes videos/<video>.mp4, skeletons/<video>.skeleton (NTU RGB+D's format, 25 joints), annotations.json and
-classes.txt for `data_prep.build --dataset=custom`, and weights/ with small random encoders for RGB, flow and pose.
-Clothes, rooms, sizes, speeds and camera positions vary. Some pairs of actions have the same poses in reverse order:
-sit down and stand up, raise and lower the arms, push and pull. The command needs `pip install -e .[video]`.
+The command writes videos, skeletons (NTU RGB+D's format, 25 joints), annotations.json and classes.txt for
+`data_prep.build --dataset=custom`, and small random encoders. Some pairs of actions have the same poses in reverse
+order, for example sit down and stand up. The command needs `pip install -e .[video]`.
 """
 
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +30,15 @@ PERSONS, ROOMS = 5, 4  # numbers of clothes and of backgrounds
 
 @dataclass(frozen=True)
 class Pose:
-    """The pose of a figure.
+    """The pose of a figure; angles in radians."""
 
-    Attributes:
-      seat: from 0, standing, to 1, seated.
-      bend: forward angle of the trunk, radians.
-      lift: angles of the left and the right arm from hanging, radians.
-      front: from 0, arms lifted to the side, to 1, forward.
-      elbow: angles of the left and the right elbow, radians.
-      swing: angle of the legs, one forward and one back, radians.
-      x: position to the side, metres.
-    """
-
-    seat: float = 0.0
-    bend: float = 0.0
-    lift: tuple[float, float] = (0.1, 0.1)
-    front: float = 0.0
-    elbow: tuple[float, float] = (0.1, 0.1)
-    swing: float = 0.0
-    x: float = 0.0
+    seat: float = 0.0  # from 0, standing, to 1, seated
+    bend: float = 0.0  # forward angle of the trunk
+    lift: tuple[float, float] = (0.1, 0.1)  # angles of the left and the right arm from hanging
+    front: float = 0.0  # from 0, arms lifted to the side, to 1, forward
+    elbow: tuple[float, float] = (0.1, 0.1)  # angles of the left and the right elbow
+    swing: float = 0.0  # angle of the legs, one forward and one back
+    x: float = 0.0  # position to the side, metres
 
 
 def joints(pose: Pose, height: float = 1.7) -> np.ndarray:
@@ -86,31 +75,28 @@ def _ease(part: float) -> float:
     return float(0.5 - 0.5 * np.cos(np.pi * np.clip(part, 0, 1)))
 
 
-def _both(value: float) -> tuple[float, float]:
-    return value, value
-
-
 def _walk(pose: Pose, part: float, seconds: float) -> Pose:
     way = 0.9 if pose.x < 0 else -0.9
     return replace(pose, swing=0.5 * np.sin(2 * np.pi * 1.2 * part * seconds), x=pose.x + way * _ease(part))
 
 
+def _wave(pose: Pose, part: float, seconds: float) -> Pose:
+    return replace(pose, lift=(0.1, 2.0), elbow=(0.1, 0.5 + 0.5 * np.sin(2 * np.pi * 1.8 * part * seconds)))
+
+
 def _push(pose: Pose, part: float) -> Pose:
-    return replace(pose, lift=_both(0.3 + 1.2 * part), elbow=_both(2.2 - 2.1 * part), front=1.0)
+    return replace(pose, lift=(0.3 + 1.2 * part,) * 2, elbow=(2.2 - 2.1 * part,) * 2, front=1.0)
 
 
 # name: (whether the action can start from a pose, the pose after a fraction of its seconds)
 ACTIONS: dict[str, tuple[Callable[[Pose], bool], Callable[[Pose, float, float], Pose]]] = {
     "sit down": (lambda p: p.seat == 0, lambda p, t, s: replace(p, seat=_ease(t))),
     "stand up": (lambda p: p.seat == 1, lambda p, t, s: replace(p, seat=1 - _ease(t))),
-    "raise arms": (lambda p: p.lift[0] < 1, lambda p, t, s: replace(p, lift=_both(0.1 + 2.6 * _ease(t)), front=0.0)),
-    "lower arms": (lambda p: p.lift[0] > 1, lambda p, t, s: replace(p, lift=_both(2.7 - 2.6 * _ease(t)), front=0.0)),
+    "raise arms": (lambda p: p.lift[0] < 1, lambda p, t, s: replace(p, lift=(0.1 + 2.6 * _ease(t),) * 2, front=0.0)),
+    "lower arms": (lambda p: p.lift[0] > 1, lambda p, t, s: replace(p, lift=(2.7 - 2.6 * _ease(t),) * 2, front=0.0)),
     "push": (lambda p: p.lift[0] < 1, lambda p, t, s: _push(p, _ease(t))),
     "pull": (lambda p: p.lift[0] < 1, lambda p, t, s: _push(p, 1 - _ease(t))),
-    "wave": (
-        lambda p: p.lift[0] < 1,
-        lambda p, t, s: replace(p, lift=(0.1, 2.0), elbow=(0.1, 0.5 + 0.5 * np.sin(2 * np.pi * 1.8 * t * s))),
-    ),
+    "wave": (lambda p: p.lift[0] < 1, _wave),
     "bow": (lambda p: p.seat == 0, lambda p, t, s: replace(p, bend=1.1 * np.sin(np.pi * _ease(t)))),
     "walk": (lambda p: p.seat == 0, _walk),
 }
@@ -119,30 +105,18 @@ CLASSES = tuple(ACTIONS)
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of one video.
-
-    Attributes:
-      name: of the video.
-      actions: (class, start, end) rows, in seconds.
-      poses: one per frame.
-      height: of the figure, metres.
-      yaw, tilt: of the camera, radians.
-      distance: from the camera to the figure, metres.
-      colors: RGB of the body, the arms and the head.
-      room: number of the background.
-      seed: of the noise.
-    """
+    """The content of one video."""
 
     name: str
-    actions: list[tuple[int, float, float]]
-    poses: list[Pose]
-    height: float
-    yaw: float
-    tilt: float
-    distance: float
-    colors: tuple = field(repr=False)
-    room: int
-    seed: int
+    actions: list[tuple[int, float, float]]  # class, start and end in seconds
+    poses: list[Pose]  # one per frame
+    height: float  # of the figure, metres
+    yaw: float  # of the camera, radians
+    tilt: float  # of the camera, radians
+    distance: float  # from the camera to the figure, metres
+    colors: tuple  # RGB of the body, the arms and the head
+    room: int  # number of the background
+    seed: int  # of the noise
 
     @property
     def duration(self) -> float:
@@ -170,18 +144,10 @@ def make_scene(name: str, seed: int, seconds: float) -> Scene:
         pose = poses[-1]
         actions.append((CLASSES.index(action), first / FPS, len(poses) / FPS))
     clothes = np.random.default_rng(rng.integers(PERSONS))
-    return Scene(
-        name=name,
-        actions=actions,
-        poses=poses,
-        height=rng.uniform(1.5, 1.9),
-        yaw=rng.choice([-0.6, 0.0, 0.6]) + rng.normal(0, 0.08),
-        tilt=rng.uniform(0.0, 0.25),
-        distance=rng.uniform(2.8, 3.6),
-        colors=tuple(tuple(int(c) for c in clothes.integers(40, 256, 3)) for _ in range(3)),
-        room=int(rng.integers(ROOMS)),
-        seed=seed,
-    )
+    view: dict = {"height": rng.uniform(1.5, 1.9), "yaw": rng.choice([-0.6, 0.0, 0.6]) + rng.normal(0, 0.08)}
+    view |= {"tilt": rng.uniform(0.0, 0.25), "distance": rng.uniform(2.8, 3.6)}
+    colors = tuple(tuple(int(c) for c in clothes.integers(40, 256, 3)) for _ in range(3))
+    return Scene(name, actions, poses, **view, colors=colors, room=int(rng.integers(ROOMS)), seed=seed)
 
 
 def _parts(seconds: float) -> np.ndarray:
@@ -192,8 +158,8 @@ def _parts(seconds: float) -> np.ndarray:
 
 def _rest(pose: Pose) -> Pose:
     """The resting pose nearest to a pose: legs together, trunk upright, arms down unless both are raised."""
-    arms = pose.lift if pose.lift[0] == pose.lift[1] and pose.lift[0] > 2 else _both(0.1)
-    return replace(pose, bend=0.0, swing=0.0, lift=arms, elbow=_both(0.1), front=0.0, seat=round(pose.seat))
+    arms = pose.lift if pose.lift[0] == pose.lift[1] and pose.lift[0] > 2 else Pose.lift
+    return Pose(seat=round(pose.seat), lift=arms, x=pose.x)
 
 
 def _blend(a: Pose, b: Pose, part: float) -> Pose:
@@ -261,10 +227,9 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
 def skeleton_text(scene: Scene) -> str:
     """Returns the text of an NTU RGB+D `.skeleton` file, with noise of 4 mm; fields other than joints are made up."""
     rng = np.random.default_rng(scene.seed + 2)
-    found = in_camera(scene)
-    found = found + rng.normal(0, 0.004, found.shape)
-    lines = [str(len(found))]
-    for body in found:
+    bodies = in_camera(scene)
+    lines = [str(len(bodies))]
+    for body in bodies + rng.normal(0, 0.004, bodies.shape):
         lines += ["1", "1 0 1 1 1 1 0 0 0 2", "25"]
         lines += [f"{x:.6f} {y:.6f} {z:.6f} 0 0 0 0 0 0 0 0 2" for x, y, z in body]
     return "\n".join(lines) + "\n"
@@ -282,11 +247,11 @@ def write_encoders(folder: Path, seed: int) -> None:
     """Writes small random encoders for RGB, flow and pose; random features of deeper ones would be less informative."""
     short = I3D(len(CLASSES), width=0.25, final_endpoint="Mixed_3c")
     models = {"rgb": short, "flow": short, "pose": AGCN(len(CLASSES), width=0.5)}
+    facts: dict = {"source": {"random": f"data_prep.stickfigures --seed={seed}"}}
+    facts |= {"size": SIZE, "shorter_side": SHORTER_SIDE}
     for i, (modality, model) in enumerate(models.items()):
         variables = random_variables(model, modality, 3 * seed + i)
-        source = {"random": f"data_prep.stickfigures --seed={seed}"}
-        frame = {"size": SIZE, "shorter_side": SHORTER_SIDE}
-        write_weights(folder / f"{modality}.npz", model, variables, modality=modality, source=source, **frame)
+        write_weights(folder / f"{modality}.npz", model, variables, modality=modality, **facts)
 
 
 def parser() -> Parser:

@@ -2,8 +2,8 @@
 
     arrays = read(Path('rgb_imagenet/model.ckpt'))  # {'RGB/inception_i3d/Conv3d_1a_7x7/conv_3d/w': …}
 
-A checkpoint has two kinds of files. `model.ckpt.index` is a table in LevelDB's format that maps names to positions
-(BundleEntryProto). `model.ckpt.data-00000-of-00001` has the numbers.
+The file `model.ckpt.index` is a table in LevelDB's format that maps names to positions (BundleEntryProto). The numbers
+are in `model.ckpt.data-00000-of-00001`.
 """
 
 import struct
@@ -31,9 +31,8 @@ def prefix_of(path: Path) -> Path | None:
 def read(prefix: Path) -> dict[str, np.ndarray]:
     """Reads all numeric arrays by name.
 
-    Raises:
-      FileNotFoundError: if a data file is missing.
-      ValueError: for an index that is damaged or compressed, and for partitioned variables.
+    It raises FileNotFoundError if a data file is missing, and ValueError for an index that is damaged or compressed
+    and for partitioned variables.
     """
     index = prefix.with_name(f"{prefix.name}.index")
     try:
@@ -55,7 +54,8 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
 
 def _numbers(file: Path, name: str, entry: dict) -> np.ndarray:
     dtype, offset, size = np.dtype(_DTYPES[entry[_DTYPE]]), entry.get(_OFFSET, 0), entry.get(_SIZE, 0)
-    shape = [_fields(dim).get(_DIM_SIZE, 0) for dim in _repeated(entry.get(_SHAPE, b""), _DIM)]
+    dims = (value for number, value in _messages(entry.get(_SHAPE, b"")) if number == _DIM)
+    shape = [_fields(dim).get(_DIM_SIZE, 0) for dim in dims]
     count = int(np.prod(shape, dtype=np.int64))
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; it belongs next to the index, which has {name}")
@@ -77,24 +77,19 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
     """The (number, value) fields of a protocol buffer message, in order."""
     at = 0
-    value: Any
     while at < len(data):
         tag, at = _varint(data, at)
         kind = tag & 7
+        size, at = _varint(data, at) if kind in (0, 2) else ({1: 8, 5: 4}[kind], at)  # of kind 0, this is the value
         if kind == 0:
-            value, at = _varint(data, at)
+            yield tag >> 3, size
         else:
-            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            value, at = data[at : at + size], at + size
-        yield tag >> 3, value
+            yield tag >> 3, data[at : at + size]
+            at += size
 
 
 def _fields(data: bytes) -> dict[int, Any]:
     return dict(_messages(data))
-
-
-def _repeated(data: bytes, field: int) -> list[Any]:
-    return [value for number, value in _messages(data) if number == field]
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

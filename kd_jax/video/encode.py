@@ -42,22 +42,19 @@ def encode_batches(
       batches: (key, `[N, …]` snippets) as `batched` makes them, all of one snippet shape.
       batch_size: snippets per forward pass, over all devices; the largest N.
 
-    Yields:
-      (key, `[N, D]` float32), in the order of `batches`.
+    It yields (key, `[N, D]` float32), in the order of `batches`.
     """
-    mesh = sharding.data_mesh()
+    mesh, pending = sharding.data_mesh(), None
     variables = sharding.replicate(weights.variables, mesh)
-    run = _compiled()
-    pending = None
-    for key, batch in batches:
-        rows = _num_rows(len(batch), batch_size, mesh)
-        filled = np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1))
-        features = run(weights.model, variables, sharding.shard(filled, rows, mesh))
+    for item in itertools.chain(batches, [None]):  # None comes after the last batch
+        if item:
+            key, batch = item
+            rows = _num_rows(len(batch), batch_size, mesh)
+            filled = np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+            features = _compiled()(weights.model, variables, sharding.shard(filled, rows, mesh))
         if pending:
             yield pending[0], sharding.fetch(pending[2], mesh)[: pending[1]]
-        pending = key, len(batch), features
-    if pending:
-        yield pending[0], sharding.fetch(pending[2], mesh)[: pending[1]]
+        pending = item and (key, len(batch), features)
 
 
 def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
@@ -74,17 +71,10 @@ def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
 def encode_video(
     weights: Weights, video: videos.Video, sampling: videos.Sampling, *, batch_size: int, num_frames: int = 0
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Encodes one video.
-
-    Args:
-      weights: from `read_weights`, for RGB or flow.
-      video: from `videos.probe_video`.
-      sampling: how the video is cut.
-      batch_size: snippets per forward pass.
-      num_frames: number of evenly spaced frames to return as well.
+    """Encodes one video with the weights of an encoder of RGB or flow.
 
     Returns:
-      Features `[T, D]` float32, and frames `[size, size, 3]` uint8; no frames for flow.
+      Features `[T, D]` float32, and `num_frames` evenly spaced frames `[size, size, 3]` uint8; no frames for flow.
 
     Raises:
       VideoError: if the file is damaged or, with `last='drop'`, shorter than a snippet.

@@ -27,9 +27,6 @@ def read_skeletons(path: Path) -> np.ndarray:
     NTU RGB+D. A body keeps its place while it is absent; the code of Shi et al. places bodies by their order in each
     frame.
 
-    Args:
-      path: a `.skeleton` or `.txt` file.
-
     Returns:
       `[F, 2, 25, 3]` float32 in metres, 0 where a body is absent.
 
@@ -42,10 +39,8 @@ def read_skeletons(path: Path) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(f"{path} cannot be read ({error})") from None
     except (ValueError, IndexError) as error:
-        raise VideoError(
-            f"{path} is no skeleton file, or damaged ({error}); expected NTU's .skeleton, or PKU-MMD's .txt with "
-            f"{PERSONS * JOINTS * 3} numbers per line"
-        ) from None
+        expected = f"expected NTU's .skeleton, or PKU-MMD's .txt with {PERSONS * JOINTS * 3} numbers per line"
+        raise VideoError(f"{path} is no skeleton file, or damaged ({error}); {expected}") from None
     if not bodies.shape[1]:
         raise VideoError(f"{path} has no frame" if not len(bodies) else f"{path} has no body in any of its frames")
     finite = np.isfinite(bodies).all(axis=(1, 2, 3))
@@ -75,9 +70,7 @@ def _parse_ntu(text: str) -> np.ndarray:
     for _ in range(int(next(numbers, "0"))):
         frame = {}
         for _ in range(int(_next(numbers))):
-            identity = _next(numbers)
-            for _ in range(9):
-                _next(numbers)
+            identity, *_ = [_next(numbers) for _ in range(10)]
             joints = [[float(_next(numbers)) for _ in range(12)][:3] for _ in range(int(_next(numbers)))]
             if len(joints) != JOINTS:
                 raise ValueError(f"a body has {len(joints)} joints, not {JOINTS}")
@@ -85,16 +78,13 @@ def _parse_ntu(text: str) -> np.ndarray:
         frames.append(frame)
     if next(numbers, None) is not None:
         raise ValueError("there is more in it than its frames")
-    bodies = np.zeros((len(frames), len(places), JOINTS, 3))
-    for index, frame in enumerate(frames):
-        for place, joints in frame.items():
-            bodies[index, place] = joints
-    return bodies
+    absent = [[0.0] * 3] * JOINTS
+    bodies = [frame.get(place, absent) for frame in frames for place in range(len(places))]
+    return np.array(bodies, float).reshape(len(frames), len(places), JOINTS, 3)
 
 
 def _next(numbers: Iterator[str]) -> str:
-    value = next(numbers, None)
-    if value is None:
+    if (value := next(numbers, None)) is None:
         raise ValueError("it is cut short")
     return value
 
@@ -114,12 +104,7 @@ def normalize(skeletons: np.ndarray) -> np.ndarray:
 
     Every frame is translated so that the first body's spine is at the origin. One rotation is applied to all frames: it
     turns the first body, in the first frame that shows it, so that its spine points along z and its shoulders along x.
-
-    Args:
-      skeletons: `[F, 2, 25, 3]`, 0 where a body is absent.
-
-    Returns:
-      `[F, 2, 25, 3]` float32.
+    Input and output are `[F, 2, 25, 3]`, 0 where a body is absent; the output is float32.
     """
     present = _present(skeletons)
     seen = np.flatnonzero(present[:, 0])
@@ -129,10 +114,9 @@ def normalize(skeletons: np.ndarray) -> np.ndarray:
     last_seen = np.maximum.accumulate(np.where(present[:, 0], np.arange(len(skeletons)), first))
     origin = skeletons[last_seen, 0, _SPINE][:, None, None]
     moved = np.where(present[..., None, None], skeletons - origin, 0)
-    body = moved[first, 0]
-    moved = moved @ _rotation(body[_SPINE] - body[_HIP], np.array([0.0, 0, 1])).T
-    body = moved[first, 0]
-    moved = moved @ _rotation(body[_RIGHT_SHOULDER] - body[_LEFT_SHOULDER], np.array([1.0, 0, 0])).T
+    for start, end, axis in ((_HIP, _SPINE, [0.0, 0, 1]), (_LEFT_SHOULDER, _RIGHT_SHOULDER, [1.0, 0, 0])):
+        body = moved[first, 0]
+        moved = moved @ _rotation(body[end] - body[start], np.array(axis)).T
     return moved.astype(np.float32)
 
 

@@ -16,24 +16,16 @@ MAX_CLASSES = 20  # rows of bars; the classes with the highest scores are shown
 
 
 def draw(
-    path: Path,
-    frames: Sequence[np.ndarray],
-    *,
-    duration: float,
-    detections: np.ndarray,
-    classes: Sequence[str],
+    path: Path, frames: Sequence[np.ndarray], *, duration: float, detections: np.ndarray, classes: Sequence[str]
 ) -> None:
-    """Writes the picture atomically.
+    """Writes the picture as a .png file, atomically; raises ValueError if matplotlib is not installed.
 
     Args:
-      path: the .png file.
+      path: the file.
       frames: evenly spaced frames, `[height, width, 3]` uint8; empty if only flow was read.
       duration: of the video, seconds.
       detections: `[N, 4]`: class, start and end in seconds, score.
       classes: all class names.
-
-    Raises:
-      ValueError: if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure  # here because only pictures need it

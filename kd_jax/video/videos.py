@@ -4,12 +4,10 @@
     for snippet in cut_snippets(video, 'rgb', Sampling()): ...  # [16, 224, 224, 3] uint8
 
 Frames are streamed: a video of any length needs the memory of one snippet. The defaults are those of Carreira and
-Zisserman (CVPR 2017): the shorter side is scaled to 256 pixels, the central 224 × 224 are kept, and flow is clipped to
-±20 pixels per frame. PyAV decodes and OpenCV computes flow: `pip install -e .[video]`.
+Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV come with `pip install -e .[video]`.
 """
 
 import argparse
-import collections
 import contextlib
 import math
 import re
@@ -37,25 +35,18 @@ class VideoError(ValueError):
 class Video:
     """A video file, as `read_frames` returns it.
 
-    Attributes:
-      path: the file.
-      width, height: pixels, after rotation.
-      num_frames: number of frames.
-      fps: frames per second.
-      rotation: 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise.
-      resampled: whether frames are repeated or left out to get `fps` frames per second. This is the case if the caller
-        asked for another rate, or if the file's frames are unevenly spaced.
-      stored_frames: number of frames in the file.
+    If the caller asks for another rate than the file's, or the file's frames are unevenly spaced, it is `resampled`:
+    frames are repeated or left out to get `fps` frames per second.
     """
 
     path: Path
-    width: int
-    height: int
+    width: int  # pixels, after rotation
+    height: int  # pixels, after rotation
     num_frames: int
-    fps: float
-    rotation: int
+    fps: float  # frames per second
+    rotation: int  # 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise
     resampled: bool
-    stored_frames: int
+    stored_frames: int  # number of frames in the file
 
     @property
     def duration(self) -> float:
@@ -65,24 +56,14 @@ class Video:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a video is cut into snippets.
+    """How a video is cut into snippets. With `last='repeat'`, every frame is used and every video has a snippet."""
 
-    Attributes:
-      length: frames per snippet.
-      stride: frames from the start of a snippet to the start of the next.
-      last: 'repeat' fills an incomplete last snippet with the last frame, so that every frame is used and every video
-        has a snippet; 'drop' leaves the incomplete snippet out.
-      size: side of the central square that is kept, in pixels.
-      shorter_side: shorter side of the frame that the square is cut from, in pixels.
-      flow: 'dis', or 'tvl1' as published, which is a hundred times slower.
-    """
-
-    length: int = 16
-    stride: int = 16
-    last: str = "repeat"
-    size: int = 224
-    shorter_side: int = 256
-    flow: str = "dis"
+    length: int = 16  # frames per snippet
+    stride: int = 16  # frames from the start of a snippet to the start of the next
+    last: str = "repeat"  # 'repeat' fills an incomplete last snippet with the last frame; 'drop' leaves it out
+    size: int = 224  # side of the central square that is kept, in pixels
+    shorter_side: int = 256  # shorter side of the frame that the square is cut from, in pixels
+    flow: str = "dis"  # or 'tvl1' as published, which is a hundred times slower
 
     def __post_init__(self):
         for name in ("length", "stride", "size", "shorter_side"):
@@ -104,11 +85,10 @@ class Sampling:
 
     def count_of(self, path: Path, num_frames: int) -> int:
         """Returns T of a file; raises VideoError if it is 0."""
-        if not (count := self.count(num_frames)):
-            raise VideoError(
-                f"{path} has {num_frames} frames, fewer than a snippet of {self.length}; --last=repeat fills it up"
-            )
-        return count
+        if count := self.count(num_frames):
+            return count
+        found = f"{path} has {num_frames} frames, fewer than a snippet of {self.length}"
+        raise VideoError(f"{found}; --last=repeat fills it up")
 
 
 _UNUSED: dict[str, set[str]] = {"rgb": {"flow"}, "flow": set(), "pose": {"size", "shorter_side", "flow"}}
@@ -120,25 +100,18 @@ def sampling_fields(modality: str) -> list[str]:
 
 
 def add_options(parser: argparse.ArgumentParser, otherwise: str) -> None:
-    """Adds the command-line options that `sampling` reads.
-
-    Args:
-      parser: of the command.
-      otherwise: how the help introduces the default values; '' for only the values.
-    """
-    group = parser.add_argument_group("snippets")
-    group.add_argument("--length", type=int, help=f"Frames per snippet ({otherwise}16).")
-    group.add_argument("--stride", type=int, help=f"Frames from one snippet to the next ({otherwise}16).")
-    group.add_argument("--last", choices=ENDS, help=f"Fill or drop an incomplete last snippet ({otherwise}repeat).")
-    group.add_argument("--size", type=int, help=f"Side of the central square, pixels ({otherwise}the weights', 224).")
-    group.add_argument(
+    """Adds the command-line options that `sampling` reads; `otherwise` introduces the default values in the help."""
+    add = parser.add_argument_group("snippets").add_argument
+    add("--length", type=int, help=f"Frames per snippet ({otherwise}16).")
+    add("--stride", type=int, help=f"Frames from one snippet to the next ({otherwise}16).")
+    add("--last", choices=ENDS, help=f"Fill or drop an incomplete last snippet ({otherwise}repeat).")
+    add("--size", type=int, help=f"Side of the central square, pixels ({otherwise}the weights', 224).")
+    add(
         "--shorter_side",
         type=int,
         help=f"Shorter side of the frame before that, pixels ({otherwise}the weights', 256).",
     )
-    group.add_argument(
-        "--flow", choices=FLOWS, help=f"Method for flow; the published tvl1 is 100 times slower ({otherwise}dis)."
-    )
+    add("--flow", choices=FLOWS, help=f"Method for flow; the published tvl1 is 100 times slower ({otherwise}dis).")
 
 
 def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sampling:
@@ -153,18 +126,12 @@ def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sam
       ValueError: for an invalid value, or an option that has no effect on the modality.
     """
     refuse_vain(given, _UNUSED[modality], modality)
-    chosen = {name: getattr(given, name) for name in sampling_fields(modality) if getattr(given, name) is not None}
-    return Sampling(**{name: manifest[name] for name in sampling_fields(modality) if name in manifest} | chosen)
+    values = dict(manifest) | {name: value for name, value in vars(given).items() if value is not None}
+    return Sampling(**{name: values[name] for name in sampling_fields(modality) if name in values})
 
 
 def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -> None:
-    """Raises ValueError if one of these options is given, which `because` makes ineffective.
-
-    Args:
-      given: parsed options; those that are not given are None.
-      names: of the options.
-      because: the option or property that makes them ineffective.
-    """
+    """Raises ValueError if one of these options is given (not None), which `because` makes ineffective."""
     if vain := [f"--{name}" for name in sorted(names) if getattr(given, name) is not None]:
         raise ValueError(f"{', '.join(vain)} would have no effect on {because}; leave it out")
 
@@ -175,11 +142,9 @@ def name_of(path: Path) -> str:
 
 
 def probe_video(path: Path, fps: float | None = None) -> Video:
-    """Reads the time of each frame. Only the first frame is decoded.
+    """Reads the time of each frame, to sample a file at `fps` frames per second, or at its own rate by default.
 
-    Args:
-      path: the file.
-      fps: frames per second to sample it at; None for its own rate.
+    Only the first frame is decoded.
 
     Raises:
       VideoError: for a file that is no video, is cut short, has no frames, or has frames too small or too narrow.
@@ -248,10 +213,8 @@ def _check_whole(path: Path, timing: _Timing) -> None:
         found = f"{timing.num_frames} of its {timing.stated_frames} frames"
     else:
         return
-    raise VideoError(
-        f"{path} is cut short: {found} are there; copy it again, or keep what is there: "
-        f"ffmpeg -i {path.name} -c copy shorter{path.suffix}"
-    )
+    remedy = f"copy it again, or keep what is there: ffmpeg -i {path.name} -c copy shorter{path.suffix}"
+    raise VideoError(f"{path} is cut short: {found} are there; {remedy}")
 
 
 def _read_geometry(path: Path) -> tuple[int, int, int]:
@@ -264,10 +227,8 @@ def _read_geometry(path: Path) -> tuple[int, int, int]:
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     shorter, longer = sorted((width, height))
     if shorter < _MIN_SIDE or longer > _MAX_ASPECT * shorter:
-        raise VideoError(
-            f"{path}: its frames have {width} × {height} pixels; the shorter side must have {_MIN_SIDE} at least, the "
-            f"longer {_MAX_ASPECT} times as many at most"
-        )
+        limits = f"the shorter side must have {_MIN_SIDE} at least, the longer {_MAX_ASPECT} times as many at most"
+        raise VideoError(f"{path}: its frames have {width} × {height} pixels; {limits}")
     return width, height, rotation
 
 
@@ -283,17 +244,9 @@ def _own_rate(timing: _Timing) -> tuple[float, bool]:
 
 
 def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
-    """Decodes a video.
+    """Decodes a video, with the shorter side scaled to `shorter_side` pixels.
 
-    Args:
-      video: from `probe_video`.
-      shorter_side: pixels that the shorter side is scaled to.
-
-    Yields:
-      `[height, width, 3]` uint8, `video.num_frames` times.
-
-    Raises:
-      VideoError: if the file is damaged.
+    It yields `[height, width, 3]` uint8, `video.num_frames` times, and raises VideoError if the file is damaged.
     """
     scale = shorter_side / min(video.width, video.height)
     size = [max(shorter_side, round(length * scale)) for length in (video.width, video.height)]
@@ -324,24 +277,16 @@ def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
 
 
 def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np.ndarray]:
-    """Cuts a video into snippets.
-
-    Args:
-      video: from `probe_video`.
-      modality: 'rgb' or 'flow'.
-      sampling: how to cut.
+    """Cuts a video into snippets for the modality 'rgb' or 'flow'; raises VideoError if the file is damaged.
 
     Yields:
       `sampling.count(video.num_frames)` snippets. RGB: `[length, size, size, 3]` uint8. Flow: `[length, size, size, 2]`
       float16, horizontal and vertical, where 1 is 20 pixels. The flow of a frame leads to the next frame; the last
       flow is repeated, so that both modalities have equally many.
-
-    Raises:
-      VideoError: if the file is damaged.
     """
     whole = read_frames(video, sampling.shorter_side)
     frames = (_crop(frame, sampling.size) for frame in whole) if modality == "rgb" else _flows(whole, sampling)
-    window: collections.deque = collections.deque()  # frames from the next snippet's start on
+    window: list[np.ndarray] = []  # frames from the next snippet's start on
     start, made, total = 0, 0, sampling.count(video.num_frames)
     for place, frame in enumerate(frames):  # to the end, even after the last snippet, to find damage there
         if place >= start and made < total:
@@ -349,15 +294,10 @@ def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np
         if len(window) == sampling.length:
             yield np.stack(window)
             made, start = made + 1, start + sampling.stride
-            _drop_first(window, sampling.stride)
+            del window[: sampling.stride]
     for _ in range(made, total):
         yield np.stack([*window, *[frame] * (sampling.length - len(window))])
-        _drop_first(window, sampling.stride)
-
-
-def _drop_first(window: collections.deque, count: int) -> None:
-    for _ in range(min(count, len(window))):
-        window.popleft()
+        del window[: sampling.stride]
 
 
 def _crop(frame: np.ndarray, size: int) -> np.ndarray:
@@ -370,14 +310,11 @@ def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndar
     import cv2  # here because only flow needs it
 
     cv2.setNumThreads(1)  # several videos at a time are faster than several threads
-    method: Any
-    if sampling.flow == "dis":
-        method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    else:
-        try:
-            method = cv2.optflow.DualTVL1OpticalFlow.create()
-        except AttributeError:
-            raise VideoError("flow='tvl1' needs opencv-contrib-python-headless; install it, or choose 'dis'") from None
+    try:
+        tvl1 = sampling.flow == "tvl1" and cv2.optflow.DualTVL1OpticalFlow.create()
+    except AttributeError:
+        raise VideoError("flow='tvl1' needs opencv-contrib-python-headless; install it, or choose 'dis'") from None
+    method: Any = tvl1 or cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     previous, flow = None, np.zeros((sampling.size, sampling.size, 2), np.float16)
     for frame in frames:
         grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
@@ -399,10 +336,8 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path} cannot be read as a video ({_reason(error)}); if it is one, it is damaged or cut short; "
-            "copy it again"
-        ) from None
+        advice = "if it is one, it is damaged or cut short; copy it again"
+        raise VideoError(f"{path} cannot be read as a video ({_reason(error)}); {advice}") from None
     with container:
         kind = container.format.name
         if kind == "tty" or kind.endswith("_pipe") or not container.streams.video:  # FFmpeg opens texts and pictures

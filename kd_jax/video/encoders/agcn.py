@@ -5,7 +5,7 @@
     encoded.features                               # [B, 1, 256]
 
 The network is the joint stream of Shi et al., "Two-Stream Adaptive Graph Convolutional Networks", CVPR 2019, with the
-arithmetic of its public code. There is no training mode.
+arithmetic of its public code.
 """
 
 import flax.linen as nn
@@ -49,13 +49,8 @@ class _Convolution(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         scale, shift = FrozenBatchNorm(self.channels, epsilon=1e-5, name="bn")(x.ndim)
         half = self.frames // 2
-        x = jax.lax.conv_general_dilated(
-            x,
-            (kernel * scale).astype(self.dtype),
-            (self.stride, 1),
-            ((half, half), (0, 0)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel, padding, layout = (kernel * scale).astype(self.dtype), ((half, half), (0, 0)), ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, (self.stride, 1), padding, dimension_numbers=layout)
         return x + (bias.reshape(shift.shape) * scale + shift).astype(self.dtype)
 
 
@@ -96,11 +91,9 @@ class _Block(nn.Module):
     def __call__(self, x):
         y = _Graph(self.channels, self.dtype, name="graph")(x)
         y = _Convolution(self.channels, 9, self.stride, self.dtype, name="frames")(y)
-        if self.residual and (x.shape[-1] != self.channels or self.stride > 1):
-            y = y + _Convolution(self.channels, 1, self.stride, self.dtype, name="residual")(x)
-        elif self.residual:
-            y = y + x
-        return nn.relu(y)
+        if x.shape[-1] != self.channels or self.stride > 1:
+            x = _Convolution(self.channels, 1, self.stride, self.dtype, name="residual")(x) if self.residual else x
+        return nn.relu(y + x if self.residual else y)
 
 
 class AGCN(nn.Module):
@@ -108,29 +101,21 @@ class AGCN(nn.Module):
 
     `apply(…, capture_intermediates=True, mutable="intermediates")` also returns the outputs of `ENDPOINTS`,
     `[B · persons, F', 25, channels]`.
-
-    Attributes:
-      num_classes: C of the weights: 60 for NTU RGB+D, 51 for PKU-MMD.
-      width: fraction of the published channels, for experiments; 1 is the published network.
-      dtype: of the computation; parameters, features and logits are float32.
     """
 
-    num_classes: int = 60
-    width: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    num_classes: int = 60  # C of the weights: 60 for NTU RGB+D, 51 for PKU-MMD
+    width: float = 1.0  # fraction of the published channels, for experiments
+    dtype: jnp.dtype = jnp.float32  # of the computation; parameters, features and logits are float32
 
     @nn.compact
     def __call__(self, skeletons: jax.Array) -> Encoded:
-        """Encodes clips.
+        """Encodes clips; raises ValueError for other shapes.
 
         Args:
           skeletons: `[B, F, persons, 25, 3]`, 0 where a person is absent; weights fix the number of persons.
 
         Returns:
           `Encoded` with T = 1. Features are means over frames, joints and then persons, absent ones included.
-
-        Raises:
-          ValueError: for other shapes.
         """
         if skeletons.ndim != 5 or skeletons.shape[3:] != (JOINTS, 3):
             raise ValueError(f"skeletons must be [B, F, persons, {JOINTS}, 3], got {list(skeletons.shape)}")

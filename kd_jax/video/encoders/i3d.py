@@ -5,8 +5,7 @@
     encoded.features                           # [B, T, 1024]; 16 frames of 224 × 224 give T = 1
 
 The network is that of Carreira and Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017, with the arithmetic of the
-public TensorFlow and PyTorch code: TensorFlow's 'SAME' padding, batch normalisation by running statistics with epsilon
-1e-3, and a bias in the last layer only. There is no training mode.
+public code: TensorFlow's 'SAME' padding, batch normalisation by running statistics, a bias in the last layer only.
 """
 
 import functools
@@ -87,11 +86,9 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides) -> jax.Array:
     if kernel.shape[0] == 1:
         return _convolve_volume(x, kernel, strides)
     faster = _convolve_by_pairs if kernel.shape[0] == 3 and tuple(strides) == (1, 1, 1) else _convolve_frames
+    options = {"cpu": faster, "default": _convolve_volume}
     return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: faster(x, kernel, strides),
-        default=lambda x, kernel: _convolve_volume(x, kernel, strides),
+        x, kernel, **{k: functools.partial(f, strides=strides) for k, f in options.items()}
     )
 
 
@@ -174,22 +171,16 @@ class I3D(nn.Module):
     """Computes features and class scores of clips, one per 16 frames, every 8 frames.
 
     `apply(…, capture_intermediates=True, mutable="intermediates")` also returns the outputs of `ENDPOINTS`.
-
-    Attributes:
-      num_classes: C of the weights: 400 for Kinetics, 157 for Charades.
-      width: fraction of the published channels, for experiments; 1 is the published network.
-      final_endpoint: the last layer, one of `ENDPOINTS`; features are means over its map.
-      dtype: of the computation; parameters, features and logits are float32.
     """
 
-    num_classes: int = 400
-    width: float = 1.0
-    final_endpoint: str = ENDPOINTS[-1]
-    dtype: jnp.dtype = jnp.float32
+    num_classes: int = 400  # C of the weights: 400 for Kinetics, 157 for Charades
+    width: float = 1.0  # fraction of the published channels, for experiments
+    final_endpoint: str = ENDPOINTS[-1]  # the last layer; features are means over its map
+    dtype: jnp.dtype = jnp.float32  # of the computation; parameters, features and logits are float32
 
     @nn.compact
     def __call__(self, clips: jax.Array) -> Encoded:
-        """Encodes clips.
+        """Encodes clips; raises ValueError for other shapes, or an unknown endpoint.
 
         Args:
           clips: `[B, F, height, width, 3]` RGB or `[B, F, height, width, 2]` flow, from -1 to 1.
@@ -198,9 +189,6 @@ class I3D(nn.Module):
           `Encoded`. Features are means over the last layer's map and over 16 frames, which are two of its steps. At
           224 × 224 this is the (2, 7, 7) window of the public code, which requires that size. The logits are computed
           from the features, without dropout.
-
-        Raises:
-          ValueError: for other shapes, or an unknown endpoint.
         """
         if self.final_endpoint not in ENDPOINTS:
             raise ValueError(f"final_endpoint={self.final_endpoint!r}; choose one of {', '.join(ENDPOINTS)}")
@@ -215,8 +203,7 @@ class I3D(nn.Module):
             else:
                 channels = self._channels(layer.channels)
                 x = _Unit(channels, layer.kernel, layer.strides, dtype=self.dtype, name=name)(x)
-            if not isinstance(layer, Inception):
-                frames *= layer.strides[0]
+            frames *= 1 if isinstance(layer, Inception) else layer.strides[0]
             if name == self.final_endpoint:
                 break
         x = x.astype(jnp.float32).mean((2, 3))  # [B, steps, channels]

@@ -8,27 +8,17 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Encoded:
-    """The output of an encoder for B clips.
+    """The output of an encoder for B clips, float32; T per clip."""
 
-    Attributes:
-      features: `[B, T, D]` float32, the input of a temporal filter; T per clip.
-      logits: `[B, T, C]` float32, for the classes that the encoder was trained for.
-    """
-
-    features: jax.Array
-    logits: jax.Array
+    features: jax.Array  # [B, T, D], the input of a temporal filter
+    logits: jax.Array  # [B, T, C], for the classes that the encoder was trained for
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by running statistics, returned as a scale and a shift per channel.
-
-    Attributes:
-      channels: number of channels.
-      epsilon: added to the variance.
-    """
+    """Batch normalisation by running statistics, returned as a scale and a shift per channel."""
 
     channels: int
-    epsilon: float
+    epsilon: float  # added to the variance
 
     @nn.compact
     def __call__(self, ndim: int) -> tuple[jax.Array, jax.Array]:

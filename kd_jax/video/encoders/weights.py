@@ -1,10 +1,7 @@
 """Weights of an encoder as one file: an .npz of arrays and a manifest with their layout and source.
 
-    write_weights(Path('i3d_rgb.npz'), I3D(400), variables, source={'file': 'rgb_imagenet.pt', 'sha256': '…'})
-    weights = read_weights(Path('i3d_rgb.npz'))
-    weights.model.apply(weights.variables, clips)
-
-`python -m data_prep.convert_weights` writes such files from published weights.
+weights = read_weights(Path('i3d_rgb.npz'))  # which `python -m data_prep.convert_weights` writes
+weights.model.apply(weights.variables, clips)
 """
 
 import json
@@ -32,15 +29,12 @@ _MANIFEST = "manifest"  # name of the array that holds the manifest as JSON
 class Weights:
     """An encoder with its weights.
 
-    Attributes:
-      model: an `I3D` or `AGCN`.
-      variables: {'params': …, 'batch_stats': …}, float32.
-      manifest: encoder, modality, num_classes, width, source and shapes; for I3D also final_endpoint, and size and
-        shorter_side of frames in pixels; for AGCN also the number of persons.
+    The manifest has encoder, modality, num_classes, width, source and shapes; for I3D also final_endpoint, and size and
+    shorter_side of frames in pixels; for AGCN also the number of persons.
     """
 
-    model: nn.Module
-    variables: dict
+    model: nn.Module  # an `I3D` or `AGCN`
+    variables: dict  # {'params': …, 'batch_stats': …}, float32
     manifest: dict
 
     @property
@@ -77,15 +71,7 @@ def random_variables(model: nn.Module, modality: str, seed: int, persons: int = 
 
 
 def write_weights(
-    path: Path,
-    model: nn.Module,
-    variables: Mapping,
-    *,
-    modality: str,
-    source: Mapping,
-    persons: int = 2,
-    size: int = 224,
-    shorter_side: int = 256,
+    path: Path, model: nn.Module, variables: Mapping, *, modality, source, persons=2, size=224, shorter_side=256
 ) -> None:
     """Writes a file of weights atomically.
 
@@ -113,11 +99,7 @@ def write_weights(
 
 
 def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
-    """Reads a file that `write_weights` wrote.
-
-    Args:
-      path: the file.
-      dtype: of the encoder's computation.
+    """Reads a file that `write_weights` wrote, for computation in `dtype`.
 
     Raises:
       FileNotFoundError: if there is no such file.
