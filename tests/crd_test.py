@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -193,6 +194,7 @@ def test_a_run_with_crd_trains_stops_and_resumes(tmp_path):
     for workdir in (tmp_path / "whole", tmp_path / "stopped"):
         source = prepare(config, workdir)
         if workdir.name == "stopped":
+            shutil.copytree(tmp_path / "whole" / "flow", workdir / "flow")
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(run_module, "keep_better", stop_in_epoch(2, run_module.keep_better))
                 experiment.perform(config, workdir, source)

@@ -1,6 +1,7 @@
-"""Extraction of features: what is written, resumed and refused, and the path from pixels to detections."""
+"""Extraction of features: what the command writes, resumes and refuses, and the path from pixels to detections."""
 
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -66,6 +67,17 @@ def settings(figures, modality="rgb", **sampling):
     return extract.Settings(modality, figures / "weights" / f"{modality}.npz", Sampling(**sampling), None, "float32")
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def features_of(model, variables, clips):
+    """Return the first features of each clip, `[B, D]`."""
+    return model.apply(variables, clips).features[:, 0]
+
+
+def encode_alone(weights, clips):
+    """Encode clips without batching or scaling."""
+    return features_of(weights.model, weights.variables, clips)
+
+
 def test_figures_are_what_their_annotations_and_skeletons_say(figures):
     annotations = json.loads((figures / "annotations.json").read_text())
     classes = (figures / "classes.txt").read_text().split("\n")[:-1]
@@ -80,7 +92,7 @@ def test_figures_are_what_their_annotations_and_skeletons_say(figures):
         )
 
 
-def test_actions_move_as_they_are_called():
+def test_actions_move_in_the_direction_of_their_name():
     for down, up in (("sit down", "stand up"), ("lower arms", "raise arms")):
         for name, sign in ((down, -1), (up, 1)):
             begin = stickfigures.Pose(
@@ -99,7 +111,7 @@ def test_features_are_those_of_the_snippets_and_the_manifest_describes_them(figu
     features, manifest = np.load(tmp_path / "a.npy"), json.loads((tmp_path / "a.json").read_text())
     weights = read_weights(figures / "weights" / "rgb.npz")
     clips = np.stack(list(cut_video(probe_video(path), "rgb", made.sampling)))
-    expected = jax.jit(weights.model.apply)(weights.variables, clips / np.float32(127.5) - 1).features[:, 0]
+    expected = encode_alone(weights, clips / np.float32(127.5) - 1)
     np.testing.assert_allclose(features, expected, atol=ROUNDING)
     assert features.dtype == np.float32 and len(features) == manifest["snippets"] == made.sampling.count(
         manifest["frames"]
@@ -211,7 +223,7 @@ def test_the_command_resumes_and_lists_broken_files(figures, tmp_path):
     assert ".npy has other settings (sampling: " in told and "choose another --output" in told
 
 
-def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures, tmp_path):
+def test_features_may_be_next_to_the_videos_but_overwrite_no_other_file(figures, tmp_path):
     folder = copy(figures, tmp_path / "videos", a=0, b=1)
     (folder / "b.json").write_text('{"title": "b"}')
     command = extract_command(figures, folder, folder, "--workers=0")
@@ -232,7 +244,7 @@ def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures,
     np.testing.assert_array_equal(np.load(tmp_path / "one" / "film.npy"), np.load(folder / "a.npy"))
 
 
-def test_options_that_cannot_be_are_refused_in_a_sentence(figures, tmp_path):
+def test_invalid_options_are_refused_in_one_sentence(figures, tmp_path):
     (tmp_path / "file").touch()
     np.save(tmp_path / "a.npy", np.zeros(3))
     good = {"videos": figures / "videos", "modality": "rgb", "weights": figures / "weights" / "rgb.npz"}
@@ -267,7 +279,7 @@ def test_help_shows_how_a_video_is_cut():
 
 
 @pytest.mark.slow
-def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
+def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
     output, videos = tmp_path / "out", copy(figures, tmp_path / "videos", **{f"video_{i}": i % 3 for i in range(5)})
     command = extract_command(figures, videos, output, "--stride=2", "--workers=2")
     process = subprocess.Popen(
@@ -322,7 +334,7 @@ def _count(start, stop, end):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_each_item_gives_its_messages_in_order_and_a_failure_costs_no_other(workers):
+def test_each_item_gives_its_messages_in_order_and_a_failure_affects_no_other(workers):
     items = [(0, 3, ""), (10, 12, "error"), (20, 22, "death" if workers else ""), (30, 35, ""), (40, 40, "")]
     messages = {index: [] for index in range(len(items))}
     for index, message in prefetch.run(_count, items, workers=workers):
@@ -359,12 +371,12 @@ def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
     weights = read_weights(tmp_path / "one.npz")
     bodies = normalize(read_skeletons(figures / "skeletons" / "figure_000.skeleton"))
     first = next(cut_snippets(bodies[:, :1], Sampling()))
-    alone = jax.jit(weights.model.apply)(weights.variables, first[None]).features[0, 0]
+    (alone,) = encode_alone(weights, first[None])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "figure_000.npy")[0], alone, atol=ROUNDING)
 
 
 @pytest.mark.slow
-def test_a_drawing_that_was_killed_begins_anew(tmp_path):
+def test_a_killed_drawing_starts_again(tmp_path):
     (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
     (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
     run_process("data_prep.stickfigures", f"--output={tmp_path / 'figures'}", "--train=1", "--test=1", "--seconds=4")
@@ -375,7 +387,7 @@ def test_a_drawing_that_was_killed_begins_anew(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 6])
-def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figures):
+def test_encoding_keeps_keys_and_order_for_every_size_of_the_last_batch(count, figures):
     weights = read_weights(figures / "weights" / "pose.npz")
     bodies = read_skeletons(figures / "skeletons" / "figure_000.skeleton")
     made = cut_snippets(normalize(bodies), Sampling(stride=2))
@@ -383,7 +395,7 @@ def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figu
     found = list(encode_batches(weights, ((f"batch {i}", b) for i, b in enumerate(batched(clips, 4))), batch_size=4))
     assert [key for key, _ in found] == [f"batch {i}" for i in range(-(-count // 4))]
     for feature, clip in zip((row for _, rows in found for row in rows), clips, strict=True):
-        alone = jax.jit(weights.model.apply)(weights.variables, clip[None]).features[0, 0]
+        (alone,) = encode_alone(weights, clip[None])
         np.testing.assert_allclose(feature, alone, atol=ROUNDING)
 
 
@@ -474,7 +486,7 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_predictions_of_videos_refuse_other_encoders_and_vain_options(figures, trained, tmp_path):
+def test_predictions_of_videos_refuse_other_encoders_and_options_without_effect(figures, trained, tmp_path):
     command = predict_command(figures, trained)
     _, video, encoder, threshold = command
     other = read_weights(figures / "weights" / "rgb.npz")

@@ -55,7 +55,7 @@ def test_fusion_is_the_mean_of_logits():
 
 
 def run_command(module, *arguments):
-    """Runs a command in this process: its exit code, and what a terminal would show."""
+    """Run a command in this process and return its exit code and what a terminal would show."""
     with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
         code, before = 0, signal.getsignal(signal.SIGINT)
         try:
@@ -71,7 +71,8 @@ def run_command(module, *arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
-    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}")
+    small = ["--config.model.hidden=8", "--config.model.num_layers=2"]
+    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", *small)
     assert result.returncode == 0, result.stderr
     assert "gain over vanilla_rgb" in result.stdout
     return workdir / "augmented_rgb"
