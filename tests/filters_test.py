@@ -187,19 +187,29 @@ def small(request):
 
 
 def value_and_gradient(model, variables, x, mask):
+    """Return the value and the outputs of a loss, and its gradient."""
+
     def loss(params):
         outputs = model.apply(variables | {"params": params}, x, mask)
         return jnp.sum(outputs.logits**2) + jnp.sum(outputs.features), outputs
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+
+compiled_value_and_gradient = jax.jit(value_and_gradient, static_argnums=0)  # once for all tests of a filter
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, x, mask):
+    return model.apply(variables, x, mask)
 
 
 def test_padding_changes_neither_outputs_nor_gradient(small):
     model, variables, x, mask = small
-    (_, expected), gradient = value_and_gradient(model, variables, x, mask)
+    (_, expected), gradient = compiled_value_and_gradient(model, variables, x, mask)
     padded_mask = np.pad(mask, ((0, 1), (0, 9)))
     padded_x = np.where(padded_mask[..., None], np.pad(x, ((0, 1), (0, 9), (0, 0))), np.float32(np.nan))
-    (_, outputs), padded_gradient = value_and_gradient(model, variables, padded_x, padded_mask)
+    (_, outputs), padded_gradient = compiled_value_and_gradient(model, variables, padded_x, padded_mask)
     for name in ("features", "logits"):
         got = np.asarray(getattr(outputs, name))
         np.testing.assert_allclose(got[:2, :20], getattr(expected, name), rtol=1e-5, atol=1e-6)
@@ -211,9 +221,10 @@ def test_plain_formulation_equals_the_cpu_kernels(small, monkeypatch):
     """In value and gradient, with NaN in the padding, for one filter in one and in several stages."""
     model, variables, x, mask = small
     x = np.where(mask[..., None], x, np.float32(np.nan))
-    (_, expected), gradient = value_and_gradient(model, variables, x, mask)
+    (_, expected), gradient = compiled_value_and_gradient(model, variables, x, mask)
     monkeypatch.setattr(cpu_kernels, "by_platform", lambda plain, on_cpu: plain)
-    (_, outputs), plain_gradient = value_and_gradient(model, variables, x, mask)
+    # A new function is traced again.
+    (_, outputs), plain_gradient = jax.jit(functools.partial(value_and_gradient, model))(variables, x, mask)
     chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(plain_gradient, gradient, rtol=1e-4, atol=1e-4)
     on = model.apply(variables, x, mask, train=True, rngs={"dropout": jax.random.key(0)})  # plain dropout
@@ -222,8 +233,8 @@ def test_plain_formulation_equals_the_cpu_kernels(small, monkeypatch):
 
 def test_masking_equals_slicing(small):
     model, variables, x, mask = small
-    masked = jax.jit(model.apply)(variables, x[1:], mask[1:])
-    sliced = jax.jit(model.apply)(variables, x[1:, :13], mask[1:, :13])
+    masked = apply(model, variables, x[1:], mask[1:])
+    sliced = apply(model, variables, x[1:, :13], mask[1:, :13])
     np.testing.assert_allclose(masked.logits[:, :13], sliced.logits, rtol=1e-5, atol=1e-6)
 
 
@@ -231,7 +242,7 @@ def test_jit_equals_eager_and_float16_is_read(small):
     model, variables, x, mask = small
     x = jnp.asarray(x, jnp.float16)
     expected = model.apply(variables, x, jnp.asarray(mask))
-    jitted = jax.jit(model.apply)(variables, x.astype(jnp.float32), mask)
+    jitted = apply(model, variables, x.astype(jnp.float32), mask)
     np.testing.assert_allclose(jitted.logits, expected.logits, rtol=1e-5, atol=1e-6)
 
 
@@ -240,7 +251,7 @@ def test_bfloat16_computes_with_float32_parameters_and_returns_float32(small):
     half = model.clone(dtype=jnp.bfloat16)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), x, mask)))
     ((_, outputs), gradient), ((_, expected), full) = (
-        value_and_gradient(detector, variables, x, mask) for detector in (half, model)
+        compiled_value_and_gradient(detector, variables, x, mask) for detector in (half, model)
     )
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, full))
@@ -272,16 +283,16 @@ def test_standardization_travels_in_its_own_collection(small):
     np.testing.assert_array_equal(statistics["std"], np.ones(6))
     mean, std = np.arange(6, dtype=np.float32), np.arange(1, 7, dtype=np.float32)
     set_by_caller = variables | {"standardization": {"mean": mean, "std": std}}
-    expected = jax.jit(model.apply)(variables, x, mask)
-    outputs = jax.jit(model.apply)(set_by_caller, x * std + mean, mask)
+    expected = apply(model, variables, x, mask)
+    outputs = apply(model, set_by_caller, x * std + mean, mask)
     np.testing.assert_allclose(outputs.logits, expected.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_off_in_evaluation_and_needs_a_sensible_rate(small):
     model, variables, x, mask = small
-    off = jax.jit(model.apply)(variables, x, mask)
-    apply = jax.jit(lambda key: model.apply(variables, x, mask, train=True, rngs={"dropout": key}))
-    on = [apply(jax.random.key(i)) for i in (0, 0, 1)]
+    off = apply(model, variables, x, mask)
+    train = jax.jit(lambda key: model.apply(variables, x, mask, train=True, rngs={"dropout": key}))
+    on = [train(jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(on[0].logits, on[1].logits)
     assert (on[0].logits != on[2].logits).any()
     assert (on[0].logits != off.logits).any()
@@ -311,9 +322,14 @@ def test_an_output_sees_its_receptive_field(filter, layers, field):
     assert model.receptive_field == field
     x, mask = jax.random.normal(jax.random.key(0), (1, length, 4)), jnp.ones((1, length), bool)
     variables = jax.jit(model.init)(jax.random.key(1), x, mask)
-    apply = jax.jit(lambda x: model.apply(variables, x, mask).features[0, 50])
-    base = apply(x)
-    seen = [t for t in range(length) if (apply(x.at[0, t].add(10.0)) != base).any()]
+    features = jax.jit(lambda x: model.apply(variables, x, mask).features[0, 50])
+
+    def changed(t):
+        other = np.array(x)
+        other[0, t] += 10
+        return (features(other) != features(x)).any()
+
+    seen = [t for t in range(length) if changed(t)]
     reach = 50 if field is None else field // 2
     assert set(seen) <= set(range(50 - reach, 51 + reach))
     if filter in ("ms_tcn", "bilstm"):  # the influence of distant snippets is below rounding
