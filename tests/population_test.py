@@ -50,12 +50,20 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Train all runs of a program together, as on an accelerator: the workdir, the results and the groups."""
-    workdir = tmp_path_factory.mktemp("together")
+    """Train all runs of a program together, as on an accelerator: workdir, results, groups, bytes of each program."""
+    workdir, needed, real = tmp_path_factory.mktemp("together"), [], population.compile_for
+
+    def note(function, *arguments):
+        compiled = real(function, *arguments)
+        memory = compiled.memory_analysis()
+        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        return compiled
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "runs_at_once", lambda: None)
+        patch.setattr(population, "compile_for", note)
         groups = groups_trained(patch)
-        return workdir, perform(ablation(), workdir), groups
+        return workdir, perform(ablation(), workdir), groups, needed
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,7 @@ def assert_same_runs(ours, theirs, count=8):
 
 
 def test_runs_of_equal_shape_train_together(together):
-    _, results, groups = together
+    _, results, groups, _ = together
     assert groups == [
         [("flow_teacher", 0), ("flow_teacher", 1)],
         [(name, seed) for name in ("atomic", "both", "slower") for seed in (0, 1)],
@@ -122,26 +130,14 @@ def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, 
     assert_same_runs(together[0], tmp_path, count=4)
 
 
-def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypatch, together):
-    needed = []
-    real = population.compile_for
-
-    def note(function, *arguments):
-        compiled = real(function, *arguments)
-        memory = compiled.memory_analysis()
-        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
-        return compiled
-
+def test_runs_that_need_too_much_memory_train_in_smaller_groups(tmp_path, monkeypatch, together):
     monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(population, "compile_for", note)
-        perform(ablation(epochs=1), tmp_path / "measured")
     groups = groups_trained(monkeypatch)
-    monkeypatch.setattr(on_device, "memory_limit", lambda: max(needed) - 1)
+    monkeypatch.setattr(on_device, "memory_limit", lambda: max(together[3]) - 1)
     monkeypatch.setattr(on_device, "fits", lambda sets: True)
-    perform(ablation(), tmp_path / "chunked")
+    perform(ablation(), tmp_path)
     assert [len(group) for group in groups] == [2, 3, 3]
-    assert_same_runs(together[0], tmp_path / "chunked")
+    assert_same_runs(together[0], tmp_path)
 
 
 class Stop(Exception):
