@@ -1,4 +1,4 @@
-"""The experiment: what is refused before training, the order of runs, the table, resuming after a kill."""
+"""An experiment refuses mistakes before training, orders its runs, makes a table and resumes after a kill."""
 
 import dataclasses
 import json

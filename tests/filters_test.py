@@ -1,4 +1,4 @@
-"""Every temporal filter: equal to the public code, unaffected by padding, of the published size and receptive field.
+"""Every temporal filter equals the public code, ignores padding, and has the published size and receptive field.
 
 The tests run on a CPU, so they check the CPU kernels where a filter has some. `plain` switches them off: the plain
 formulation, which GPU and TPU compile, must equal the public code and the CPU kernels.
@@ -27,7 +27,7 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared" / "golden"
 
 
 def recipe(key, shape, seed, gain):
-    """The weight recipe of the golden files (golden/README.md)."""
+    """Make an array of weights by the recipe of the golden files (golden/README.md)."""
     rng = np.random.default_rng((zlib.crc32(key.encode()) + 1000003 * seed) % 2**32)
     z, leaf = rng.standard_normal(shape).astype(np.float32), key.rsplit(".", 1)[-1]
     if leaf in ("rel_t", "soft_attn", "cls_wts"):
@@ -40,7 +40,7 @@ def recipe(key, shape, seed, gain):
 
 
 def shapes_of(filter, width, hidden, classes, layers=5, stages=1):
-    """Keys and shapes of the public code's state dict."""
+    """Return the keys and shapes of the public code's state dict."""
     shapes = {}
     if filter.startswith("tgm"):
         for i in range(3):
@@ -85,7 +85,7 @@ FULL = {
 
 
 def state_of(name):
-    """The golden file and the state dict of its weights."""
+    """Return the golden file and the state dict of its weights."""
     if name in SMALL:
         golden = np.load(DATA / f"{name}.npz", allow_pickle=False)
         return golden, {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
@@ -103,7 +103,7 @@ def state_of(name):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Compiles the plain formulations on a CPU too."""
+    """Compile the plain formulations on a CPU too."""
     monkeypatch.setattr(cpu_kernels, "by_platform", lambda plain, on_cpu: plain)
 
 
@@ -179,7 +179,7 @@ def test_features_are_those_before_the_classifier():
 
 @pytest.fixture(scope="module", params=[name for name in FILTERS if name != "tgm_gaussian"])
 def small(request):
-    """A detector with standardisation, its variables, an input [2, 20, 6] and the mask of videos of 20 and 13."""
+    """Make a detector with standardisation, its variables, an input [2, 20, 6] and the mask of lengths 20 and 13."""
     model = Detector(request.param, 3, hidden=8, num_layers=3, standardize=True)
     x = jax.random.normal(jax.random.key(0), (2, 20, 6))
     mask = np.arange(20)[None] < np.array([[20], [13]])
@@ -218,7 +218,7 @@ def test_padding_changes_neither_outputs_nor_gradient(small):
 
 
 def test_plain_formulation_equals_the_cpu_kernels(small, monkeypatch):
-    """In value and gradient, with NaN in the padding, for one filter in one and in several stages."""
+    """Values and gradients are equal with NaN in the padding."""
     model, variables, x, mask = small
     x = np.where(mask[..., None], x, np.float32(np.nan))
     (_, expected), gradient = compiled_value_and_gradient(model, variables, x, mask)
@@ -276,7 +276,7 @@ def test_runs_in_one_program_have_the_gradients_of_each_alone(small):
     chex.assert_trees_all_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_standardization_travels_in_its_own_collection(small):
+def test_standardization_has_its_own_collection(small):
     model, variables, x, mask = small
     statistics = variables["standardization"]
     np.testing.assert_array_equal(statistics["mean"], np.zeros(6))
@@ -288,7 +288,7 @@ def test_standardization_travels_in_its_own_collection(small):
     np.testing.assert_allclose(outputs.logits, expected.logits, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_is_off_in_evaluation_and_needs_a_sensible_rate(small):
+def test_dropout_is_off_in_evaluation_and_random_in_training(small):
     model, variables, x, mask = small
     off = apply(model, variables, x, mask)
     train = jax.jit(lambda key: model.apply(variables, x, mask, train=True, rngs={"dropout": key}))
@@ -338,7 +338,7 @@ def test_an_output_sees_its_receptive_field(filter, layers, field):
 
 
 @pytest.mark.parametrize("formulation", ["plain", "cpu"])
-def test_bilstm_is_that_of_flax_in_value_and_gradient(formulation, request):
+def test_bilstm_equals_flax_in_value_and_gradient(formulation, request):
     if formulation == "plain":
         request.getfixturevalue("plain")
     size, lengths = 3, jnp.array([17, 9, 1])
@@ -351,7 +351,7 @@ def test_bilstm_is_that_of_flax_in_value_and_gradient(formulation, request):
     params = model.init(jax.random.key(2), x, mask)["params"]["layer_0"]
 
     def cell(way, params):
-        """The parameters of a direction's cell under flax's names, gate by gate."""
+        """Return the parameters of a direction's cell under flax's names, gate by gate."""
         gates = {}
         for gate, name in enumerate("ifgo"):
             own = slice(gate * size, (gate + 1) * size)
@@ -430,7 +430,7 @@ def test_unknown_filters_and_wrong_shapes_raise():
         Detector("bilstm", 2, hidden=5).init(jax.random.key(0), x, mask)
 
 
-def test_a_filter_that_is_registered_anew_runs_its_new_code(monkeypatch):
+def test_a_filter_that_is_registered_again_runs_its_new_code(monkeypatch):
     """Compiled programs are cached by the detector, which must therefore depend on the code and not on its name."""
 
     class Scale(nn.Module):

@@ -1,4 +1,4 @@
-"""Prediction of whole videos in any batch, and the command on videos without annotation."""
+"""Whole videos are predicted in any batch, and the command predicts videos without annotations."""
 
 import contextlib
 import io
@@ -105,7 +105,7 @@ def test_command_line_on_a_folder(run, tmp_path):
 
 
 def predict_count(scores, threshold):
-    """The number of runs of scores at or above the threshold, counted by their first snippets."""
+    """Count the runs of scores at or above the threshold by their first snippets."""
     above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
 
