@@ -1,7 +1,6 @@
-"""Every file of configs/ trains, in its smoke variant, on whatever data there is."""
+"""The files of configs/: a dense and a sparse one train in their smoke variant, and every one is ready to."""
 
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import chex
@@ -10,31 +9,64 @@ import numpy as np
 import pytest
 
 from kd_jax import config as schema
-from kd_jax import files
+from kd_jax import files, main
+from kd_jax.config import teaching_runs
 from kd_jax.models import FILTERS
 from kd_jax.training import checkpoints, experiment
-from kd_jax.training.plan import check_config, make_manifest, make_program, prepare
+from kd_jax.training.plan import check_config, make_manifest, make_program, prepare, training_order
 from kd_jax.training.population import jitted_step
+from kd_jax.training.scores import scoring_of
 from kd_jax.training.state import create_train_state
 from kd_jax.training.step import Settings
+from kd_jax.training.table import columns, markdown, tabulate
 from kd_jax.types import Batch, Outputs
 
 FILES = sorted(path.stem for path in schema.FOLDER.glob("*.py"))
+TRAINED = ("tsu", "pku_mmd")  # a dense head and a sparse one
 
 
-@pytest.mark.parametrize("name", FILES)
+def rows_of(config):
+    """The names of the table's rows: a choice replaces its runs, and fusions follow the runs."""
+    chosen_for = {run: name for name, runs in config.choices.items() for run in runs}
+    return list(dict.fromkeys(chosen_for.get(name, name) for name in (*config.runs, *config.fusions)))
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # no data/ here: the synthetic set stands in
+    monkeypatch.chdir(tmp_path)  # has no folder data, so the synthetic set replaces the records
     config = schema.load(name, "smoke")
     results = experiment.perform(config, tmp_path / "work", prepare(config, tmp_path / "work"))
-    chosen_for = {run: name for name, runs in config.choices.items() for run in runs}
-    rows = dict.fromkeys(chosen_for.get(name, name) for name in (*config.runs, *config.fusions))
-    assert [row["run"] for row in results["rows"]] == list(rows)
+    assert [row["run"] for row in results["rows"]] == rows_of(config)
     assert all(0 <= score <= 100 for row in results["rows"] for score in row["scores"]["frame mAP"])
 
 
-@pytest.mark.parametrize("name", ["tsu", "pku_mmd"])  # a dense head and a sparse one
-def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", FILES)
+def test_smoke_variant_can_be_trained_and_tabulated(name, tmp_path, monkeypatch):
+    """`prepare` traces every run, the runs form programs, and any scores of them make the table."""
+    monkeypatch.chdir(tmp_path)
+    config = schema.load(name, "smoke")
+    source = prepare(config, tmp_path / "work")
+    order = training_order(config)
+    programs = experiment.groups(config, order)
+    assert sorted(run for names in programs for run in names) == sorted(config.runs)
+    for names in programs:
+        assert all(order.index(teacher) < order.index(run) for run in names for teacher in teaching_runs(config, run))
+        manifests = [make_manifest(config, run, config.seed, source) for run in names]
+        program = make_program(config.training, manifests, num_videos=4, num_snippets=100)
+        assert {chosen.name for chosen in program.terms} == {term for each in manifests for term in each["weights"]}
+    places = columns(scoring_of(config).protocols)
+    result = {
+        split: {key: 50.0 for place, key in places.values() if place == split} for split in ("validation", "test")
+    }
+    table = tabulate(config, source, dict.fromkeys((*config.runs, *config.fusions), [result] * config.seeds))
+    assert [row["run"] for row in table["rows"]] == rows_of(config)
+    assert all(row["scores"]["frame mAP"] == [50.0] for row in table["rows"])
+    lines = markdown(table).splitlines()[4:]
+    assert [line.split("|")[1].strip() for line in lines] == rows_of(config)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_restored_checkpoint_continues_bit_for_bit(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = schema.load(name, "smoke")
     source = prepare(config, tmp_path / "work")
@@ -50,8 +82,10 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
     settings = Settings(weights, np.float32(config.training.learning_rate), jax.random.key(1))
     step, optimizer = jitted_step(program), program.optimization.make()
 
+    create = jax.jit(lambda key: create_train_state(program.model, optimizer, key, size))
+
     def fresh():
-        return create_train_state(program.model, optimizer, jax.random.key(0), size)
+        return create(jax.random.key(0))
 
     def advance(state, steps):
         for _ in range(steps):
@@ -61,7 +95,7 @@ def test_the_step_after_a_restored_checkpoint_is_the_one_that_would_have_come(na
     saved = advance(fresh(), 2)
     with checkpoints.Checkpoints(tmp_path / "run") as keeper:
         keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
-        other = create_train_state(program.model, optimizer, jax.random.key(9), size)
+        other = create(jax.random.key(9))
         restored, _ = keeper.restore(1, other, checkpoints.new_best(other.params, other.constants))
     chex.assert_trees_all_equal(advance(restored, 1), advance(fresh(), 3))
 
@@ -209,9 +243,11 @@ def get_config(variant=""):
     overrides = [f"{run}.weights.atomic=0.5", f"{run}.weights.boundary=2", f"{run}.options.atomic.temperature=0.25"]
     overrides += [f"{run}.options.boundary.form=vector", "--config.training.epochs=1", "--config.dataset.max_videos=3"]
     overrides += ["--config.model.hidden=8", "--config.evaluation.protocols=('frame_map',)"]
-    command = [sys.executable, "-m", "kd_jax.main", f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        main.main([f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides])
+    finally:
+        signal.signal(signal.SIGINT, before)  # which `main` may set
     trained = files.read_json(tmp_path / "work" / "student" / "config.json")
     assert trained["weights"] == {"atomic": 0.5, "boundary": 2.0}
     assert trained["options"] == {"boundary": {"form": "vector"}, "atomic": {"temperature": 0.25}}

@@ -1,7 +1,8 @@
-"""CRD: three steps of the public code, one step by hand, padding, a memory that changes only in the batch's rows."""
+"""CRD equals the public code and a step by hand, ignores padding, and changes only the batch's rows of the memory."""
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -118,7 +119,7 @@ def test_padding_has_no_effect_and_only_the_rows_of_the_batch_change():
 
 def test_an_empty_mask_gives_0_and_changes_nothing():
     student, teacher, mask, memory, index, negatives = example()
-    (value, after), gradient = jax.value_and_grad(crd, has_aux=True)(
+    (value, after), gradient = jax.jit(jax.value_and_grad(crd, has_aux=True))(
         student, teacher, jnp.zeros_like(mask), memory, index, negatives
     )
     assert value == 0 and not gradient.any()
@@ -152,15 +153,9 @@ def test_the_term_owns_embeddings_and_a_memory_that_steps_change():
     features = np.where(mask[..., None], rng.standard_normal((3, 12, 5)), np.nan).astype(np.float32)
     labels = (rng.random((3, 12, 3)) < 0.4).astype(np.uint8)
     batch = Batch(features, labels, jnp.asarray(mask), np.array([10, 0, 30], np.int32))
-    state = create_train_state(
-        program.model,
-        program.optimization.make(),
-        jax.random.key(0),
-        5,
-        terms=terms,
-        teachers=[teacher],
-        num_classes=3,
-    )
+    owned = {"terms": terms, "teachers": [teacher], "num_classes": 3}
+    optimizer = program.optimization.make()
+    state = jax.jit(lambda key: create_train_state(program.model, optimizer, key, 5, **owned))(jax.random.key(0))
     assert set(state.params["terms"]["crd"]) == {"student", "teacher_0"}
     assert set(model_params(state.params)) == {"temporal_filter", "head"}
     step = jax.jit(make_train_step(program))
@@ -193,6 +188,7 @@ def test_a_run_with_crd_trains_stops_and_resumes(tmp_path):
     for workdir in (tmp_path / "whole", tmp_path / "stopped"):
         source = prepare(config, workdir)
         if workdir.name == "stopped":
+            shutil.copytree(tmp_path / "whole" / "flow", workdir / "flow")
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(run_module, "keep_better", stop_in_epoch(2, run_module.keep_better))
                 experiment.perform(config, workdir, source)

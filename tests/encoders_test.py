@@ -17,7 +17,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def recipe(model: str) -> dict[str, np.ndarray]:
-    """The golden files' weights, by published key (README of the goldens)."""
+    """Make the weights of the golden files, by published key (see the README of the goldens)."""
     entry = json.loads((DATA / "recipe_keys.json").read_text())[model]
     state = {}
     for key, known in entry["keys"].items():
@@ -42,7 +42,7 @@ def recipe(model: str) -> dict[str, np.ndarray]:
 
 
 def clip(golden) -> np.ndarray:
-    """The golden files' input, `[1, F, height, width, channels]`."""
+    """Make the input of the golden files, `[1, F, height, width, channels]`."""
     rng, (_, c, t, h, w) = np.random.default_rng(int(golden["input_seed"])), golden["input_shape"]
     coarse = rng.uniform(-1, 1, (1, c, -(-t // 4), -(-h // 16), -(-w // 16)))
     coarse = coarse.repeat(4, 2).repeat(16, 3).repeat(16, 4)[:, :, :t, :h, :w]
@@ -52,13 +52,13 @@ def clip(golden) -> np.ndarray:
 
 
 def slice64(x) -> np.ndarray:
-    """The 64 values that the golden files keep, which have channels second; `x` has channels last."""
+    """Return the 64 values that the golden files keep. They have channels second; `x` has channels last."""
     flat = np.moveaxis(np.asarray(x), -1, 1).ravel()
     return flat[np.linspace(0, flat.size - 1, 64).astype(np.int64)]
 
 
 def encode(model, variables, x, names) -> tuple:
-    """Returns the encoder's output, and the outputs of the named layers."""
+    """Return the output of the encoder and the outputs of the named layers."""
 
     @jax.jit
     def run(variables, x):
@@ -91,7 +91,7 @@ def test_i3d_equals_the_public_code(name):
 
 
 @pytest.mark.parametrize("endpoint, stride", [("Mixed_3c", 2), ("Mixed_4b", 4), ("Mixed_5c", 8)])
-def test_i3d_may_end_earlier_and_its_features_are_means_over_16_frames_every_8(endpoint, stride, tmp_path):
+def test_i3d_with_an_earlier_endpoint_averages_16_frames_every_8(endpoint, stride, tmp_path):
     model = I3D(7, width=0.125, final_endpoint=endpoint)
     clips = np.random.default_rng(1).uniform(-1, 1, (1, 32, 32, 32, 3)).astype(np.float32)
     variables = random_variables(model, "rgb", 2)
@@ -106,7 +106,7 @@ def test_i3d_may_end_earlier_and_its_features_are_means_over_16_frames_every_8(e
     assert read_weights(tmp_path / "a.npz").model == model
 
 
-def test_i3d_names_an_endpoint_that_it_does_not_have():
+def test_i3d_refuses_an_unknown_endpoint():
     with pytest.raises(ValueError, match="final_endpoint='Mixed_9z'; choose one of Conv3d_1a_7x7"):
         I3D(final_endpoint="Mixed_9z").init(jax.random.key(0), np.zeros((1, 16, 32, 32, 3)))
 
@@ -126,7 +126,7 @@ def test_agcn_equals_the_public_code(name, key):
 
 
 def tensorflow_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """pytorch-i3d's state as kinetics-i3d's checkpoint has it, written out independently of the converter."""
+    """Rename the state of pytorch-i3d as in a checkpoint of kinetics-i3d, independently of the converter."""
     units = {"b0": "Branch_0/Conv3d_0a_1x1", "b1a": "Branch_1/Conv3d_0a_1x1", "b1b": "Branch_1/Conv3d_0b_3x3"}
     units |= {"b2a": "Branch_2/Conv3d_0a_1x1", "b2b": "Branch_2/Conv3d_0b_3x3", "b3b": "Branch_3/Conv3d_0b_1x1"}
     found = {}
@@ -203,7 +203,7 @@ def test_every_missing_extra_and_misshapen_key_is_listed():
 
 
 def small(modality):
-    """A small encoder, its weights from a seed, and two clips."""
+    """Make a small encoder, weights from a seed, and two clips."""
     rng = np.random.default_rng(0)
     if modality == "pose":
         model, x = AGCN(7, width=0.125), rng.standard_normal((2, 16, 2, 25, 3)).astype(np.float32)
@@ -214,7 +214,7 @@ def small(modality):
 
 
 @pytest.mark.parametrize("modality", ["rgb", "flow", "pose"])
-def test_weights_come_back_from_their_file_and_features_nearly_in_bfloat16(modality, tmp_path):
+def test_weights_are_read_as_written_and_bfloat16_features_are_close(modality, tmp_path):
     model, variables, x = small(modality)
     write_weights(tmp_path / "a.npz", model, variables, modality=modality, source={"file": "made up"})
     again = read_weights(tmp_path / "a.npz")
@@ -264,7 +264,7 @@ def test_encoders_lower_for_accelerators(modality, platform):
     assert volumes == (57 if modality == "rgb" else 0)  # not the products that a CPU prefers
 
 
-def test_published_names_can_be_asked_for():
+def test_encoders_have_the_published_names():
     model, variables, x = small("rgb")
     shapes = shapes_of(model, "rgb")
     assert shapes["params/Mixed_4b/b1a/kernel"].shape == (1, 1, 1, 60, 12) and len(shapes) == 57 * 5 + 2

@@ -1,6 +1,7 @@
-"""Extraction of features: what is written, resumed and refused, and the path from pixels to detections."""
+"""Extraction of features: what the command writes, resumes and refuses, and the path from pixels to detections."""
 
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -29,12 +30,12 @@ from kd_jax.video.videos import Sampling, VideoError, probe_video
 from kd_jax.video.videos import cut_snippets as cut_video
 
 ROOT = Path(__file__).parents[1]
-ROUNDING = 1e-4  # of features of size 1, after 57 layers
+ROUNDING = 1e-4  # error of features of size 1 after 57 layers
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    """Three short videos of stick figures, and their encoders."""
+    """Draw three short videos of stick figures and make their encoders."""
     folder = tmp_path_factory.mktemp("figures") / "made"
     with mock.patch.object(os, "cpu_count", lambda: 1):  # draws in this process
         run(stickfigures, f"--output={folder}", "--train=2", "--test=1", "--seconds=4")
@@ -42,7 +43,7 @@ def figures(tmp_path_factory):
 
 
 def run(command, *arguments, code=0):
-    """Runs a command in this process; returns what it prints and the message that it ends with."""
+    """Run a command in this process and return what it prints and the message that it ends with."""
     printed, ended = io.StringIO(), None
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
@@ -66,6 +67,17 @@ def settings(figures, modality="rgb", **sampling):
     return extract.Settings(modality, figures / "weights" / f"{modality}.npz", Sampling(**sampling), None, "float32")
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def features_of(model, variables, clips):
+    """Return the first features of each clip, `[B, D]`."""
+    return model.apply(variables, clips).features[:, 0]
+
+
+def encode_alone(weights, clips):
+    """Encode clips without batching or scaling."""
+    return features_of(weights.model, weights.variables, clips)
+
+
 def test_figures_are_what_their_annotations_and_skeletons_say(figures):
     annotations = json.loads((figures / "annotations.json").read_text())
     classes = (figures / "classes.txt").read_text().split("\n")[:-1]
@@ -80,7 +92,7 @@ def test_figures_are_what_their_annotations_and_skeletons_say(figures):
         )
 
 
-def test_actions_move_as_they_are_called():
+def test_actions_move_in_the_direction_of_their_name():
     for down, up in (("sit down", "stand up"), ("lower arms", "raise arms")):
         for name, sign in ((down, -1), (up, 1)):
             begin = stickfigures.Pose(
@@ -99,7 +111,7 @@ def test_features_are_those_of_the_snippets_and_the_manifest_describes_them(figu
     features, manifest = np.load(tmp_path / "a.npy"), json.loads((tmp_path / "a.json").read_text())
     weights = read_weights(figures / "weights" / "rgb.npz")
     clips = np.stack(list(cut_video(probe_video(path), "rgb", made.sampling)))
-    expected = jax.jit(weights.model.apply)(weights.variables, clips / np.float32(127.5) - 1).features[:, 0]
+    expected = encode_alone(weights, clips / np.float32(127.5) - 1)
     np.testing.assert_allclose(features, expected, atol=ROUNDING)
     assert features.dtype == np.float32 and len(features) == manifest["snippets"] == made.sampling.count(
         manifest["frames"]
@@ -111,7 +123,7 @@ def test_features_are_those_of_the_snippets_and_the_manifest_describes_them(figu
 
 @pytest.fixture(scope="module")
 def features(figures, tmp_path_factory):
-    """{modality: folder} of the features of all figures, a row every 4 frames."""
+    """Extract a row of features every 4 frames of all figures: {modality: folder}."""
     folders = {}
     for modality, source in (("rgb", "videos"), ("flow", "videos"), ("pose", "skeletons")):
         folders[modality] = tmp_path_factory.mktemp(modality)
@@ -136,7 +148,7 @@ def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(fig
 
 
 def test_features_are_bitwise_equal_whatever_else_is_extracted(figures, features, tmp_path):
-    """A video by itself, with others, run again, in another process, as a task of a pipeline, and by predict."""
+    """A video is encoded alone, with others, again, in another process, as a task of a pipeline, and by predict."""
     made, paths = settings(figures, stride=4), extract.files_of(figures / "videos", "rgb")[0]
     weights = read_weights(made.weights)
     for number, (name, path) in enumerate(paths.items()):
@@ -165,7 +177,7 @@ def extract_command(figures, videos, output, *more):
 
 
 def copy(figures, folder, **names):
-    """A folder with copies of figures: {new name without its ending: number}."""
+    """Make a folder with copies of figures; `names` is {new name without its ending: number}."""
     folder.mkdir()
     for name, number in names.items():
         (folder / f"{name}.mp4").write_bytes((figures / "videos" / f"figure_{number:03d}.mp4").read_bytes())
@@ -182,14 +194,14 @@ def test_the_command_resumes_and_lists_broken_files(figures, tmp_path):
         (folder / name).write_text("no video")
     (folder / "more").mkdir()
     command = extract_command(figures, folder, output)
-    told = run(extract, *command, "--workers=2", code=1)
-    assert f"{output}: features of 3 files\n" in told and "4 could not be used" in told
-    assert "b.mkv and b.mp4 would both become b.npy; rename one" in told
+    printed = run(extract, *command, "--workers=2", code=1)
+    assert f"{output}: features of 3 files\n" in printed and "4 could not be used" in printed
+    assert "b.mkv and b.mp4 would both become b.npy; rename one" in printed
     for name in ("text.avi", "cut.mp4", "gone.mp4"):
-        assert f"{name} cannot be read as a video" in told
-    assert "the ending is not that of a video: a.srt, b.srt, c.srt, … (4 in all)" in told
-    assert "its subfolders are not searched: more" in told
-    assert "6/6 " in told and "c: 6 snippets" in told and "cut: could not be used" in told
+        assert f"{name} cannot be read as a video" in printed
+    assert "the ending is not that of a video: a.srt, b.srt, c.srt, … (4 in all)" in printed
+    assert "its subfolders are not searched: more" in printed
+    assert "6/6 " in printed and "c: 6 snippets" in printed and "cut: could not be used" in printed
     written = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert set(written) == {f"{name}.{end}" for name in ("a", "c", "S001C001P001R001A001") for end in ("npy", "json")}
 
@@ -198,30 +210,30 @@ def test_the_command_resumes_and_lists_broken_files(figures, tmp_path):
     (output / "a.npy").unlink()  # as if it had been interrupted there
     (output / "S001C001P001R001A001.npy").write_bytes(b"")
     command += ["--workers=0"]
-    told = run(extract, *command)
-    assert f"{output}: features of 3 files, 1 was finished before" in told
+    printed = run(extract, *command)
+    assert f"{output}: features of 3 files, 1 was finished before" in printed
     assert (output / "c.npy").stat().st_mtime_ns == written["c.npy"]
 
     (folder / "c.mp4").write_bytes((folder / "a.mp4").read_bytes())
     (folder / "a.mp4").rename(folder / "d.mp4")
-    told = run(extract, *command, code=1)
-    assert f"{output}: features of 1 file, 2 were finished before" in told
-    assert f"{output / 'c.npy'} was made of another file than {folder / 'c.mp4'} (bytes: " in told
-    told = run(extract, *command, "--stride=8", code=1)
-    assert ".npy has other settings (sampling: " in told and "choose another --output" in told
+    printed = run(extract, *command, code=1)
+    assert f"{output}: features of 1 file, 2 were finished before" in printed
+    assert f"{output / 'c.npy'} was made of another file than {folder / 'c.mp4'} (bytes: " in printed
+    printed = run(extract, *command, "--stride=8", code=1)
+    assert ".npy has other settings (sampling: " in printed and "choose another --output" in printed
 
 
-def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures, tmp_path):
+def test_features_may_be_next_to_the_videos_but_overwrite_no_other_file(figures, tmp_path):
     folder = copy(figures, tmp_path / "videos", a=0, b=1)
     (folder / "b.json").write_text('{"title": "b"}')
     command = extract_command(figures, folder, folder, "--workers=0")
-    told = run(extract, *command, code=1)
-    assert "features of 1 file\n" in told and "b.json is no manifest of features and is left alone" in told
+    printed = run(extract, *command, code=1)
+    assert "features of 1 file\n" in printed and "b.json is no manifest of features and is left alone" in printed
     assert (folder / "b.json").read_text() == '{"title": "b"}'
     (folder / "b.json").unlink()
     np.save(folder / "b.npy", np.zeros(5))
-    told = run(extract, *command, code=1)
-    assert "b.npy has no manifest b.json and is left alone" in told and len(np.load(folder / "b.npy")) == 5
+    printed = run(extract, *command, code=1)
+    assert "b.npy has no manifest b.json and is left alone" in printed and len(np.load(folder / "b.npy")) == 5
     (folder / "b.npy").unlink()
     assert "features of 1 file, 1 was finished before" in run(extract, *command)
     assert "features of 0 files, 2 were finished before" in run(extract, *command)
@@ -232,7 +244,7 @@ def test_features_may_lie_beside_the_videos_but_take_no_file_of_another(figures,
     np.testing.assert_array_equal(np.load(tmp_path / "one" / "film.npy"), np.load(folder / "a.npy"))
 
 
-def test_options_that_cannot_be_are_refused_in_a_sentence(figures, tmp_path):
+def test_invalid_options_are_refused_in_one_sentence(figures, tmp_path):
     (tmp_path / "file").touch()
     np.save(tmp_path / "a.npy", np.zeros(3))
     good = {"videos": figures / "videos", "modality": "rgb", "weights": figures / "weights" / "rgb.npz"}
@@ -260,14 +272,14 @@ def test_options_that_cannot_be_are_refused_in_a_sentence(figures, tmp_path):
 
 def test_help_shows_how_a_video_is_cut():
     for command in (extract, predict):
-        told = run(command, "--help")
+        printed = run(command, "--help")
         assert all(
-            f"  --{name} " in told for name in ("length", "stride", "last", "size", "shorter_side", "flow", "fps")
+            f"  --{name} " in printed for name in ("length", "stride", "last", "size", "shorter_side", "flow", "fps")
         )
 
 
 @pytest.mark.slow
-def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
+def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
     output, videos = tmp_path / "out", copy(figures, tmp_path / "videos", **{f"video_{i}": i % 3 for i in range(5)})
     command = extract_command(figures, videos, output, "--stride=2", "--workers=2")
     process = subprocess.Popen(
@@ -280,9 +292,9 @@ def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
     assert process.stderr.readline().startswith("1/5 ")  # one file is done
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in told
-    assert told.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again to continue"
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in printed
+    assert printed.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again to continue"
     ends = time.monotonic() + 10  # of Python's own process that tracks resources
     while left := [child for child in children if Path(f"/proc/{child}").exists()]:
         assert time.monotonic() < ends, left
@@ -292,8 +304,8 @@ def test_an_interruption_leaves_nothing_half_done(figures, tmp_path):
     tables = [name for name in names if name.endswith(".npy")]
     assert set(names) >= {name.replace(".npy", ".json") for name in tables}
     assert not any(name.startswith(".") for name in names)
-    told = run(extract, *command)
-    assert f"features of {5 - len(tables)} file" in told
+    printed = run(extract, *command)
+    assert f"features of {5 - len(tables)} file" in printed
 
 
 def test_a_pipeline_gives_the_same(figures, tmp_path):
@@ -302,8 +314,8 @@ def test_a_pipeline_gives_the_same(figures, tmp_path):
     videos = copy(figures, tmp_path / "videos", figure_000=0, figure_001=1, figure_002=2)
     (videos / "broken.mp4").write_text("no video")
     command[0] = f"--videos={videos}"
-    told = run(extract, *command, f"--output={tmp_path / 'beam'}", "--runner=DirectRunner", code=1)
-    assert "features of 3 files" in told and "broken.mp4 cannot be read as a video" in told
+    printed = run(extract, *command, f"--output={tmp_path / 'beam'}", "--runner=DirectRunner", code=1)
+    assert "features of 3 files" in printed and "broken.mp4 cannot be read as a video" in printed
     for path in (tmp_path / "here").iterdir():
         if path.suffix == ".npy":
             np.testing.assert_array_equal(np.load(path), np.load(tmp_path / "beam" / path.name))
@@ -313,7 +325,7 @@ def test_a_pipeline_gives_the_same(figures, tmp_path):
 
 
 def _count(start, stop, end):
-    """An item for the tests of `prefetch`: counts, and then fails as `end` says."""
+    """Count and then end in the way `end` names. It is an item for the tests of `prefetch`."""
     yield from range(start, stop)
     if end == "error":
         raise VideoError("it went wrong")
@@ -322,7 +334,7 @@ def _count(start, stop, end):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_each_item_gives_its_messages_in_order_and_a_failure_costs_no_other(workers):
+def test_each_item_gives_its_messages_in_order_and_a_failure_affects_no_other(workers):
     items = [(0, 3, ""), (10, 12, "error"), (20, 22, "death" if workers else ""), (30, 35, ""), (40, 40, "")]
     messages = {index: [] for index in range(len(items))}
     for index, message in prefetch.run(_count, items, workers=workers):
@@ -359,12 +371,12 @@ def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
     weights = read_weights(tmp_path / "one.npz")
     bodies = normalize(read_skeletons(figures / "skeletons" / "figure_000.skeleton"))
     first = next(cut_snippets(bodies[:, :1], Sampling()))
-    alone = jax.jit(weights.model.apply)(weights.variables, first[None]).features[0, 0]
+    (alone,) = encode_alone(weights, first[None])
     np.testing.assert_allclose(np.load(tmp_path / "out" / "figure_000.npy")[0], alone, atol=ROUNDING)
 
 
 @pytest.mark.slow
-def test_a_drawing_that_was_killed_begins_anew(tmp_path):
+def test_a_killed_drawing_starts_again(tmp_path):
     (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
     (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
     run_process("data_prep.stickfigures", f"--output={tmp_path / 'figures'}", "--train=1", "--test=1", "--seconds=4")
@@ -375,7 +387,7 @@ def test_a_drawing_that_was_killed_begins_anew(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 6])
-def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figures):
+def test_encoding_keeps_keys_and_order_for_every_size_of_the_last_batch(count, figures):
     weights = read_weights(figures / "weights" / "pose.npz")
     bodies = read_skeletons(figures / "skeletons" / "figure_000.skeleton")
     made = cut_snippets(normalize(bodies), Sampling(stride=2))
@@ -383,7 +395,7 @@ def test_encoding_keeps_keys_and_order_whatever_fills_the_last_batch(count, figu
     found = list(encode_batches(weights, ((f"batch {i}", b) for i, b in enumerate(batched(clips, 4))), batch_size=4))
     assert [key for key, _ in found] == [f"batch {i}" for i in range(-(-count // 4))]
     for feature, clip in zip((row for _, rows in found for row in rows), clips, strict=True):
-        alone = jax.jit(weights.model.apply)(weights.variables, clip[None]).features[0, 0]
+        (alone,) = encode_alone(weights, clip[None])
         np.testing.assert_allclose(feature, alone, atol=ROUNDING)
 
 
@@ -412,12 +424,12 @@ np.save({str(tmp_path)!r} + "/DEVICES.npy", np.concatenate(rows))
 
 @pytest.fixture(scope="module")
 def trained(figures, features, tmp_path_factory):
-    """A folder with records of all figures, and a run of RGB that was distilled on them."""
+    """Make a folder with records of all figures and an RGB run that was distilled on them."""
     folder = tmp_path_factory.mktemp("trained")
     annotations = [f"--annotations={figures / 'annotations.json'}", f"--classes={figures / 'classes.txt'}"]
     folders = [f"--features={modality}={folder}" for modality, folder in features.items()]
-    told = run(build, "--dataset=custom", *annotations, *folders, f"--output={folder / 'records'}")
-    assert "a snippet lasts" not in told
+    printed = run(build, "--dataset=custom", *annotations, *folders, f"--output={folder / 'records'}")
+    assert "a snippet lasts" not in printed
     settings = [f"--config.dataset.data_dir={folder / 'records'}", "--config.dataset.validation_fraction=0.0"]
     settings += ["--config.training.epochs=1", "--config.model.hidden=8", "--config.seeds=1"]
     table = run_process("kd_jax.main", "--config=configs/stickfigures.py", *settings, f"--workdir={folder}")
@@ -426,7 +438,7 @@ def trained(figures, features, tmp_path_factory):
 
 
 def predict_command(figures, trained):
-    """Options to predict the test video: the run, the video, the encoder and the threshold."""
+    """Return the options that predict the test video: the run, the video, the encoder and the threshold."""
     return [
         f"--run={trained / 'augmented_rgb'}",
         f"--video={figures / 'videos' / 'figure_002.mp4'}",
@@ -438,10 +450,10 @@ def predict_command(figures, trained):
 @pytest.mark.slow
 def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     command = predict_command(figures, trained)
-    told = run(predict, *command, f"--output={tmp_path / 'out'}", "--format=native", "--format=pku_mmd")
+    printed = run(predict, *command, f"--output={tmp_path / 'out'}", "--format=native", "--format=pku_mmd")
     manifest = read_json(features["rgb"] / "figure_002.json")
     seconds = manifest["frames"] / manifest["fps"] / manifest["snippets"]  # as labels are made
-    assert "1 video, " in told and f"{seconds:.4g} s a snippet" in told and "figure_002.png" in told
+    assert "1 video, " in printed and f"{seconds:.4g} s a snippet" in printed and "figure_002.png" in printed
     scores = read_arrays(tmp_path / "out" / "scores.npz")["figure_002"]
     subset = read_json(figures / "annotations.json")["figure_002"]["subset"]
     records = [f"--features={trained / 'records'}", f"--split={subset.removesuffix('ing')}"]
@@ -456,9 +468,9 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
         for out in ("out", "same")
     )
     assert found and sorted(found) == sorted(same)
-    told = run(predict, *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
+    printed = run(predict, *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
     coarse = Sampling(stride=8).count(manifest["frames"])  # options come before what the run knows
-    assert manifest["fps"] == 15 and f"{manifest['frames'] / 15 / coarse:.4g} s a snippet" in told
+    assert manifest["fps"] == 15 and f"{manifest['frames'] / 15 / coarse:.4g} s a snippet" in printed
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
@@ -467,14 +479,14 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)
     (tmp_path / "damaged.mp4").write_bytes(damaged)
     more = [f"--video={tmp_path / name}" for name in ("damaged.mp4", "none.mp4")]  # cost the others nothing
-    told = run(predict, *more, *command, f"--output={tmp_path / 'most'}", code=1)
-    assert "1 video, " in told and "2 could not be used:" in told
-    assert "damaged.mp4 is damaged" in told and "none.mp4 cannot be read as a video" in told
+    printed = run(predict, *more, *command, f"--output={tmp_path / 'most'}", code=1)
+    assert "1 video, " in printed and "2 could not be used:" in printed
+    assert "damaged.mp4 is damaged" in printed and "none.mp4 cannot be read as a video" in printed
     np.testing.assert_array_equal(read_arrays(tmp_path / "most" / "scores.npz")["figure_002"], scores)
 
 
 @pytest.mark.slow
-def test_predictions_of_videos_refuse_other_encoders_and_vain_options(figures, trained, tmp_path):
+def test_predictions_of_videos_refuse_other_encoders_and_options_without_effect(figures, trained, tmp_path):
     command = predict_command(figures, trained)
     _, video, encoder, threshold = command
     other = read_weights(figures / "weights" / "rgb.npz")
@@ -488,5 +500,5 @@ def test_predictions_of_videos_refuse_other_encoders_and_vain_options(figures, t
         (threshold, "--stride=0", "stride=0; it must be at least 1"),
     ):
         changed = [replacement if part == option else part for part in command]
-        told = run(predict, *changed, f"--output={tmp_path / 'none'}", code=1)
-        assert message in told.splitlines()[-1]
+        printed = run(predict, *changed, f"--output={tmp_path / 'none'}", code=1)
+        assert message in printed.splitlines()[-1]

@@ -27,7 +27,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def mistake(*arguments):
-    """The sentence with which the command ends."""
+    """Return the sentence with which the command ends."""
     with pytest.raises(SystemExit) as ended:
         main.main(list(arguments))
     assert isinstance(ended.value.code, str) and len(ended.value.code.splitlines()) == 1
@@ -153,7 +153,7 @@ def test_a_dict_replaces_entries_and_changes_fields():
     assert (run.hidden, run.weights.boundary, run.weights.atomic) == (8, 7.0, schema.WEIGHTS["atomic"])
 
 
-def test_a_users_file_goes_before_a_shipped_one(tmp_path):
+def test_a_users_file_precedes_a_shipped_one(tmp_path):
     (tmp_path / "configs").mkdir()
     assert schema.find_file("configs/tsu.py") == schema.FOLDER / "tsu.py"  # the folder alone does not hide ours
     assert schema.find_file("tsu") == schema.FOLDER / "tsu.py"
@@ -178,7 +178,7 @@ def test_a_users_file_goes_before_a_shipped_one(tmp_path):
         ("config.(", "mine.py, line 5: invalid syntax"),
     ],
 )
-def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
+def test_a_mistake_in_a_config_file_is_reported_with_its_line(line, message, tmp_path):
     head = "from kd_jax import config as schema\n\ndef get_config():\n    config = schema.get_config()\n"
     (tmp_path / "mine.py").write_text(f"{head}    {line}\n    return config\n")
     assert message in mistake(f"--config={tmp_path / 'mine.py'}")
@@ -186,7 +186,7 @@ def test_a_mistake_in_a_config_file_is_placed(line, message, tmp_path):
     assert message.replace("line 5", "line 6").replace("mine", "later") in mistake(f"--config={tmp_path / 'later.py'}")
 
 
-def test_a_mistake_in_the_file_that_another_one_reads_is_placed_there(tmp_path):
+def test_a_mistake_in_a_file_that_another_one_reads_is_reported_with_that_file(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config():\n    return undefined\n")
     assert "mine.py, line 2: name 'undefined' is not" in mistake(f"--config=ablation:{tmp_path / 'mine.py'}")
 
@@ -206,11 +206,11 @@ def test_a_mistake_in_the_file_that_another_one_reads_is_placed_there(tmp_path):
         ),
     ],
 )
-def test_a_job_that_is_not_described(flags, message):
+def test_an_incomplete_description_of_a_job_is_refused(flags, message):
     assert message in mistake("--config=configs/demo.py:smoke", *flags)
 
 
-def test_a_job_that_cannot_be_joined():
+def test_a_job_that_does_not_exist_is_refused():
     command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke", "--coordinator=auto"]
     message = "no SLURM, Open MPI or TPU job was found; give"
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -231,13 +231,15 @@ def test_every_experiment_has_its_own_folder(file, folder):
     assert main._name_of(file) == folder
 
 
+def test_divergence_ends_in_one_sentence():
+    small = ["--config.model.hidden=8", "--config.model.num_layers=2", "--config.training.learning_rate=1e30"]
+    assert "diverged in epoch 1" in mistake("--config=configs/demo.py:smoke", *small)
+
+
 @pytest.mark.slow
-def test_divergence_and_interruption_end_in_one_sentence(tmp_path):
+def test_an_interruption_ends_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=configs/demo.py:smoke"]
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    diverging = [*command, f"--workdir={tmp_path / 'a'}", "--config.training.learning_rate=1e30"]
-    result = subprocess.run(diverging, timeout=120, **options)
-    assert result.returncode == 1 and "diverged in epoch 1" in result.stderr and "Traceback" not in result.stderr
     endless = [*command, f"--workdir={tmp_path / 'b'}", "--config.training.epochs=100000"]
     endless += ["--config.training.checkpoint_every=1"]  # most of the time is spent on saving
     not_ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # as in the background

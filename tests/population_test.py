@@ -1,4 +1,4 @@
-"""Runs side by side: each ends as it does alone, and what does not fit or is half done trains in smaller groups."""
+"""Runs that train together end as they do alone. Runs that do not fit the memory train in smaller groups."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ from kd_jax.training.table import markdown
 
 
 def ablation(**training):
-    """A teacher and three students of other weights and rates, two seeds each, on a few synthetic videos."""
+    """Make a teacher and three students that differ in weights or learning rate, two seeds each, on a few videos."""
     config = schema.get_config()
-    config.dataset.update({"name": "synthetic", "max_videos": 6, "validation_fraction": 0.3})
+    config.dataset.update({"name": "synthetic", "max_videos": 4, "validation_fraction": 0.3})
     config.model.update({"hidden": 8, "num_layers": 2})
-    config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2, **training})
+    config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 3, "learning_rate": 1e-2, **training})
     config.runs = schema.make_runs(
         flow_teacher=schema.make_run("flow"),
         atomic=schema.make_run("rgb", teachers=("flow_teacher",), weights={"atomic": 0.5}),
@@ -35,7 +35,7 @@ def perform(config, workdir):
 
 
 def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
-    """Notes which runs go through one Population."""
+    """Return a list to which every trained Population adds its runs."""
     groups, real = [], run_module._train
 
     def note(job, runs, *rest):
@@ -50,12 +50,31 @@ def groups_trained(monkeypatch) -> list[list[tuple[str, int]]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """All runs as one program, as on an accelerator."""
-    workdir = tmp_path_factory.mktemp("together")
+    """Train all runs of a program together, as on an accelerator: workdir, results, groups, bytes of each program."""
+    workdir, needed, real = tmp_path_factory.mktemp("together"), [], population.compile_for
+
+    def note(function, *arguments):
+        compiled = real(function, *arguments)
+        memory = compiled.memory_analysis()
+        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        return compiled
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "runs_at_once", lambda: None)
+        patch.setattr(population, "compile_for", note)
         groups = groups_trained(patch)
-        return workdir, perform(ablation(), workdir), groups
+        return workdir, perform(ablation(), workdir), groups, needed
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    """Train the same runs one after another, as on a CPU: the workdir, the groups and the number of programs."""
+    workdir = tmp_path_factory.mktemp("one_by_one")
+    with pytest.MonkeyPatch.context() as patch:
+        groups = groups_trained(patch)
+        population._compiled.cache_clear()
+        perform(ablation(), workdir)
+        return workdir, groups, population._compiled.cache_info().misses
 
 
 def records(directory):
@@ -77,8 +96,8 @@ def assert_same_runs(ours, theirs, count=8):
         assert configs[0] == configs[1]
 
 
-def test_runs_of_equal_shape_train_side_by_side(together):
-    _, results, groups = together
+def test_runs_of_equal_shape_train_together(together):
+    _, results, groups, _ = together
     assert groups == [
         [("flow_teacher", 0), ("flow_teacher", 1)],
         [(name, seed) for name in ("atomic", "both", "slower") for seed in (0, 1)],
@@ -86,15 +105,13 @@ def test_runs_of_equal_shape_train_side_by_side(together):
     assert "learns from" in markdown(results) and "±" in markdown(results)
 
 
-def test_each_run_ends_as_it_does_one_after_another_and_alone(tmp_path, monkeypatch, together):
-    groups = groups_trained(monkeypatch)
-    population._compiled.cache_clear()
-    perform(ablation(), tmp_path / "one_by_one")  # as on a CPU
+def test_each_run_ends_the_same_in_a_group_one_after_another_and_alone(tmp_path, monkeypatch, together, one_by_one):
+    workdir, groups, programs = one_by_one
     assert [len(group) for group in groups] == [1] * 8
-    assert population._compiled.cache_info().misses == 2  # one program for the teachers, one for all students
-    assert_same_runs(together[0], tmp_path / "one_by_one")
+    assert programs == 2  # one for the teachers, one for all students
+    assert_same_runs(together[0], workdir)
 
-    groups.clear()
+    groups = groups_trained(monkeypatch)
     monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     monkeypatch.setattr(population.Population, "fits", lambda self: False)
     config, alone = ablation(), tmp_path / "alone"
@@ -113,26 +130,14 @@ def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, 
     assert_same_runs(together[0], tmp_path, count=4)
 
 
-def test_what_needs_too_much_memory_trains_in_smaller_groups(tmp_path, monkeypatch, together):
-    needed = []
-    real = population.compile_for
-
-    def note(function, *arguments):
-        compiled = real(function, *arguments)
-        memory = compiled.memory_analysis()
-        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
-        return compiled
-
+def test_runs_that_need_too_much_memory_train_in_smaller_groups(tmp_path, monkeypatch, together):
     monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(population, "compile_for", note)
-        perform(ablation(epochs=1), tmp_path / "measured")
     groups = groups_trained(monkeypatch)
-    monkeypatch.setattr(on_device, "memory_limit", lambda: max(needed) - 1)
+    monkeypatch.setattr(on_device, "memory_limit", lambda: max(together[3]) - 1)
     monkeypatch.setattr(on_device, "fits", lambda sets: True)
-    perform(ablation(), tmp_path / "chunked")
+    perform(ablation(), tmp_path)
     assert [len(group) for group in groups] == [2, 3, 3]
-    assert_same_runs(together[0], tmp_path / "chunked")
+    assert_same_runs(together[0], tmp_path)
 
 
 class Stop(Exception):
@@ -141,7 +146,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
-    """The runs have been saved after different epochs; they go on side by side from the last one in common."""
+    """The runs were saved after different epochs. They continue together from the last epoch in common."""
     monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
     saves, real = [], checkpoints.Checkpoints.save
@@ -155,9 +160,9 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", save)
         with pytest.raises(Stop):
-            perform(ablation(), tmp_path)
+            perform(ablation(checkpoint_every=1), tmp_path)
     groups = groups_trained(monkeypatch)
-    perform(ablation(), tmp_path)
+    perform(ablation(checkpoint_every=1), tmp_path)
     assert [len(group) for group in groups] == [6]
     for path in sorted(tmp_path.glob("**/predictions_test.npz")):
         ours, theirs = read_arrays(path), read_arrays(together[0] / path.relative_to(tmp_path))
@@ -167,10 +172,9 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
         assert [record["epoch"] for record in records(path.parent)] == [1, 2, 3]
 
 
-def test_added_seeds_leave_finished_ones_alone(tmp_path, monkeypatch):
-    config = ablation(epochs=1)
-    config.seeds = 1
-    perform(config, tmp_path)
+def test_added_seeds_do_not_train_finished_ones_again(tmp_path, monkeypatch, one_by_one):
+    shutil.copytree(one_by_one[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("seed_1"))
+    config = ablation()
     groups = groups_trained(monkeypatch)
     config.seeds = 3
     perform(config, tmp_path)
@@ -178,18 +182,15 @@ def test_added_seeds_leave_finished_ones_alone(tmp_path, monkeypatch):
     assert [run for group in groups for run in group] == [("flow_teacher", 1), ("flow_teacher", 2), *students]
 
 
-def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path):
-    config = ablation()
-    config.training.checkpoint_every = 1
-    perform(config, tmp_path / "sound")
+def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path, one_by_one):
+    sound, config = one_by_one[0], ablation(checkpoint_every=1)
+    shutil.copytree(sound / "flow_teacher", tmp_path / "flow_teacher")
     config.runs.both.learning_rate = 1e30
     with pytest.raises(FloatingPointError, match="both, seed 0: training diverged in epoch .*; both, seed 1: training"):
-        perform(config, tmp_path / "diverging")
-    assert not (tmp_path / "diverging" / "both" / "results.json").exists()
+        perform(config, tmp_path)
+    assert not (tmp_path / "both" / "results.json").exists()
     for name in ("atomic", "slower"):
         for folder in (name, f"{name}/seed_1"):
-            ours, theirs = (
-                read_arrays(tmp_path / at / folder / "predictions_test.npz") for at in ("diverging", "sound")
-            )
+            ours, theirs = (read_arrays(at / folder / "predictions_test.npz") for at in (tmp_path, sound))
             for video in ours:
                 np.testing.assert_array_equal(ours[video], theirs[video])

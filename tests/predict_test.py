@@ -1,4 +1,4 @@
-"""Prediction of whole videos in any batch, and the command on videos without annotation."""
+"""Whole videos are predicted in any batch, and the command predicts videos without annotations."""
 
 import contextlib
 import io
@@ -31,14 +31,15 @@ ROOT = Path(__file__).parents[1]
 
 def test_batches_and_buckets_change_nothing():
     model = Detector("ss_tcn", num_outputs=3, hidden=8, num_layers=2)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 4)), jnp.ones((1, 1), bool))
     rng = np.random.default_rng(0)
     videos = [rng.standard_normal((n, 4), np.float32) for n in (1, 33, 7, 20)]
     examples = [Example(str(i), v, np.zeros((len(v), 0), np.uint8)) for i, v in enumerate(videos)]
+    apply = jax.jit(model.apply)
+    expected = [apply(variables, video[None], jnp.ones((1, len(video)), bool)) for video in videos]
     for batch_size, buckets in ((1, 1), (3, 2)):
         outputs = run_detector(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
-        for video, output in zip(videos, outputs, strict=True):
-            alone = model.apply(variables, video[None], jnp.ones((1, len(video)), bool))
+        for alone, output in zip(expected, outputs, strict=True):
             np.testing.assert_allclose(output.logits, alone.logits[0], atol=1e-5)
             np.testing.assert_allclose(output.features, alone.features[0], atol=1e-5)
 
@@ -55,7 +56,7 @@ def test_fusion_is_the_mean_of_logits():
 
 
 def run_command(module, *arguments):
-    """Runs a command in this process: its exit code, and what a terminal would show."""
+    """Run a command in this process and return its exit code and what a terminal would show."""
     with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
         code, before = 0, signal.getsignal(signal.SIGINT)
         try:
@@ -71,7 +72,8 @@ def run_command(module, *arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
-    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}")
+    small = ["--config.model.hidden=8", "--config.model.num_layers=2"]
+    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", *small)
     assert result.returncode == 0, result.stderr
     assert "gain over vanilla_rgb" in result.stdout
     return workdir / "augmented_rgb"
@@ -103,7 +105,7 @@ def test_command_line_on_a_folder(run, tmp_path):
 
 
 def predict_count(scores, threshold):
-    """The number of runs of scores at or above the threshold, counted by their first snippets."""
+    """Count the runs of scores at or above the threshold by their first snippets."""
     above = [np.concatenate([np.zeros((1, t.shape[1]), bool), t >= threshold]) for t in scores.values()]
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
 

@@ -1,4 +1,4 @@
-"""Several teachers, ensembles, runs of another workdir, folders of features: what a student learns from."""
+"""A student learns from runs, ensembles, runs of another workdir and folders of features."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ WEIGHTS = {"similarity_preserving": 1.0, "hint": 0.1}
 
 
 def make_config(**runs):
-    """A flow and an rgb run on a few synthetic videos, and what is given."""
+    """Make an experiment of a flow run, an rgb run and `runs` on a few synthetic videos."""
     config = schema.get_config()
     config.dataset.name = "synthetic"
     config.dataset.max_videos = 4
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy with both runs finished, so that only the students train."""
+    """Copy the workdir of the two finished runs, so that only students train."""
     return Path(shutil.copytree(finished, tmp_path / "work"))
 
 
@@ -79,7 +79,7 @@ def test_an_ensemble_is_the_mean_of_its_members(finished):
         np.testing.assert_allclose(both.logits, (one.logits + other.logits) / 2, rtol=1e-6)
 
 
-def test_features_of_another_model_are_read_as_they_are(finished, tmp_path):
+def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
     source = source_of(finished)
     folder = write_features(tmp_path / "features", source, width=5)
     examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
@@ -90,7 +90,7 @@ def test_features_of_another_model_are_read_as_they_are(finished, tmp_path):
 
 
 def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
-    """Several at once, an ensemble, a run of another workdir, features of another width; filters and widths differ."""
+    """Teachers are two runs, an ensemble, a run of another workdir and features of another width."""
     config = make_config(
         of_both=student("flow", "vanilla_rgb"),
         of_ensemble=student("ensemble"),
@@ -104,7 +104,7 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     config.teachers.several = (workdir / "flow", str(shutil.copytree(workdir / "vanilla_rgb", tmp_path / "other")))
     results = perform(config, workdir)
     own = [load_teacher(workdir / name).variables["params"] for name in ("of_several", "of_ensemble")]
-    chex.assert_trees_all_equal(*own)  # of the same two runs
+    chex.assert_trees_all_equal(*own)  # both learn from the same two runs
     kept = load_teacher(workdir / "of_several").config["teachers"]["several"]["members"]
     assert [member["folder"] for member in kept] == [str(workdir / "flow"), str(tmp_path / "other")]
     assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
@@ -116,8 +116,7 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     assert set(load_teacher(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
 
 
-def test_features_for_records_on_a_disk(tmp_path):
-    """Of a run that reads the records, and a file that changes afterwards."""
+def test_features_that_change_after_training_on_records_are_refused(tmp_path):
     info, splits = synthetic.tiny()
     records.write(tmp_path / "records", info, splits)
     config = make_config(new=student("features", weights={"similarity_preserving": 1.0}))
@@ -135,12 +134,14 @@ def test_features_for_records_on_a_disk(tmp_path):
         prepare(config, tmp_path / "work")
 
 
-def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_path):
-    """Not one that was scored again, or another one that learned the same."""
+def test_a_run_of_another_workdir_that_was_trained_again_is_refused(workdir, tmp_path):
+    """A run that was only scored again, or trained to the same parameters, is not refused."""
     config, elsewhere = make_config(new=student("given")), tmp_path / "elsewhere"
     config.teachers.given = str(shutil.copytree(workdir / "flow", elsewhere / "flow"))
     perform(config, workdir)
     given = make_config()
+    del given.runs.vanilla_rgb
+    given.baseline = ""
     given.evaluation.protocols = ("frame_map", "event_map")
     perform(given, elsewhere)
     prepare(config, workdir)
@@ -152,7 +153,7 @@ def test_a_run_from_elsewhere_that_was_trained_again_is_noticed(workdir, tmp_pat
         prepare(config, workdir)
 
 
-def test_a_config_of_another_model_beside_its_features_makes_it_no_run(workdir, tmp_path):
+def test_a_folder_of_features_with_the_config_of_another_model_is_not_a_run(workdir, tmp_path):
     config = make_config(new=student("features"))
     folder = write_features(tmp_path / "features", source_of(workdir))
     config.teachers.features = str(folder)
@@ -219,7 +220,7 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
         prepare(config, workdir)
     write_json(folder / "config.json", read_json(workdir / "flow" / "config.json"))
     for file in (path for path in (folder / "checkpoints").rglob("*") if path.is_file()):
-        file.write_bytes(file.read_bytes()[:50])  # a copy that was cut short
+        file.write_bytes(file.read_bytes()[:50])  # an incomplete copy
     with pytest.raises(
         ValueError, match=r"teachers\.elsewhere: the checkpoint of the run .* cannot be read .*copy all"
     ):
