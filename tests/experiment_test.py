@@ -550,3 +550,35 @@ def test_validation_videos_are_not_training_videos():
     ids = {split: {v.id for v in source.videos(split, ["rgb"])} for split in ("train", "validation", "test")}
     assert ids["train"] and ids["validation"] and ids["test"]
     assert not ids["train"] & ids["validation"] and not ids["train"] & ids["test"]
+
+
+def test_runs_share_a_program_only_if_their_teachers_have_equal_widths(tmp_path):
+    """A program computes every term of its runs for the teachers of each."""
+    config = tiny_config(epochs=1)
+    config.dataset.max_videos = 4
+    config.runs.update(
+        wide_teacher=schema.make_run("flow", hidden=12),
+        wide=schema.make_run("rgb", teachers=("wide_teacher",), weights={"pairwise_similarity": 1.0}),
+    )
+    del config.runs.vanilla_rgb
+    del config.fusions.two_stream
+    config.baseline = ""
+    config.runs.augmented_rgb.weights.hint = 1.0  # needs a teacher as wide as the student
+    groups = experiment.groups(config, training_order(config))
+    assert ["augmented_rgb"] in groups and ["wide"] in groups
+    rows = perform(config, tmp_path)["rows"]
+    assert {row["run"] for row in rows} == {"augmented_rgb", "flow_teacher", "wide_teacher", "wide"}
+
+
+def test_a_field_that_is_newer_than_a_run_has_its_default(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "work")
+    path = tmp_path / "work" / "vanilla_rgb" / "config.json"
+    manifest = read_json(path)
+    del manifest["training"]["clip_norm"], manifest["model"]["dropout"]
+    write_json(path, manifest)
+    prepare(config, tmp_path / "work")
+    config = config.copy_and_resolve_references()
+    config.training.clip_norm = 1.0
+    with pytest.raises(ValueError, match=r"other settings \(training.clip_norm: 0.0 there, 1.0 now"):
+        prepare(config, tmp_path / "work")

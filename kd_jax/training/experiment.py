@@ -94,9 +94,14 @@ def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
 def _program_key(config: ConfigDict, name: str) -> tuple:
     """Equal for runs that can share a program; they differ in seed, weights, learning rate and teachers.
 
-    A program computes the terms of all its runs, so runs that weigh a costly term have a program of their own.
+    A program computes the terms of all its runs for the teachers of each. So these teachers have equal widths, and runs
+    that weigh a costly term have a program of their own.
     """
+
+    def width(teacher):  # a teacher from outside the experiment shares its width only with itself
+        return teacher if teacher in config.teachers else config.runs[config.fusions.get(teacher, (teacher,))[0]].hidden
+
     run = config.runs[name]
     costly = tuple(term for term, weight in run.weights.items() if weight and TERMS[term].costly)
     shape = run.modality, run.filter, run.hidden, run.num_layers
-    return *shape, len(run.teachers), run.balance, costly, str(run.options)
+    return *shape, tuple(map(width, run.teachers)), run.balance, costly, str(run.options)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax.config import teaching_runs
+from kd_jax.config import get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
 from kd_jax.files import read_json
 from kd_jax.models import FILTERS
@@ -377,10 +377,16 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
 
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
-    """Refuses to continue a run that was trained with other settings; how features were extracted is not a setting."""
-    found = read_json(directory / "config.json")
+    """Refuses to continue a run that was trained with other settings; how features were extracted is not a setting.
+
+    A field that did not exist when the run was trained had the value that is its default now.
+    """
+    found, defaults = read_json(directory / "config.json"), get_config()
     if found is None:
         return
+    for section in ("dataset", "model", "training"):
+        known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}
+        found[section] = known | found.get(section, {})
     found, wanted = ({k: v for k, v in manifest.items() if k != "extraction"} for manifest in (found, wanted))
     changed = _differences(found, wanted)
     shown = [f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in changed]
