@@ -142,8 +142,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
         unsets a field that may be unset. A dict replaces the whole of teachers, published, fusions or choices. In any
         other section it sets only the fields that it contains.
 
-    Raises:
-      ValueError: if the field does not exist (with the closest name), or the value has another type.
+    Raises ValueError if the field does not exist (with the closest name), or the value has another type.
     """
     section, place, entry = config, "", config
     for name in path.split("."):

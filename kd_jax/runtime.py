@@ -71,11 +71,9 @@ def _set_option(name: str, value) -> None:
 def compiler_options(*, quick: bool = False) -> dict:
     """Returns the compiler options for `jax.jit`, without those that this version of XLA does not know.
 
-    On a CPU, matrix products use Eigen, because XLA's default there, YNNPACK, is 10 to 15 % slower.
-
-    Args:
-      quick: on a CPU, leave out optimisations that take more than half of the compile time and make a training step 4 %
-        faster (benchmarks/README.md has both figures).
+    On a CPU, matrix products use Eigen, because XLA's default there, YNNPACK, is 10 to 15 % slower, and `quick` leaves
+    out optimisations that take more than half of the compile time and make a training step 4 % faster
+    (benchmarks/README.md has both figures).
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -51,10 +51,7 @@ class TrainedDetector:
         """Predicts one whole video: `[T, D]` features of any real dtype → `[T, C]` float32 probabilities.
 
         The sparse head adds a last column, the background. Programs are compiled once for each T, rounded up to a
-        multiple of 16.
-
-        Raises:
-          ValueError: for another shape, another dtype, or a value that is not finite.
+        multiple of 16. Raises ValueError for another shape, another dtype, or a value that is not finite.
         """
         table = self._check(np.asarray(features))
         example = Example("features", table, np.zeros((len(table), 0), np.uint8))
@@ -78,8 +75,7 @@ class TrainedDetector:
 def load(directory: epath.PathLike) -> TrainedDetector:
     """Loads a finished run, e.g. `load('workdir/demo/augmented_rgb')`, from a folder or gs://….
 
-    Raises:
-      FileNotFoundError: if the folder holds no run, or one that has not finished.
-      ValueError: if its filter is unknown or its checkpoint cannot be read.
+    Raises FileNotFoundError if the folder holds no run or one that has not finished, and ValueError if its filter is
+    unknown or its checkpoint cannot be read.
     """
     return TrainedDetector(load_teacher(directory))

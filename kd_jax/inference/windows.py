@@ -80,8 +80,7 @@ class StreamingDetector:
     def push(self, snippets: np.ndarray) -> Outputs:
         """Takes `[D]` or `[N, D]` snippets and returns the outputs that are now final, `[M, H]` and `[M, C]`, M ≥ 0.
 
-        Raises:
-          ValueError: for snippets of another size or that are not finite; the detector then stays unchanged.
+        Raises ValueError for snippets of another size or that are not finite; the detector then stays unchanged.
         """
         snippets = np.atleast_2d(np.asarray(snippets, np.float32))
         if snippets.ndim != 2 or snippets.shape[1] != self._kept.shape[1]:
