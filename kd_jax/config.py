@@ -36,26 +36,24 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
     `changes` sets any other field, e.g. `options={'atomic': {'form': 'margin'}}`. A misspelt field raises an error.
     """
     teachers = (teachers,) if isinstance(teachers, str) else tuple(teachers)
-    run = ConfigDict(
-        {
-            "modality": modality,  # the features this run reads, in training and at inference
-            "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
-            "hidden": placeholder(int),  # channels of the filter; unset = model.hidden
-            "num_layers": placeholder(int),  # layers of the filter; unset = model.num_layers
-            "learning_rate": placeholder(float),  # unset = training.learning_rate
-            "teachers": teachers,  # names of runs, of fusions (an ensemble: the mean of their outputs) or of
-            #                        config.teachers; losses are summed over teachers; none = only the task loss
-            "baseline": placeholder(str),  # the run that the gain is measured against; unset = config.baseline
-            "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
-            "task_weight": 1.0,  # of the task loss; 0 = only distil and keep the last epoch, for another run that
-            #                      starts from this one and learns the classes
-            "starts_from": placeholder(str),  # a run of the same filter; its trained parameters initialise this run
-            "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
-            #                     term's gradient at the student's features, relative to that of the task
-            "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
-        },
-        sort_keys=False,
-    ).lock()
+    fields = {
+        "modality": modality,  # the features this run reads, in training and at inference
+        "filter": "ss_tcn",  # temporal filter: a key of kd_jax.models.FILTERS
+        "hidden": placeholder(int),  # channels of the filter; unset = model.hidden
+        "num_layers": placeholder(int),  # layers of the filter; unset = model.num_layers
+        "learning_rate": placeholder(float),  # unset = training.learning_rate
+        "teachers": teachers,  # names of runs, of fusions (an ensemble: the mean of their outputs) or of
+        #                        config.teachers; losses are summed over teachers; none = only the task loss
+        "baseline": placeholder(str),  # the run that the gain is measured against; unset = config.baseline
+        "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
+        "task_weight": 1.0,  # of the task loss; 0 = only distil and keep the last epoch, for another run that
+        #                      starts from this one and learns the classes
+        "starts_from": placeholder(str),  # a run of the same filter; its trained parameters initialise this run
+        "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
+        #                     term's gradient at the student's features, relative to that of the task
+        "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
+    }
+    run = _section(fields).lock()
     run.update({"weights": weights or {}, **changes})
     return run
 
@@ -68,7 +66,7 @@ def make_like(run: ConfigDict, **changes) -> ConfigDict:
 
 def make_runs(**runs: ConfigDict) -> ConfigDict:
     """Name the runs of an experiment. The table of results keeps their order."""
-    return ConfigDict(runs, sort_keys=False)
+    return _section(runs)
 
 
 def add_run(config: ConfigDict, name: str, run: ConfigDict) -> None:
@@ -244,61 +242,59 @@ def _section(entries: dict) -> ConfigDict:
 
 def get_config() -> ConfigDict:
     """Make the default config without runs, which each file of `configs/` adds. Locked: a misspelt field raises."""
-    config = ConfigDict(
-        {
-            "dataset": {
-                "name": "custom",  # a key of kd_jax.data.annotations.DATASETS
-                "data_dir": "",  # records from `python -m data_prep.build`; the synthetic set needs none
-                "validation_fraction": 0.2,  # of training videos, held out to choose the best epoch; 0 = keep the last
-                "validation_seed": 0,  # selects the held-out videos
-                "max_videos": 0,  # maximum number of videos read from each split; 0 = all
-                "synthetic_fallback": False,  # use the synthetic set if data_dir has no records (smoke variant)
-            },
-            "model": {
-                "hidden": 256,  # channels of the temporal filter
-                "num_layers": placeholder(int),  # unset = the filter's own (SS-TCN: 5 see 63 snippets, 6 see 127)
-                "dropout": 0.5,
-                "dtype": "float32",  # of activations: 'float32' or 'bfloat16'; parameters and losses stay float32
-                "standardize": False,  # scale input channels to mean 0, std 1 of the training videos
-            },
-            "training": {
-                "epochs": 140,
-                "batch_size": 2,  # whole videos per step, over all devices
-                "learning_rate": 2e-4,  # a run can set another
-                "optimizer": "adam",  # optax name: adam, adamw, nadamw, lamb, lion, rmsprop, sgd
-                "weight_decay": 0.0,  # for adamw, nadamw, lamb and lion
-                "clip_norm": 0.0,  # maximum global norm of the gradient; 0 = no clipping
-                "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0
-                "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
-                "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
-                "gradient_norms": False,  # log the norm of each term's gradient at the student's features
-                "length_buckets": 4,  # number of lengths that videos are padded to; each is compiled once
-                "data": "auto",  # 'resident': training videos stay on the device, an epoch is one program;
-                #                  'streamed': the host reads each batch from the records shortly before its step;
-                #                  'auto': resident if they fit the device; else from host memory if the features
-                #                  of all runs fit half of it; else streamed
-                "checkpoint_every": 5,  # epochs between checkpoints; a resumed run repeats at most this many
-            },
-            "evaluation": {
-                "batch_size": 8,  # whole videos per forward pass
-                "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = the published ones of the data set
-                "proposals": "",  # scores → detections: a key of evaluation.proposals.PROPOSALS; "" = by the head
-                "threshold": placeholder(float),  # of the proposals; unset = default (dense 0.5, sparse 0.4)
-                "convention": "centre",  # a snippet's instant: 'centre' or 'start' (kd_jax/evaluation/proposals.py)
-            },
-            "runs": _section({}),  # {name: make_run(...)}
-            "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
-            "teachers": _section({}),  # {name: folder} from outside the experiment: a finished run, or features
-            #                        <video>.npy [T, D] of every training video; a tuple of folders is an ensemble
-            "choices": _section({}),  # {row of the table: runs}; it shows the best by validation score, mean over seeds
-            "published": _section({}),  # {row of the table: a paper's figure, as text}
-            "published_for": "",  # the data and metric of these figures, for the column title
-            "baseline": "vanilla_rgb",  # the run that gains are measured against
-            "seed": 0,  # of initialisation, shuffling, dropout and negatives
-            "seeds": 1,  # number of seeds: seed, seed + 1, …; the table shows mean ± standard deviation
+    fields = {
+        "dataset": {
+            "name": "custom",  # a key of kd_jax.data.annotations.DATASETS
+            "data_dir": "",  # records from `python -m data_prep.build`; the synthetic set needs none
+            "validation_fraction": 0.2,  # of training videos, held out to choose the best epoch; 0 = keep the last
+            "validation_seed": 0,  # selects the held-out videos
+            "max_videos": 0,  # maximum number of videos read from each split; 0 = all
+            "synthetic_fallback": False,  # use the synthetic set if data_dir has no records (smoke variant)
         },
-        sort_keys=False,
-    ).lock()
+        "model": {
+            "hidden": 256,  # channels of the temporal filter
+            "num_layers": placeholder(int),  # unset = the filter's own (SS-TCN: 5 see 63 snippets, 6 see 127)
+            "dropout": 0.5,
+            "dtype": "float32",  # of activations: 'float32' or 'bfloat16'; parameters and losses stay float32
+            "standardize": False,  # scale input channels to mean 0, std 1 of the training videos
+        },
+        "training": {
+            "epochs": 140,
+            "batch_size": 2,  # whole videos per step, over all devices
+            "learning_rate": 2e-4,  # a run can set another
+            "optimizer": "adam",  # optax name: adam, adamw, nadamw, lamb, lion, rmsprop, sgd
+            "weight_decay": 0.0,  # for adamw, nadamw, lamb and lion
+            "clip_norm": 0.0,  # maximum global norm of the gradient; 0 = no clipping
+            "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0
+            "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
+            "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
+            "gradient_norms": False,  # log the norm of each term's gradient at the student's features
+            "length_buckets": 4,  # number of lengths that videos are padded to; each is compiled once
+            "data": "auto",  # 'resident': training videos stay on the device, an epoch is one program;
+            #                  'streamed': the host reads each batch from the records shortly before its step;
+            #                  'auto': resident if they fit the device; else from host memory if the features
+            #                  of all runs fit half of it; else streamed
+            "checkpoint_every": 5,  # epochs between checkpoints; a resumed run repeats at most this many
+        },
+        "evaluation": {
+            "batch_size": 8,  # whole videos per forward pass
+            "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = the published ones of the data set
+            "proposals": "",  # scores → detections: a key of evaluation.proposals.PROPOSALS; "" = by the head
+            "threshold": placeholder(float),  # of the proposals; unset = default (dense 0.5, sparse 0.4)
+            "convention": "centre",  # a snippet's instant: 'centre' or 'start' (kd_jax/evaluation/proposals.py)
+        },
+        "runs": _section({}),  # {name: make_run(...)}
+        "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
+        "teachers": _section({}),  # {name: folder} from outside the experiment: a finished run, or features
+        #                        <video>.npy [T, D] of every training video; a tuple of folders is an ensemble
+        "choices": _section({}),  # {row of the table: runs}; it shows the best by validation score, mean over seeds
+        "published": _section({}),  # {row of the table: a paper's figure, as text}
+        "published_for": "",  # the data and metric of these figures, for the column title
+        "baseline": "vanilla_rgb",  # the run that gains are measured against
+        "seed": 0,  # of initialisation, shuffling, dropout and negatives
+        "seeds": 1,  # number of seeds: seed, seed + 1, …; the table shows mean ± standard deviation
+    }
+    config = _section(fields).lock()
     for section in (config.fusions, config.choices, config.published, config.teachers):
         section.unlock()  # so that the experiment's file can add entries
     return config
