@@ -33,7 +33,8 @@ def parser() -> Parser:
     config = "Experiment: a file such as configs/mine.py:smoke, or one that kd_jax ships, e.g. tsu."
     add("--config", metavar="FILE[:VARIANT]", help=config)
     add("--workdir", help="Folder for the results, or gs://…; default: workdir/NAME of the config.")
-    add("--coordinator", help="In a job of several: HOST:PORT of the first process, or 'auto' (SLURM, Open MPI, TPU).")
+    coordinator = "In a job of several processes: HOST:PORT of the first, or 'auto' (SLURM, Open MPI, TPU pod)."
+    add("--coordinator", help=coordinator)
     add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
     add("--process", type=int, help="Index of this process, from 0.")
     add("--resume", action="store_true", default=True, help=argparse.SUPPRESS)
