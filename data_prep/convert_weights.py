@@ -207,16 +207,15 @@ def input_size(model: Detector, params: Mapping) -> int:
 
 
 def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, modality: str, source: str) -> None:
-    """Converts weights of a temporal filter into the folder of a run, which `predict` and `load_teacher` read.
+    """Converts a public state dict into the new folder of a run, which `predict` and `load_teacher` read.
 
     Args:
-      output: the folder, which must not exist.
-      state: a public state dict.
       info: of records with the classes and features that the weights are for.
       modality: of the records, which the filter reads.
       source: name of the file of weights, for the run's config.
 
-    Raises FileExistsError, or ValueError for weights that fit no known filter or not the records.
+    It raises FileExistsError if the folder exists, and ValueError for weights that fit no known filter, or do not fit
+    the classes or features of the records.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another --output")

@@ -232,7 +232,6 @@ def extract_features(
 
     Args:
       output: an existing folder.
-      settings: of the extraction.
       files: (name of the features, file) pairs.
       batch_size: snippets per forward pass.
       workers: processes that read files while this one encodes; 0 for none.

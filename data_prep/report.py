@@ -28,7 +28,6 @@ def make_report(
     """Returns the report as it is stored in the folder of the records.
 
     Args:
-      info: of the records.
       rows: one per video.
       handled: {kind of finding: [one line per case]}.
       source: files and folders that the data came from.

@@ -21,7 +21,6 @@ def draw(
     """Writes the picture as a .png file, atomically; raises ValueError if matplotlib is not installed.
 
     Args:
-      path: the file.
       frames: evenly spaced frames, `[height, width, 3]` uint8; empty if only flow was read.
       duration: of the video, seconds.
       detections: `[N, 4]`: class, start and end in seconds, score.

@@ -86,10 +86,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides) -> jax.Array:
     if kernel.shape[0] == 1:
         return _convolve_volume(x, kernel, strides)
     faster = _convolve_by_pairs if kernel.shape[0] == 3 and tuple(strides) == (1, 1, 1) else _convolve_frames
-    options = {"cpu": faster, "default": _convolve_volume}
-    return jax.lax.platform_dependent(
-        x, kernel, **{k: functools.partial(f, strides=strides) for k, f in options.items()}
-    )
+    cpu, default = (functools.partial(convolve, strides=strides) for convolve in (faster, _convolve_volume))
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _convolve_volume(x, kernel, strides):

@@ -1,7 +1,9 @@
 """Weights of an encoder as one file: an .npz of arrays and a manifest with their layout and source.
 
-weights = read_weights(Path('i3d_rgb.npz'))  # which `python -m data_prep.convert_weights` writes
-weights.model.apply(weights.variables, clips)
+    weights = read_weights(Path('i3d_rgb.npz'))
+    weights.model.apply(weights.variables, clips)
+
+`python -m data_prep.convert_weights` writes such files from published weights.
 """
 
 import json
@@ -71,14 +73,20 @@ def random_variables(model: nn.Module, modality: str, seed: int, persons: int = 
 
 
 def write_weights(
-    path: Path, model: nn.Module, variables: Mapping, *, modality, source, persons=2, size=224, shorter_side=256
+    path: Path,
+    model: nn.Module,
+    variables: Mapping,
+    *,
+    modality: str,
+    source: Mapping,
+    persons: int = 2,
+    size: int = 224,
+    shorter_side: int = 256,
 ) -> None:
     """Writes a file of weights atomically.
 
     Args:
       path: the file, with ending .npz.
-      model: the encoder.
-      variables: of the model.
       modality: input of the encoder: 'rgb', 'flow' or 'pose'.
       source: origin of the weights as plain JSON: file, sha256, ….
       persons: bodies per frame that an AGCN reads.
