@@ -20,15 +20,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Features that stay in their records: each `np.asarray(features)` reads them again.
+    """Features that stay in their records: each `np.asarray(features)` reads them again."""
 
-    Attributes:
-      shape: (T, D).
-      load: reads the `[T, D]` float16 array; it may be called from any thread.
-    """
-
-    shape: tuple[int, int]
-    load: Callable[[], np.ndarray]
+    shape: tuple[int, int]  # (T, D)
+    load: Callable[[], np.ndarray]  # reads the `[T, D]` float16 array; it may be called from any thread
     dtype: ClassVar[np.dtype] = np.dtype(np.float16)
 
     @property
@@ -48,24 +43,17 @@ Features = np.ndarray | OnDisk  # [T, D]
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """One video.
+    """One video."""
 
-    Attributes:
-      id: its name, unique in the data set; also the name of its feature files.
-      features: {modality: `[T, D]`} float16 or float32, or OnDisk; all have the same T.
-      segments: `[N, 3]` float64 rows (class, start, end) in the data set's unit of time. They are cleaned: inside the
-        video, not empty, without duplicates. They may overlap.
-      duration: in the same unit.
-      written: `[M, 3]` rows as the annotation file has them, which official scripts score against; None stands for
-        `segments`.
-      ambiguous: `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any.
-    """
-
-    id: str
-    features: Mapping[str, Features]
+    id: str  # its name, unique in the data set; also the name of its feature files
+    features: Mapping[str, Features]  # {modality: `[T, D]`} float16 or float32, or OnDisk; all have the same T
+    # `[N, 3]` float64 rows (class, start, end) in the data set's unit of time. They are cleaned: inside the video, not
+    # empty, without duplicates. They may overlap.
     segments: np.ndarray
-    duration: float
+    duration: float  # in the same unit
+    # `[M, 3]` rows as the annotation file has them, which official scripts score against; None stands for `segments`
     written: np.ndarray = None  # type: ignore[assignment]  # __post_init__ replaces None
+    # `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
 
     def __post_init__(self):
@@ -82,28 +70,18 @@ class Video:
 
 @dataclass(frozen=True)
 class Info:
-    """What all videos of a data set share.
+    """What all videos of a data set share."""
 
-    Attributes:
-      name: letters, digits and _; shard files start with it.
-      classes: names by class id, without the background of a sparse head.
-      head: 'dense' (concurrent actions, sigmoid) or 'sparse' (one action at a time, softmax with background).
-      modalities: {modality: D}.
-      unit: 'seconds' or 'frames', of segments and durations.
-      fps: frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames
-        to seconds when the unit is frames.
-      seconds_per_snippet: the median over all videos.
-      extraction: {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which
-        that is known.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    head: str
-    modalities: dict[str, int]
-    unit: str
+    name: str  # letters, digits and _; shard files start with it
+    classes: tuple[str, ...]  # names by class id, without the background of a sparse head
+    head: str  # 'dense' (concurrent actions, sigmoid) or 'sparse' (one action at a time, softmax with background)
+    modalities: dict[str, int]  # {modality: D}
+    unit: str  # 'seconds' or 'frames', of segments and durations
+    # frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames to
+    # seconds when the unit is frames.
     fps: float
-    seconds_per_snippet: float
+    seconds_per_snippet: float  # the median over all videos
+    # {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which that is known
     extraction: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def seconds(self, value: float) -> float:

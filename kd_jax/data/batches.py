@@ -32,19 +32,12 @@ AHEAD = 2  # batches that are read from disk while a step runs, one thread for e
 
 @dataclass(frozen=True)
 class Example:
-    """One video as a model reads it, on the host.
+    """One video as a model reads it, on the host."""
 
-    Attributes:
-      id: of the video.
-      features: `[T, D]` of one modality.
-      labels: `[T, C]` uint8.
-      teachers: the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`.
-    """
-
-    id: str
-    features: base.Features
-    labels: np.ndarray
-    teachers: tuple[Outputs, ...] = ()
+    id: str  # of the video
+    features: base.Features  # `[T, D]` of one modality
+    labels: np.ndarray  # `[T, C]` uint8
+    teachers: tuple[Outputs, ...] = ()  # the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
@@ -62,8 +55,7 @@ def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int)
 def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> list[Example]:
     """Adds the outputs of one more teacher, one for each example.
 
-    Raises:
-      ValueError: if the output for a video does not have the T of its example.
+    Raises ValueError if the output for a video does not have the T of its example.
     """
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
@@ -109,8 +101,7 @@ def group_into_batches(
     Videos that are close in `order` share a batch. The videos that do not fill a batch of their bucket join the next
     longer bucket, so only the last batch may be smaller.
 
-    Raises:
-      ValueError: if a video is longer than every bucket.
+    Raises ValueError if a video is longer than every bucket.
     """
     if len(lengths) and max(lengths) > max(buckets):
         raise ValueError(f"a video of {max(lengths)} snippets does not fit the longest bucket of {max(buckets)}")
@@ -161,8 +152,7 @@ def collate(
       like: an example with the sizes and dtypes; needed if `examples` may be empty.
       starts: the values of `Batch.first`; None leaves it out.
 
-    Returns:
-      The batch, and the outputs of each teacher.
+    Returns the batch, and the outputs of each teacher.
     """
     like = like or examples[0]
 
@@ -211,8 +201,7 @@ def iterate_epoch(
     generator stops them. Features in memory need no threads, because JAX runs a step asynchronously while the next
     batch is copied. Each process reads only the videos of its own rows.
 
-    Raises:
-      ValueError: at the batch of a damaged record.
+    Raises ValueError at the batch of a damaged record.
     """
     import grain  # its import takes a second
 

@@ -99,8 +99,7 @@ def load_json(path: Path, kind: type[Content], expected: str, findings: Findings
       expected: what the file must hold, for the message.
       findings: gets what is wrong; a key that occurs twice in an object is a problem.
 
-    Returns:
-      The content, or an empty `kind` if it cannot be used.
+    Returns the content, or an empty `kind` if it cannot be used.
     """
 
     def to_dict(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:  # json keeps the last of equal keys

@@ -45,17 +45,11 @@ UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZip
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of `<video>.npy` or `<video>.npz` files.
+    """A folder of `<video>.npy` or `<video>.npz` files."""
 
-    Attributes:
-      modalities: those in a file; several modalities are equal parts of its channels, in this order.
-      path: of the folder.
-      channels_first: the files are `[D, T]`.
-    """
-
-    modalities: tuple[str, ...]
-    path: Path
-    channels_first: bool = False
+    modalities: tuple[str, ...]  # those in a file; several modalities are equal parts of its channels, in this order
+    path: Path  # of the folder
+    channels_first: bool = False  # the files are `[D, T]`
 
     @property
     def name(self) -> str:
@@ -73,21 +67,13 @@ class FeatureFolder:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """An annotated video whose feature files passed all checks.
+    """An annotated video whose feature files passed all checks."""
 
-    Attributes:
-      annotated: with a finite duration.
-      files: (folder, file) of each folder.
-      num_snippets: T of the record.
-      cropped: T that all modalities have in their files.
-      front: copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`.
-    """
-
-    annotated: Annotated
-    files: tuple[tuple[FeatureFolder, Path], ...]
-    num_snippets: int
-    cropped: int
-    front: int = 0
+    annotated: Annotated  # with a finite duration
+    files: tuple[tuple[FeatureFolder, Path], ...]  # (folder, file) of each folder
+    num_snippets: int  # T of the record
+    cropped: int  # T that all modalities have in their files
+    front: int = 0  # copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`
 
 
 Shape = tuple[int, int]  # (T, D)
@@ -117,9 +103,8 @@ def check_video_files(
 ) -> tuple[dict[str, Shape] | None, Findings]:
     """Reads every feature file of a video once, in parts.
 
-    Returns:
-      {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if a file
-      is missing.
+    Returns {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if
+    a file is missing.
     """
     shapes, findings, skipped = {}, Findings(), False
     for folder in folders:
@@ -164,8 +149,7 @@ def check_file(
       channels_first: the file is `[D, T]`.
       check: called with parts of the file; it raises ValueError for values that cannot be used.
 
-    Returns:
-      (T, D), or None after a problem.
+    Returns (T, D), or None after a problem.
     """
     try:
         array = _open(path)
@@ -261,8 +245,7 @@ def match(
       stride: frames from one snippet to the next; None if unknown.
       window: frames that one snippet covers; None if unknown.
 
-    Returns:
-      The videos without a problem, and {modality: D}.
+    Returns the videos without a problem, and {modality: D}.
     """
     sizes = {}
     for folder in folders:
@@ -366,9 +349,8 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
 
     Manifests of one modality that differ are problems. Files without a manifest are noted if others have one.
 
-    Returns:
-      {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
-      differs from duration / T, which is longer if snippets overlap, in short videos much longer.
+    Returns {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}.
+    This time differs from duration / T, which is longer if snippets overlap, in short videos much longer.
     """
     made = {}
     for folder in folders:

@@ -43,17 +43,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that was written.
+    """A shard that was written."""
 
-    Attributes:
-      file: its name.
-      size: in bytes.
-      videos: the entries of VIDEOS_FILE, in order, without the split.
-    """
-
-    file: str
-    size: int
-    videos: tuple[dict, ...]
+    file: str  # its name
+    size: int  # in bytes
+    videos: tuple[dict, ...]  # the entries of VIDEOS_FILE, in order, without the split
 
 
 def write(
@@ -76,9 +70,8 @@ def write(
       report: how the data was made, stored in the folder as report.json.
       overwrite: replace an older data set in `directory`; anything else there is never deleted.
 
-    Raises:
-      FileExistsError: if `directory` holds something else, or an older data set and `overwrite` is False.
-      ValueError: for a video that contradicts `info`, occurs twice, or does not fit float16.
+    Raises FileExistsError if `directory` holds something else, or an older data set and `overwrite` is False;
+    ValueError for a video that contradicts `info`, occurs twice, or does not fit float16.
     """
     check_info(info)
     if set(splits) != set(SPLITS):
@@ -116,9 +109,7 @@ def group_by_size(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iter
 def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
     """Writes one shard.
 
-    Raises:
-      ValueError: for a video that contradicts `info` or does not fit float16.
-      OSError: if the disk is full.
+    Raises ValueError for a video that contradicts `info` or does not fit float16; OSError if the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -161,8 +152,7 @@ def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], repo
       shards: of each split, in order.
       report: see `write`.
 
-    Raises:
-      ValueError: if a video occurs twice, or if there are none.
+    Raises ValueError if a video occurs twice, or if there are none.
     """
     from tensorflow_datasets.core import folder_dataset
     from tensorflow_datasets.core.splits import SplitInfo
@@ -298,9 +288,8 @@ def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
 def read_info(directory: str | os.PathLike) -> Info:
     """Reads what the videos of a data set share.
 
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`.
-      ValueError: if its description is damaged or has another format.
+    Raises FileNotFoundError if there is no finished data set in `directory`; ValueError if its description is damaged
+    or has another format.
     """
     info = dict(_read_content(directory)["info"])
     info["classes"] = tuple(info["classes"])
@@ -310,9 +299,7 @@ def read_info(directory: str | os.PathLike) -> Info:
 def read_fingerprint(directory: str | os.PathLike) -> str:
     """Reads the `fingerprint` of the records in a folder.
 
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`.
-      ValueError: if the data set is damaged.
+    Raises FileNotFoundError if there is no finished data set in `directory`; ValueError if the data set is damaged.
     """
     entries = _read_entries(directory)
     return fingerprint(
@@ -337,12 +324,9 @@ def read(
       first: the number of videos to read, from the start; None = all.
       on_disk: leave the features in their records, see `base.OnDisk`; damage is found when the features are read.
 
-    Returns:
-      The videos in the order in which they were written; features are read-only float16 arrays, or OnDisk.
-
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`, or a shard is missing.
-      ValueError: for an unknown split or modality, or a shard that has changed.
+    Returns the videos in the order in which they were written; features are read-only float16 arrays, or OnDisk. Raises
+    FileNotFoundError if there is no finished data set in `directory`, or a shard is missing; ValueError for an unknown
+    split or modality, or a shard that has changed.
     """
     splits, info = _read_content(directory)["splits"], read_info(directory)
     if split not in splits:

@@ -23,19 +23,12 @@ REMEDIES = {  # how to get a split with an action in it
 
 @dataclass(frozen=True)
 class Source:
-    """The videos of an experiment.
+    """The videos of an experiment."""
 
-    Attributes:
-      info: what they share.
-      fingerprint: a hash of the content, equal only for equal videos.
-      read: ('train' or 'test', modalities) → videos.
-      validation: ids of the training videos that are held out.
-    """
-
-    info: base.Info
-    fingerprint: str
-    read: Callable[[str, tuple[str, ...]], list[base.Video]]
-    validation: frozenset[str]
+    info: base.Info  # what they share
+    fingerprint: str  # a hash of the content, equal only for equal videos
+    read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
+    validation: frozenset[str]  # ids of the training videos that are held out
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """Returns the videos of 'train', 'validation' or 'test' with these modalities; 'train' has no held-out ones."""
@@ -69,10 +62,8 @@ def open_source(
       streamed: always leave features on disk. By default they are read into memory if those of all `modalities` take no
         more than HOST_SHARE of the host's memory.
 
-    Raises:
-      FileNotFoundError: if there are no records.
-      ValueError: for an unknown data set, a modality that the records lack, no training videos left, or validation or
-        test videos without any action.
+    Raises FileNotFoundError if there are no records; ValueError for an unknown data set, a modality that the records
+    lack, no training videos left, or validation or test videos without any action.
     """
     describe(name)
     first = max_videos or None

@@ -22,8 +22,7 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
       marker: a file that only folders of this kind hold; other folders are never deleted.
       overwrite: replace an older folder.
 
-    Raises:
-      FileExistsError: if `directory` is not free.
+    Raises FileExistsError if `directory` is not free.
     """
     directory = Path(os.path.abspath(directory))
     check_free(directory, marker=marker, overwrite=overwrite)

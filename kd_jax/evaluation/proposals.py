@@ -68,11 +68,7 @@ def segments_from_scores(
       max_gap: two runs of a class with at most this many snippets between them are joined. The score is then the mean
         over all snippets, including those between.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: for scores that are not finite `[T, C]`, or an option out of range.
+    Returns a detection table. Raises ValueError for scores that are not finite `[T, C]`, or an option out of range.
     """
     scores = _check_scores(scores, head)
     classes = scores[:, :-1] if head == "sparse" else scores
@@ -105,11 +101,7 @@ def segments_from_background(
       threshold: of `1 - background`; 0.4 in that code.
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: as in `segments_from_scores`.
+    Returns a detection table. Raises ValueError as in `segments_from_scores`.
     """
     if head != "sparse":
         raise ValueError(
@@ -152,11 +144,7 @@ def segments_from_thresholds(
       suppression: the `method` of `soft_nms`.
       sigma, max_tiou, min_score: as in `soft_nms`.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: as in `segments_from_scores` and `soft_nms`.
+    Returns a detection table. Raises ValueError as in `segments_from_scores` and `soft_nms`.
     """
     _one_of("head", head, HEADS)
     if not np.size(thresholds):
@@ -196,11 +184,8 @@ def soft_nms(
       max_tiou: of 'linear' and 'hard'; 0.3 in the paper.
       min_score: a detection whose score is or falls below it is dropped; 0.001 in the paper, for 'gaussian'.
 
-    Returns:
-      A detection table, which does not depend on the order of the input.
-
-    Raises:
-      ValueError: for a table that is not finite `[N, 4]`, or an option out of range.
+    Returns a detection table, which does not depend on the order of the input. Raises ValueError for a table that is
+    not finite `[N, 4]`, or an option out of range.
     """
     weight = SUPPRESSION[_one_of("method", method, SUPPRESSION)]
     if not 0 < sigma < math.inf:
@@ -258,9 +243,8 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
       threshold: None = the default of the rule.
       options: other options of the rule, such as `convention`.
 
-    Raises:
-      ValueError: for an unknown name or head, a rule that the head has no scores for, a threshold for
-        'multi_threshold', or an option that is unknown or out of range.
+    Raises ValueError for an unknown name or head, a rule that the head has no scores for, a threshold for
+    'multi_threshold', or an option that is unknown or out of range.
     """
     _one_of("head", head, HEADS)
     name = DEFAULTS[head] if name is None else _one_of("proposals", name, PROPOSALS)

@@ -30,40 +30,26 @@ Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a method; each protocol reads one attribute, and None means that the method has none.
+    """The predictions of a method; each protocol reads one attribute, and None means that the method has none."""
 
-    Attributes:
-      scores: {video: `[T, C]`}, without background; they rank the snippets of a class, on any monotone scale.
-      detections: {video: `[N, 4]` rows (class, start s, end s, score)}; their order decides ties.
-      instants: {video: `[25, C]`}, scores at the 25 instants of Charades.
-    """
-
+    # {video: `[T, C]`}, without background; they rank the snippets of a class, on any monotone scale
     scores: Tables | None = None
-    detections: Tables | None = None
-    instants: Tables | None = None
+    detections: Tables | None = None  # {video: `[N, 4]` rows (class, start s, end s, score)}; their order decides ties
+    instants: Tables | None = None  # {video: `[25, C]`}, scores at the 25 instants of Charades
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth of one split.
+    """The ground truth of one split."""
 
-    Attributes:
-      segments: {video: `[N, 3]` rows (class, start s, end s)}, cleaned; these are the videos that are scored.
-      written: the rows as the annotation file has them, with duplicates, as official scripts read them.
-      durations: {video: seconds}.
-      num_frames: {video: frames}, the resolution of up-sampled scores.
-      num_classes: C.
-      ambiguous: {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong.
-      units_per_second: frames per second of an annotation file in frames; 1 for one in seconds.
-    """
-
-    segments: Tables
-    written: Tables
-    durations: Mapping[str, float]
-    num_frames: Mapping[str, int]
-    num_classes: int
+    segments: Tables  # {video: `[N, 3]` rows (class, start s, end s)}, cleaned; these are the videos that are scored
+    written: Tables  # the rows as the annotation file has them, with duplicates, as official scripts read them
+    durations: Mapping[str, float]  # {video: seconds}
+    num_frames: Mapping[str, int]  # {video: frames}, the resolution of up-sampled scores
+    num_classes: int  # C
+    # {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong
     ambiguous: Tables = field(default_factory=dict)
-    units_per_second: float = 1.0
+    units_per_second: float = 1.0  # frames per second of an annotation file in frames; 1 for one in seconds
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
         """Returns the labels `[T, C]` of each video, with T from `num_snippets`."""
@@ -75,17 +61,11 @@ class Truth:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of scoring.
+    """One way of scoring."""
 
-    Attributes:
-      needs: the attribute of Predictions that it reads.
-      score: (that attribute, truth) → values and values per class.
-      columns: {measure: title} of the columns in a table of results; results.json has all measures.
-    """
-
-    needs: str
-    score: Callable[[Tables, Truth], Scored]
-    columns: Mapping[str, str]
+    needs: str  # the attribute of Predictions that it reads
+    score: Callable[[Tables, Truth], Scored]  # (that attribute, truth) → values and values per class
+    columns: Mapping[str, str]  # {measure: title} of the columns in a table of results; results.json has all measures
 
 
 def _frame_map(scores: Tables, truth: Truth) -> Scored:
@@ -231,12 +211,9 @@ def score(
       truth: the ground truth.
       names: keys of PROTOCOLS.
 
-    Returns:
-      {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not exist
-      is NaN, for instance the AP of a class without ground truth.
-
-    Raises:
-      ValueError: for an unknown protocol, predictions that it cannot read, or a video without scores.
+    Returns {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not
+    exist is NaN, for instance the AP of a class without ground truth. Raises ValueError for an unknown protocol,
+    predictions that it cannot read, or a video without scores.
     """
     check_protocols(names)
     values: dict[str, float] = {}

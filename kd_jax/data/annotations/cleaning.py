@@ -113,8 +113,7 @@ def check_action(video: str, action: object, labels: Labels, findings: Findings,
       findings: gets what is wrong.
       shown: the action in messages; its JSON by default.
 
-    Returns:
-      (class, start, end), or None after a problem.
+    Returns (class, start, end), or None after a problem.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:

@@ -55,9 +55,8 @@ def read_annotations(
       findings: gets what is wrong, and what was dropped or clipped.
       first_class: the number of the first class in the file.
 
-    Returns:
-      The videos in the order of the file. A video with a problem has what could be read of it, so that its feature
-      files can be checked too. Call `findings.raise_problems` before using any.
+    Returns the videos in the order of the file. A video with a problem has what could be read of it, so that its
+    feature files can be checked too. Call `findings.raise_problems` before using any.
     """
     labels = Labels(len(names), first_class)
     entries = load_one_file(paths, "an object with at least one video", findings)

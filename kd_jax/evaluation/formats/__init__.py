@@ -91,11 +91,8 @@ def write(
       detections: {video: `[N, 4]`}.
       classes: names by class id.
 
-    Returns:
-      The files and folders that were written.
-
-    Raises:
-      ValueError: see `check_formats` and the writers of the formats.
+    Returns the files and folders that were written. Raises ValueError as in `check_formats` and the writers of the
+    formats.
     """
     formats = list(dict.fromkeys(formats))
     check_formats(formats, scores, len(classes))

@@ -43,8 +43,7 @@ def write_activitynet(
       version: of the data set, as in the official example.
       external_data: the statement about external data of a challenge submission; None = {}.
 
-    Raises:
-      ValueError: see `write_native`.
+    Raises ValueError as in `write_native`.
     """
     names = list(class_ids(classes))
     results = {
@@ -66,12 +65,8 @@ def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray
       path: of the JSON file.
       classes: names by class id.
 
-    Returns:
-      {video: `[N, 4]`}.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming video, entry, field and value of every problem.
+    Returns {video: `[N, 4]`}. Raises FileNotFoundError if there is no such file; DataError naming video, entry, field
+    and value of every problem.
     """
     path, ids = existing(path), class_ids(classes)
     findings = Findings(path)

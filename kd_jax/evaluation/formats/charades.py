@@ -33,8 +33,7 @@ def charades_frames(scores: np.ndarray) -> np.ndarray:
     Args:
       scores: `[T, C]`.
 
-    Returns:
-      `[25, C]`, in the dtype of `scores`.
+    Returns `[25, C]`, in the dtype of `scores`.
     """
     return resample_scores(scores, CHARADES_FRAMES, method="nearest")
 
@@ -48,9 +47,8 @@ def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes:
         script gives missing frames -inf.
       num_classes: C, 157 in the official script.
 
-    Raises:
-      DataError: for another shape, scores that are neither finite nor -inf, or a video id that is not a file name or
-        has blanks.
+    Raises DataError for another shape, scores that are neither finite nor -inf, or a video id that is not a file name
+    or has blanks.
     """
     findings = Findings("the scores to write")
     lines = []
@@ -84,12 +82,8 @@ def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[st
       path: of the text file.
       num_classes: C, 157 in the official script.
 
-    Returns:
-      {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming line, field and value of every problem.
+    Returns {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file. Raises
+    FileNotFoundError if there is no such file; DataError naming line, field and value of every problem.
     """
     path = existing(path)
     findings = Findings(path)

@@ -23,8 +23,7 @@ from kd_jax.files import write_arrays, write_atomically
 def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
     """Writes {video: `[T, C]`} as `.npz`, keeping the dtypes.
 
-    Raises:
-      DataError: for scores that `read_scores` would refuse.
+    Raises DataError for scores that `read_scores` would refuse.
     """
     scores = {video: np.asarray(table) for video, table in scores.items()}
     findings = Findings("the scores to write")
@@ -36,10 +35,8 @@ def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
 def read_scores(path: Path) -> dict[str, np.ndarray]:
     """Reads {video: `[T, C]`} from an `.npz` file, without unpickling.
 
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for a file that is not an .npz of finite real `[T, C]` with T > 0 and one C, or video ids that are not
-        file names.
+    Raises FileNotFoundError if there is no such file; ValueError for a file that is not an .npz of finite real `[T, C]`
+    with T > 0 and one C, or video ids that are not file names.
     """
     path = existing(path)
     findings = Findings(path)
@@ -96,9 +93,8 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
       detections: {video: `[N, 4]`}.
       classes: names by class id.
 
-    Raises:
-      ValueError: for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a video
-        id that is not a file name.
+    Raises ValueError for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a
+    video id that is not a file name.
     """
     names = list(class_ids(classes))
     lines = [
@@ -115,9 +111,7 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
 def read_native(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads the file of `write_native`: {video: `[N, 4]`}, without the videos that have no detections.
 
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming entry, field and value of every problem.
+    Raises FileNotFoundError if there is no such file; DataError naming entry, field and value of every problem.
     """
     path, ids = existing(path), class_ids(classes)
     findings = Findings(path)

@@ -37,9 +37,8 @@ def write_pku_mmd(
         the official scripts read real numbers.
       overwrite: replace a folder that holds only .txt files.
 
-    Raises:
-      FileExistsError: if `directory` is not empty and may not be overwritten.
-      ValueError: see `write_native`; also for a rate that is not above 0.
+    Raises FileExistsError if `directory` is not empty and may not be overwritten; ValueError as in `write_native`, also
+    for a rate that is not above 0.
     """
     _check_rate(frames_per_second)
     tables = check_detections(detections, num_classes)
@@ -76,12 +75,8 @@ def read_pku_mmd(
       directory: of the files.
       num_classes, first_label, frames_per_second: as in `write_pku_mmd`.
 
-    Returns:
-      {video: `[N, 4]`}, times in seconds, videos sorted by name.
-
-    Raises:
-      FileNotFoundError: if there is no such folder, or no .txt file in it.
-      DataError: naming file, line, field and value of every problem.
+    Returns {video: `[N, 4]`}, times in seconds, videos sorted by name. Raises FileNotFoundError if there is no such
+    folder, or no .txt file in it; DataError naming file, line, field and value of every problem.
     """
     _check_rate(frames_per_second)
     directory = Path(directory)

@@ -28,11 +28,8 @@ def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int
       duration: of the video, above 0.
       num_classes: C.
 
-    Returns:
-      `[25, C]` uint8.
-
-    Raises:
-      ValueError: for another shape, a class outside 0 … C-1, a NaN, an end before its start, a duration not above 0.
+    Returns `[25, C]` uint8. Raises ValueError for another shape, a class outside 0 … C-1, a NaN, an end before its
+    start, a duration not above 0.
     """
     return _labels("time_point_labels", {"": segments}, {"": duration}, num_classes)[""]
 
@@ -64,9 +61,8 @@ def charades_localize(
       `weighted_mean_over_present_classes`: percent, weighted by the positives of each class.
       `per_class`: `[C]` percent, NaN for a class that never occurs.
 
-    Raises:
-      ValueError: naming argument, video and value: for another shape, a NaN, a class outside 0 … C-1, an end before
-        its start, a duration that is missing or not above 0, scores of a video that is not in `segments`.
+    Raises ValueError naming argument, video and value: for another shape, a NaN, a class outside 0 … C-1, an end before
+    its start, a duration that is missing or not above 0, scores of a video that is not in `segments`.
 
     References:
       Sigurdsson et al., Hollywood in Homes, ECCV 2016; Charades_v1_localize.m.

@@ -92,9 +92,8 @@ def detection_map(
         confident detections of their video and class, where n is the number of ground truths of that video and class.
         A detection may reach several ground truths; `ignored` has no effect.
 
-    Raises:
-      ValueError: for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, a threshold
-        outside (0, 1], or an unknown option.
+    Raises ValueError for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, a threshold
+    outside (0, 1], or an unknown option.
 
     References:
       Caba Heilbron et al., ActivityNet, CVPR 2015; Jiang et al., THUMOS challenge, 2014; Zhang et al., ActionFormer,
@@ -134,11 +133,8 @@ def detection_map_by_length(
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
       others: as in `detection_map`.
 
-    Returns:
-      {name: `thresholds`, `mAP`, `average_mAP` and `per_class` as in `detection_map`, and `num_ground_truths`}.
-
-    Raises:
-      ValueError: as in `detection_map`, and for bins that are empty or reversed.
+    Returns {name: `thresholds`, `mAP`, `average_mAP` and `per_class` as in `detection_map`, and `num_ground_truths`}.
+    Raises ValueError as in `detection_map`, and for bins that are empty or reversed.
     """
     name = "detection_map_by_length"
     check_length_bins(name, bins)

@@ -56,9 +56,8 @@ def event_map(
       `mAP_video`: `[K]` percent, mean over the videos, each ranked over all classes (mAP_v); NaN without a video.
       `per_class`: `[K, C]` percent, 0 for a class without ground truth.
 
-    Raises:
-      ValueError: for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, or a threshold
-        outside (0, 1].
+    Raises ValueError for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, or a threshold
+    outside (0, 1].
 
     References:
       Liu et al., PKU-MMD, 2017, and the evaluation code of Toyota Smarthome Untrimmed.
@@ -113,8 +112,7 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
       matched: `[N]`, the ground truth of each detection or -1, least confident first.
       num_truths: M.
 
-    Returns:
-      A fraction; 0 without detections or without ground truth.
+    Returns a fraction; 0 without detections or without ground truth.
     """
     if len(matched) == 0 or num_truths == 0:
         return 0.0
@@ -160,8 +158,7 @@ def event_map_strict(
       `mAP_video`: `[K]` percent, mean over the videos with ground truth; NaN without any.
       `per_class`: `[K, C]` percent, NaN for a class without ground truth.
 
-    Raises:
-      ValueError: as in `event_map`.
+    Raises ValueError as in `event_map`.
     """
     limits = check_thresholds("event_map_strict", thresholds)
     found, truths, videos = read_both("event_map_strict", detections, ground_truth, num_classes)

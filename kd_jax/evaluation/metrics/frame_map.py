@@ -23,11 +23,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
       scores: `[N, C]`, higher means more confident, on any monotone scale.
       labels: `[N, C]`, 0 or 1.
 
-    Returns:
-      `[C]` float64, in [0, 1].
-
-    Raises:
-      ValueError: if the shapes disagree, a score is NaN or a label is neither 0 nor 1.
+    Returns `[C]` float64, in [0, 1]. Raises ValueError if the shapes disagree, a score is NaN or a label is neither 0
+    nor 1.
 
     References:
       apmeter.py of the public training codes, in which the order of equal scores is undefined.
@@ -57,8 +54,7 @@ def frame_map(
       `mean_over_all_classes`: percent.
       `per_class`: `[C]` percent, NaN for a class without positives.
 
-    Raises:
-      ValueError: if shapes or lengths disagree, a score is NaN or a label is neither 0 nor 1.
+    Raises ValueError if shapes or lengths disagree, a score is NaN or a label is neither 0 nor 1.
     """
     if isinstance(scores, np.ndarray) != isinstance(labels, np.ndarray):
         raise ValueError(

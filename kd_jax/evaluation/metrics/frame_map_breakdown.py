@@ -36,12 +36,9 @@ def frame_map_by_length(
       durations: of each video, in seconds.
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
 
-    Returns:
-      {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over classes}.
-
-    Raises:
-      ValueError: for lists of unequal length, bins that are empty or reversed, and as in `frame_map` and
-        `labels_from_segments`.
+    Returns {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over
+    classes}. Raises ValueError for lists of unequal length, bins that are empty or reversed, and as in `frame_map` and
+    `labels_from_segments`.
     """
     name = "frame_map_by_length"
     check_length_bins(name, bins)
@@ -101,11 +98,8 @@ def frame_map_by_concurrency(
       bins: {name: (at least, at most)} active classes.
       with_background: rank snippets without any action in every bin.
 
-    Returns:
-      {name: the result of `frame_map`, and `num_snippets` in the bin, without the background}.
-
-    Raises:
-      ValueError: for bins that are empty or reversed, and as in `frame_map`.
+    Returns {name: the result of `frame_map`, and `num_snippets` in the bin, without the background}. Raises ValueError
+    for bins that are empty or reversed, and as in `frame_map`.
     """
     name = "frame_map_by_concurrency"
     if not bins:

@@ -46,12 +46,9 @@ def read_both(
       ground_truth: {video: `[M, 3]` rows (class, start, end)}.
       num_classes: C; classes are 0 … C-1.
 
-    Returns:
-      The detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video` indexes:
-      those of `detections`, then those that are only in `ground_truth`.
-
-    Raises:
-      ValueError: naming function, argument, video and value; see `read_rows`.
+    Returns the detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video`
+    indexes: those of `detections`, then those that are only in `ground_truth`. Raises ValueError naming function,
+    argument, video and value; see `read_rows`.
     """
     check_mapping(function, "detections", detections)
     check_mapping(function, "ground_truth", ground_truth)
@@ -85,12 +82,8 @@ def read_rows(
       num_classes: C; classes are 0 … C-1.
       columns: some of `DETECTION_COLUMNS`, including start and end.
 
-    Returns:
-      The rows.
-
-    Raises:
-      ValueError: for another shape, a class that is not one of 0 … C-1, a time that is not finite, an end before its
-        start, or a score that is NaN.
+    Returns the rows. Raises ValueError for another shape, a class that is not one of 0 … C-1, a time that is not
+    finite, an end before its start, or a score that is NaN.
     """
     width = len(columns)
     tables, videos = [np.zeros((0, width))], [np.zeros(0, np.int64)]
