@@ -32,9 +32,7 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
 
     Args:
       segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap or contain no snippet.
-      duration: of the video, above 0.
       num_snippets: T; use the number of frames for labels at frame resolution.
-      num_classes: C.
 
     Returns `[T, C]` uint8. Raises ValueError for a shape other than `[N, 3]`, a duration or T that is not positive, a
     class outside 0 … C-1.
@@ -77,7 +75,6 @@ def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
 
     Args:
       labels: `[T, C]`, nonzero where the class is active.
-      duration: of the video.
 
     Returns `[N, 3]` float64 rows (class, start, end), sorted by class and start.
     """

@@ -90,36 +90,24 @@ class Info:
 
     def num_frames(self, video: Video) -> int:
         """The number of frames of a video: its duration in seconds times `fps`, rounded, at least 1."""
-        frames = video.duration if self.unit == "frames" else video.duration * self.fps
-        return max(1, round(frames))
+        return max(1, round(video.duration if self.unit == "frames" else video.duration * self.fps))
 
 
 @dataclass(frozen=True)
 class Description:
-    """An entry of DATASETS: what is known about a data set before its files are read.
+    """An entry of DATASETS: what is known about a data set before its files are read."""
 
-    Attributes:
-      title: its name and the kind of its actions.
-      needs: the public files and the command that builds records from them.
-      head, unit, fps: as in Info. The builder has options that replace them.
-      names: of the classes; () if only the user's class list has them. A list of the same length may replace them.
-      protocols: keys of `kd_jax.evaluation.protocols.PROTOCOLS`: those of published results, the main one first.
-      read: (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None for a data set
-        without files.
-      stride: frames from one snippet to the next, if all public features have the same.
-      window: frames that one snippet covers, if more than `stride`.
-    """
-
-    title: str
-    needs: str
-    head: str
+    title: str  # its name and the kind of its actions
+    needs: str  # the public files and the command that builds records from them
+    head: str  # head, unit, fps: as in Info; the builder has options that replace them
     unit: str
     fps: float
-    names: tuple[str, ...]
-    protocols: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes, replaceable by as many others; () if only the user's class list has them
+    protocols: tuple[str, ...]  # keys of `protocols.PROTOCOLS`: those of published results, the main one first
+    # (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None without files
     read: Callable[..., list] | None
-    stride: float | None = None
-    window: float | None = None
+    stride: float | None = None  # frames from one snippet to the next, if all public features have the same
+    window: float | None = None  # frames that one snippet covers, if more than `stride`
 
 
 def check_info(info: Info) -> None:
@@ -128,18 +116,18 @@ def check_info(info: Info) -> None:
         raise ValueError(f"Info.name={info.name!r}; use letters, digits and _, a letter first")
     if not info.classes or len(set(info.classes)) != len(info.classes):
         raise ValueError(f"Info.classes needs at least one name and no name twice; got {len(info.classes)} names")
-    if info.head not in ("dense", "sparse"):
-        raise ValueError(f"Info.head={info.head!r}; choose 'dense' or 'sparse'")
-    if info.unit not in ("seconds", "frames"):
-        raise ValueError(f"Info.unit={info.unit!r}; choose 'seconds' or 'frames'")
+    for field, one, other in (("head", "dense", "sparse"), ("unit", "seconds", "frames")):
+        if (value := getattr(info, field)) not in (one, other):
+            raise ValueError(f"Info.{field}={value!r}; choose {one!r} or {other!r}")
     if not info.modalities:
         raise ValueError("Info.modalities is empty; a data set needs at least one")
     for modality, size in info.modalities.items():
         if not is_name(modality) or size < 1:
-            remedy = "use letters, digits and _, and D of at least 1"
-            raise ValueError(f"Info.modalities has {modality!r}: {size}; {remedy}")
-    for name, value in (("fps", info.fps), ("seconds_per_snippet", info.seconds_per_snippet)):
-        if not 0 < value < math.inf:
+            raise ValueError(
+                f"Info.modalities has {modality!r}: {size}; use letters, digits and _, and D of at least 1"
+            )
+    for name in ("fps", "seconds_per_snippet"):
+        if not 0 < (value := getattr(info, name)) < math.inf:
             raise ValueError(f"Info.{name}={value}; it must be a finite number above 0")
 
 
@@ -157,11 +145,10 @@ def check_video(video: Video, info: Info) -> None:
         if features.shape != shape or not len(features):
             expected = f"{shape} and at least one snippet"
             raise ValueError(f"video {video.id!r}: {modality} has shape {features.shape}, expected {expected}")
-    tables = (("segments", video.segments, 3), ("written", video.written, 3), ("ambiguous", video.ambiguous, 2))
-    for name, rows, columns in tables:
+    for name, columns in (("segments", 3), ("written", 3), ("ambiguous", 2)):
+        rows, expected = getattr(video, name), f"finite numbers [N, {columns}]"
         if rows.ndim != 2 or rows.shape[1] != columns or not np.isfinite(rows).all():
-            expected_rows = f"finite numbers [N, {columns}]"
-            raise ValueError(f"video {video.id!r}: {name} must be {expected_rows}, got shape {rows.shape}")
+            raise ValueError(f"video {video.id!r}: {name} must be {expected}, got shape {rows.shape}")
         if len(rows) and columns == 3 and not np.isin(rows[:, 0], np.arange(len(info.classes))).all():
             raise ValueError(f"video {video.id!r} has a class that is not one of 0 … {len(info.classes) - 1}")
     if not 0 < video.duration < math.inf:

@@ -42,14 +42,8 @@ class Example:
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
     """Pairs one modality of each video with its snippet labels."""
-    return [
-        Example(
-            video.id,
-            video.features[modality],
-            labels_from_segments(video.segments, video.duration, video.num_snippets, num_classes),
-        )
-        for video in videos
-    ]
+    labels = [labels_from_segments(v.segments, v.duration, v.num_snippets, num_classes) for v in videos]
+    return [Example(v.id, v.features[modality], of_video) for v, of_video in zip(videos, labels, strict=True)]
 
 
 def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> list[Example]:
@@ -147,8 +141,6 @@ def collate(
 
     Args:
       examples: at most `rows`; they fill the first ones.
-      length: the padded T.
-      rows: B.
       like: an example with the sizes and dtypes; needed if `examples` may be empty.
       starts: the values of `Batch.first`; None leaves it out.
 

@@ -45,18 +45,12 @@ class DataError(ValueError):
 
 
 class Findings:
-    """Collects what is wrong with the input and what was dirty and handled.
-
-    Attributes:
-      subject: what is read or written; the error names it.
-      problems: {kind: one line per case} of what is wrong.
-      handled: {kind: one line per case} of what was dirty and handled.
-    """
+    """Collects what is wrong with the input and what was dirty and handled."""
 
     def __init__(self, subject: str | Path = "the input"):
-        self.subject = subject
-        self.problems: dict[str, list[str]] = defaultdict(list)
-        self.handled: dict[str, list[str]] = defaultdict(list)
+        self.subject = subject  # what is read or written; the error names it
+        self.problems: dict[str, list[str]] = defaultdict(list)  # {kind: one line per case} of what is wrong
+        self.handled: dict[str, list[str]] = defaultdict(list)  # likewise of what was dirty and handled
 
     def problem(self, kind: str, case: str) -> None:
         """Adds something wrong; `case` names place, value and what was expected."""
@@ -94,8 +88,6 @@ def load_json(path: Path, kind: type[Content], expected: str, findings: Findings
     """Reads a JSON file that holds an object with at least one key, or a list.
 
     Args:
-      path: of the file.
-      kind: dict or list.
       expected: what the file must hold, for the message.
       findings: gets what is wrong; a key that occurs twice in an object is a problem.
 

@@ -20,20 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.data import base
+from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
-from kd_jax.data.checks import (
-    CONVERTED,
-    CROPPED,
-    NO_MANIFEST,
-    PADDED,
-    SKIPPED,
-    TOO_SHORT,
-    UNANNOTATED,
-    Findings,
-    reason,
-    short,
-)
+from kd_jax.data.checks import Findings, reason, short
 from kd_jax.files import read_json
 from kd_jax.segments import snippets_inside
 
@@ -94,7 +83,7 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
             continue
         present.append(folder)
         for name in sorted(files.keys() - set(videos)):
-            findings.note(UNANNOTATED, f"{folder.name}: {files[name]}")
+            findings.note(checks.UNANNOTATED, f"{folder.name}: {files[name]}")
     return present
 
 
@@ -115,7 +104,7 @@ def check_video_files(
             if shape := _check_parts(folder, paths[0], findings):
                 shapes[folder.name] = shape
         elif skip_missing:
-            findings.note(SKIPPED, f"{video}: {folder.path / video}.npy")
+            findings.note(checks.SKIPPED, f"{video}: {folder.path / video}.npy")
             skipped = True
         else:
             findings.problem("missing feature file, see --skip_missing", f"{folder.name}: {folder.path / video}.npy")
@@ -143,9 +132,6 @@ def check_file(
     """Checks one feature file.
 
     Args:
-      modality: for messages.
-      path: of the file.
-      findings: gets what is wrong.
       channels_first: the file is `[D, T]`.
       check: called with parts of the file; it raises ValueError for values that cannot be used.
 
@@ -175,7 +161,7 @@ def check_file(
         findings.problem("feature values", f"{modality}: {path} {error}")
         return None
     if array.dtype.kind != "f":
-        findings.note(CONVERTED, f"{modality}: {path}: {array.dtype}")
+        findings.note(checks.CONVERTED, f"{modality}: {path}: {array.dtype}")
     return len(table), table.shape[1]
 
 
@@ -237,7 +223,6 @@ def match(
     """Compares the files of each video with each other, with those of other videos, and with the annotation.
 
     Args:
-      videos: annotated.
       folders: all that the user named.
       shapes: {video: {folder name: (T, D)}} from `check_video_files`; None for a skipped video.
       findings: gets problems and what was cropped, padded, clipped or too short.
@@ -301,7 +286,7 @@ def _check_shapes(
         findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
         return False
     if difference and good:
-        findings.note(CROPPED, case)
+        findings.note(checks.CROPPED, case)
     return good
 
 
@@ -314,7 +299,7 @@ def _pad(video: Matched, findings: Findings, fps: float, stride: float | None, w
     if not 0 < missing <= window / stride + 1:
         return video
     front = min(missing, round(window / stride / 2))  # the first window is centred half a window after the start
-    findings.note(PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
+    findings.note(checks.PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
     return replace(video, num_snippets=video.cropped + missing, front=front)
 
 
@@ -324,7 +309,7 @@ def _note_short_actions(video: Matched, findings: Findings) -> None:
     if annotated.duration > 0:
         first, stop = snippets_inside(annotated.segments, annotated.duration, video.num_snippets)
         for class_id, start, end in annotated.segments[first >= stop]:
-            findings.note(TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
+            findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
 
 
 def load(video: Matched) -> base.Video:
@@ -360,7 +345,7 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
             continue
         if without := [path for path in paths if path not in manifests]:
             for path in without:
-                findings.note(NO_MANIFEST, f"{folder.name}: {path}")
+                findings.note(checks.NO_MANIFEST, f"{folder.name}: {path}")
             continue
         ways = {path: {name: manifest[name] for name in MANIFEST_FIELDS} for path, manifest in manifests.items()}
         usual = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])

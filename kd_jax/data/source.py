@@ -52,7 +52,6 @@ def open_source(
     """Opens a data set and holds out its validation videos.
 
     Args:
-      name: a key of DATASETS.
       data_dir: the folder of its records; unused for the synthetic set.
       modalities: those that the experiment reads.
       validation_fraction: share of the training videos that is held out.

@@ -72,8 +72,6 @@ def make(
 
     Args:
       seed: of all random numbers. A larger data set with the same seed and length starts with the same videos.
-      num_train: number of training videos.
-      num_test: number of test videos.
       length: fewest and most snippets of a video.
 
     Returns Info, and {'train': videos, 'test': videos} with float16 features.

@@ -60,7 +60,6 @@ def segments_from_scores(
     Args:
       scores: `[T, C]` probabilities, or `[T, C + 1]` for a sparse head, whose last column, the background, is ignored.
       seconds_per_snippet: s in the table of the module docstring.
-      head: 'dense' or 'sparse'.
       threshold: least score of a snippet of a run.
       convention: 'start' or 'centre', see the module docstring.
       duration: of the video in seconds; None if unknown, and then ends are not clipped.
@@ -138,7 +137,6 @@ def segments_from_thresholds(
 
     Args:
       scores: `[T, C]`, or `[T, C + 1]` with the background last for a sparse head.
-      head: 'dense' or 'sparse'.
       thresholds: on the class probability (dense) or on `1 - background` (sparse).
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
       suppression: the `method` of `soft_nms`.
@@ -149,13 +147,9 @@ def segments_from_thresholds(
     _one_of("head", head, HEADS)
     if not np.size(thresholds):
         raise ValueError("thresholds is empty; give at least one")
+    simple = segments_from_scores if head == "dense" else segments_from_background
     rule = functools.partial(
-        segments_from_scores if head == "dense" else segments_from_background,
-        head=head,
-        convention=convention,
-        duration=duration,
-        min_length=min_length,
-        max_gap=max_gap,
+        simple, head=head, convention=convention, duration=duration, min_length=min_length, max_gap=max_gap
     )
     tables = [rule(scores, seconds_per_snippet, threshold=value) for value in np.atleast_1d(thresholds).tolist()]
     found = _sorted(np.concatenate(tables))
@@ -239,7 +233,6 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
 
     Args:
       name: a key of PROPOSALS; None = the default of the head.
-      head: 'dense' or 'sparse'.
       threshold: None = the default of the rule.
       options: other options of the rule, such as `convention`.
 

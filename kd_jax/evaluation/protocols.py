@@ -22,9 +22,9 @@ from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
+from kd_jax.evaluation.metrics.segment_rows import Tables
 from kd_jax.segments import labels_from_segments, resample_scores
 
-Tables = Mapping[str, np.ndarray]  # {video: array}
 Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {measure: `[C]` percent per class}
 
 
@@ -141,17 +141,16 @@ def _detection(**options) -> Callable[[Tables, Truth], Scored]:
     return score
 
 
-def _detection_by_length(bins: Mapping, **options) -> Callable[[Tables, Truth], Scored]:
+def _detection_by_length(**options) -> Callable[[Tables, Truth], Scored]:
     def score(detections: Tables, truth: Truth) -> Scored:
-        results = detection_map_by_length(
-            detections, truth.written, num_classes=truth.num_classes, bins=bins, **options
-        )
+        results = detection_map_by_length(detections, truth.written, num_classes=truth.num_classes, **options)
         return _by_bin(results, "average_mAP")
 
     return score
 
 
 _THUMOS14_COLUMNS = {"mAP@0.3": "mAP@0.3", "mAP@0.5": "@0.5", "mAP@0.7": "@0.7", "average_mAP": "average"}
+_THUMOS14_KIT = {"average_precision": "non_interpolated", "matching": "by_ground_truth", "cleaning": "none"}
 _EVENT_COLUMNS = {f"mAP_action@{threshold}": f"event@{threshold}" for threshold in (0.1, 0.3, 0.5)}
 PROTOCOLS: dict[str, Protocol] = {
     "frame_map": Protocol("scores", _frame_map, {"present_classes": "frame mAP", "all_classes": "all classes"}),
@@ -166,23 +165,16 @@ PROTOCOLS: dict[str, Protocol] = {
     # THUMOS14: as in ActionFormer and OpenTAD, and as in the kit of the challenge.
     "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(
-        "detections",
-        _detection(
-            thresholds=THUMOS14_KIT_THRESHOLDS,
-            average_precision="non_interpolated",
-            matching="by_ground_truth",
-            cleaning="none",
-        ),
-        {"average_mAP": "kit"},
+        "detections", _detection(thresholds=THUMOS14_KIT_THRESHOLDS, **_THUMOS14_KIT), {"average_mAP": "kit"}
     ),
     "detection_map_activitynet": Protocol(
         "detections",
         _detection(thresholds=ACTIVITYNET_THRESHOLDS, cleaning="activitynet"),
         {"mAP@0.5": "mAP@0.5", "mAP@0.75": "@0.75", "average_mAP": "average"},
     ),
-    "detection_map_by_length": Protocol("detections", _detection_by_length(THUMOS14_LENGTH_BINS), {}),
+    "detection_map_by_length": Protocol("detections", _detection_by_length(bins=THUMOS14_LENGTH_BINS), {}),
     "detection_map_by_length_activitynet": Protocol(
-        "detections", _detection_by_length(ACTIVITYNET_LENGTH_BINS, thresholds=ACTIVITYNET_THRESHOLDS), {}
+        "detections", _detection_by_length(bins=ACTIVITYNET_LENGTH_BINS, thresholds=ACTIVITYNET_THRESHOLDS), {}
     ),
 }
 
@@ -208,8 +200,6 @@ def score(
 
     Args:
       predictions: with all that these protocols need; `scores` must have every video of the ground truth.
-      truth: the ground truth.
-      names: keys of PROTOCOLS.
 
     Returns {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not
     exist is NaN, for instance the AP of a class without ground truth. Raises ValueError for an unknown protocol,

@@ -68,7 +68,6 @@ def make_predictions(
     Args:
       tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
       truth: its durations place the snippets in time.
-      head: 'dense' or 'sparse'.
       scoring: the protocols, and how scores become detections.
       logits: True if the tables hold logits, False for probabilities.
 

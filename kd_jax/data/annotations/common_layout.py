@@ -50,7 +50,6 @@ def read_annotations(
     """Reads and cleans an annotation file of the common layout.
 
     Args:
-      paths: the JSON file.
       names: of the classes; empty if the class list could not be read, and then classes are not checked.
       findings: gets what is wrong, and what was dropped or clipped.
       first_class: the number of the first class in the file.
@@ -73,9 +72,8 @@ def _read_video(name: str, entry: object, labels: Labels, findings: Findings) ->
     split = SUBSETS.get(subset, "") if isinstance(subset, str) else ""
     if "subset" in entry and not split:
         findings.problem("subset", f"{name}: {short(subset)}, expected {' or '.join(SUBSETS)}")
-    duration = float("nan")
-    if "duration" in entry:
-        duration = check_positive(name, "duration", entry["duration"], findings)
+    known = "duration" in entry
+    duration = check_positive(name, "duration", entry["duration"], findings) if known else float("nan")
     actions = list_field(name, entry, "actions", findings)
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
     return annotate(name, split, duration, rows, findings)

@@ -42,7 +42,6 @@ def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes:
     """Writes lines `video frame score × 157`, frames from 1 to 25, for Charades_v1_localize.m.
 
     Args:
-      path: of the text file.
       frames: {video: `[25, C]`}, from `charades_frames`. A frame whose scores are all -inf is not written, because the
         script gives missing frames -inf.
       num_classes: C, 157 in the official script.
@@ -79,7 +78,6 @@ def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[st
     not handle are refused: a frame outside 1 … 25, a frame that occurs twice, another number of scores.
 
     Args:
-      path: of the text file.
       num_classes: C, 157 in the official script.
 
     Returns {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file. Raises

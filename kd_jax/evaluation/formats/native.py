@@ -8,15 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, load_json, reason
-from kd_jax.evaluation.formats.fields import (
-    check_detections,
-    class_ids,
-    class_of_name,
-    existing,
-    finite,
-    object_with,
-    start_and_end,
-)
+from kd_jax.evaluation.formats import fields
 from kd_jax.files import write_arrays, write_atomically
 
 
@@ -38,7 +30,7 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
     Raises FileNotFoundError if there is no such file; ValueError for a file that is not an .npz of finite real `[T, C]`
     with T > 0 and one C, or video ids that are not file names.
     """
-    path = existing(path)
+    path = fields.existing(path)
     findings = Findings(path)
     scores: dict[str, np.ndarray] = {}
     try:
@@ -89,20 +81,18 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
     This format does not contain videos without detections.
 
     Args:
-      path: of the file.
       detections: {video: `[N, 4]`}.
-      classes: names by class id.
 
     Raises ValueError for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a
     video id that is not a file name.
     """
-    names = list(class_ids(classes))
+    names = list(fields.class_ids(classes))
     lines = [
         json.dumps(
             {"video": video, "class": names[int(class_id)], "start": start, "end": end, "score": score},
             ensure_ascii=False,
         )
-        for video, table in check_detections(detections, len(names)).items()
+        for video, table in fields.check_detections(detections, len(names)).items()
         for class_id, start, end, score in table.tolist()
     ]
     write_atomically(path, ("[" + ",".join(f"\n  {line}" for line in lines) + "\n]\n").encode())
@@ -113,15 +103,15 @@ def read_native(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
 
     Raises FileNotFoundError if there is no such file; DataError naming entry, field and value of every problem.
     """
-    path, ids = existing(path), class_ids(classes)
+    path, ids = fields.existing(path), fields.class_ids(classes)
     findings = Findings(path)
     rows = defaultdict(list)
     for i, entry in enumerate(load_json(path, list, "a list of detections", findings)):
         where = f"entry {i}"
-        fields = object_with(where, entry, ("video", "class", "start", "end", "score"), findings)
-        if fields and check_video_id(fields["video"], findings, where):
-            class_id = class_of_name(f"{where} class", fields["class"], ids, findings)
-            times = start_and_end(where, (fields["start"], fields["end"]), findings)
-            rows[fields["video"]].append((class_id, *times, finite(f"{where} score", fields["score"], findings)))
+        values = fields.object_with(where, entry, ("video", "class", "start", "end", "score"), findings)
+        if values and check_video_id(values["video"], findings, where):
+            class_id = fields.class_of_name(f"{where} class", values["class"], ids, findings)
+            times = fields.start_and_end(where, (values["start"], values["end"]), findings)
+            rows[values["video"]].append((class_id, *times, fields.finite(f"{where} score", values["score"], findings)))
     findings.raise_problems("nothing was read")
     return {video: np.array(found, np.float64).reshape(-1, 4) for video, found in rows.items()}

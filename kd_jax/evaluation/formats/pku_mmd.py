@@ -31,7 +31,6 @@ def write_pku_mmd(
     Args:
       directory: of the files. It appears when all are written.
       detections: {video: `[N, 4]`}, times in seconds.
-      num_classes: C.
       first_label: the label of class 0; 1 in PKU-MMD, 0 in the evaluation code of TSU.
       frames_per_second: of the times in the files; 30 in PKU-MMD, 1 for seconds. Fractions of frames are kept, because
         the official scripts read real numbers.
@@ -72,7 +71,6 @@ def read_pku_mmd(
     without detections.
 
     Args:
-      directory: of the files.
       num_classes, first_label, frames_per_second: as in `write_pku_mmd`.
 
     Returns {video: `[N, 4]`}, times in seconds, videos sorted by name. Raises FileNotFoundError if there is no such

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kd_jax.evaluation.metrics.frame_map import average_precision
-from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, check_mapping, numbers, read_rows
+from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, Tables, check_mapping, numbers, read_rows
 
 NUM_TIME_POINTS = 25
 NUM_CLASSES = 157
@@ -25,8 +25,6 @@ def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int
 
     Args:
       segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap.
-      duration: of the video, above 0.
-      num_classes: C.
 
     Returns `[25, C]` uint8. Raises ValueError for another shape, a class outside 0 … C-1, a NaN, an end before its
     start, a duration not above 0.
@@ -35,11 +33,7 @@ def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int
 
 
 def charades_localize(
-    scores: Mapping[str, np.ndarray],
-    segments: Mapping[str, np.ndarray],
-    durations: Mapping[str, float],
-    *,
-    num_classes: int = NUM_CLASSES,
+    scores: Tables, segments: Tables, durations: Mapping[str, float], *, num_classes: int = NUM_CLASSES
 ) -> dict:
     """Computes the mean average precision of the Charades localization challenge.
 
@@ -52,7 +46,6 @@ def charades_localize(
       scores: {video: `[25, C]` at `time_points(duration)`}.
       segments: {video: `[N, 3]` rows (class, start, end) in seconds} of the videos to score; `[0, 3]` without actions.
       durations: {video: seconds}, the column `length` of the official file.
-      num_classes: C.
 
     Returns:
       `official_mean`: percent, over all classes; NaN, as in the official script, if a class never occurs.
@@ -98,9 +91,7 @@ def _check_videos(function: str, scores: Mapping, segments: Mapping, durations: 
         raise ValueError(f"{function}: scores must be of videos in segments; {found}.")
 
 
-def _labels(
-    function: str, segments: Mapping[str, np.ndarray], durations: Mapping[str, float], num_classes: int
-) -> dict[str, np.ndarray]:
+def _labels(function: str, segments: Tables, durations: Mapping[str, float], num_classes: int) -> dict[str, np.ndarray]:
     """Returns {video: `[25, C]` uint8}."""
     labels = {}
     for video, rows in segments.items():

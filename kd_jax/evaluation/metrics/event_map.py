@@ -7,23 +7,19 @@ Both take {video: `[N, 4]` rows (class, start, end, score)} and {video: `[N, 3]`
 of time. Classes are 0 … C-1; those of PKU-MMD, 1 … 51, must be shifted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from kd_jax.evaluation.metrics.ranked_precision import average_precisions, mean_over_present, split_by
 from kd_jax.evaluation.metrics.segment_matching import match_greedily, pairs_of_one_class, temporal_iou
-from kd_jax.evaluation.metrics.segment_rows import Rows, check_thresholds, read_both
+from kd_jax.evaluation.metrics.segment_rows import Rows, Tables, check_thresholds, read_both
 
 EVENT_THRESHOLDS = (0.1, 0.3, 0.5)
 
 
 def event_map(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
-    *,
-    num_classes: int,
-    thresholds: Sequence[float] = EVENT_THRESHOLDS,
+    detections: Tables, ground_truth: Tables, *, num_classes: int, thresholds: Sequence[float] = EVENT_THRESHOLDS
 ) -> dict:
     """Computes the event mAP of the PKU-MMD and TSU evaluation scripts, including their quirks.
 
@@ -47,7 +43,6 @@ def event_map(
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
       ground_truth: {video: `[N, 3]` rows (class, start, end)}.
-      num_classes: C.
       thresholds: K overlaps in (0, 1].
 
     Returns:
@@ -110,7 +105,6 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
 
     Args:
       matched: `[N]`, the ground truth of each detection or -1, least confident first.
-      num_truths: M.
 
     Returns a fraction; 0 without detections or without ground truth.
     """
@@ -129,11 +123,7 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
 
 
 def event_map_strict(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
-    *,
-    num_classes: int,
-    thresholds: Sequence[float] = EVENT_THRESHOLDS,
+    detections: Tables, ground_truth: Tables, *, num_classes: int, thresholds: Sequence[float] = EVENT_THRESHOLDS
 ) -> dict:
     """Computes event mAP without the quirks of `event_map`.
 
@@ -149,7 +139,6 @@ def event_map_strict(
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
       ground_truth: {video: `[M, 3]` rows (class, start, end)}.
-      num_classes: C.
       thresholds: K tIoUs in (0, 1].
 
     Returns:

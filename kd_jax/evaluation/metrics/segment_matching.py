@@ -37,10 +37,7 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
     """Finds all pairs of the same video and class with `overlap(start, end, other_start, other_end) >= minimum`.
 
     Args:
-      detections: N rows.
-      truths: M rows.
       overlap: a function of arrays, such as `temporal_iou`.
-      minimum: the least overlap.
 
     Returns the pairs, sorted by detection and then by ground truth.
     """
@@ -75,8 +72,6 @@ def match_greedily(pairs: Pairs, num_detections: int, num_truths: int) -> np.nda
 
     Args:
       pairs: the candidates, in any order.
-      num_detections: N.
-      num_truths: M.
 
     Returns `[N]` index of the ground truth of each detection, -1 for none.
     """

@@ -15,6 +15,7 @@ TRUTH_COLUMNS = ("class", "start", "end")
 DETECTION_COLUMNS = ("class", "start", "end", "score")
 REGION_COLUMNS = ("start", "end")  # of any class
 Video = TypeVar("Video")  # an id or a number
+Tables = Mapping[str, np.ndarray]  # {video: rows}
 
 
 class Rows(NamedTuple):
@@ -36,15 +37,13 @@ class Rows(NamedTuple):
 
 
 def read_both(
-    function: str, detections: Mapping[str, np.ndarray], ground_truth: Mapping[str, np.ndarray], num_classes: int
+    function: str, detections: Tables, ground_truth: Tables, num_classes: int
 ) -> tuple[Rows, Rows, list[str]]:
     """Checks detections and ground truth and reads them into Rows.
 
     Args:
-      function: the caller, for messages.
       detections: {video: `[N, 4]` rows (class, start, end, score)}.
       ground_truth: {video: `[M, 3]` rows (class, start, end)}.
-      num_classes: C; classes are 0 … C-1.
 
     Returns the detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video`
     indexes: those of `detections`, then those that are only in `ground_truth`. Raises ValueError naming function,
@@ -76,10 +75,8 @@ def read_rows(
     """Checks one mapping of segments and reads it into Rows, in its order.
 
     Args:
-      name: of the mapping, for messages.
       segments: {video: `[N, len(columns)]`}; an empty array may have any shape.
       index: {video: its number in `Rows.video`}.
-      num_classes: C; classes are 0 … C-1.
       columns: some of `DETECTION_COLUMNS`, including start and end.
 
     Returns the rows. Raises ValueError for another shape, a class that is not one of 0 … C-1, a time that is not
