@@ -7,8 +7,7 @@
 Videos are never cropped. Each is padded to one of a few lengths, the buckets, so a step compiles once per bucket. The
 order of an epoch depends only on (seed, epoch), so a resumed run sees the same batches as an uninterrupted one.
 
-Features that do not fit the host's memory stay in their records, and `iterate_epoch` reads them a few batches ahead.
-Memory then holds only these batches, the labels and the teachers' outputs.
+Features that do not fit the host's memory stay in their records; `iterate_epoch` reads them a few batches ahead.
 """
 
 import contextlib

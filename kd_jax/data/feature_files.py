@@ -129,13 +129,9 @@ def check_file(
     channels_first: bool = False,
     check: Callable[[np.ndarray], object] = base.to_float16,
 ) -> Shape | None:
-    """Checks one feature file.
+    """Returns (T, D) of one feature file, `[D, T]` if `channels_first`; None after a problem.
 
-    Args:
-      channels_first: the file is `[D, T]`.
-      check: called with parts of the file; it raises ValueError for values that cannot be used.
-
-    Returns (T, D), or None after a problem.
+    `check` is called with parts of the file; it raises ValueError for values that cannot be used.
     """
     try:
         array = _open(path)

@@ -131,14 +131,10 @@ def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozens
         if (videos or split == "test") and not any(len(video.segments) for video in videos):
             what = f"none of the {len(videos)} {split} videos has an action"
             raise ValueError(f"{what}, so nothing can be scored; {REMEDIES[split]}")
-    if validation and with_features and not any(_has_positive_snippet(video) for video in validation):
+    inside = (snippets_inside(v.segments, v.duration, v.num_snippets) for v in validation)
+    if validation and with_features and not any((first < stop).any() for first, stop in inside):
         what = f"no action of the {len(validation)} validation videos has a snippet inside"
         raise ValueError(f"{what}, so nothing can be scored; {REMEDIES['validation']}")
-
-
-def _has_positive_snippet(video: base.Video) -> bool:
-    first, stop = snippets_inside(video.segments, video.duration, video.num_snippets)
-    return bool((first < stop).any())
 
 
 @functools.lru_cache(maxsize=1)

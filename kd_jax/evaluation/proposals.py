@@ -6,9 +6,8 @@
 A detection table is `[N, 4]` float64 rows (class, start s, end s, score), sorted by class, start and end. All rules
 return such tables, `kd_jax.evaluation.formats` writes and reads them, and `kd_jax.evaluation.metrics` scores them.
 
-A model predicts for each snippet whether an action is on. The end of an action lies between the last snippet inside and
-the first one outside, and the midpoint of their instants is used. The *convention* defines the instant of snippet i; s
-is the seconds per snippet:
+An action ends at the midpoint between the instants of the last snippet inside and the first one outside. The
+*convention* defines the instant of snippet i; s is the seconds per snippet:
 
     convention   snippet i is the instant     a run of snippets a … b-1 becomes
     'start'      its start, i·s               [(a - ½)·s, (b - ½)·s]
@@ -16,13 +15,9 @@ is the seconds per snippet:
 
 'start' is the convention of ground truth labels (`labels_from_segments`, all public loaders). It inverts them:
 `labels_from_segments` of such detections marks exactly the snippets of the runs, except snippet 0, which no segment
-that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, and the
-feature grid of ActionFormer and OpenTAD). A run covers the intervals `[i·s, (i + 1)·s)` of its snippets, and a
-detection contains the centres of exactly the snippets of its run. Graph Distillation writes the last *frame* of a run,
-one frame before the end used here. The two conventions differ by half a snippet.
-
-A start before 0 becomes 0. If the duration is known, an end after it becomes the duration, and a detection that starts
-after it is dropped.
+that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, whose
+ends are one frame earlier, ActionFormer and OpenTAD): a detection contains the centres of exactly the snippets of its
+run. Starts are clipped at 0 and ends at the duration, if known; a detection that starts after it is dropped.
 """
 
 import functools

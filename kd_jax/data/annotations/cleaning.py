@@ -96,14 +96,9 @@ def check_positive(video: str, field: str, value: object, findings: Findings) ->
 
 
 def check_action(video: str, action: object, labels: Labels, findings: Findings, *, shown: str = "") -> Action | None:
-    """Checks a list of three numbers and shifts its class to count from 0.
+    """Returns (class from 0, start, end) of [class, start, end] in a file; None after a problem.
 
-    Args:
-      action: [class, start, end] as the file has it.
-      labels: the class numbers that may occur; counts those seen.
-      shown: the action in messages; its JSON by default.
-
-    Returns (class, start, end), or None after a problem.
+    `labels` counts the class numbers; messages name the action as `shown`, by default its JSON.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:

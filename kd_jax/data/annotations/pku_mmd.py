@@ -24,11 +24,8 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
     """
     folders, files = [p for p in paths if p.is_dir()], [p for p in paths if not p.is_dir()]
     if len(folders) != 1 or len(files) != 1:
-        findings.problem(
-            "annotation files",
-            "expected --annotations=FOLDER_OF_LABEL_FILES and --annotations=cross-subject.txt (or cross-view.txt); "
-            f"got {', '.join(map(str, paths))}",
-        )
+        expected = "--annotations=FOLDER_OF_LABEL_FILES and --annotations=cross-subject.txt (or cross-view.txt)"
+        findings.problem("annotation files", f"expected {expected}; got {', '.join(map(str, paths))}")
         return []
     split_of = _read_split(files[0], findings)
     labels, videos = Labels(len(names), first=1), []
@@ -70,7 +67,9 @@ def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> 
         shown = f"line {i} of {path.name}, {short(line)}"
         if len(fields) not in (3, 4):
             findings.problem("action", f"{video}: {shown}, expected label,start,end,confidence")
-        elif row := check_action(video, [parse(field) for field in fields[:3]], labels, findings, shown=shown):
+        elif line.strip() and (
+            row := check_action(video, [parse(field) for field in fields[:3]], labels, findings, shown=shown)
+        ):
             rows.append(row)
     return rows
 

@@ -13,8 +13,7 @@
 In memory, detections are {video: `[N, 4]`} float64 rows (class, start s, end s, score), see
 `kd_jax.evaluation.proposals`. Their order is that of the file and decides between equal scores. Numbers are written
 with enough digits to read the same number in the same dtype; only times in the frames of PKU-MMD may differ in the last
-bit. A writer that fails leaves the previous file. A reader raises one DataError that lists all problems of a file, up
-to 20 of each kind. Video ids that cannot name a file in a folder are refused.
+bit. A writer that fails leaves the previous file. A reader raises one DataError with all problems, up to 20 of a kind.
 """
 
 from collections.abc import Iterable, Sequence
