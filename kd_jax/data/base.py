@@ -123,9 +123,8 @@ def check_info(info: Info) -> None:
         raise ValueError("Info.modalities is empty; a data set needs at least one")
     for modality, size in info.modalities.items():
         if not is_name(modality) or size < 1:
-            raise ValueError(
-                f"Info.modalities has {modality!r}: {size}; use letters, digits and _, and D of at least 1"
-            )
+            remedy = "use letters, digits and _, and D of at least 1"
+            raise ValueError(f"Info.modalities has {modality!r}: {size}; {remedy}")
     for name in ("fps", "seconds_per_snippet"):
         if not 0 < (value := getattr(info, name)) < math.inf:
             raise ValueError(f"Info.{name}={value}; it must be a finite number above 0")
@@ -136,10 +135,8 @@ def check_video(video: Video, info: Info) -> None:
     if not is_file_name(video.id):
         raise ValueError(f"video id {video.id!r} cannot be the name of a file in a folder")
     if video.features.keys() != info.modalities.keys():
-        raise ValueError(
-            f"video {video.id!r} has the modalities {', '.join(video.features) or 'none'}; "
-            f"the data set {info.name!r} has {', '.join(info.modalities)}"
-        )
+        found, expected = ", ".join(video.features) or "none", f"{info.name!r} has {', '.join(info.modalities)}"
+        raise ValueError(f"video {video.id!r} has the modalities {found}; the data set {expected}")
     for modality, features in video.features.items():
         shape = (video.num_snippets, info.modalities[modality])
         if features.shape != shape or not len(features):

@@ -52,10 +52,8 @@ def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> l
     """
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
-            raise ValueError(
-                f"video {example.id!r}: the teacher has {len(output.features)} snippets and the student "
-                f"{len(example.features)}; both modalities need the same snippet stride"
-            )
+            found = f"the teacher has {len(output.features)} snippets and the student {len(example.features)}"
+            raise ValueError(f"video {example.id!r}: {found}; both modalities need the same snippet stride")
     return [replace(e, teachers=(*e.teachers, o)) for e, o in zip(examples, outputs, strict=True)]
 
 

@@ -228,11 +228,10 @@ def match(
 
     Returns the videos without a problem, and {modality: D}.
     """
-    sizes = {}
-    for folder in folders:
-        counts = Counter(found[folder.name][1] for found in shapes.values() if found and folder.name in found)
-        if counts:
-            sizes[folder.name] = counts.most_common(1)[0][0]
+    found_sizes = {
+        f.name: [found[f.name][1] for found in shapes.values() if found and f.name in found] for f in folders
+    }
+    sizes = {name: Counter(found).most_common(1)[0][0] for name, found in found_sizes.items() if found}
     for split in base.SPLITS:
         of_split = [video.id for video in videos if video.split == split]
         if of_split and all(shapes.get(video, {}) is None for video in of_split):
@@ -259,11 +258,7 @@ def match(
 
 
 def _check_shapes(
-    video: str,
-    folders: Sequence[FeatureFolder],
-    found: Mapping[str, Shape],
-    sizes: Mapping[str, int],
-    findings: Findings,
+    video: str, folders: Sequence[FeatureFolder], found: Mapping[str, Shape], sizes: dict[str, int], findings: Findings
 ) -> bool:
     """Whether all files of a video were found, with the D of the other videos and one T."""
     good = len(found) == len(folders)

@@ -97,10 +97,8 @@ def _open_synthetic(modalities: tuple[str, ...], first: int | None) -> _Data:
 
 def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: int | None, streamed: bool) -> _Data:
     if not data_dir:
-        raise FileNotFoundError(
-            f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
-            "and pass --config.dataset.data_dir=DIR"
-        )
+        remedy = f"build records with `python -m data_prep.build --dataset={name} …`"
+        raise FileNotFoundError(f"dataset.data_dir is empty: {remedy} and pass --config.dataset.data_dir=DIR")
     if "://" in str(data_dir):
         raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
     info, fingerprint = records.read_info(data_dir), records.read_fingerprint(data_dir)
@@ -118,10 +116,9 @@ def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: in
 
 def _check_modalities(info: base.Info, modalities: Sequence[str]) -> None:
     if missing := [m for m in modalities if m not in info.modalities]:
-        raise ValueError(
-            f"the data set {info.name!r} has no modality {missing[0]!r}; it has {', '.join(info.modalities)}: "
-            "change the modality of the run, or build the records with it"
-        )
+        found = f"no modality {missing[0]!r}; it has {', '.join(info.modalities)}"
+        remedy = "change the modality of the run, or build the records with it"
+        raise ValueError(f"the data set {info.name!r} has {found}: {remedy}")
 
 
 def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozenset[str], with_features: bool) -> None:
@@ -162,8 +159,7 @@ def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[li
         return ids, []
     count = max(1, round(fraction * len(ids)))
     if count >= len(ids):
-        raise ValueError(
-            f"dataset.validation_fraction={fraction} of {len(ids)} training videos leaves none to train on; lower it"
-        )
+        what = f"dataset.validation_fraction={fraction} of {len(ids)} training videos"
+        raise ValueError(f"{what} leaves none to train on; lower it")
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]

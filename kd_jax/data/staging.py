@@ -57,13 +57,11 @@ def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not (directory / marker).is_file():
-        raise FileExistsError(
-            f"{directory} is not empty and holds no records of kd_jax, so it is left alone; choose another folder"
-        )
+        what = "is not empty and holds no records of kd_jax, so it is left alone"
+        raise FileExistsError(f"{directory} {what}; choose another folder")
     if not overwrite:
-        raise FileExistsError(
-            f"{directory} already holds records; choose another folder, or replace them with --overwrite"
-        )
+        remedy = "choose another folder, or replace them with --overwrite"
+        raise FileExistsError(f"{directory} already holds records; {remedy}")
 
 
 def _beside(directory: Path, state: str) -> Path:

@@ -69,7 +69,7 @@ def segments_from_scores(
     class_id, first, stop = _clean_runs(classes >= _finite("threshold", threshold), min_length, max_gap)
     # The runs are slices of one long column, class after class.
     mean = _means(classes.T.reshape(-1, 1), class_id * len(scores) + first, class_id * len(scores) + stop)[:, 0]
-    return _table(class_id, first, stop, mean, seconds_per_snippet, convention, duration)
+    return _table((class_id, first, stop, mean), seconds_per_snippet, convention, duration)
 
 
 def segments_from_background(
@@ -98,15 +98,14 @@ def segments_from_background(
     Returns a detection table. Raises ValueError as in `segments_from_scores`.
     """
     if head != "sparse":
-        raise ValueError(
-            f"head={head!r} has no background probability; choose 'classes' or 'multi_threshold' proposals"
-        )
+        remedy = "choose 'classes' or 'multi_threshold' proposals"
+        raise ValueError(f"head={head!r} has no background probability; {remedy}")
     probabilities = _check_scores(probabilities, head)
     active = 1 - probabilities[:, -1:] >= _finite("threshold", threshold)
     _, first, stop = _clean_runs(active, min_length, max_gap)
     mean = _means(probabilities[:, :-1], first, stop)
-    class_id = mean.argmax(axis=1)
-    return _table(class_id, first, stop, mean.max(axis=1), seconds_per_snippet, convention, duration)
+    found = mean.argmax(axis=1), first, stop, mean.max(axis=1)
+    return _table(found, seconds_per_snippet, convention, duration)
 
 
 def segments_from_thresholds(
@@ -186,9 +185,8 @@ def soft_nms(
     if detections.size == 0:
         return np.zeros((0, 4))
     if detections.ndim != 2 or detections.shape[1] != 4 or not np.isfinite(detections).all():
-        raise ValueError(
-            f"detections must be finite rows (class, start, end, score), [N, 4]; got shape {detections.shape}"
-        )
+        expected = "finite rows (class, start, end, score), [N, 4]"
+        raise ValueError(f"detections must be {expected}; got shape {detections.shape}")
     ordered = detections[np.lexsort((detections[:, 2], detections[:, 1], -detections[:, 3], detections[:, 0]))]
     per_class = np.split(ordered, np.flatnonzero(np.diff(ordered[:, 0])) + 1)
     kept = [_suppress(rows, lambda tiou: weight(tiou, sigma, max_tiou), min_score) for rows in per_class]
@@ -285,15 +283,10 @@ def _means(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarra
 
 
 def _table(
-    class_id: np.ndarray,
-    first: np.ndarray,
-    stop: np.ndarray,
-    score: np.ndarray,
-    seconds_per_snippet: float,
-    convention: str,
-    duration: float | None,
+    rows: tuple[np.ndarray, ...], seconds_per_snippet: float, convention: str, duration: float | None
 ) -> np.ndarray:
-    """Converts runs to a detection table in seconds."""
+    """Converts runs (class, first, stop, score) to a detection table in seconds."""
+    class_id, first, stop, score = rows
     shift = CONVENTIONS[_one_of("convention", convention, CONVENTIONS)]
     if not 0 < seconds_per_snippet < math.inf:
         raise ValueError(f"seconds_per_snippet={seconds_per_snippet} must be a number above 0")

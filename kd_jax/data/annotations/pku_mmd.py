@@ -67,9 +67,7 @@ def _read_labels(path: Path, video: str, labels: Labels, findings: Findings) -> 
         shown = f"line {i} of {path.name}, {short(line)}"
         if len(fields) not in (3, 4):
             findings.problem("action", f"{video}: {shown}, expected label,start,end,confidence")
-        elif line.strip() and (
-            row := check_action(video, [parse(field) for field in fields[:3]], labels, findings, shown=shown)
-        ):
+        elif row := check_action(video, [parse(field) for field in fields[:3]], labels, findings, shown=shown):
             rows.append(row)
     return rows
 

@@ -68,8 +68,7 @@ def _check_scores(scores: Mapping[str, object], findings: Findings) -> None:
             case = f"{table.shape[1]} classes, most videos have {usual}"
         elif not np.isfinite(table).all():
             snippet, class_id = np.argwhere(~np.isfinite(table))[0]
-            value = table[snippet, class_id]
-            case = f"{value} at snippet {snippet}, class {class_id}; expected finite numbers"
+            case = f"{table[snippet, class_id]} at snippet {snippet}, class {class_id}; expected finite numbers"
         else:
             continue
         findings.problem("scores", f"{video!r}: {case}")
@@ -87,15 +86,13 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
     video id that is not a file name.
     """
     names = list(fields.class_ids(classes))
-    lines = [
-        json.dumps(
-            {"video": video, "class": names[int(class_id)], "start": start, "end": end, "score": score},
-            ensure_ascii=False,
-        )
+    entries = (
+        {"video": video, "class": names[int(class_id)], "start": start, "end": end, "score": score}
         for video, table in fields.check_detections(detections, len(names)).items()
         for class_id, start, end, score in table.tolist()
-    ]
-    write_atomically(path, ("[" + ",".join(f"\n  {line}" for line in lines) + "\n]\n").encode())
+    )
+    lines = [f"\n  {json.dumps(entry, ensure_ascii=False)}" for entry in entries]
+    write_atomically(path, ("[" + ",".join(lines) + "\n]\n").encode())
 
 
 def read_native(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:

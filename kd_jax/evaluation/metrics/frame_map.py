@@ -135,8 +135,6 @@ def _check_shapes(scores: list[np.ndarray], labels: list[np.ndarray]) -> int:
     num_classes = scores[0].shape[-1] if scores[0].ndim else 0
     for video, (s, t) in enumerate(zip(scores, labels, strict=True)):
         if s.ndim != 2 or s.shape != t.shape or s.shape[1] != num_classes or num_classes == 0:
-            raise ValueError(
-                f"frame_map: scores and labels must be [T, C] with one C for all videos; got scores {s.shape} and "
-                f"labels {t.shape} for video {video}, and C = {num_classes} for video 0."
-            )
+            found = f"scores {s.shape} and labels {t.shape} for video {video}, and C = {num_classes} for video 0"
+            raise ValueError(f"frame_map: scores and labels must be [T, C] with one C for all videos; got {found}.")
     return num_classes

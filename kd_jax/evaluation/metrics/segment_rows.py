@@ -118,9 +118,8 @@ def _check_values(where: str, read: Mapping[str, np.ndarray], num_classes: int) 
     backward = ~(np.isfinite(start) & np.isfinite(end) & (end >= start))
     if backward.any():
         row = backward.argmax()
-        raise ValueError(
-            f"{where} row {row}: start and end must be finite and start <= end; got {start[row]:g} and {end[row]:g}."
-        )
+        found = f"{start[row]:g} and {end[row]:g}"
+        raise ValueError(f"{where} row {row}: start and end must be finite and start <= end; got {found}.")
     if "score" in read and np.isnan(read["score"]).any():
         raise ValueError(f"{where} row {np.isnan(read['score']).argmax()}: the score is NaN.")
 
