@@ -90,9 +90,7 @@ def group_into_batches(
     """Groups videos of similar length into ceil(N / batch_size) batches.
 
     Videos that are close in `order` share a batch. The videos that do not fill a batch of their bucket join the next
-    longer bucket, so only the last batch may be smaller.
-
-    Raises ValueError if a video is longer than every bucket.
+    longer bucket, so only the last batch may be smaller. Raises ValueError if a video is longer than every bucket.
     """
     if len(lengths) and max(lengths) > max(buckets):
         raise ValueError(f"a video of {max(lengths)} snippets does not fit the longest bucket of {max(buckets)}")
@@ -188,9 +186,8 @@ def iterate_epoch(
 
     If features are on disk, AHEAD threads read and send the next batches while the caller works on one; closing the
     generator stops them. Features in memory need no threads, because JAX runs a step asynchronously while the next
-    batch is copied. Each process reads only the videos of its own rows.
-
-    Raises ValueError at the batch of a damaged record.
+    batch is copied. Each process reads only the videos of its own rows. Raises ValueError at the batch of a damaged
+    record.
     """
     import grain  # its import takes a second
 

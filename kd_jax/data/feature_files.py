@@ -323,10 +323,9 @@ def is_manifest(content: object) -> bool:
 def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:
     """Returns how features were extracted, for the modalities whose files all have a manifest.
 
-    Manifests of one modality that differ are problems. Files without a manifest are noted if others have one.
-
-    Returns {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}.
-    This time differs from duration / T, which is longer if snippets overlap, in short videos much longer.
+    Manifests of one modality that differ are problems. Files without a manifest are noted if others have one. Returns
+    {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
+    differs from duration / T, which is longer if snippets overlap, in short videos much longer.
     """
     made = {}
     for folder in folders:

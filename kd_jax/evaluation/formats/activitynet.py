@@ -48,10 +48,9 @@ def write_activitynet(
 def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads detections from ActivityNet-style JSON, written here or by another tool.
 
-    Only `results` is needed, and in its entries label, score and segment. Other fields are ignored.
-
-    Returns {video: `[N, 4]`}. Raises FileNotFoundError if there is no such file; DataError naming video, entry, field
-    and value of every problem.
+    Only `results` is needed, and in its entries label, score and segment. Other fields are ignored. Returns {video:
+    `[N, 4]`}. Raises FileNotFoundError if there is no such file; DataError naming video, entry, field and value of
+    every problem.
     """
     path, ids = fields.existing(path), fields.class_ids(classes)
     findings = Findings(path)
