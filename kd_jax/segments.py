@@ -32,15 +32,10 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
 
     Args:
       segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap or contain no snippet.
-      duration: of the video, above 0.
       num_snippets: T; use the number of frames for labels at frame resolution.
-      num_classes: C.
 
-    Returns:
-      `[T, C]` uint8.
-
-    Raises:
-      ValueError: for a shape other than `[N, 3]`, a duration or T that is not positive, a class outside 0 … C-1.
+    Returns `[T, C]` uint8. Raises ValueError for a shape other than `[N, 3]`, a duration or T that is not positive, a
+    class outside 0 … C-1.
     """
     segments = np.asarray(segments, np.float64)
     if segments.size == 0:
@@ -80,10 +75,8 @@ def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
 
     Args:
       labels: `[T, C]`, nonzero where the class is active.
-      duration: of the video.
 
-    Returns:
-      `[N, 3]` float64 rows (class, start, end), sorted by class and start.
+    Returns `[N, 3]` float64 rows (class, start, end), sorted by class and start.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or not len(labels) or not duration > 0:
@@ -104,11 +97,8 @@ def resample_scores(scores: np.ndarray, num_frames: int, *, method: str = "neare
       method: 'nearest': frame f has the scores of snippet `floor(f·T/F)`, as in the TSU evaluation; 'linear':
         interpolation between the centres of snippets, constant before the first and after the last.
 
-    Returns:
-      `[F, C]`, in the dtype of `scores`.
-
-    Raises:
-      ValueError: for scores that are not `[T, C]` with T > 0, F below 1, or an unknown method.
+    Returns `[F, C]`, in the dtype of `scores`. Raises ValueError for scores that are not `[T, C]` with T > 0, F below
+    1, or an unknown method.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or not len(scores) or num_frames < 1:

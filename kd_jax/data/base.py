@@ -20,15 +20,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Features that stay in their records: each `np.asarray(features)` reads them again.
+    """Features that stay in their records: each `np.asarray(features)` reads them again."""
 
-    Attributes:
-      shape: (T, D).
-      load: reads the `[T, D]` float16 array; it may be called from any thread.
-    """
-
-    shape: tuple[int, int]
-    load: Callable[[], np.ndarray]
+    shape: tuple[int, int]  # (T, D)
+    load: Callable[[], np.ndarray]  # reads the `[T, D]` float16 array; it may be called from any thread
     dtype: ClassVar[np.dtype] = np.dtype(np.float16)
 
     @property
@@ -48,24 +43,17 @@ Features = np.ndarray | OnDisk  # [T, D]
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """One video.
+    """One video."""
 
-    Attributes:
-      id: its name, unique in the data set; also the name of its feature files.
-      features: {modality: `[T, D]`} float16 or float32, or OnDisk; all have the same T.
-      segments: `[N, 3]` float64 rows (class, start, end) in the data set's unit of time. They are cleaned: inside the
-        video, not empty, without duplicates. They may overlap.
-      duration: in the same unit.
-      written: `[M, 3]` rows as the annotation file has them, which official scripts score against; None stands for
-        `segments`.
-      ambiguous: `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any.
-    """
-
-    id: str
-    features: Mapping[str, Features]
+    id: str  # its name, unique in the data set; also the name of its feature files
+    features: Mapping[str, Features]  # {modality: `[T, D]`} float16 or float32, or OnDisk; all have the same T
+    # `[N, 3]` float64 rows (class, start, end) in the data set's unit of time. They are cleaned: inside the video, not
+    # empty, without duplicates. They may overlap.
     segments: np.ndarray
-    duration: float
+    duration: float  # in the same unit
+    # `[M, 3]` rows as the annotation file has them, which official scripts score against; None stands for `segments`
     written: np.ndarray = None  # type: ignore[assignment]  # __post_init__ replaces None
+    # `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
 
     def __post_init__(self):
@@ -82,28 +70,18 @@ class Video:
 
 @dataclass(frozen=True)
 class Info:
-    """What all videos of a data set share.
+    """What all videos of a data set share."""
 
-    Attributes:
-      name: letters, digits and _; shard files start with it.
-      classes: names by class id, without the background of a sparse head.
-      head: 'dense' (concurrent actions, sigmoid) or 'sparse' (one action at a time, softmax with background).
-      modalities: {modality: D}.
-      unit: 'seconds' or 'frames', of segments and durations.
-      fps: frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames
-        to seconds when the unit is frames.
-      seconds_per_snippet: the median over all videos.
-      extraction: {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which
-        that is known.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    head: str
-    modalities: dict[str, int]
-    unit: str
+    name: str  # letters, digits and _; shard files start with it
+    classes: tuple[str, ...]  # names by class id, without the background of a sparse head
+    head: str  # 'dense' (concurrent actions, sigmoid) or 'sparse' (one action at a time, softmax with background)
+    modalities: dict[str, int]  # {modality: D}
+    unit: str  # 'seconds' or 'frames', of segments and durations
+    # frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames to
+    # seconds when the unit is frames.
     fps: float
-    seconds_per_snippet: float
+    seconds_per_snippet: float  # the median over all videos
+    # {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which that is known
     extraction: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def seconds(self, value: float) -> float:
@@ -112,36 +90,24 @@ class Info:
 
     def num_frames(self, video: Video) -> int:
         """The number of frames of a video: its duration in seconds times `fps`, rounded, at least 1."""
-        frames = video.duration if self.unit == "frames" else video.duration * self.fps
-        return max(1, round(frames))
+        return max(1, round(video.duration if self.unit == "frames" else video.duration * self.fps))
 
 
 @dataclass(frozen=True)
 class Description:
-    """An entry of DATASETS: what is known about a data set before its files are read.
+    """An entry of DATASETS: what is known about a data set before its files are read."""
 
-    Attributes:
-      title: its name and the kind of its actions.
-      needs: the public files and the command that builds records from them.
-      head, unit, fps: as in Info. The builder has options that replace them.
-      names: of the classes; () if only the user's class list has them. A list of the same length may replace them.
-      protocols: keys of `kd_jax.evaluation.protocols.PROTOCOLS`: those of published results, the main one first.
-      read: (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None for a data set
-        without files.
-      stride: frames from one snippet to the next, if all public features have the same.
-      window: frames that one snippet covers, if more than `stride`.
-    """
-
-    title: str
-    needs: str
-    head: str
+    title: str  # its name and the kind of its actions
+    needs: str  # the public files and the command that builds records from them
+    head: str  # head, unit, fps: as in Info; the builder has options that replace them
     unit: str
     fps: float
-    names: tuple[str, ...]
-    protocols: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes, replaceable by as many others; () if only the user's class list has them
+    protocols: tuple[str, ...]  # keys of `protocols.PROTOCOLS`: those of published results, the main one first
+    # (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None without files
     read: Callable[..., list] | None
-    stride: float | None = None
-    window: float | None = None
+    stride: float | None = None  # frames from one snippet to the next, if all public features have the same
+    window: float | None = None  # frames that one snippet covers, if more than `stride`
 
 
 def check_info(info: Info) -> None:
@@ -150,18 +116,17 @@ def check_info(info: Info) -> None:
         raise ValueError(f"Info.name={info.name!r}; use letters, digits and _, a letter first")
     if not info.classes or len(set(info.classes)) != len(info.classes):
         raise ValueError(f"Info.classes needs at least one name and no name twice; got {len(info.classes)} names")
-    if info.head not in ("dense", "sparse"):
-        raise ValueError(f"Info.head={info.head!r}; choose 'dense' or 'sparse'")
-    if info.unit not in ("seconds", "frames"):
-        raise ValueError(f"Info.unit={info.unit!r}; choose 'seconds' or 'frames'")
+    for field, one, other in (("head", "dense", "sparse"), ("unit", "seconds", "frames")):
+        if (value := getattr(info, field)) not in (one, other):
+            raise ValueError(f"Info.{field}={value!r}; choose {one!r} or {other!r}")
     if not info.modalities:
         raise ValueError("Info.modalities is empty; a data set needs at least one")
     for modality, size in info.modalities.items():
         if not is_name(modality) or size < 1:
             remedy = "use letters, digits and _, and D of at least 1"
             raise ValueError(f"Info.modalities has {modality!r}: {size}; {remedy}")
-    for name, value in (("fps", info.fps), ("seconds_per_snippet", info.seconds_per_snippet)):
-        if not 0 < value < math.inf:
+    for name in ("fps", "seconds_per_snippet"):
+        if not 0 < (value := getattr(info, name)) < math.inf:
             raise ValueError(f"Info.{name}={value}; it must be a finite number above 0")
 
 
@@ -170,20 +135,17 @@ def check_video(video: Video, info: Info) -> None:
     if not is_file_name(video.id):
         raise ValueError(f"video id {video.id!r} cannot be the name of a file in a folder")
     if video.features.keys() != info.modalities.keys():
-        raise ValueError(
-            f"video {video.id!r} has the modalities {', '.join(video.features) or 'none'}; "
-            f"the data set {info.name!r} has {', '.join(info.modalities)}"
-        )
+        found, expected = ", ".join(video.features) or "none", f"{info.name!r} has {', '.join(info.modalities)}"
+        raise ValueError(f"video {video.id!r} has the modalities {found}; the data set {expected}")
     for modality, features in video.features.items():
         shape = (video.num_snippets, info.modalities[modality])
         if features.shape != shape or not len(features):
             expected = f"{shape} and at least one snippet"
             raise ValueError(f"video {video.id!r}: {modality} has shape {features.shape}, expected {expected}")
-    tables = (("segments", video.segments, 3), ("written", video.written, 3), ("ambiguous", video.ambiguous, 2))
-    for name, rows, columns in tables:
+    for name, columns in (("segments", 3), ("written", 3), ("ambiguous", 2)):
+        rows, expected = getattr(video, name), f"finite numbers [N, {columns}]"
         if rows.ndim != 2 or rows.shape[1] != columns or not np.isfinite(rows).all():
-            expected_rows = f"finite numbers [N, {columns}]"
-            raise ValueError(f"video {video.id!r}: {name} must be {expected_rows}, got shape {rows.shape}")
+            raise ValueError(f"video {video.id!r}: {name} must be {expected}, got shape {rows.shape}")
         if len(rows) and columns == 3 and not np.isin(rows[:, 0], np.arange(len(info.classes))).all():
             raise ValueError(f"video {video.id!r} has a class that is not one of 0 … {len(info.classes) - 1}")
     if not 0 < video.duration < math.inf:

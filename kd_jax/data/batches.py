@@ -7,8 +7,7 @@
 Videos are never cropped. Each is padded to one of a few lengths, the buckets, so a step compiles once per bucket. The
 order of an epoch depends only on (seed, epoch), so a resumed run sees the same batches as an uninterrupted one.
 
-Features that do not fit the host's memory stay in their records, and `iterate_epoch` reads them a few batches ahead.
-Memory then holds only these batches, the labels and the teachers' outputs.
+Features that do not fit the host's memory stay in their records; `iterate_epoch` reads them a few batches ahead.
 """
 
 import contextlib
@@ -32,45 +31,29 @@ AHEAD = 2  # batches that are read from disk while a step runs, one thread for e
 
 @dataclass(frozen=True)
 class Example:
-    """One video as a model reads it, on the host.
+    """One video as a model reads it, on the host."""
 
-    Attributes:
-      id: of the video.
-      features: `[T, D]` of one modality.
-      labels: `[T, C]` uint8.
-      teachers: the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`.
-    """
-
-    id: str
-    features: base.Features
-    labels: np.ndarray
-    teachers: tuple[Outputs, ...] = ()
+    id: str  # of the video
+    features: base.Features  # `[T, D]` of one modality
+    labels: np.ndarray  # `[T, C]` uint8
+    teachers: tuple[Outputs, ...] = ()  # the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
     """Pairs one modality of each video with its snippet labels."""
-    return [
-        Example(
-            video.id,
-            video.features[modality],
-            labels_from_segments(video.segments, video.duration, video.num_snippets, num_classes),
-        )
-        for video in videos
-    ]
+    labels = [labels_from_segments(v.segments, v.duration, v.num_snippets, num_classes) for v in videos]
+    return [Example(v.id, v.features[modality], of_video) for v, of_video in zip(videos, labels, strict=True)]
 
 
 def attach_teacher(examples: Sequence[Example], outputs: Sequence[Outputs]) -> list[Example]:
     """Adds the outputs of one more teacher, one for each example.
 
-    Raises:
-      ValueError: if the output for a video does not have the T of its example.
+    Raises ValueError if the output for a video does not have the T of its example.
     """
     for example, output in zip(examples, outputs, strict=True):
         if len(output.features) != len(example.features):
-            raise ValueError(
-                f"video {example.id!r}: the teacher has {len(output.features)} snippets and the student "
-                f"{len(example.features)}; both modalities need the same snippet stride"
-            )
+            found = f"the teacher has {len(output.features)} snippets and the student {len(example.features)}"
+            raise ValueError(f"video {example.id!r}: {found}; both modalities need the same snippet stride")
     return [replace(e, teachers=(*e.teachers, o)) for e, o in zip(examples, outputs, strict=True)]
 
 
@@ -107,10 +90,7 @@ def group_into_batches(
     """Groups videos of similar length into ceil(N / batch_size) batches.
 
     Videos that are close in `order` share a batch. The videos that do not fill a batch of their bucket join the next
-    longer bucket, so only the last batch may be smaller.
-
-    Raises:
-      ValueError: if a video is longer than every bucket.
+    longer bucket, so only the last batch may be smaller. Raises ValueError if a video is longer than every bucket.
     """
     if len(lengths) and max(lengths) > max(buckets):
         raise ValueError(f"a video of {max(lengths)} snippets does not fit the longest bucket of {max(buckets)}")
@@ -156,13 +136,10 @@ def collate(
 
     Args:
       examples: at most `rows`; they fill the first ones.
-      length: the padded T.
-      rows: B.
       like: an example with the sizes and dtypes; needed if `examples` may be empty.
       starts: the values of `Batch.first`; None leaves it out.
 
-    Returns:
-      The batch, and the outputs of each teacher.
+    Returns the batch, and the outputs of each teacher.
     """
     like = like or examples[0]
 
@@ -209,10 +186,8 @@ def iterate_epoch(
 
     If features are on disk, AHEAD threads read and send the next batches while the caller works on one; closing the
     generator stops them. Features in memory need no threads, because JAX runs a step asynchronously while the next
-    batch is copied. Each process reads only the videos of its own rows.
-
-    Raises:
-      ValueError: at the batch of a damaged record.
+    batch is copied. Each process reads only the videos of its own rows. Raises ValueError at the batch of a damaged
+    record.
     """
     import grain  # its import takes a second
 

@@ -45,18 +45,12 @@ class DataError(ValueError):
 
 
 class Findings:
-    """Collects what is wrong with the input and what was dirty and handled.
-
-    Attributes:
-      subject: what is read or written; the error names it.
-      problems: {kind: one line per case} of what is wrong.
-      handled: {kind: one line per case} of what was dirty and handled.
-    """
+    """Collects what is wrong with the input and what was dirty and handled."""
 
     def __init__(self, subject: str | Path = "the input"):
-        self.subject = subject
-        self.problems: dict[str, list[str]] = defaultdict(list)
-        self.handled: dict[str, list[str]] = defaultdict(list)
+        self.subject = subject  # what is read or written; the error names it
+        self.problems: dict[str, list[str]] = defaultdict(list)  # {kind: one line per case} of what is wrong
+        self.handled: dict[str, list[str]] = defaultdict(list)  # likewise of what was dirty and handled
 
     def problem(self, kind: str, case: str) -> None:
         """Adds something wrong; `case` names place, value and what was expected."""
@@ -91,24 +85,14 @@ class Findings:
 
 
 def load_json(path: Path, kind: type[Content], expected: str, findings: Findings) -> Content:
-    """Reads a JSON file that holds an object with at least one key, or a list.
-
-    Args:
-      path: of the file.
-      kind: dict or list.
-      expected: what the file must hold, for the message.
-      findings: gets what is wrong; a key that occurs twice in an object is a problem.
-
-    Returns:
-      The content, or an empty `kind` if it cannot be used.
-    """
+    """Reads a JSON object with at least one key and none twice, or a list; returns an empty `kind` after a problem."""
 
     def to_dict(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:  # json keeps the last of equal keys
         entry = dict(pairs)
-        for key, count in Counter(key for key, _ in pairs).items() if len(entry) < len(pairs) else ():
-            if count > 1:
-                case = f"{path}: the key {key!r} occurs {count} times in one object; remove all but one"
-                findings.problem("repeated key", case)
+        counts = Counter(key for key, _ in pairs) if len(entry) < len(pairs) else {}
+        for key, count in [(key, count) for key, count in counts.items() if count > 1]:
+            case = f"{path}: the key {key!r} occurs {count} times in one object; remove all but one"
+            findings.problem("repeated key", case)
         return entry
 
     try:

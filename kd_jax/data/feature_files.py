@@ -20,20 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.data import base
+from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
-from kd_jax.data.checks import (
-    CONVERTED,
-    CROPPED,
-    NO_MANIFEST,
-    PADDED,
-    SKIPPED,
-    TOO_SHORT,
-    UNANNOTATED,
-    Findings,
-    reason,
-    short,
-)
+from kd_jax.data.checks import Findings, reason, short
 from kd_jax.files import read_json
 from kd_jax.segments import snippets_inside
 
@@ -45,17 +34,11 @@ UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZip
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of `<video>.npy` or `<video>.npz` files.
+    """A folder of `<video>.npy` or `<video>.npz` files."""
 
-    Attributes:
-      modalities: those in a file; several modalities are equal parts of its channels, in this order.
-      path: of the folder.
-      channels_first: the files are `[D, T]`.
-    """
-
-    modalities: tuple[str, ...]
-    path: Path
-    channels_first: bool = False
+    modalities: tuple[str, ...]  # those in a file; several modalities are equal parts of its channels, in this order
+    path: Path  # of the folder
+    channels_first: bool = False  # the files are `[D, T]`
 
     @property
     def name(self) -> str:
@@ -73,21 +56,13 @@ class FeatureFolder:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """An annotated video whose feature files passed all checks.
+    """An annotated video whose feature files passed all checks."""
 
-    Attributes:
-      annotated: with a finite duration.
-      files: (folder, file) of each folder.
-      num_snippets: T of the record.
-      cropped: T that all modalities have in their files.
-      front: copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`.
-    """
-
-    annotated: Annotated
-    files: tuple[tuple[FeatureFolder, Path], ...]
-    num_snippets: int
-    cropped: int
-    front: int = 0
+    annotated: Annotated  # with a finite duration
+    files: tuple[tuple[FeatureFolder, Path], ...]  # (folder, file) of each folder
+    num_snippets: int  # T of the record
+    cropped: int  # T that all modalities have in their files
+    front: int = 0  # copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`
 
 
 Shape = tuple[int, int]  # (T, D)
@@ -108,7 +83,7 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
             continue
         present.append(folder)
         for name in sorted(files.keys() - set(videos)):
-            findings.note(UNANNOTATED, f"{folder.name}: {files[name]}")
+            findings.note(checks.UNANNOTATED, f"{folder.name}: {files[name]}")
     return present
 
 
@@ -117,9 +92,8 @@ def check_video_files(
 ) -> tuple[dict[str, Shape] | None, Findings]:
     """Reads every feature file of a video once, in parts.
 
-    Returns:
-      {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if a file
-      is missing.
+    Returns {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if
+    a file is missing.
     """
     shapes, findings, skipped = {}, Findings(), False
     for folder in folders:
@@ -130,7 +104,7 @@ def check_video_files(
             if shape := _check_parts(folder, paths[0], findings):
                 shapes[folder.name] = shape
         elif skip_missing:
-            findings.note(SKIPPED, f"{video}: {folder.path / video}.npy")
+            findings.note(checks.SKIPPED, f"{video}: {folder.path / video}.npy")
             skipped = True
         else:
             findings.problem("missing feature file, see --skip_missing", f"{folder.name}: {folder.path / video}.npy")
@@ -155,17 +129,9 @@ def check_file(
     channels_first: bool = False,
     check: Callable[[np.ndarray], object] = base.to_float16,
 ) -> Shape | None:
-    """Checks one feature file.
+    """Returns (T, D) of one feature file, `[D, T]` if `channels_first`; None after a problem.
 
-    Args:
-      modality: for messages.
-      path: of the file.
-      findings: gets what is wrong.
-      channels_first: the file is `[D, T]`.
-      check: called with parts of the file; it raises ValueError for values that cannot be used.
-
-    Returns:
-      (T, D), or None after a problem.
+    `check` is called with parts of the file; it raises ValueError for values that cannot be used.
     """
     try:
         array = _open(path)
@@ -191,7 +157,7 @@ def check_file(
         findings.problem("feature values", f"{modality}: {path} {error}")
         return None
     if array.dtype.kind != "f":
-        findings.note(CONVERTED, f"{modality}: {path}: {array.dtype}")
+        findings.note(checks.CONVERTED, f"{modality}: {path}: {array.dtype}")
     return len(table), table.shape[1]
 
 
@@ -253,7 +219,6 @@ def match(
     """Compares the files of each video with each other, with those of other videos, and with the annotation.
 
     Args:
-      videos: annotated.
       folders: all that the user named.
       shapes: {video: {folder name: (T, D)}} from `check_video_files`; None for a skipped video.
       findings: gets problems and what was cropped, padded, clipped or too short.
@@ -261,14 +226,12 @@ def match(
       stride: frames from one snippet to the next; None if unknown.
       window: frames that one snippet covers; None if unknown.
 
-    Returns:
-      The videos without a problem, and {modality: D}.
+    Returns the videos without a problem, and {modality: D}.
     """
-    sizes = {}
-    for folder in folders:
-        counts = Counter(found[folder.name][1] for found in shapes.values() if found and folder.name in found)
-        if counts:
-            sizes[folder.name] = counts.most_common(1)[0][0]
+    found_sizes = {
+        f.name: [found[f.name][1] for found in shapes.values() if found and f.name in found] for f in folders
+    }
+    sizes = {name: Counter(found).most_common(1)[0][0] for name, found in found_sizes.items() if found}
     for split in base.SPLITS:
         of_split = [video.id for video in videos if video.split == split]
         if of_split and all(shapes.get(video, {}) is None for video in of_split):
@@ -295,11 +258,7 @@ def match(
 
 
 def _check_shapes(
-    video: str,
-    folders: Sequence[FeatureFolder],
-    found: Mapping[str, Shape],
-    sizes: Mapping[str, int],
-    findings: Findings,
+    video: str, folders: Sequence[FeatureFolder], found: Mapping[str, Shape], sizes: dict[str, int], findings: Findings
 ) -> bool:
     """Whether all files of a video were found, with the D of the other videos and one T."""
     good = len(found) == len(folders)
@@ -318,7 +277,7 @@ def _check_shapes(
         findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
         return False
     if difference and good:
-        findings.note(CROPPED, case)
+        findings.note(checks.CROPPED, case)
     return good
 
 
@@ -331,7 +290,7 @@ def _pad(video: Matched, findings: Findings, fps: float, stride: float | None, w
     if not 0 < missing <= window / stride + 1:
         return video
     front = min(missing, round(window / stride / 2))  # the first window is centred half a window after the start
-    findings.note(PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
+    findings.note(checks.PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
     return replace(video, num_snippets=video.cropped + missing, front=front)
 
 
@@ -341,7 +300,7 @@ def _note_short_actions(video: Matched, findings: Findings) -> None:
     if annotated.duration > 0:
         first, stop = snippets_inside(annotated.segments, annotated.duration, video.num_snippets)
         for class_id, start, end in annotated.segments[first >= stop]:
-            findings.note(TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
+            findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
 
 
 def load(video: Matched) -> base.Video:
@@ -364,11 +323,9 @@ def is_manifest(content: object) -> bool:
 def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:
     """Returns how features were extracted, for the modalities whose files all have a manifest.
 
-    Manifests of one modality that differ are problems. Files without a manifest are noted if others have one.
-
-    Returns:
-      {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
-      differs from duration / T, which is longer if snippets overlap, in short videos much longer.
+    Manifests of one modality that differ are problems. Files without a manifest are noted if others have one. Returns
+    {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
+    differs from duration / T, which is longer if snippets overlap, in short videos much longer.
     """
     made = {}
     for folder in folders:
@@ -378,7 +335,7 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
             continue
         if without := [path for path in paths if path not in manifests]:
             for path in without:
-                findings.note(NO_MANIFEST, f"{folder.name}: {path}")
+                findings.note(checks.NO_MANIFEST, f"{folder.name}: {path}")
             continue
         ways = {path: {name: manifest[name] for name in MANIFEST_FIELDS} for path, manifest in manifests.items()}
         usual = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])

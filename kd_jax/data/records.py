@@ -5,11 +5,9 @@
     videos = read('data/mine', 'train', modalities=['rgb'])            # only these features are decoded
     videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # features are read when an array is made
 
-The folder is also a TFDS data set: `tfds.builder_from_directory('data/mine').as_data_source('train')`. Writing and
-reading do not need TensorFlow. Features are stored as raw float16, uncompressed. On one server core this wrote 290 MB/s
-and read 580 MB/s; ArrayRecord's default compression wrote 100 MB/s and read 450 MB/s. Modalities that are not requested
-are not copied. Everything except the features is also stored in videos.jsonl, so reading without features, or with
-`on_disk`, opens no shard.
+The folder is also a TFDS data set, `tfds.builder_from_directory('data/mine').as_data_source('train')`. TensorFlow is
+not needed. Features are uncompressed float16: one server core wrote 290 MB/s and read 580 MB/s (compressed: 100 and 450
+MB/s). All else is also in videos.jsonl, so reading without features, or with `on_disk`, opens no shard.
 """
 
 import contextlib
@@ -43,17 +41,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that was written.
+    """A shard that was written."""
 
-    Attributes:
-      file: its name.
-      size: in bytes.
-      videos: the entries of VIDEOS_FILE, in order, without the split.
-    """
-
-    file: str
-    size: int
-    videos: tuple[dict, ...]
+    file: str  # its name
+    size: int  # in bytes
+    videos: tuple[dict, ...]  # the entries of VIDEOS_FILE, in order, without the split
 
 
 def write(
@@ -76,9 +68,8 @@ def write(
       report: how the data was made, stored in the folder as report.json.
       overwrite: replace an older data set in `directory`; anything else there is never deleted.
 
-    Raises:
-      FileExistsError: if `directory` holds something else, or an older data set and `overwrite` is False.
-      ValueError: for a video that contradicts `info`, occurs twice, or does not fit float16.
+    Raises FileExistsError if `directory` holds something else, or an older data set and `overwrite` is False;
+    ValueError for a video that contradicts `info`, occurs twice, or does not fit float16.
     """
     check_info(info)
     if set(splits) != set(SPLITS):
@@ -86,10 +77,8 @@ def write(
     with staged(Path(directory), marker=INFO_FILE, overwrite=overwrite) as folder:
         shards = {}
         for split in SPLITS:
-            groups = group_by_size(splits[split], lambda video: video_bytes(video.num_snippets, info))
-            shards[split] = [
-                write_shard(folder / f"{split}-{number}", info, videos) for number, videos in enumerate(groups)
-            ]
+            groups = enumerate(group_by_size(splits[split], lambda video: video_bytes(video.num_snippets, info)))
+            shards[split] = [write_shard(folder / f"{split}-{number}", info, videos) for number, videos in groups]
         finish(folder, info, shards, report)
 
 
@@ -116,9 +105,7 @@ def group_by_size(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iter
 def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
     """Writes one shard.
 
-    Raises:
-      ValueError: for a video that contradicts `info` or does not fit float16.
-      OSError: if the disk is full.
+    Raises ValueError for a video that contradicts `info` or does not fit float16; OSError if the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -136,7 +123,8 @@ def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
             check_video(video, info)
             video = _with_float16(video)
             written.append(_entry(video))
-            call(writer.write, features.serialize_example(_to_record(video)))
+            record = {"id": video.id, "duration": float(video.duration), "features": video.features}
+            call(writer.write, features.serialize_example(record | _tables(video)))
     finally:
         call(writer.close)
     return Shard(path.name, path.stat().st_size, tuple(written))
@@ -155,14 +143,7 @@ def _entry(video: Video) -> dict:
 def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], report: Mapping | None) -> None:
     """Makes a data set of the shards in a folder: names them and writes the files that TFDS and `read` need.
 
-    Args:
-      folder: with the shards.
-      info: the one that the shards were written with.
-      shards: of each split, in order.
-      report: see `write`.
-
-    Raises:
-      ValueError: if a video occurs twice, or if there are none.
+    `info` is that of the shards of each split. Raises ValueError if a video occurs twice, or if there are none.
     """
     from tensorflow_datasets.core import folder_dataset
     from tensorflow_datasets.core.splits import SplitInfo
@@ -250,10 +231,6 @@ def _with_float16(video: Video) -> Video:
     return dataclasses.replace(video, features=arrays)
 
 
-def _to_record(video: Video) -> dict:
-    return {"id": video.id, "duration": float(video.duration), **_tables(video), "features": video.features}
-
-
 def _read_content(directory: str | os.PathLike) -> dict:
     """Reads INFO_FILE."""
     directory = Path(directory)
@@ -298,9 +275,8 @@ def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
 def read_info(directory: str | os.PathLike) -> Info:
     """Reads what the videos of a data set share.
 
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`.
-      ValueError: if its description is damaged or has another format.
+    Raises FileNotFoundError if there is no finished data set in `directory`; ValueError if its description is damaged
+    or has another format.
     """
     info = dict(_read_content(directory)["info"])
     info["classes"] = tuple(info["classes"])
@@ -310,14 +286,10 @@ def read_info(directory: str | os.PathLike) -> Info:
 def read_fingerprint(directory: str | os.PathLike) -> str:
     """Reads the `fingerprint` of the records in a folder.
 
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`.
-      ValueError: if the data set is damaged.
+    Raises FileNotFoundError if there is no finished data set in `directory`; ValueError if the data set is damaged.
     """
-    entries = _read_entries(directory)
-    return fingerprint(
-        read_info(directory), {split: [video["crc32"] for video in videos] for split, videos in entries.items()}
-    )
+    checksums_of = {split: [video["crc32"] for video in of] for split, of in _read_entries(directory).items()}
+    return fingerprint(read_info(directory), checksums_of)
 
 
 def read(
@@ -331,29 +303,22 @@ def read(
     """Reads a split.
 
     Args:
-      directory: of the data set.
       split: 'train' or 'test'.
       modalities: those to decode; None = all, empty = none.
       first: the number of videos to read, from the start; None = all.
       on_disk: leave the features in their records, see `base.OnDisk`; damage is found when the features are read.
 
-    Returns:
-      The videos in the order in which they were written; features are read-only float16 arrays, or OnDisk.
-
-    Raises:
-      FileNotFoundError: if there is no finished data set in `directory`, or a shard is missing.
-      ValueError: for an unknown split or modality, or a shard that has changed.
+    Returns the videos in the order in which they were written; features are read-only float16 arrays, or OnDisk. Raises
+    FileNotFoundError if there is no finished data set in `directory`, or a shard is missing; ValueError for an unknown
+    split or modality, or a shard that has changed.
     """
     splits, info = _read_content(directory)["splits"], read_info(directory)
     if split not in splits:
         raise ValueError(f"{directory} has no split {split!r}; it has {', '.join(splits)}")
     modalities = tuple(info.modalities) if modalities is None else tuple(modalities)
-    for modality in modalities:
-        if modality not in info.modalities:
-            raise ValueError(
-                f"{directory} has no modality {modality!r}; it has {', '.join(info.modalities)}. "
-                f"Build it again with --features={modality}=DIR to add it"
-            )
+    if missing := [m for m in modalities if m not in info.modalities]:
+        known, remedy = ", ".join(info.modalities), f"Build it again with --features={missing[0]}=DIR to add it"
+        raise ValueError(f"{directory} has no modality {missing[0]!r}; it has {known}. {remedy}")
     _check_shards(Path(directory), splits[split]["shards"])
     entries = _read_entries(directory)[split][:first]
     if not entries or not modalities:
@@ -387,10 +352,8 @@ class _Records:
         try:
             yield
         except Exception as error:  # array_record and TFDS document no exception types
-            raise ValueError(
-                f"{self._directory}: a shard of {self._split} is damaged "
-                f"({type(error).__name__}: {str(error)[:200]}); build it again"
-            ) from error
+            what = f"a shard of {self._split} is damaged ({type(error).__name__}: {str(error)[:200]})"
+            raise ValueError(f"{self._directory}: {what}; build it again") from error
 
     def features(self, index: int, entry: Mapping, modalities: Sequence[str]) -> Mapping[str, Features]:
         """Reads features of a video and checks them against its entry in VIDEOS_FILE."""

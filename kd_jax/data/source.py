@@ -23,19 +23,12 @@ REMEDIES = {  # how to get a split with an action in it
 
 @dataclass(frozen=True)
 class Source:
-    """The videos of an experiment.
+    """The videos of an experiment."""
 
-    Attributes:
-      info: what they share.
-      fingerprint: a hash of the content, equal only for equal videos.
-      read: ('train' or 'test', modalities) → videos.
-      validation: ids of the training videos that are held out.
-    """
-
-    info: base.Info
-    fingerprint: str
-    read: Callable[[str, tuple[str, ...]], list[base.Video]]
-    validation: frozenset[str]
+    info: base.Info  # what they share
+    fingerprint: str  # a hash of the content, equal only for equal videos
+    read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
+    validation: frozenset[str]  # ids of the training videos that are held out
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """Returns the videos of 'train', 'validation' or 'test' with these modalities; 'train' has no held-out ones."""
@@ -59,7 +52,6 @@ def open_source(
     """Opens a data set and holds out its validation videos.
 
     Args:
-      name: a key of DATASETS.
       data_dir: the folder of its records; unused for the synthetic set.
       modalities: those that the experiment reads.
       validation_fraction: share of the training videos that is held out.
@@ -69,10 +61,8 @@ def open_source(
       streamed: always leave features on disk. By default they are read into memory if those of all `modalities` take no
         more than HOST_SHARE of the host's memory.
 
-    Raises:
-      FileNotFoundError: if there are no records.
-      ValueError: for an unknown data set, a modality that the records lack, no training videos left, or validation or
-        test videos without any action.
+    Raises FileNotFoundError if there are no records; ValueError for an unknown data set, a modality that the records
+    lack, no training videos left, or validation or test videos without any action.
     """
     describe(name)
     first = max_videos or None
@@ -107,10 +97,8 @@ def _open_synthetic(modalities: tuple[str, ...], first: int | None) -> _Data:
 
 def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: int | None, streamed: bool) -> _Data:
     if not data_dir:
-        raise FileNotFoundError(
-            f"dataset.data_dir is empty: build records with `python -m data_prep.build --dataset={name} …` "
-            "and pass --config.dataset.data_dir=DIR"
-        )
+        remedy = f"build records with `python -m data_prep.build --dataset={name} …`"
+        raise FileNotFoundError(f"dataset.data_dir is empty: {remedy} and pass --config.dataset.data_dir=DIR")
     if "://" in str(data_dir):
         raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
     info, fingerprint = records.read_info(data_dir), records.read_fingerprint(data_dir)
@@ -128,10 +116,9 @@ def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: in
 
 def _check_modalities(info: base.Info, modalities: Sequence[str]) -> None:
     if missing := [m for m in modalities if m not in info.modalities]:
-        raise ValueError(
-            f"the data set {info.name!r} has no modality {missing[0]!r}; it has {', '.join(info.modalities)}: "
-            "change the modality of the run, or build the records with it"
-        )
+        found = f"no modality {missing[0]!r}; it has {', '.join(info.modalities)}"
+        remedy = "change the modality of the run, or build the records with it"
+        raise ValueError(f"the data set {info.name!r} has {found}: {remedy}")
 
 
 def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozenset[str], with_features: bool) -> None:
@@ -141,14 +128,10 @@ def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozens
         if (videos or split == "test") and not any(len(video.segments) for video in videos):
             what = f"none of the {len(videos)} {split} videos has an action"
             raise ValueError(f"{what}, so nothing can be scored; {REMEDIES[split]}")
-    if validation and with_features and not any(_has_positive_snippet(video) for video in validation):
+    inside = (snippets_inside(v.segments, v.duration, v.num_snippets) for v in validation)
+    if validation and with_features and not any((first < stop).any() for first, stop in inside):
         what = f"no action of the {len(validation)} validation videos has a snippet inside"
         raise ValueError(f"{what}, so nothing can be scored; {REMEDIES['validation']}")
-
-
-def _has_positive_snippet(video: base.Video) -> bool:
-    first, stop = snippets_inside(video.segments, video.duration, video.num_snippets)
-    return bool((first < stop).any())
 
 
 @functools.lru_cache(maxsize=1)
@@ -176,8 +159,7 @@ def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[li
         return ids, []
     count = max(1, round(fraction * len(ids)))
     if count >= len(ids):
-        raise ValueError(
-            f"dataset.validation_fraction={fraction} of {len(ids)} training videos leaves none to train on; lower it"
-        )
+        what = f"dataset.validation_fraction={fraction} of {len(ids)} training videos"
+        raise ValueError(f"{what} leaves none to train on; lower it")
     chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]

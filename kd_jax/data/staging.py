@@ -20,17 +20,12 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     Args:
       directory: the final name; see `check_free`.
       marker: a file that only folders of this kind hold; other folders are never deleted.
-      overwrite: replace an older folder.
 
-    Raises:
-      FileExistsError: if `directory` is not free.
+    Raises FileExistsError if `directory` is not free.
     """
     directory = Path(os.path.abspath(directory))
     check_free(directory, marker=marker, overwrite=overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(directory)
-    unfinished = _make_beside(directory, "unfinished")
-    try:
+    with scratch(directory, "unfinished") as unfinished:
         yield unfinished
         check_free(directory, marker=marker, overwrite=overwrite)  # it may have been hours
         if directory.exists():
@@ -40,17 +35,17 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(replaced)
         else:
             unfinished.rename(directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def scratch(directory: Path) -> Iterator[Path]:
+def scratch(directory: Path, state: str = "scratch") -> Iterator[Path]:
     """Yields a hidden sibling folder for intermediate results, which is deleted when the block ends."""
     directory = Path(os.path.abspath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory)
-    folder = _make_beside(directory, "scratch")
+    folder = _beside(directory, state)
+    shutil.rmtree(folder, ignore_errors=True)  # of an older process with the same number
+    folder.mkdir()
     try:
         yield folder
     finally:
@@ -62,24 +57,15 @@ def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not (directory / marker).is_file():
-        raise FileExistsError(
-            f"{directory} is not empty and holds no records of kd_jax, so it is left alone; choose another folder"
-        )
+        what = "is not empty and holds no records of kd_jax, so it is left alone"
+        raise FileExistsError(f"{directory} {what}; choose another folder")
     if not overwrite:
-        raise FileExistsError(
-            f"{directory} already holds records; choose another folder, or replace them with --overwrite"
-        )
+        remedy = "choose another folder, or replace them with --overwrite"
+        raise FileExistsError(f"{directory} already holds records; {remedy}")
 
 
 def _beside(directory: Path, state: str) -> Path:
     return directory.with_name(f".{directory.name}.{state}-{socket.gethostname()}-{os.getpid()}")
-
-
-def _make_beside(directory: Path, state: str) -> Path:
-    folder = _beside(directory, state)
-    shutil.rmtree(folder, ignore_errors=True)  # of an older process with the same number
-    folder.mkdir()
-    return folder
 
 
 def _remove_abandoned(directory: Path) -> None:
@@ -96,8 +82,6 @@ def _remove_abandoned(directory: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's process
+    except (ProcessLookupError, PermissionError) as error:
+        return isinstance(error, PermissionError)  # another user's process
     return True

@@ -34,25 +34,15 @@ SUBJECT_RANK = 4  # dimensions of the space in which the bias of a video lies
 
 @dataclass(frozen=True)
 class Modality:
-    """The signal of a modality, in standard deviations of its noise (per snippet, along one direction).
+    """The signal of a modality, in standard deviations of its noise (per snippet, along one direction)."""
 
-    Attributes:
-      size: D.
-      appearance: strength of the pair, equal for its two classes.
-      motion: strength of the class within its pair.
-      bias: strength of an offset that is constant within a video.
-      style: rotation of the class directions for each subject, relative to their length.
-      ramp: seconds in which an action appears and vanishes.
-      correlation: of the noise from snippet to snippet.
-    """
-
-    size: int
-    appearance: float
-    motion: float
-    bias: float
-    style: float
-    ramp: float
-    correlation: float
+    size: int  # D
+    appearance: float  # strength of the pair, equal for its two classes
+    motion: float  # strength of the class within its pair
+    bias: float  # strength of an offset that is constant within a video
+    style: float  # rotation of the class directions for each subject, relative to their length
+    ramp: float  # seconds in which an action appears and vanishes
+    correlation: float  # of the noise from snippet to snippet
 
 
 MODALITIES = {
@@ -82,12 +72,9 @@ def make(
 
     Args:
       seed: of all random numbers. A larger data set with the same seed and length starts with the same videos.
-      num_train: number of training videos.
-      num_test: number of test videos.
       length: fewest and most snippets of a video.
 
-    Returns:
-      Info, and {'train': videos, 'test': videos} with float16 features.
+    Returns Info, and {'train': videos, 'test': videos} with float16 features.
     """
     world = _World(seed)
     info = base.Info(

@@ -6,9 +6,8 @@
 A detection table is `[N, 4]` float64 rows (class, start s, end s, score), sorted by class, start and end. All rules
 return such tables, `kd_jax.evaluation.formats` writes and reads them, and `kd_jax.evaluation.metrics` scores them.
 
-A model predicts for each snippet whether an action is on. The end of an action lies between the last snippet inside and
-the first one outside, and the midpoint of their instants is used. The *convention* defines the instant of snippet i; s
-is the seconds per snippet:
+An action ends at the midpoint between the instants of the last snippet inside and the first one outside. The
+*convention* defines the instant of snippet i; s is the seconds per snippet:
 
     convention   snippet i is the instant     a run of snippets a … b-1 becomes
     'start'      its start, i·s               [(a - ½)·s, (b - ½)·s]
@@ -16,13 +15,9 @@ is the seconds per snippet:
 
 'start' is the convention of ground truth labels (`labels_from_segments`, all public loaders). It inverts them:
 `labels_from_segments` of such detections marks exactly the snippets of the runs, except snippet 0, which no segment
-that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, and the
-feature grid of ActionFormer and OpenTAD). A run covers the intervals `[i·s, (i + 1)·s)` of its snippets, and a
-detection contains the centres of exactly the snippets of its run. Graph Distillation writes the last *frame* of a run,
-one frame before the end used here. The two conventions differ by half a snippet.
-
-A start before 0 becomes 0. If the duration is known, an end after it becomes the duration, and a detection that starts
-after it is dropped.
+that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, whose
+ends are one frame earlier, ActionFormer and OpenTAD): a detection contains the centres of exactly the snippets of its
+run. Starts are clipped at 0 and ends at the duration, if known; a detection that starts after it is dropped.
 """
 
 import functools
@@ -60,7 +55,6 @@ def segments_from_scores(
     Args:
       scores: `[T, C]` probabilities, or `[T, C + 1]` for a sparse head, whose last column, the background, is ignored.
       seconds_per_snippet: s in the table of the module docstring.
-      head: 'dense' or 'sparse'.
       threshold: least score of a snippet of a run.
       convention: 'start' or 'centre', see the module docstring.
       duration: of the video in seconds; None if unknown, and then ends are not clipped.
@@ -68,18 +62,14 @@ def segments_from_scores(
       max_gap: two runs of a class with at most this many snippets between them are joined. The score is then the mean
         over all snippets, including those between.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: for scores that are not finite `[T, C]`, or an option out of range.
+    Returns a detection table. Raises ValueError for scores that are not finite `[T, C]`, or an option out of range.
     """
     scores = _check_scores(scores, head)
     classes = scores[:, :-1] if head == "sparse" else scores
     class_id, first, stop = _clean_runs(classes >= _finite("threshold", threshold), min_length, max_gap)
     # The runs are slices of one long column, class after class.
     mean = _means(classes.T.reshape(-1, 1), class_id * len(scores) + first, class_id * len(scores) + stop)[:, 0]
-    return _table(class_id, first, stop, mean, seconds_per_snippet, convention, duration)
+    return _table((class_id, first, stop, mean), seconds_per_snippet, convention, duration)
 
 
 def segments_from_background(
@@ -105,22 +95,17 @@ def segments_from_background(
       threshold: of `1 - background`; 0.4 in that code.
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: as in `segments_from_scores`.
+    Returns a detection table. Raises ValueError as in `segments_from_scores`.
     """
     if head != "sparse":
-        raise ValueError(
-            f"head={head!r} has no background probability; choose 'classes' or 'multi_threshold' proposals"
-        )
+        remedy = "choose 'classes' or 'multi_threshold' proposals"
+        raise ValueError(f"head={head!r} has no background probability; {remedy}")
     probabilities = _check_scores(probabilities, head)
     active = 1 - probabilities[:, -1:] >= _finite("threshold", threshold)
     _, first, stop = _clean_runs(active, min_length, max_gap)
     mean = _means(probabilities[:, :-1], first, stop)
-    class_id = mean.argmax(axis=1)
-    return _table(class_id, first, stop, mean.max(axis=1), seconds_per_snippet, convention, duration)
+    found = mean.argmax(axis=1), first, stop, mean.max(axis=1)
+    return _table(found, seconds_per_snippet, convention, duration)
 
 
 def segments_from_thresholds(
@@ -146,28 +131,19 @@ def segments_from_thresholds(
 
     Args:
       scores: `[T, C]`, or `[T, C + 1]` with the background last for a sparse head.
-      head: 'dense' or 'sparse'.
       thresholds: on the class probability (dense) or on `1 - background` (sparse).
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
       suppression: the `method` of `soft_nms`.
       sigma, max_tiou, min_score: as in `soft_nms`.
 
-    Returns:
-      A detection table.
-
-    Raises:
-      ValueError: as in `segments_from_scores` and `soft_nms`.
+    Returns a detection table. Raises ValueError as in `segments_from_scores` and `soft_nms`.
     """
     _one_of("head", head, HEADS)
     if not np.size(thresholds):
         raise ValueError("thresholds is empty; give at least one")
+    simple = segments_from_scores if head == "dense" else segments_from_background
     rule = functools.partial(
-        segments_from_scores if head == "dense" else segments_from_background,
-        head=head,
-        convention=convention,
-        duration=duration,
-        min_length=min_length,
-        max_gap=max_gap,
+        simple, head=head, convention=convention, duration=duration, min_length=min_length, max_gap=max_gap
     )
     tables = [rule(scores, seconds_per_snippet, threshold=value) for value in np.atleast_1d(thresholds).tolist()]
     found = _sorted(np.concatenate(tables))
@@ -196,11 +172,8 @@ def soft_nms(
       max_tiou: of 'linear' and 'hard'; 0.3 in the paper.
       min_score: a detection whose score is or falls below it is dropped; 0.001 in the paper, for 'gaussian'.
 
-    Returns:
-      A detection table, which does not depend on the order of the input.
-
-    Raises:
-      ValueError: for a table that is not finite `[N, 4]`, or an option out of range.
+    Returns a detection table, which does not depend on the order of the input. Raises ValueError for a table that is
+    not finite `[N, 4]`, or an option out of range.
     """
     weight = SUPPRESSION[_one_of("method", method, SUPPRESSION)]
     if not 0 < sigma < math.inf:
@@ -212,9 +185,8 @@ def soft_nms(
     if detections.size == 0:
         return np.zeros((0, 4))
     if detections.ndim != 2 or detections.shape[1] != 4 or not np.isfinite(detections).all():
-        raise ValueError(
-            f"detections must be finite rows (class, start, end, score), [N, 4]; got shape {detections.shape}"
-        )
+        expected = "finite rows (class, start, end, score), [N, 4]"
+        raise ValueError(f"detections must be {expected}; got shape {detections.shape}")
     ordered = detections[np.lexsort((detections[:, 2], detections[:, 1], -detections[:, 3], detections[:, 0]))]
     per_class = np.split(ordered, np.flatnonzero(np.diff(ordered[:, 0])) + 1)
     kept = [_suppress(rows, lambda tiou: weight(tiou, sigma, max_tiou), min_score) for rows in per_class]
@@ -254,13 +226,11 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
 
     Args:
       name: a key of PROPOSALS; None = the default of the head.
-      head: 'dense' or 'sparse'.
       threshold: None = the default of the rule.
       options: other options of the rule, such as `convention`.
 
-    Raises:
-      ValueError: for an unknown name or head, a rule that the head has no scores for, a threshold for
-        'multi_threshold', or an option that is unknown or out of range.
+    Raises ValueError for an unknown name or head, a rule that the head has no scores for, a threshold for
+    'multi_threshold', or an option that is unknown or out of range.
     """
     _one_of("head", head, HEADS)
     name = DEFAULTS[head] if name is None else _one_of("proposals", name, PROPOSALS)
@@ -313,15 +283,10 @@ def _means(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarra
 
 
 def _table(
-    class_id: np.ndarray,
-    first: np.ndarray,
-    stop: np.ndarray,
-    score: np.ndarray,
-    seconds_per_snippet: float,
-    convention: str,
-    duration: float | None,
+    rows: tuple[np.ndarray, ...], seconds_per_snippet: float, convention: str, duration: float | None
 ) -> np.ndarray:
-    """Converts runs to a detection table in seconds."""
+    """Converts runs (class, first, stop, score) to a detection table in seconds."""
+    class_id, first, stop, score = rows
     shift = CONVENTIONS[_one_of("convention", convention, CONVENTIONS)]
     if not 0 < seconds_per_snippet < math.inf:
         raise ValueError(f"seconds_per_snippet={seconds_per_snippet} must be a number above 0")

@@ -22,48 +22,34 @@ from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
+from kd_jax.evaluation.metrics.segment_rows import Tables
 from kd_jax.segments import labels_from_segments, resample_scores
 
-Tables = Mapping[str, np.ndarray]  # {video: array}
 Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {measure: `[C]` percent per class}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a method; each protocol reads one attribute, and None means that the method has none.
+    """The predictions of a method; each protocol reads one attribute, and None means that the method has none."""
 
-    Attributes:
-      scores: {video: `[T, C]`}, without background; they rank the snippets of a class, on any monotone scale.
-      detections: {video: `[N, 4]` rows (class, start s, end s, score)}; their order decides ties.
-      instants: {video: `[25, C]`}, scores at the 25 instants of Charades.
-    """
-
+    # {video: `[T, C]`}, without background; they rank the snippets of a class, on any monotone scale
     scores: Tables | None = None
-    detections: Tables | None = None
-    instants: Tables | None = None
+    detections: Tables | None = None  # {video: `[N, 4]` rows (class, start s, end s, score)}; their order decides ties
+    instants: Tables | None = None  # {video: `[25, C]`}, scores at the 25 instants of Charades
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The ground truth of one split.
+    """The ground truth of one split."""
 
-    Attributes:
-      segments: {video: `[N, 3]` rows (class, start s, end s)}, cleaned; these are the videos that are scored.
-      written: the rows as the annotation file has them, with duplicates, as official scripts read them.
-      durations: {video: seconds}.
-      num_frames: {video: frames}, the resolution of up-sampled scores.
-      num_classes: C.
-      ambiguous: {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong.
-      units_per_second: frames per second of an annotation file in frames; 1 for one in seconds.
-    """
-
-    segments: Tables
-    written: Tables
-    durations: Mapping[str, float]
-    num_frames: Mapping[str, int]
-    num_classes: int
+    segments: Tables  # {video: `[N, 3]` rows (class, start s, end s)}, cleaned; these are the videos that are scored
+    written: Tables  # the rows as the annotation file has them, with duplicates, as official scripts read them
+    durations: Mapping[str, float]  # {video: seconds}
+    num_frames: Mapping[str, int]  # {video: frames}, the resolution of up-sampled scores
+    num_classes: int  # C
+    # {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong
     ambiguous: Tables = field(default_factory=dict)
-    units_per_second: float = 1.0
+    units_per_second: float = 1.0  # frames per second of an annotation file in frames; 1 for one in seconds
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
         """Returns the labels `[T, C]` of each video, with T from `num_snippets`."""
@@ -75,17 +61,11 @@ class Truth:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of scoring.
+    """One way of scoring."""
 
-    Attributes:
-      needs: the attribute of Predictions that it reads.
-      score: (that attribute, truth) → values and values per class.
-      columns: {measure: title} of the columns in a table of results; results.json has all measures.
-    """
-
-    needs: str
-    score: Callable[[Tables, Truth], Scored]
-    columns: Mapping[str, str]
+    needs: str  # the attribute of Predictions that it reads
+    score: Callable[[Tables, Truth], Scored]  # (that attribute, truth) → values and values per class
+    columns: Mapping[str, str]  # {measure: title} of the columns in a table of results; results.json has all measures
 
 
 def _frame_map(scores: Tables, truth: Truth) -> Scored:
@@ -161,17 +141,16 @@ def _detection(**options) -> Callable[[Tables, Truth], Scored]:
     return score
 
 
-def _detection_by_length(bins: Mapping, **options) -> Callable[[Tables, Truth], Scored]:
+def _detection_by_length(**options) -> Callable[[Tables, Truth], Scored]:
     def score(detections: Tables, truth: Truth) -> Scored:
-        results = detection_map_by_length(
-            detections, truth.written, num_classes=truth.num_classes, bins=bins, **options
-        )
+        results = detection_map_by_length(detections, truth.written, num_classes=truth.num_classes, **options)
         return _by_bin(results, "average_mAP")
 
     return score
 
 
 _THUMOS14_COLUMNS = {"mAP@0.3": "mAP@0.3", "mAP@0.5": "@0.5", "mAP@0.7": "@0.7", "average_mAP": "average"}
+_THUMOS14_KIT = {"average_precision": "non_interpolated", "matching": "by_ground_truth", "cleaning": "none"}
 _EVENT_COLUMNS = {f"mAP_action@{threshold}": f"event@{threshold}" for threshold in (0.1, 0.3, 0.5)}
 PROTOCOLS: dict[str, Protocol] = {
     "frame_map": Protocol("scores", _frame_map, {"present_classes": "frame mAP", "all_classes": "all classes"}),
@@ -186,23 +165,16 @@ PROTOCOLS: dict[str, Protocol] = {
     # THUMOS14: as in ActionFormer and OpenTAD, and as in the kit of the challenge.
     "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(
-        "detections",
-        _detection(
-            thresholds=THUMOS14_KIT_THRESHOLDS,
-            average_precision="non_interpolated",
-            matching="by_ground_truth",
-            cleaning="none",
-        ),
-        {"average_mAP": "kit"},
+        "detections", _detection(thresholds=THUMOS14_KIT_THRESHOLDS, **_THUMOS14_KIT), {"average_mAP": "kit"}
     ),
     "detection_map_activitynet": Protocol(
         "detections",
         _detection(thresholds=ACTIVITYNET_THRESHOLDS, cleaning="activitynet"),
         {"mAP@0.5": "mAP@0.5", "mAP@0.75": "@0.75", "average_mAP": "average"},
     ),
-    "detection_map_by_length": Protocol("detections", _detection_by_length(THUMOS14_LENGTH_BINS), {}),
+    "detection_map_by_length": Protocol("detections", _detection_by_length(bins=THUMOS14_LENGTH_BINS), {}),
     "detection_map_by_length_activitynet": Protocol(
-        "detections", _detection_by_length(ACTIVITYNET_LENGTH_BINS, thresholds=ACTIVITYNET_THRESHOLDS), {}
+        "detections", _detection_by_length(bins=ACTIVITYNET_LENGTH_BINS, thresholds=ACTIVITYNET_THRESHOLDS), {}
     ),
 }
 
@@ -228,15 +200,10 @@ def score(
 
     Args:
       predictions: with all that these protocols need; `scores` must have every video of the ground truth.
-      truth: the ground truth.
-      names: keys of PROTOCOLS.
 
-    Returns:
-      {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not exist
-      is NaN, for instance the AP of a class without ground truth.
-
-    Raises:
-      ValueError: for an unknown protocol, predictions that it cannot read, or a video without scores.
+    Returns {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not
+    exist is NaN, for instance the AP of a class without ground truth. Raises ValueError for an unknown protocol,
+    predictions that it cannot read, or a video without scores.
     """
     check_protocols(names)
     values: dict[str, float] = {}

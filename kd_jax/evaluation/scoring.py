@@ -21,18 +21,13 @@ from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_com
 
 @dataclass(frozen=True)
 class Scoring:
-    """How to score predictions.
+    """How to score predictions."""
 
-    Attributes:
-      protocols: keys of PROTOCOLS.
-      proposals: the rule that turns scores into detections, a key of `proposals.PROPOSALS`; '' = the head's default.
-      threshold: of the rule; None = its default.
-      convention: the position of a snippet in time, 'start' or 'centre', see `kd_jax.evaluation.proposals`.
-    """
-
-    protocols: tuple[str, ...]
+    protocols: tuple[str, ...]  # keys of PROTOCOLS
+    # the rule that turns scores into detections, a key of `proposals.PROPOSALS`; '' = the head's default
     proposals: str = ""
-    threshold: float | None = None
+    threshold: float | None = None  # of the rule; None = its default
+    # the position of a snippet in time, 'start' or 'centre', see `kd_jax.evaluation.proposals`
     convention: str = "centre"
 
     def rule(self, head: str) -> Rule:
@@ -73,12 +68,10 @@ def make_predictions(
     Args:
       tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
       truth: its durations place the snippets in time.
-      head: 'dense' or 'sparse'.
       scoring: the protocols, and how scores become detections.
       logits: True if the tables hold logits, False for probabilities.
 
-    Raises:
-      ValueError: for a video without a table, or an unknown protocol.
+    Raises ValueError for a video without a table, or an unknown protocol.
     """
     check_protocols(scoring.protocols)
     check_complete(tables, truth)
@@ -123,12 +116,8 @@ def score_split(
       info: classes, head and frame rate.
       scoring: the protocols, and how scores become detections.
 
-    Returns:
-      {'protocol/measure': percent or None, 'per_class': {protocol: {class: AP in percent or None}}}. None is a value
-      that does not exist.
-
-    Raises:
-      ValueError: for a video without logits, or an unknown protocol.
+    Returns {'protocol/measure': percent or None, 'per_class': {protocol: {class: AP in percent or None}}}. None is a
+    value that does not exist. Raises ValueError for a video without logits, or an unknown protocol.
     """
     truth = make_truth(videos, info)
     predictions = make_predictions(logits, truth, info.head, scoring, logits=True)

@@ -19,23 +19,15 @@ Action = tuple[float, float, float]  # (class, start, end)
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """A video of an annotation file. Times are in the file's unit.
-
-    Attributes:
-      id: its name.
-      split: 'train' or 'test'; '' if the file has a problem there.
-      duration: infinite if the file does not have it, until `with_duration`.
-      segments, written, ambiguous: as in `base.Video`.
-      fps: frames per second of this video, if the file has it.
-    """
+    """A video of an annotation file. Times are in the file's unit; segments, written, ambiguous: as in `base.Video`."""
 
     id: str
-    split: str
-    duration: float
+    split: str  # 'train' or 'test'; '' if the file has a problem there
+    duration: float  # infinite if the file does not have it, until `with_duration`
     segments: np.ndarray
     written: np.ndarray
     ambiguous: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
-    fps: float | None = None
+    fps: float | None = None  # frames per second of this video, if the file has it
 
 
 @dataclass
@@ -104,17 +96,9 @@ def check_positive(video: str, field: str, value: object, findings: Findings) ->
 
 
 def check_action(video: str, action: object, labels: Labels, findings: Findings, *, shown: str = "") -> Action | None:
-    """Checks a list of three numbers and shifts its class to count from 0.
+    """Returns (class from 0, start, end) of [class, start, end] in a file; None after a problem.
 
-    Args:
-      video: its name, for messages.
-      action: [class, start, end] as the file has it.
-      labels: the class numbers that may occur; counts those seen.
-      findings: gets what is wrong.
-      shown: the action in messages; its JSON by default.
-
-    Returns:
-      (class, start, end), or None after a problem.
+    `labels` counts the class numbers; messages name the action as `shown`, by default its JSON.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:
@@ -146,9 +130,8 @@ def check_times(case: str, start: float, end: float, findings: Findings) -> bool
 
 def check_splits(videos: Sequence[Annotated], source: str, findings: Findings) -> None:
     """Reports a split without videos, unless the split of a video is already a problem."""
-    splits = {video.split for video in videos}
-    for split in base.SPLITS:
-        if videos and not splits & {split, ""}:
+    for split in base.SPLITS if videos else ():
+        if not {video.split for video in videos} & {split, ""}:
             case = f"{source}: none of its {len(videos)} videos is for {split}, so it would be empty"
             findings.problem("empty split", case)
 

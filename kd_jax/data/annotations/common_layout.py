@@ -49,15 +49,9 @@ def read_annotations(
 ) -> list[Annotated]:
     """Reads and cleans an annotation file of the common layout.
 
-    Args:
-      paths: the JSON file.
-      names: of the classes; empty if the class list could not be read, and then classes are not checked.
-      findings: gets what is wrong, and what was dropped or clipped.
-      first_class: the number of the first class in the file.
-
-    Returns:
-      The videos in the order of the file. A video with a problem has what could be read of it, so that its feature
-      files can be checked too. Call `findings.raise_problems` before using any.
+    Classes are numbered from `first_class` in the file; they are not checked if `names` is empty. Returns the videos in
+    the order of the file. A video with a problem has what could be read of it, so that its feature files can be checked
+    too. Call `findings.raise_problems` before using any.
     """
     labels = Labels(len(names), first_class)
     entries = load_one_file(paths, "an object with at least one video", findings)
@@ -74,9 +68,8 @@ def _read_video(name: str, entry: object, labels: Labels, findings: Findings) ->
     split = SUBSETS.get(subset, "") if isinstance(subset, str) else ""
     if "subset" in entry and not split:
         findings.problem("subset", f"{name}: {short(subset)}, expected {' or '.join(SUBSETS)}")
-    duration = float("nan")
-    if "duration" in entry:
-        duration = check_positive(name, "duration", entry["duration"], findings)
+    known = "duration" in entry
+    duration = check_positive(name, "duration", entry["duration"], findings) if known else float("nan")
     actions = list_field(name, entry, "actions", findings)
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
     return annotate(name, split, duration, rows, findings)

@@ -24,11 +24,8 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
     """
     folders, files = [p for p in paths if p.is_dir()], [p for p in paths if not p.is_dir()]
     if len(folders) != 1 or len(files) != 1:
-        findings.problem(
-            "annotation files",
-            "expected --annotations=FOLDER_OF_LABEL_FILES and --annotations=cross-subject.txt (or cross-view.txt); "
-            f"got {', '.join(map(str, paths))}",
-        )
+        expected = "--annotations=FOLDER_OF_LABEL_FILES and --annotations=cross-subject.txt (or cross-view.txt)"
+        findings.problem("annotation files", f"expected {expected}; got {', '.join(map(str, paths))}")
         return []
     split_of = _read_split(files[0], findings)
     labels, videos = Labels(len(names), first=1), []

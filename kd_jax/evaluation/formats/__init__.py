@@ -13,37 +13,23 @@
 In memory, detections are {video: `[N, 4]`} float64 rows (class, start s, end s, score), see
 `kd_jax.evaluation.proposals`. Their order is that of the file and decides between equal scores. Numbers are written
 with enough digits to read the same number in the same dtype; only times in the frames of PKU-MMD may differ in the last
-bit. A writer that fails leaves the previous file. A reader raises one DataError that lists all problems of a file, up
-to 20 of each kind. Video ids that cannot name a file in a folder are refused.
+bit. A writer that fails leaves the previous file. A reader raises one DataError with all problems, up to 20 of a kind.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id
 from kd_jax.evaluation.formats.activitynet import read_activitynet, write_activitynet
 from kd_jax.evaluation.formats.charades import CHARADES_CLASSES, charades_frames, read_charades, write_charades
 from kd_jax.evaluation.formats.native import read_native, read_scores, write_native, write_scores
 from kd_jax.evaluation.formats.pku_mmd import read_pku_mmd, write_pku_mmd
+from kd_jax.evaluation.metrics.segment_rows import Tables
 
 __all__ = [
-    "FORMATS",
-    "charades_frames",
-    "check_formats",
-    "read_activitynet",
-    "read_charades",
-    "read_native",
-    "read_pku_mmd",
-    "read_scores",
-    "write",
-    "write_activitynet",
-    "write_charades",
-    "write_native",
-    "write_pku_mmd",
-    "write_scores",
-]
+    "FORMATS", "charades_frames", "check_formats", "read_activitynet", "read_charades", "read_native", "read_pku_mmd",
+    "read_scores", "write", "write_activitynet", "write_charades", "write_native", "write_pku_mmd", "write_scores",
+]  # fmt: skip
 
 FORMATS = {  # format: the files that `write` puts into a folder
     "native": ("scores.npz", "detections.json"),
@@ -54,18 +40,11 @@ FORMATS = {  # format: the files that `write` puts into a folder
 
 
 def check_formats(formats: Iterable[str], videos: Iterable[str], num_classes: int) -> None:
-    """Raises DataError if these predictions cannot be written in one of the formats.
-
-    Args:
-      formats: keys of FORMATS.
-      videos: ids.
-      num_classes: C, without the background.
-    """
+    """Raises DataError if these predictions cannot be written in one of the formats."""
     findings = Findings("the predictions to write")
     formats = list(formats)
-    for name in formats:
-        if name not in FORMATS:
-            findings.problem("format", f"{name!r} is unknown; known formats: {', '.join(FORMATS)}")
+    for name in [name for name in formats if name not in FORMATS]:
+        findings.problem("format", f"{name!r} is unknown; known formats: {', '.join(FORMATS)}")
     if "charades" in formats and num_classes != CHARADES_CLASSES:
         case = f"{num_classes} classes, the format charades has {CHARADES_CLASSES}; choose another format"
         findings.problem("format", case)
@@ -75,27 +54,17 @@ def check_formats(formats: Iterable[str], videos: Iterable[str], num_classes: in
 
 
 def write(
-    directory: Path,
-    formats: Iterable[str],
-    *,
-    scores: Mapping[str, np.ndarray],
-    detections: Mapping[str, np.ndarray],
-    classes: Sequence[str],
+    directory: Path, formats: Iterable[str], *, scores: Tables, detections: Tables, classes: Sequence[str]
 ) -> list[Path]:
     """Writes predictions into a folder, under the names in FORMATS.
 
     Args:
       directory: an existing folder; files with these names are replaced.
-      formats: keys of FORMATS.
       scores: {video: `[T, C]`}, or `[T, C + 1]` with the background last.
       detections: {video: `[N, 4]`}.
-      classes: names by class id.
 
-    Returns:
-      The files and folders that were written.
-
-    Raises:
-      ValueError: see `check_formats` and the writers of the formats.
+    Returns the files and folders that were written. Raises ValueError as in `check_formats` and the writers of the
+    formats.
     """
     formats = list(dict.fromkeys(formats))
     check_formats(formats, scores, len(classes))

@@ -13,16 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, load_json, short
-from kd_jax.evaluation.formats.fields import (
-    check_detections,
-    class_ids,
-    class_of_label,
-    class_of_name,
-    existing,
-    finite,
-    object_with,
-    start_and_end,
-)
+from kd_jax.evaluation.formats import fields
 from kd_jax.files import write_atomically
 
 
@@ -37,21 +28,18 @@ def write_activitynet(
     """Writes detections in the format of the ActivityNet and THUMOS14 tools, times in seconds.
 
     Args:
-      path: of the JSON file.
       detections: {video: `[N, 4]`}; a video without detections keeps an empty list.
-      classes: names by class id.
       version: of the data set, as in the official example.
       external_data: the statement about external data of a challenge submission; None = {}.
 
-    Raises:
-      ValueError: see `write_native`.
+    Raises ValueError as in `write_native`.
     """
-    names = list(class_ids(classes))
+    names = list(fields.class_ids(classes))
     results = {
         video: [
             {"label": names[int(c)], "score": score, "segment": [start, end]} for c, start, end, score in table.tolist()
         ]
-        for video, table in check_detections(detections, len(names)).items()
+        for video, table in fields.check_detections(detections, len(names)).items()
     }
     content = {"version": version, "results": results, "external_data": dict(external_data or {})}
     write_atomically(path, (json.dumps(content, ensure_ascii=False) + "\n").encode())
@@ -60,20 +48,11 @@ def write_activitynet(
 def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads detections from ActivityNet-style JSON, written here or by another tool.
 
-    Only `results` is needed, and in its entries label, score and segment. Other fields are ignored.
-
-    Args:
-      path: of the JSON file.
-      classes: names by class id.
-
-    Returns:
-      {video: `[N, 4]`}.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming video, entry, field and value of every problem.
+    Only `results` is needed, and in its entries label, score and segment. Other fields are ignored. Returns {video:
+    `[N, 4]`}. Raises FileNotFoundError if there is no such file; DataError naming video, entry, field and value of
+    every problem.
     """
-    path, ids = existing(path), class_ids(classes)
+    path, ids = fields.existing(path), fields.class_ids(classes)
     findings = Findings(path)
     content = load_json(path, dict, "an object with results", findings)
     findings.raise_problems("nothing was read")
@@ -95,16 +74,16 @@ def read_activitynet(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray
 
 
 def _read_entry(where: str, entry: object, ids: Mapping[str, int], findings: Findings) -> tuple | None:
-    fields = object_with(where, entry, ("label", "score", "segment"), findings)
-    if fields is None:
+    values = fields.object_with(where, entry, ("label", "score", "segment"), findings)
+    if values is None:
         return None
-    label, segment = fields["label"], fields["segment"]
+    label, segment = values["label"], values["segment"]
     if not isinstance(segment, list) or len(segment) != 2:
         findings.problem("segment", f"{where} segment: {short(segment)}, expected [start, end] in seconds")
         return None
     if isinstance(label, (int, float)):
-        class_id = class_of_label(f"{where} label", label, len(ids), 0, findings)
+        class_id = fields.class_of_label(f"{where} label", label, len(ids), 0, findings)
     else:
-        class_id = class_of_name(f"{where} label", label, ids, findings)
-    score = finite(f"{where} score", fields["score"], findings)
-    return class_id, *start_and_end(where, segment, findings), score
+        class_id = fields.class_of_name(f"{where} label", label, ids, findings)
+    score = fields.finite(f"{where} score", values["score"], findings)
+    return class_id, *fields.start_and_end(where, segment, findings), score

@@ -33,8 +33,7 @@ def charades_frames(scores: np.ndarray) -> np.ndarray:
     Args:
       scores: `[T, C]`.
 
-    Returns:
-      `[25, C]`, in the dtype of `scores`.
+    Returns `[25, C]`, in the dtype of `scores`.
     """
     return resample_scores(scores, CHARADES_FRAMES, method="nearest")
 
@@ -43,14 +42,12 @@ def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes:
     """Writes lines `video frame score × 157`, frames from 1 to 25, for Charades_v1_localize.m.
 
     Args:
-      path: of the text file.
       frames: {video: `[25, C]`}, from `charades_frames`. A frame whose scores are all -inf is not written, because the
         script gives missing frames -inf.
       num_classes: C, 157 in the official script.
 
-    Raises:
-      DataError: for another shape, scores that are neither finite nor -inf, or a video id that is not a file name or
-        has blanks.
+    Raises DataError for another shape, scores that are neither finite nor -inf, or a video id that is not a file name
+    or has blanks.
     """
     findings = Findings("the scores to write")
     lines = []
@@ -81,15 +78,10 @@ def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[st
     not handle are refused: a frame outside 1 … 25, a frame that occurs twice, another number of scores.
 
     Args:
-      path: of the text file.
       num_classes: C, 157 in the official script.
 
-    Returns:
-      {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming line, field and value of every problem.
+    Returns {video: `[25, C]`} float64, -inf in missing frames; videos in the order of the file. Raises
+    FileNotFoundError if there is no such file; DataError naming line, field and value of every problem.
     """
     path = existing(path)
     findings = Findings(path)

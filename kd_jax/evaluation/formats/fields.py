@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, number, short
+from kd_jax.evaluation.metrics.segment_rows import Tables
 
 
-def check_detections(detections: Mapping[str, np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
+def check_detections(detections: Tables, num_classes: int) -> dict[str, np.ndarray]:
     """Returns {video: `[N, 4]`} as float64; raises DataError for tables that the readers would refuse."""
     findings = Findings("the detections to write")
     tables = {}

@@ -8,23 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, load_json, reason
-from kd_jax.evaluation.formats.fields import (
-    check_detections,
-    class_ids,
-    class_of_name,
-    existing,
-    finite,
-    object_with,
-    start_and_end,
-)
+from kd_jax.evaluation.formats import fields
 from kd_jax.files import write_arrays, write_atomically
 
 
 def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
     """Writes {video: `[T, C]`} as `.npz`, keeping the dtypes.
 
-    Raises:
-      DataError: for scores that `read_scores` would refuse.
+    Raises DataError for scores that `read_scores` would refuse.
     """
     scores = {video: np.asarray(table) for video, table in scores.items()}
     findings = Findings("the scores to write")
@@ -36,12 +27,10 @@ def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
 def read_scores(path: Path) -> dict[str, np.ndarray]:
     """Reads {video: `[T, C]`} from an `.npz` file, without unpickling.
 
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for a file that is not an .npz of finite real `[T, C]` with T > 0 and one C, or video ids that are not
-        file names.
+    Raises FileNotFoundError if there is no such file; ValueError for a file that is not an .npz of finite real `[T, C]`
+    with T > 0 and one C, or video ids that are not file names.
     """
-    path = existing(path)
+    path = fields.existing(path)
     findings = Findings(path)
     scores: dict[str, np.ndarray] = {}
     try:
@@ -79,8 +68,7 @@ def _check_scores(scores: Mapping[str, object], findings: Findings) -> None:
             case = f"{table.shape[1]} classes, most videos have {usual}"
         elif not np.isfinite(table).all():
             snippet, class_id = np.argwhere(~np.isfinite(table))[0]
-            value = table[snippet, class_id]
-            case = f"{value} at snippet {snippet}, class {class_id}; expected finite numbers"
+            case = f"{table[snippet, class_id]} at snippet {snippet}, class {class_id}; expected finite numbers"
         else:
             continue
         findings.problem("scores", f"{video!r}: {case}")
@@ -92,42 +80,35 @@ def write_native(path: Path, detections: Mapping[str, np.ndarray], classes: Sequ
     This format does not contain videos without detections.
 
     Args:
-      path: of the file.
       detections: {video: `[N, 4]`}.
-      classes: names by class id.
 
-    Raises:
-      ValueError: for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a video
-        id that is not a file name.
+    Raises ValueError for a table that is not finite `[N, 4]`, a class without a name, an end before its start, or a
+    video id that is not a file name.
     """
-    names = list(class_ids(classes))
-    lines = [
-        json.dumps(
-            {"video": video, "class": names[int(class_id)], "start": start, "end": end, "score": score},
-            ensure_ascii=False,
-        )
-        for video, table in check_detections(detections, len(names)).items()
+    names = list(fields.class_ids(classes))
+    entries = (
+        {"video": video, "class": names[int(class_id)], "start": start, "end": end, "score": score}
+        for video, table in fields.check_detections(detections, len(names)).items()
         for class_id, start, end, score in table.tolist()
-    ]
-    write_atomically(path, ("[" + ",".join(f"\n  {line}" for line in lines) + "\n]\n").encode())
+    )
+    lines = [f"\n  {json.dumps(entry, ensure_ascii=False)}" for entry in entries]
+    write_atomically(path, ("[" + ",".join(lines) + "\n]\n").encode())
 
 
 def read_native(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads the file of `write_native`: {video: `[N, 4]`}, without the videos that have no detections.
 
-    Raises:
-      FileNotFoundError: if there is no such file.
-      DataError: naming entry, field and value of every problem.
+    Raises FileNotFoundError if there is no such file; DataError naming entry, field and value of every problem.
     """
-    path, ids = existing(path), class_ids(classes)
+    path, ids = fields.existing(path), fields.class_ids(classes)
     findings = Findings(path)
     rows = defaultdict(list)
     for i, entry in enumerate(load_json(path, list, "a list of detections", findings)):
         where = f"entry {i}"
-        fields = object_with(where, entry, ("video", "class", "start", "end", "score"), findings)
-        if fields and check_video_id(fields["video"], findings, where):
-            class_id = class_of_name(f"{where} class", fields["class"], ids, findings)
-            times = start_and_end(where, (fields["start"], fields["end"]), findings)
-            rows[fields["video"]].append((class_id, *times, finite(f"{where} score", fields["score"], findings)))
+        values = fields.object_with(where, entry, ("video", "class", "start", "end", "score"), findings)
+        if values and check_video_id(values["video"], findings, where):
+            class_id = fields.class_of_name(f"{where} class", values["class"], ids, findings)
+            times = fields.start_and_end(where, (values["start"], values["end"]), findings)
+            rows[values["video"]].append((class_id, *times, fields.finite(f"{where} score", values["score"], findings)))
     findings.raise_problems("nothing was read")
     return {video: np.array(found, np.float64).reshape(-1, 4) for video, found in rows.items()}

@@ -31,15 +31,13 @@ def write_pku_mmd(
     Args:
       directory: of the files. It appears when all are written.
       detections: {video: `[N, 4]`}, times in seconds.
-      num_classes: C.
       first_label: the label of class 0; 1 in PKU-MMD, 0 in the evaluation code of TSU.
       frames_per_second: of the times in the files; 30 in PKU-MMD, 1 for seconds. Fractions of frames are kept, because
         the official scripts read real numbers.
       overwrite: replace a folder that holds only .txt files.
 
-    Raises:
-      FileExistsError: if `directory` is not empty and may not be overwritten.
-      ValueError: see `write_native`; also for a rate that is not above 0.
+    Raises FileExistsError if `directory` is not empty and may not be overwritten; ValueError as in `write_native`, also
+    for a rate that is not above 0.
     """
     _check_rate(frames_per_second)
     tables = check_detections(detections, num_classes)
@@ -73,15 +71,10 @@ def read_pku_mmd(
     without detections.
 
     Args:
-      directory: of the files.
       num_classes, first_label, frames_per_second: as in `write_pku_mmd`.
 
-    Returns:
-      {video: `[N, 4]`}, times in seconds, videos sorted by name.
-
-    Raises:
-      FileNotFoundError: if there is no such folder, or no .txt file in it.
-      DataError: naming file, line, field and value of every problem.
+    Returns {video: `[N, 4]`}, times in seconds, videos sorted by name. Raises FileNotFoundError if there is no such
+    folder, or no .txt file in it; DataError naming file, line, field and value of every problem.
     """
     _check_rate(frames_per_second)
     directory = Path(directory)

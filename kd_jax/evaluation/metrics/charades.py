@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kd_jax.evaluation.metrics.frame_map import average_precision
-from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, check_mapping, numbers, read_rows
+from kd_jax.evaluation.metrics.segment_rows import TRUTH_COLUMNS, Tables, check_mapping, numbers, read_rows
 
 NUM_TIME_POINTS = 25
 NUM_CLASSES = 157
@@ -25,24 +25,15 @@ def time_point_labels(segments: np.ndarray, duration: float, *, num_classes: int
 
     Args:
       segments: `[N, 3]` rows (class, start, end), in the unit of `duration`; they may overlap.
-      duration: of the video, above 0.
-      num_classes: C.
 
-    Returns:
-      `[25, C]` uint8.
-
-    Raises:
-      ValueError: for another shape, a class outside 0 … C-1, a NaN, an end before its start, a duration not above 0.
+    Returns `[25, C]` uint8. Raises ValueError for another shape, a class outside 0 … C-1, a NaN, an end before its
+    start, a duration not above 0.
     """
     return _labels("time_point_labels", {"": segments}, {"": duration}, num_classes)[""]
 
 
 def charades_localize(
-    scores: Mapping[str, np.ndarray],
-    segments: Mapping[str, np.ndarray],
-    durations: Mapping[str, float],
-    *,
-    num_classes: int = NUM_CLASSES,
+    scores: Tables, segments: Tables, durations: Mapping[str, float], *, num_classes: int = NUM_CLASSES
 ) -> dict:
     """Computes the mean average precision of the Charades localization challenge.
 
@@ -55,7 +46,6 @@ def charades_localize(
       scores: {video: `[25, C]` at `time_points(duration)`}.
       segments: {video: `[N, 3]` rows (class, start, end) in seconds} of the videos to score; `[0, 3]` without actions.
       durations: {video: seconds}, the column `length` of the official file.
-      num_classes: C.
 
     Returns:
       `official_mean`: percent, over all classes; NaN, as in the official script, if a class never occurs.
@@ -64,9 +54,8 @@ def charades_localize(
       `weighted_mean_over_present_classes`: percent, weighted by the positives of each class.
       `per_class`: `[C]` percent, NaN for a class that never occurs.
 
-    Raises:
-      ValueError: naming argument, video and value: for another shape, a NaN, a class outside 0 … C-1, an end before
-        its start, a duration that is missing or not above 0, scores of a video that is not in `segments`.
+    Raises ValueError naming argument, video and value: for another shape, a NaN, a class outside 0 … C-1, an end before
+    its start, a duration that is missing or not above 0, scores of a video that is not in `segments`.
 
     References:
       Sigurdsson et al., Hollywood in Homes, ECCV 2016; Charades_v1_localize.m.
@@ -102,9 +91,7 @@ def _check_videos(function: str, scores: Mapping, segments: Mapping, durations: 
         raise ValueError(f"{function}: scores must be of videos in segments; {found}.")
 
 
-def _labels(
-    function: str, segments: Mapping[str, np.ndarray], durations: Mapping[str, float], num_classes: int
-) -> dict[str, np.ndarray]:
+def _labels(function: str, segments: Tables, durations: Mapping[str, float], num_classes: int) -> dict[str, np.ndarray]:
     """Returns {video: `[25, C]` uint8}."""
     labels = {}
     for video, rows in segments.items():

@@ -38,6 +38,7 @@ from kd_jax.evaluation.metrics.segment_matching import Pairs, match_greedily, pa
 from kd_jax.evaluation.metrics.segment_rows import (
     REGION_COLUMNS,
     Rows,
+    Tables,
     check_mapping,
     check_thresholds,
     read_both,
@@ -53,15 +54,15 @@ MATCHINGS = ("by_confidence", "by_ground_truth")
 
 
 def detection_map(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
+    detections: Tables,
+    ground_truth: Tables,
     *,
     num_classes: int,
     thresholds: Sequence[float] = THUMOS14_THRESHOLDS,
     average_precision: str = "interpolated",
     matching: str = "by_confidence",
     cleaning: str = "opentad",
-    ignored: Mapping[str, np.ndarray] | None = None,
+    ignored: Tables | None = None,
     recall_multiples: Sequence[int] = (1, 5),
 ) -> dict:
     """Computes the mean average precision of detections at several tIoUs.
@@ -73,7 +74,6 @@ def detection_map(
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}.
       ground_truth: {video: `[M, 3]` rows (class, start, end)}, in seconds because `cleaning` has tolerances in seconds.
-      num_classes: C.
       thresholds: K tIoUs in (0, 1].
       average_precision: 'interpolated' or 'non_interpolated', see the module docstring.
       matching: 'by_confidence' or 'by_ground_truth', see the module docstring.
@@ -92,9 +92,8 @@ def detection_map(
         confident detections of their video and class, where n is the number of ground truths of that video and class.
         A detection may reach several ground truths; `ignored` has no effect.
 
-    Raises:
-      ValueError: for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, a threshold
-        outside (0, 1], or an unknown option.
+    Raises ValueError for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, a threshold
+    outside (0, 1], or an unknown option.
 
     References:
       Caba Heilbron et al., ActivityNet, CVPR 2015; Jiang et al., THUMOS challenge, 2014; Zhang et al., ActionFormer,
@@ -111,8 +110,8 @@ def detection_map(
 
 
 def detection_map_by_length(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
+    detections: Tables,
+    ground_truth: Tables,
     *,
     num_classes: int,
     bins: Mapping[str, tuple[float, float]] = THUMOS14_LENGTH_BINS,
@@ -120,7 +119,7 @@ def detection_map_by_length(
     average_precision: str = "interpolated",
     matching: str = "by_confidence",
     cleaning: str = "opentad",
-    ignored: Mapping[str, np.ndarray] | None = None,
+    ignored: Tables | None = None,
 ) -> dict[str, dict]:
     """Computes detection mAP for the ground truths of each bin of lengths.
 
@@ -134,11 +133,8 @@ def detection_map_by_length(
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
       others: as in `detection_map`.
 
-    Returns:
-      {name: `thresholds`, `mAP`, `average_mAP` and `per_class` as in `detection_map`, and `num_ground_truths`}.
-
-    Raises:
-      ValueError: as in `detection_map`, and for bins that are empty or reversed.
+    Returns {name: `thresholds`, `mAP`, `average_mAP` and `per_class` as in `detection_map`, and `num_ground_truths`}.
+    Raises ValueError as in `detection_map`, and for bins that are empty or reversed.
     """
     name = "detection_map_by_length"
     check_length_bins(name, bins)
@@ -173,12 +169,7 @@ class _Matched(NamedTuple):
     ambiguous: np.ndarray  # [N] bool: the detection overlaps an ignored segment
 
 
-def _match(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
-    ignored: Mapping[str, np.ndarray] | None,
-    options: _Options,
-) -> _Matched:
+def _match(detections: Tables, ground_truth: Tables, ignored: Tables | None, options: _Options) -> _Matched:
     """Checks all arguments of `detection_map` and matches at every threshold."""
     for argument, value, known in (
         ("average_precision", options.average_precision, AVERAGE_PRECISIONS),
@@ -231,9 +222,7 @@ def _match_by_ground_truth(pairs: Pairs, num_detections: int, num_truths: int) -
     return matched
 
 
-def _overlaps_ignored(
-    function: str, found: Rows, ignored: Mapping[str, np.ndarray] | None, videos: Sequence[str]
-) -> np.ndarray:
+def _overlaps_ignored(function: str, found: Rows, ignored: Tables | None, videos: Sequence[str]) -> np.ndarray:
     """Returns `[N]` bool: whether a detection overlaps an ignored segment of its video."""
     ambiguous = np.zeros(len(found.start), bool)
     if ignored is not None:

@@ -7,23 +7,19 @@ Both take {video: `[N, 4]` rows (class, start, end, score)} and {video: `[N, 3]`
 of time. Classes are 0 … C-1; those of PKU-MMD, 1 … 51, must be shifted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from kd_jax.evaluation.metrics.ranked_precision import average_precisions, mean_over_present, split_by
 from kd_jax.evaluation.metrics.segment_matching import match_greedily, pairs_of_one_class, temporal_iou
-from kd_jax.evaluation.metrics.segment_rows import Rows, check_thresholds, read_both
+from kd_jax.evaluation.metrics.segment_rows import Rows, Tables, check_thresholds, read_both
 
 EVENT_THRESHOLDS = (0.1, 0.3, 0.5)
 
 
 def event_map(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
-    *,
-    num_classes: int,
-    thresholds: Sequence[float] = EVENT_THRESHOLDS,
+    detections: Tables, ground_truth: Tables, *, num_classes: int, thresholds: Sequence[float] = EVENT_THRESHOLDS
 ) -> dict:
     """Computes the event mAP of the PKU-MMD and TSU evaluation scripts, including their quirks.
 
@@ -47,7 +43,6 @@ def event_map(
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
       ground_truth: {video: `[N, 3]` rows (class, start, end)}.
-      num_classes: C.
       thresholds: K overlaps in (0, 1].
 
     Returns:
@@ -56,9 +51,8 @@ def event_map(
       `mAP_video`: `[K]` percent, mean over the videos, each ranked over all classes (mAP_v); NaN without a video.
       `per_class`: `[K, C]` percent, 0 for a class without ground truth.
 
-    Raises:
-      ValueError: for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, or a threshold
-        outside (0, 1].
+    Raises ValueError for rows of another shape, a class outside 0 … C-1, a NaN, an end before its start, or a threshold
+    outside (0, 1].
 
     References:
       Liu et al., PKU-MMD, 2017, and the evaluation code of Toyota Smarthome Untrimmed.
@@ -111,10 +105,8 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
 
     Args:
       matched: `[N]`, the ground truth of each detection or -1, least confident first.
-      num_truths: M.
 
-    Returns:
-      A fraction; 0 without detections or without ground truth.
+    Returns a fraction; 0 without detections or without ground truth.
     """
     if len(matched) == 0 or num_truths == 0:
         return 0.0
@@ -131,11 +123,7 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
 
 
 def event_map_strict(
-    detections: Mapping[str, np.ndarray],
-    ground_truth: Mapping[str, np.ndarray],
-    *,
-    num_classes: int,
-    thresholds: Sequence[float] = EVENT_THRESHOLDS,
+    detections: Tables, ground_truth: Tables, *, num_classes: int, thresholds: Sequence[float] = EVENT_THRESHOLDS
 ) -> dict:
     """Computes event mAP without the quirks of `event_map`.
 
@@ -151,7 +139,6 @@ def event_map_strict(
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
       ground_truth: {video: `[M, 3]` rows (class, start, end)}.
-      num_classes: C.
       thresholds: K tIoUs in (0, 1].
 
     Returns:
@@ -160,8 +147,7 @@ def event_map_strict(
       `mAP_video`: `[K]` percent, mean over the videos with ground truth; NaN without any.
       `per_class`: `[K, C]` percent, NaN for a class without ground truth.
 
-    Raises:
-      ValueError: as in `event_map`.
+    Raises ValueError as in `event_map`.
     """
     limits = check_thresholds("event_map_strict", thresholds)
     found, truths, videos = read_both("event_map_strict", detections, ground_truth, num_classes)

@@ -23,11 +23,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
       scores: `[N, C]`, higher means more confident, on any monotone scale.
       labels: `[N, C]`, 0 or 1.
 
-    Returns:
-      `[C]` float64, in [0, 1].
-
-    Raises:
-      ValueError: if the shapes disagree, a score is NaN or a label is neither 0 nor 1.
+    Returns `[C]` float64, in [0, 1]. Raises ValueError if the shapes disagree, a score is NaN or a label is neither 0
+    nor 1.
 
     References:
       apmeter.py of the public training codes, in which the order of equal scores is undefined.
@@ -57,14 +54,12 @@ def frame_map(
       `mean_over_all_classes`: percent.
       `per_class`: `[C]` percent, NaN for a class without positives.
 
-    Raises:
-      ValueError: if shapes or lengths disagree, a score is NaN or a label is neither 0 nor 1.
+    Raises ValueError if shapes or lengths disagree, a score is NaN or a label is neither 0 nor 1.
     """
     if isinstance(scores, np.ndarray) != isinstance(labels, np.ndarray):
-        raise ValueError(
-            "frame_map: scores and labels must both be arrays or both be lists of one array per video; "
-            f"got {type(scores).__name__} and {type(labels).__name__}."
-        )
+        found = f"{type(scores).__name__} and {type(labels).__name__}"
+        expected = "both be arrays or both be lists of one array per video"
+        raise ValueError(f"frame_map: scores and labels must {expected}; got {found}.")
     excluded = None if left_out is None else _as_list(left_out)
     precision, present = _per_class(_as_list(scores), _as_list(labels), excluded)
     return {
@@ -89,8 +84,7 @@ def _per_class(
     for first in range(0, num_classes, _CLASSES_AT_ONCE):
         block = slice(first, first + _CLASSES_AT_ONCE)
         block_scores = np.ascontiguousarray(np.concatenate([s[:, block] for s in scores]).T)
-        if block_scores.dtype.kind != "f":
-            block_scores = block_scores.astype(np.float64)
+        block_scores = block_scores if block_scores.dtype.kind == "f" else block_scores.astype(np.float64)
         block_labels = np.concatenate([t[:, block] for t in labels]).T
         positive = np.ascontiguousarray(block_labels == 1)
         if not np.all(positive | (block_labels == 0)):
@@ -136,15 +130,11 @@ def _ranked(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 def _check_shapes(scores: list[np.ndarray], labels: list[np.ndarray]) -> int:
     """Returns the number of classes; raises unless both lists hold `[T, C]` arrays of pairwise equal shapes."""
     if len(scores) != len(labels) or not scores:
-        raise ValueError(
-            "frame_map: scores and labels must hold the same videos, at least one; "
-            f"got {len(scores)} and {len(labels)}."
-        )
+        found = f"got {len(scores)} and {len(labels)}"
+        raise ValueError(f"frame_map: scores and labels must hold the same videos, at least one; {found}.")
     num_classes = scores[0].shape[-1] if scores[0].ndim else 0
     for video, (s, t) in enumerate(zip(scores, labels, strict=True)):
         if s.ndim != 2 or s.shape != t.shape or s.shape[1] != num_classes or num_classes == 0:
-            raise ValueError(
-                f"frame_map: scores and labels must be [T, C] with one C for all videos; got scores {s.shape} and "
-                f"labels {t.shape} for video {video}, and C = {num_classes} for video 0."
-            )
+            found = f"scores {s.shape} and labels {t.shape} for video {video}, and C = {num_classes} for video 0"
+            raise ValueError(f"frame_map: scores and labels must be [T, C] with one C for all videos; got {found}.")
     return num_classes

@@ -36,36 +36,27 @@ def frame_map_by_length(
       durations: of each video, in seconds.
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
 
-    Returns:
-      {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over classes}.
-
-    Raises:
-      ValueError: for lists of unequal length, bins that are empty or reversed, and as in `frame_map` and
-        `labels_from_segments`.
+    Returns {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over
+    classes}. Raises ValueError for lists of unequal length, bins that are empty or reversed, and as in `frame_map` and
+    `labels_from_segments`.
     """
     name = "frame_map_by_length"
     check_length_bins(name, bins)
     if not len(scores) == len(segments) == len(durations) or not len(scores):
-        raise ValueError(
-            f"{name}: scores, segments and durations must hold the same videos, at least one; got {len(scores)}, "
-            f"{len(segments)} and {len(durations)}."
-        )
+        found = f"{len(scores)}, {len(segments)} and {len(durations)}"
+        expected = "must hold the same videos, at least one"
+        raise ValueError(f"{name}: scores, segments and durations {expected}; got {found}.")
     scores = [np.asarray(s) for s in scores]
     for video, s in enumerate(scores):
         if s.ndim != 2:
             raise ValueError(f"{name}: scores[{video}] must be [T, C]; got shape {s.shape}.")
-    return {key: _one_length_bin(name, scores, segments, durations, limits) for key, limits in bins.items()}
+    videos = list(zip(scores, segments, durations, strict=True))
+    return {key: _one_length_bin(name, videos, limits) for key, limits in bins.items()}
 
 
-def _one_length_bin(
-    function: str,
-    scores: Sequence[np.ndarray],
-    segments: Sequence[np.ndarray],
-    durations: Sequence[float],
-    limits: tuple[float, float],
-) -> dict:
+def _one_length_bin(function: str, videos: Sequence[tuple], limits: tuple[float, float]) -> dict:
     labels, left_out = [], []
-    for video, (s, rows, duration) in enumerate(zip(scores, segments, durations, strict=True)):
+    for video, (s, rows, duration) in enumerate(videos):
         num_snippets, num_classes = s.shape
         if num_snippets == 0:
             labels.append(np.zeros(s.shape, np.uint8))
@@ -77,7 +68,7 @@ def _one_length_bin(
         labels.append(labels_from_segments(table[inside], duration, num_snippets, num_classes))
         others = labels_from_segments(table[~inside], duration, num_snippets, num_classes)
         left_out.append((others == 1) & (labels[-1] == 0))
-    result = frame_map(scores, labels, left_out=left_out)
+    result = frame_map([s for s, _, _ in videos], labels, left_out=left_out)
     return result | {"num_positives": sum(int(t.sum()) for t in labels)}
 
 
@@ -101,11 +92,8 @@ def frame_map_by_concurrency(
       bins: {name: (at least, at most)} active classes.
       with_background: rank snippets without any action in every bin.
 
-    Returns:
-      {name: the result of `frame_map`, and `num_snippets` in the bin, without the background}.
-
-    Raises:
-      ValueError: for bins that are empty or reversed, and as in `frame_map`.
+    Returns {name: the result of `frame_map`, and `num_snippets` in the bin, without the background}. Raises ValueError
+    for bins that are empty or reversed, and as in `frame_map`.
     """
     name = "frame_map_by_concurrency"
     if not bins:
@@ -116,10 +104,8 @@ def frame_map_by_concurrency(
     scores, labels = [np.asarray(s) for s in scores], [np.asarray(t) for t in labels]
     for video, t in enumerate(labels):
         if len(scores) != len(labels) or t.ndim != 2 or scores[video].shape != t.shape:
-            raise ValueError(
-                f"{name}: scores and labels must be lists of one [T, C] array per video; got {len(scores)} and "
-                f"{len(labels)} videos, labels {t.shape} for video {video}."
-            )
+            found = f"{len(scores)} and {len(labels)} videos, labels {t.shape} for video {video}"
+            raise ValueError(f"{name}: scores and labels must be lists of one [T, C] array per video; got {found}.")
     counts = [(t != 0).sum(axis=1) for t in labels]
     result = {}
     for key, (at_least, at_most) in bins.items():

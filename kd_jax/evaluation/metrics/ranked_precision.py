@@ -14,8 +14,7 @@ def average_precision_of_ranks(positive: np.ndarray, num_truths: int, *, interpo
       interpolated: the precision at a rank is the highest one at this or any later rank (all points, as in
         PASCAL VOC 2011 and ActivityNet); otherwise the precision at the rank itself (THUMOS14).
 
-    Returns:
-      The sum of the precisions at the true positives, divided by M; NaN if M is 0.
+    Returns the sum of the precisions at the true positives, divided by M; NaN if M is 0.
     """
     if num_truths == 0:
         return float("nan")
@@ -46,12 +45,10 @@ def average_precisions(
       positive: per threshold `[N]` bool, most confident first: whether the detection is a true positive.
       group: `[N]`, the class (or video) of each detection, 0 … G-1.
       truth_group: `[M]`, that of each ground truth.
-      num_groups: G.
       interpolated: see `average_precision_of_ranks`.
       left_out: per threshold `[N]` bool: whether the detection is left out of the ranking.
 
-    Returns:
-      `[K, G]`, NaN for a group without ground truth.
+    Returns `[K, G]`, NaN for a group without ground truth.
     """
     members = split_by(group, num_groups)
     num_truths = np.bincount(truth_group, minlength=num_groups)

@@ -37,13 +37,9 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
     """Finds all pairs of the same video and class with `overlap(start, end, other_start, other_end) >= minimum`.
 
     Args:
-      detections: N rows.
-      truths: M rows.
       overlap: a function of arrays, such as `temporal_iou`.
-      minimum: the least overlap.
 
-    Returns:
-      The pairs, sorted by detection and then by ground truth.
+    Returns the pairs, sorted by detection and then by ground truth.
     """
     num_classes = 1 + max(detections.class_id.max(initial=0), truths.class_id.max(initial=0))
     truth_group = truths.video * num_classes + truths.class_id
@@ -76,11 +72,8 @@ def match_greedily(pairs: Pairs, num_detections: int, num_truths: int) -> np.nda
 
     Args:
       pairs: the candidates, in any order.
-      num_detections: N.
-      num_truths: M.
 
-    Returns:
-      `[N]` index of the ground truth of each detection, -1 for none.
+    Returns `[N]` index of the ground truth of each detection, -1 for none.
     """
     pairs = pairs.take(np.lexsort((-pairs.truth, -pairs.overlap, pairs.detection)))
     edges = np.searchsorted(pairs.detection, np.arange(num_detections + 1))

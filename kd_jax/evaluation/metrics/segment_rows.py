@@ -15,6 +15,7 @@ TRUTH_COLUMNS = ("class", "start", "end")
 DETECTION_COLUMNS = ("class", "start", "end", "score")
 REGION_COLUMNS = ("start", "end")  # of any class
 Video = TypeVar("Video")  # an id or a number
+Tables = Mapping[str, np.ndarray]  # {video: rows}
 
 
 class Rows(NamedTuple):
@@ -36,22 +37,17 @@ class Rows(NamedTuple):
 
 
 def read_both(
-    function: str, detections: Mapping[str, np.ndarray], ground_truth: Mapping[str, np.ndarray], num_classes: int
+    function: str, detections: Tables, ground_truth: Tables, num_classes: int
 ) -> tuple[Rows, Rows, list[str]]:
     """Checks detections and ground truth and reads them into Rows.
 
     Args:
-      function: the caller, for messages.
       detections: {video: `[N, 4]` rows (class, start, end, score)}.
       ground_truth: {video: `[M, 3]` rows (class, start, end)}.
-      num_classes: C; classes are 0 … C-1.
 
-    Returns:
-      The detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video` indexes:
-      those of `detections`, then those that are only in `ground_truth`.
-
-    Raises:
-      ValueError: naming function, argument, video and value; see `read_rows`.
+    Returns the detections and the ground truth, each in the order of its mapping, and the videos that `Rows.video`
+    indexes: those of `detections`, then those that are only in `ground_truth`. Raises ValueError naming function,
+    argument, video and value; see `read_rows`.
     """
     check_mapping(function, "detections", detections)
     check_mapping(function, "ground_truth", ground_truth)
@@ -79,18 +75,12 @@ def read_rows(
     """Checks one mapping of segments and reads it into Rows, in its order.
 
     Args:
-      name: of the mapping, for messages.
       segments: {video: `[N, len(columns)]`}; an empty array may have any shape.
       index: {video: its number in `Rows.video`}.
-      num_classes: C; classes are 0 … C-1.
       columns: some of `DETECTION_COLUMNS`, including start and end.
 
-    Returns:
-      The rows.
-
-    Raises:
-      ValueError: for another shape, a class that is not one of 0 … C-1, a time that is not finite, an end before its
-        start, or a score that is NaN.
+    Returns the rows. Raises ValueError for another shape, a class that is not one of 0 … C-1, a time that is not
+    finite, an end before its start, or a score that is NaN.
     """
     width = len(columns)
     tables, videos = [np.zeros((0, width))], [np.zeros(0, np.int64)]
@@ -128,9 +118,8 @@ def _check_values(where: str, read: Mapping[str, np.ndarray], num_classes: int) 
     backward = ~(np.isfinite(start) & np.isfinite(end) & (end >= start))
     if backward.any():
         row = backward.argmax()
-        raise ValueError(
-            f"{where} row {row}: start and end must be finite and start <= end; got {start[row]:g} and {end[row]:g}."
-        )
+        found = f"{start[row]:g} and {end[row]:g}"
+        raise ValueError(f"{where} row {row}: start and end must be finite and start <= end; got {found}.")
     if "score" in read and np.isnan(read["score"]).any():
         raise ValueError(f"{where} row {np.isnan(read['score']).argmax()}: the score is NaN.")
 
