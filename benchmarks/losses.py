@@ -23,7 +23,7 @@ from kd_jax.training.terms import TASKS, TERMS, choose_term
 
 LAYERS, DILATION = 5, 4
 ROWS = {name: (name, {}) for name, term in TERMS.items() if not term.owns} | {
-    "global_context, snippet": ("global_context", {"relation": "snippet"}),
+    "global_context, snippet": ("global_context", {"relation": "snippet"})
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
 # The convolution needs four of half the length, forward and for each of its gradients.

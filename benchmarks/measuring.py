@@ -121,10 +121,7 @@ def peak_memory(call: Callable[[], object]) -> dict[str, float]:
     before = memory("VmRSS")
     call()
     device = device_peak_bytes()
-    return {
-        "peak GB": (memory("VmHWM") - before) / 1e9,
-        **({} if device is None else {"device peak GB": device / 1e9}),
-    }
+    return {"peak GB": (memory("VmHWM") - before) / 1e9, **({} if device is None else {"device peak GB": device / 1e9})}
 
 
 def in_own_process(module: str, *arguments: str) -> dict:

@@ -20,8 +20,7 @@ def gram(a: jax.Array) -> jax.Array:
 
 
 gram.defvjp(
-    lambda a: (gram(a), a),
-    lambda a, gradient: (einsum("bth,bhk->btk", a, gradient + jnp.swapaxes(gradient, 1, 2)),),
+    lambda a: (gram(a), a), lambda a, gradient: (einsum("bth,bhk->btk", a, gradient + jnp.swapaxes(gradient, 1, 2)),)
 )
 
 

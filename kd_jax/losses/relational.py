@@ -175,8 +175,7 @@ def _sum_angle_losses_forward(student: jax.Array, teacher: jax.Array) -> tuple[j
 
 
 _sum_angle_losses.defvjp(
-    _sum_angle_losses_forward,
-    lambda gradient, upstream: (gradient * upstream[:, None, None], jnp.zeros_like(gradient)),
+    _sum_angle_losses_forward, lambda gradient, upstream: (gradient * upstream[:, None, None], jnp.zeros_like(gradient))
 )
 
 

@@ -172,8 +172,7 @@ def merge(first: jax.Array, second: jax.Array, dilation: jax.Array | int) -> jax
 
 # Each is the gradient of the other; JAX's own gradient scatters into an array of zeros.
 split.defvjp(
-    lambda x, dilation: (split(x, dilation), dilation),
-    lambda dilation, gradients: (merge(*gradients, dilation), None),
+    lambda x, dilation: (split(x, dilation), dilation), lambda dilation, gradients: (merge(*gradients, dilation), None)
 )
 merge.defvjp(
     lambda first, second, dilation: (merge(first, second, dilation), dilation),
