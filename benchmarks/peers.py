@@ -22,6 +22,11 @@ from kd_jax.data.batches import bucket_lengths, schedule_epoch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 class SSTCN(torch.nn.Module):
     """SS-TCN as PyTorch code usually writes it: `[B, D, T]` and `[B, 1, T]` → features `[B, H, T]`, logits."""
 
@@ -109,12 +114,21 @@ def collate(videos: list[dict], length: int = 0) -> tuple[dict, torch.Tensor]:
     """Pads to the longest, or to `length`: {key: `[B, T, …]` float32}, mask `[B, 1, T]`."""
     lengths = torch.tensor([len(video["labels"]) for video in videos])
     longest = max(length, int(lengths.max()))
-    batch = {
-        key: torch.stack([functional.pad(video[key].float(), (0, 0, 0, longest - len(video[key]))) for video in videos])
-        for key in videos[0]
-    }
+
+    def stack(rows):
+        return torch.stack([functional.pad(x.float(), (0, 0, 0, longest - len(x))) for x in rows])
+
+    batch = {key: stack([video[key] for video in videos]) for key in videos[0]}
     mask = (torch.arange(longest)[None, :] < lengths[:, None]).float()
     return batch, mask.to(batch["labels"].device)[:, None]
+
+
+def data_loader(data, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
+    """A shuffled loader of padded batches; its workers start now, before JAX has threads that a fork would lose."""
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": DEVICE.type == "cuda"}
+    loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True, collate_fn=collate, **options)
+    iter(loader)
+    return loader
 
 
 class Peer:
@@ -127,9 +141,7 @@ class Peer:
         self.autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
         width = videos[0]["rgb"].shape[1]
         self.models = {kind: SSTCN(width, hidden).to(DEVICE) for kind in ("teacher", "student")}
-        self.optimizers = {
-            kind: torch.optim.Adam(model.parameters(), 2e-4, **adam) for kind, model in self.models.items()
-        }
+        self.optimizers = {kind: torch.optim.Adam(m.parameters(), 2e-4, **adam) for kind, m in self.models.items()}
 
     def epoch(self, kind: str) -> None:
         """One epoch of the 'teacher' or the 'student', finished when it returns."""
@@ -145,8 +157,7 @@ class Peer:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
 
     @torch.no_grad()
     def teacher_features(self, batch: dict, mask: torch.Tensor) -> torch.Tensor:
@@ -156,16 +167,7 @@ class Peer:
 class Usual(Peer):
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, workers: int = 2):
         super().__init__(videos, hidden, batch_size, dtype)
-        self.loader = torch.utils.data.DataLoader(
-            self.data,
-            batch_size,
-            shuffle=True,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=DEVICE.type == "cuda",
-        )
-        iter(self.loader)  # the workers start now, before JAX has threads that a fork would lose
+        self.loader = data_loader(self.data, batch_size, workers)
 
     def batches(self, kind: str):
         for batch, mask in self.loader:

@@ -18,14 +18,13 @@ def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str
     """Compute atomic distillation in one of its forms.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       form: a key of `ATOMIC_FORMS`: 'nce' (`atomic_nce`), 'infonce' (`atomic_infonce`) or 'margin' (`atomic_margin`).
       **options: the keyword arguments of that function.
 
     Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
+      A scalar, float32, the mean over valid snippets; 0 for an empty mask.
 
     Raises:
       ValueError: if the form is unknown, or as the form's function does.
@@ -55,8 +54,7 @@ def atomic_nce(
     `r = 1`, h is `σ(cos/τ)`. A missing negative contributes 0; the positive of its snippet still counts.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       labels: `[B, T, C]`; a class is active where positive. Negatives are drawn from snippets with another label set.
         None: from all other snippets.
@@ -67,15 +65,10 @@ def atomic_nce(
       temperature: τ.
       noise_ratio: r = N/M.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, an option is out of range, or neither a key nor negatives are given.
-
-    References:
-      METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives and the
-      choice of negatives are [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if an option is out of range, or neither a key nor negatives are given.
+    References: METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives
+      and the choice of negatives are [default].
     """
     _check_positive("atomic_nce", temperature=temperature, noise_ratio=noise_ratio)
     student, teacher = masked_pair("atomic_nce", student, teacher, mask)
@@ -105,8 +98,7 @@ def atomic_infonce(
 
     Args, returns and errors are those of `atomic_nce`, without `noise_ratio`.
 
-    References:
-      METHOD §2, Atomic [default].
+    References: METHOD §2, Atomic [default].
     """
     _check_positive("atomic_infonce", temperature=temperature)
     student, teacher = masked_pair("atomic_infonce", student, teacher, mask)
@@ -138,14 +130,9 @@ def atomic_margin(
       margin: m. None: 1 without `normalize`; with it 2/H, the distance of orthogonal features (the largest is 4/H).
       normalize: whether to L2-normalise the features first.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: as in `atomic_nce`, and if the margin is negative or not finite.
-
-    References:
-      METHOD §2, Atomic; this form and its margins are [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError as in `atomic_nce`, and if the margin is negative or not finite.
+    References: METHOD §2, Atomic; this form and its margins are [default].
     """
     if isinstance(margin, (int, float)) and not 0 <= margin < np.inf:
         raise ValueError(f"atomic_margin: margin must be a finite number of at least 0, got {margin}.")

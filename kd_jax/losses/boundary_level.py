@@ -19,8 +19,7 @@ def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     Raises:
       ValueError: if the shapes disagree.
 
-    References:
-      METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
+    References: METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
     """
     check_mask("saliency", mask, features=features)
     features = mask_out(features.astype(jnp.float32), mask)
@@ -35,20 +34,14 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
     widths may differ. `vector`: `L = mean_t ‖Δf^S_t − Δf^T_t‖₁`. This also compares the direction.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool; a pair of snippets counts only if both are valid.
       form: 'curve' or 'vector'.
 
-    Returns:
-      A scalar, float32, the mean over valid pairs of all videos; 0 if there is none.
-
-    Raises:
-      ValueError: if the shapes disagree or the form is unknown.
-
-    References:
-      METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by their
-      number, is [default].
+    Returns: a float32 scalar, the mean over valid pairs of all videos; 0 if there is none.
+    Raises: ValueError if the form is unknown.
+    References: METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by
+      their number, is [default].
     """
     if form not in ("curve", "vector"):
         raise ValueError(f"boundary: form must be 'curve' or 'vector', got {form!r}.")

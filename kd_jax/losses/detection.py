@@ -18,15 +18,9 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
       labels: `[B, T, C]`, in [0, 1].
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding; this does
-      not.
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding;
+      this does not.
     """
     check_mask("sigmoid_cross_entropy", mask, logits=logits, labels=labels)
     if logits.shape != labels.shape:
@@ -51,14 +45,8 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
       labels: `[B, T, C]`, non-negative.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
     """
     check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
     if logits.shape[-1] != labels.shape[-1] + 1:

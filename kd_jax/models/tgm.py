@@ -27,10 +27,9 @@ class TGM(nn.Module):
       taps: L, number of snippets that a kernel covers, odd.
       mixture: N, number of curves that a layer mixes into its kernels.
 
-    References:
-      Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The released code
-      does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`, which has no
-      effect, is left out, and its uninitialised attention starts as N(0, 1).
+    References: Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The
+      released code does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`,
+      which has no effect, is left out, and its uninitialised attention starts as N(0, 1).
     """
 
     hidden: int = 256
@@ -72,10 +71,9 @@ class TGMSuperEvents(TGM):
     Attributes:
       num_outputs: number of super-events, one for each logit of the detector, which sets it.
 
-    References:
-      Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves reach into
-      the padding; here they end with the video, which is the same without padding. The released code applies dropout
-      to the super-events in training; here they have none.
+    References: Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves
+      reach into the padding; here they end with the video, which is the same without padding. The released code applies
+      dropout to the super-events in training; here they have none.
     """
 
     num_outputs: int = 1

@@ -73,15 +73,10 @@ def crd(
       negatives: `[K]` int, rows for all snippets, or `[B, T, K]`, rows for each snippet.
       temperature, momentum: τ and m.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos, 0 for an empty mask; and the new memory.
-
-    Raises:
-      ValueError: if the shapes disagree or an option is out of range.
-
-    References:
-      Tian et al., Contrastive Representation Distillation, ICLR 2020. Equal to its public code (RepDistiller), which
-      uses K = 16384. Weight 0.8 (METHOD §5).
+    Returns: a float32 scalar, the mean over valid snippets of all videos, 0 for an empty mask; and the new memory.
+    Raises: ValueError if an option is out of range.
+    References: Tian et al., Contrastive Representation Distillation, ICLR 2020. Equal to its public code
+      (RepDistiller), which uses K = 16384. Weight 0.8 (METHOD §5).
     """
     if not 0 < temperature < np.inf or not 0 <= momentum < 1:
         raise ValueError(f"crd: temperature must be above 0 and momentum in [0, 1); got {temperature}, {momentum}.")
