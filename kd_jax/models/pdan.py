@@ -20,12 +20,7 @@ class DilatedAttention(nn.Module):
     """Attention over the taps `t − d, t, t + d`, `[B, T, D] -> [B, T, features]`.
 
     `w_k = softmax_k(q_t · k_{t+kd})` for every channel, without scaling; `out_t = Σ_k w_k (v_{t+kd} + r_k)` with
-    learned `r`. A tap outside of the video has key 0 and value `r_k`, and takes part in the softmax.
-
-    Attributes:
-      features: number of output channels.
-      dilation: d.
-      dtype: dtype of the computation.
+    learned `r`. A tap outside of the video has key 0 and value `r_k`, and takes part in the softmax. d is `dilation`.
     """
 
     features: int

@@ -12,15 +12,9 @@ class DilatedLayer(ResidualLayer):
     """Residual layer that mixes the snippets by a convolution with three taps."""
 
     def mix(self, h: jax.Array) -> jax.Array:
-        return nn.Conv(
-            self.hidden,
-            kernel_size=(3,),
-            kernel_dilation=self.dilation,
-            dtype=self.dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init(3 * self.hidden),
-            name="dilated",
-        )(h)
+        options = {"kernel_dilation": self.dilation, "dtype": self.dtype, "name": "dilated"}
+        init = {"kernel_init": kernel_init, "bias_init": bias_init(3 * self.hidden)}
+        return nn.Conv(self.hidden, (3,), **options, **init)(h)
 
 
 class SSTCN(ResidualStack):
