@@ -7,8 +7,8 @@ normalisation folded into the kernels. The floor is the FLOPs of all convolution
 product. The extraction of a generated video of `--minutes` includes decoding; its memory excludes imports and weights.
 """
 
+import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,19 +28,11 @@ FRAMES = 16
 
 def make(name: str, clips: int, size: int, dtype: str, width: float):
     """Returns an encoder, its variables and its input."""
-    if name == "agcn":
-        model, x = AGCN(60, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
-    else:
-        model, x = I3D(400, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, size, size, 3), np.float32)
-    x = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
-    return model, random_variables(model, "pose" if name == "agcn" else "rgb", 0), x
-
-
-def make_call(model, variables, x) -> Callable:
-    """Returns a call that encodes `x`."""
-    run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
-    variables, x = jax.device_put((variables, x))
-    return lambda: run(variables, x)
+    kinds = {"agcn": (AGCN, 60, (2, 25, 3), "pose"), "i3d": (I3D, 400, (size, size, 3), "rgb")}
+    network, classes, shape, modality = kinds[name]
+    x = np.random.default_rng(0).uniform(-1, 1, (clips, FRAMES, *shape)).astype(np.float32)
+    model = network(classes, width, dtype=jnp.dtype(dtype))
+    return model, random_variables(model, modality, 0), x
 
 
 def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, width: float) -> list[dict]:
@@ -48,7 +40,8 @@ def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, w
     rows, flops = [], measuring.peaks()["flops"]
     for name in names:
         model, variables, x = make(name, clips, size, dtype, width)
-        calls = {"kd_jax": make_call(model, variables, x)}
+        run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
+        calls = {"kd_jax": functools.partial(run, *jax.device_put((variables, x)))}
         if measuring.with_peers():
             from benchmarks import encoder_peers  # here because it needs PyTorch
 

@@ -8,8 +8,9 @@ of time ∝ T^p for one video of 500 to 8000 snippets. `share of step`: of a dis
 1024); the random bits are those of all layers.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,7 @@ PRODUCTS = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A call that computes values and gradients, what it must at least do, and the same in PyTorch if there is one."""
 
     call: Callable[[], object]
@@ -84,9 +84,8 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     calls["dilated convolution"] = lambda: convolve(x, params, x)
     num_bytes["dilated convolution"] = 4 * tensor  # input, output and their gradients
     for name, module in {"Dropout": Dropout(0.5), "flax Dropout": nn.Dropout(0.5)}.items():
-        drop = with_pullback(
-            lambda x, module=module: module.apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-        )
+        apply = functools.partial(module.apply, {}, deterministic=False, rngs={"dropout": key})
+        drop = with_pullback(apply)
         calls[name] = lambda drop=drop: drop(x, x)
         num_bytes[name] = 4 * tensor
     flops = {name: 2.0 * count * videos * length * hidden**2 for name, count in PRODUCTS.items()}

@@ -147,13 +147,9 @@ def memory_twice(module: str, of: str) -> dict:
 def machine() -> dict:
     """Where and with what this was measured."""
     names = ("jax", "flax", "numpy", *(("torch",) if TORCH_INSTALLED else ()))
-    return {
-        "cores": os.cpu_count(),
-        "architecture": platform.machine(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
+    versions = {name: importlib.metadata.version(name) for name in names}
+    where = {"cores": os.cpu_count(), "architecture": platform.machine(), "device": jax.devices()[0].device_kind}
+    return {**where, "python": platform.python_version(), "versions": versions}
 
 
 def report(name: str, rows: Sequence[Mapping], facts: Mapping, output: str | None) -> None:

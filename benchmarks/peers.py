@@ -9,8 +9,6 @@ the length buckets so that it compiles few shapes, and float32 products use TF32
 torch.compile did not help (a step at B 4, T 1600, H 256 on 2 AVX2 cores: 2.57 s eager, 2.69 s compiled, and a minute
 and a half of compilation), nor did channels last with matrix products for convolutions (forward and backward of one
 layer: 0.26 s as Conv1d, 0.30 and 0.48 s), and bfloat16, which these cores do not have, cost 7 times a convolution.
-
-Both run on CUDA where PyTorch finds it.
 """
 
 import torch

@@ -12,7 +12,7 @@ data, twice: first our side compiles, then it finds its programs in JAX's cache.
 """
 
 import time
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class OurSide:
 
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
-        self.training = Training(batch_size)
+        self.training = SimpleNamespace(batch_size=batch_size, length_buckets=BUCKETS, data="resident")
         optimization = Optimization(plateau_patience=8, epochs=140, steps_per_epoch=-(-len(videos) // batch_size))
         terms = {"teacher": (), "student": tuple(map(choose_term, WEIGHTS))}
         self.programs = {kind: Program(self.model, "dense", chosen, optimization) for kind, chosen in terms.items()}
@@ -67,15 +67,6 @@ class OurSide:
         jax.block_until_ready(self.population.states)
 
 
-@dataclass(frozen=True)
-class Training:
-    """The section of a config."""
-
-    batch_size: int
-    length_buckets: int = BUCKETS
-    data: str = "resident"
-
-
 def sides() -> dict:
     if not measuring.with_peers():
         return {"kd_jax": OurSide}
@@ -85,10 +76,9 @@ def sides() -> dict:
 
 
 def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
-    """Multiplications and additions of the matrix products of forward and backward pass, over so many snippets.
+    """Multiplications and additions of the matrix products of forward and backward pass over `snippets`.
 
-    The input needs no gradient; a dilated convolution can do with two products of three, and a correlation matrix
-    costs one product, and its gradient two.
+    The input needs no gradient, a dilated convolution two products of three, a correlation one, and its gradient two.
     """
     inner = LAYERS * (2 + 1) * hidden**2 + hidden * CLASSES
     correlation = (3 + 1) * hidden**2 if kind == "student" else 0  # student with gradient, teacher without
@@ -128,9 +118,7 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
     return rows, {**facts, **options, **peaks, "peers": measuring.with_peers()}
 
 
-def sweep(
-    axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms=tuple(WEIGHTS), **shape
-) -> list[dict]:
+def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms: tuple, **shape) -> list[dict]:
     """Time of a distillation step with these terms, with `axis` of `shape` (videos, length, hidden) at each size."""
     rows, name = [], axis if terms == tuple(WEIGHTS) else f"{axis}, {' and '.join(terms)}"
     for size in sizes:

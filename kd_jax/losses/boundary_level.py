@@ -9,15 +9,8 @@ from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, pair_
 def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     """Measure the change of the features between consecutive snippets, `s_t = ‖f_{t+1} − f_t‖₁`.
 
-    Args:
-      features: `[B, T, H]`.
-      mask: `[B, T]` bool.
-
-    Returns:
-      `[B, T-1]`, float32; 0 where one snippet of the pair is padding.
-
-    Raises:
-      ValueError: if the shapes disagree.
+    Features are `[B, T, H]`, the mask `[B, T]` bool. The result is `[B, T-1]`, float32, and 0 where one snippet of the
+    pair is padding.
 
     References: METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
     """

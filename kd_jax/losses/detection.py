@@ -28,8 +28,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
             f"sigmoid_cross_entropy: labels must have the shape of logits; got logits {logits.shape}, "
             f"labels {labels.shape}, mask {mask.shape}."
         )
-    logits = mask_out(logits.astype(jnp.float32), mask)
-    labels = mask_out(labels.astype(jnp.float32), mask)
+    logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
     return masked_mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1), mask)
 
 
@@ -54,8 +53,7 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
             "softmax_cross_entropy_with_background: logits must have one more class than labels, the last of them the "
             f"background; got logits {logits.shape}, labels {labels.shape}, mask {mask.shape}."
         )
-    logits = mask_out(logits.astype(jnp.float32), mask)
-    labels = mask_out(labels.astype(jnp.float32), mask)
+    logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
     total = jnp.sum(labels, axis=-1, keepdims=True)
     background = total <= 0
     target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)

@@ -55,12 +55,8 @@ class BothDirections(nn.Module):
 def lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
     """Run `i, f, g, o = gates_t + h_{t−1} K`, `c_t = σ(f) c_{t−1} + σ(i) tanh g`, `h_t = σ(o) tanh c_t`.
 
-    Args:
-      gates: `[T, 2, B, 4h]`, the contribution of the input, for two directions.
-      kernel: K, `[2, h, 4h]`, of the same dtype as `gates`.
-      mask: `[T, 2, B]` bool; where it is False, h and c are 0.
-
-    Returns: h, `[T, 2, B, h]`, float32.
+    For two directions, `gates` `[T, 2, B, 4h]` is the contribution of the input, and `kernel` K `[2, h, 4h]` has its
+    dtype. Where `mask` `[T, 2, B]` is False, h and c are 0. Returns h, `[T, 2, B, h]`, float32.
     """
 
     def step(carry, inputs):

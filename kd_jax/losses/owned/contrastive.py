@@ -94,17 +94,12 @@ def crd(
 
     loss_student, z_student = contrast(student, memory.teacher, memory.normalizers[0])
     loss_teacher, z_teacher = contrast(teacher, memory.student, memory.normalizers[1])
-    after = Memory(
-        student=_update(memory.student, student, mask, index, momentum),
-        teacher=_update(memory.teacher, teacher, mask, index, momentum),
-        normalizers=jnp.stack([z_student, z_teacher]),
-    )
-    return loss_student + loss_teacher, after
+    pairs = (memory.student, student), (memory.teacher, teacher)
+    banks = (_update(bank, embedded, mask, index, momentum) for bank, embedded in pairs)
+    return loss_student + loss_teacher, Memory(*banks, normalizers=jnp.stack([z_student, z_teacher]))
 
 
-def _check_shapes(
-    student: jax.Array, teacher: jax.Array, mask: jax.Array, memory: Memory, index: jax.Array, negatives: jax.Array
-) -> None:
+def _check_shapes(student, teacher, mask, memory: Memory, index, negatives) -> None:
     check_mask("crd", mask, student=student, teacher=teacher)
     if student.shape != teacher.shape or memory.student.shape[1:] != student.shape[2:]:
         raise ValueError(
@@ -118,14 +113,11 @@ def _check_shapes(
         )
 
 
-def _scores(
-    embedded: jax.Array, bank: jax.Array, rows: jax.Array, negatives: jax.Array, temperature: float
-) -> jax.Array:
+def _scores(embedded: jax.Array, bank: jax.Array, rows, negatives, temperature: float) -> jax.Array:
     """`exp(v·m / τ)`, `[B, T, 1 + K]`: the snippet's own row first, then the negatives."""
     bank = jax.lax.stop_gradient(bank)
     own = jnp.sum(embedded * bank[rows], axis=-1, keepdims=True)
-    subscripts = "bte,ke->btk" if negatives.ndim == 1 else "bte,btke->btk"
-    others = einsum(subscripts, embedded, bank[negatives])
+    others = einsum("bte,ke->btk" if negatives.ndim == 1 else "bte,btke->btk", embedded, bank[negatives])
     return jnp.exp(jnp.concatenate([own, others], axis=-1) / temperature)
 
 

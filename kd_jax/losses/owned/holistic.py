@@ -11,11 +11,7 @@ from kd_jax.types import Batch, Outputs
 
 
 class Critic(nn.Module):
-    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear.
-
-    Attributes:
-      width: number of channels.
-    """
+    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear."""
 
     width: int = 64
 
