@@ -1,7 +1,7 @@
 """The stack of residual layers that SS-TCN, MS-TCN and PDAN share; they differ in how a layer mixes the snippets."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -80,7 +80,11 @@ class ResidualStack(nn.Module):
     def _stacked_params(self, h, mask):
         """The parameters of all layers, each with a leading axis of num_layers, under the name 'layers'."""
         if self.is_initializing():
-            options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": self.num_layers}
+            options: dict[str, Any] = {
+                "variable_axes": {"params": 0},
+                "split_rngs": {"params": True},
+                "length": self.num_layers,
+            }
             stack = nn.scan(lambda layer, h, _: (layer(h, mask), None), **options)
             stack(self._layer(0, name="layers"), h, None)
         return self.variables["params"]["layers"]

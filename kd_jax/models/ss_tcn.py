@@ -1,5 +1,7 @@
 """SS-TCN, the default temporal filter, and MS-TCN, its stages: residual layers of dilated convolution."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -12,9 +14,8 @@ class DilatedLayer(ResidualLayer):
     """Residual layer that mixes the snippets by a convolution with three taps."""
 
     def mix(self, h: jax.Array) -> jax.Array:
-        options = {"kernel_dilation": self.dilation, "dtype": self.dtype, "name": "dilated"}
-        init = {"kernel_init": kernel_init, "bias_init": bias_init(3 * self.hidden)}
-        return nn.Conv(self.hidden, (3,), **options, **init)(h)
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init(3 * self.hidden)}
+        return nn.Conv(self.hidden, (3,), kernel_dilation=self.dilation, dtype=self.dtype, name="dilated", **init)(h)
 
 
 class SSTCN(ResidualStack):

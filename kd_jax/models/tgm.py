@@ -48,8 +48,8 @@ class TGM(nn.Module):
         x = mask_out(x.astype(self.dtype), mask)
         images, valid = x[None], mask[None, :, :, None]
         for i in range(self.num_layers):
-            options = {"combine": i > 0, "name": f"layer_{i}"}
-            images = MixtureLayer(self.channels, self.taps, self.mixture, self.curve, **options)(images)
+            layer = MixtureLayer(self.channels, self.taps, self.mixture, self.curve, i > 0, name=f"layer_{i}")
+            images = layer(images)
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
         parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, jnp.max(images, axis=0))]
         joined = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))

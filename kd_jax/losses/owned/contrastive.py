@@ -95,8 +95,8 @@ def crd(
     loss_student, z_student = contrast(student, memory.teacher, memory.normalizers[0])
     loss_teacher, z_teacher = contrast(teacher, memory.student, memory.normalizers[1])
     pairs = (memory.student, student), (memory.teacher, teacher)
-    banks = (_update(bank, embedded, mask, index, momentum) for bank, embedded in pairs)
-    return loss_student + loss_teacher, Memory(*banks, normalizers=jnp.stack([z_student, z_teacher]))
+    first, second = (_update(bank, embedded, mask, index, momentum) for bank, embedded in pairs)
+    return loss_student + loss_teacher, Memory(first, second, jnp.stack([z_student, z_teacher]))
 
 
 def _check_shapes(student, teacher, mask, memory: Memory, index, negatives) -> None:
