@@ -80,11 +80,7 @@ class ResidualStack(nn.Module):
     def _stacked_params(self, h, mask):
         """The parameters of all layers, each with a leading axis of num_layers, under the name 'layers'."""
         if self.is_initializing():
-            options: dict[str, Any] = {
-                "variable_axes": {"params": 0},
-                "split_rngs": {"params": True},
-                "length": self.num_layers,
-            }
-            stack = nn.scan(lambda layer, h, _: (layer(h, mask), None), **options)
+            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            stack = nn.scan(lambda layer, h, _: (layer(h, mask), None), length=self.num_layers, **axes)
             stack(self._layer(0, name="layers"), h, None)
         return self.variables["params"]["layers"]
