@@ -26,18 +26,15 @@ from kd_jax.training import on_device
 def write(folder: Path, videos: list[dict]) -> list[Path]:
     """Writes records to `folder`/records, and each video's RGB and flow as .npy; returns the RGB files."""
     (folder / "npy").mkdir(parents=True)
-    sizes = {modality: videos[0][modality].shape[1] for modality in ("rgb", "flow")}
-    info = base.Info("benchmark", tuple(f"class {i}" for i in range(CLASSES)), "dense", sizes, "seconds", 25.0, 0.64)
-    made, files = [], []
+    made = []
     for number, video in enumerate(videos):
-        duration = 0.64 * len(video["rgb"])
-        features = {modality: video[modality] for modality in sizes}
+        duration = workloads.SECONDS * len(video["rgb"])
+        features = {modality: video[modality] for modality in ("rgb", "flow")}
         made.append(base.Video(f"v{number}", features, np.array([[0, 0.0, duration / 2]]), duration))
         for modality, table in features.items():
             np.save(folder / "npy" / f"{modality}_v{number}.npy", table)
-        files.append(folder / "npy" / f"rgb_v{number}.npy")
-    records.write(folder / "records", info, {"train": made, "test": []})
-    return files
+    records.write(folder / "records", workloads.info(videos[0]["rgb"].shape[1]), {"train": made, "test": []})
+    return [folder / "npy" / f"rgb_v{number}.npy" for number in range(len(videos))]
 
 
 def torch_loaders(files: list[Path], labels: list[np.ndarray], batch_size: int) -> dict:
@@ -53,23 +50,11 @@ def torch_loaders(files: list[Path], labels: list[np.ndarray], batch_size: int) 
         def __getitem__(self, i):
             return {"rgb": torch.from_numpy(np.load(files[i])), "labels": torch.from_numpy(labels[i])}
 
-    def side(workers):
-        loader = torch.utils.data.DataLoader(
-            Files(),
-            batch_size,
-            shuffle=True,
-            collate_fn=peers.collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-        iter(loader)  # workers start before JAX has threads that a fork would lose
-        return lambda: [None for _ in loader]
-
-    return {f"batches: DataLoader on .npy, {workers} workers": side(workers) for workers in (0, 2)}
+    loaders = {workers: peers.data_loader(Files(), batch_size, workers) for workers in (0, 2)}
+    return {f"batches: DataLoader on .npy, {n} workers": lambda x=x: [None for _ in x] for n, x in loaders.items()}
 
 
 def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> list[dict]:
-    """One row for each side."""
     files = write(folder, videos)
     loaders = torch_loaders(files, [video["labels"] for video in videos], batch_size) if measuring.with_peers() else {}
     mesh, lengths = sharding.data_mesh(), [len(video["labels"]) for video in videos]
@@ -104,12 +89,11 @@ def measure(folder: Path, videos: list[dict], batch_size: int, repeats: int) -> 
     return [{"what": name, "seconds": time, "MB/s": size / time / 1e6} for name, time in medians.items()]
 
 
-def main(arguments):
+def main(arguments, shape):
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rows = measure(Path(folder), videos, arguments.batch, arguments.repeats)
-    facts = {name: getattr(arguments, name) for name in ("videos", "snippets", "width", "batch")}
-    measuring.report("data", rows, arguments.output, **facts, peers=measuring.with_peers())
+    return "data", rows, {**shape, "peers": measuring.with_peers()}
 
 
 if __name__ == "__main__":

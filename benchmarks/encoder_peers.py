@@ -55,15 +55,8 @@ def make_i3d(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.n
         return F.max_pool3d(_same(x, kernel, strides), kernel, strides)
 
     def mixed(x, units):
-        return torch.cat(
-            [
-                unit(x, units["b0"]),
-                unit(unit(x, units["b1a"]), units["b1b"]),
-                unit(unit(x, units["b2a"]), units["b2b"]),
-                unit(pool(x, (3, 3, 3), (1, 1, 1)), units["b3b"]),
-            ],
-            dim=1,
-        )
+        pairs = [unit(unit(x, units[f"b{i}a"]), units[f"b{i}b"]) for i in (1, 2)]
+        return torch.cat([unit(x, units["b0"]), *pairs, unit(pool(x, (3, 3, 3), (1, 1, 1)), units["b3b"])], dim=1)
 
     clips = _tensor(x).permute(0, 4, 1, 2, 3).to(dtype, memory_format=torch.channels_last_3d)
 
@@ -98,18 +91,12 @@ def make_agcn(variables: Mapping, x: np.ndarray, dtype: str) -> Callable[[], np.
 
     blocks = []
     for name in agcn.ENDPOINTS:
-        block, stat = params[name], stats[name]
-        graph = block["graph"]
-        blocks.append(
-            {
-                "parts": [[dense(graph[f"{part}_{i}"]) for part in ("a", "b", "out")] for i in range(3)],
-                "links": fixed + _tensor(graph["links"]),
-                "bn": _normalization(graph["bn"], stat["graph"]["bn"], 1e-5),
-                "down": convolution(graph["down"], stat["graph"]["down"]) if "down" in graph else None,
-                "frames": convolution(block["frames"], stat["frames"]),
-                "residual": convolution(block["residual"], stat["residual"]) if "residual" in block else None,
-            }
-        )
+        block, stat, graph = params[name], stats[name], params[name]["graph"]
+        made = {"down": convolution(graph["down"], stat["graph"]["down"]) if "down" in graph else None}
+        made |= {key: convolution(block[key], stat[key]) if key in block else None for key in ("frames", "residual")}
+        made["parts"] = [[dense(graph[f"{part}_{i}"]) for part in ("a", "b", "out")] for i in range(3)]
+        made["links"] = fixed + _tensor(graph["links"])
+        blocks.append({**made, "bn": _normalization(graph["bn"], stat["graph"]["bn"], 1e-5)})
     scale, shift = _normalization(params["data_bn"], stats["data_bn"], 1e-5)
     skeletons = _tensor(x)
 

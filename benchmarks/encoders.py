@@ -2,15 +2,13 @@
 
     python -m benchmarks.encoders [--encoders=i3d,agcn] [--clips=2] [--size=224] [--repeats=5] [--output=FILE.json]
 
-Clips have 16 frames, weights are random, both sides compute in float32 (or `--dtype=bfloat16`). PyTorch runs under
-`inference_mode` in the memory layout that its convolutions prefer, with batch normalisation folded into the kernels as
-here. The floor is the FLOPs of all convolutions at the speed of a large matrix product. The extraction of a generated
-video of `--minutes` includes decoding; its memory is measured above imports and weights.
+Clips have 16 frames, weights are random, both sides compute in float32 (or `--dtype=bfloat16`), with batch
+normalisation folded into the kernels. The floor is the FLOPs of all convolutions at the speed of a large matrix
+product. The extraction of a generated video of `--minutes` includes decoding; its memory excludes imports and weights.
 """
 
-import json
+import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -30,19 +28,11 @@ FRAMES = 16
 
 def make(name: str, clips: int, size: int, dtype: str, width: float):
     """Returns an encoder, its variables and its input."""
-    if name == "agcn":
-        model, x = AGCN(60, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, 2, 25, 3), np.float32)
-    else:
-        model, x = I3D(400, width, dtype=jnp.dtype(dtype)), np.zeros((clips, FRAMES, size, size, 3), np.float32)
-    x = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
-    return model, random_variables(model, "pose" if name == "agcn" else "rgb", 0), x
-
-
-def make_call(model, variables, x) -> Callable:
-    """Returns a call that encodes `x`."""
-    run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
-    variables, x = jax.device_put((variables, x))
-    return lambda: run(variables, x)
+    kinds = {"agcn": (AGCN, 60, (2, 25, 3), "pose"), "i3d": (I3D, 400, (size, size, 3), "rgb")}
+    network, classes, shape, modality = kinds[name]
+    x = np.random.default_rng(0).uniform(-1, 1, (clips, FRAMES, *shape)).astype(np.float32)
+    model = network(classes, width, dtype=jnp.dtype(dtype))
+    return model, random_variables(model, modality, 0), x
 
 
 def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, width: float) -> list[dict]:
@@ -50,27 +40,19 @@ def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, w
     rows, flops = [], measuring.peaks()["flops"]
     for name in names:
         model, variables, x = make(name, clips, size, dtype, width)
-        calls = {"kd_jax": make_call(model, variables, x)}
+        run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
+        calls = {"kd_jax": functools.partial(run, *jax.device_put((variables, x)))}
         if measuring.with_peers():
             from benchmarks import encoder_peers  # here because it needs PyTorch
 
             calls["torch"] = encoder_peers.PEERS[name](variables, x, dtype)
-            np.testing.assert_allclose(
-                calls["torch"](), calls["kd_jax"]().features[:, 0], atol=1e-3 if dtype == "float32" else 1
-            )
+            ours, tolerance = calls["kd_jax"]().features[:, 0], 1e-3 if dtype == "float32" else 1
+            np.testing.assert_allclose(calls["torch"](), ours, atol=tolerance)
         medians, first = measuring.alternate(calls, repeats)
         cost = jax.jit(model.apply).lower(variables, x).compile().cost_analysis()["flops"]
-        rows.append(
-            {
-                "encoder": name,
-                "clips": clips,
-                **{f"{side} s": median for side, median in medians.items()},
-                "first call s": first["kd_jax"],
-                "kd_jax clips/s": clips / medians["kd_jax"],
-                "torch / kd_jax": medians["torch"] / medians["kd_jax"] if "torch" in medians else None,
-                "floor/time": cost / flops / medians["kd_jax"],
-            }
-        )
+        ours = {"first call s": first["kd_jax"], "kd_jax clips/s": clips / medians["kd_jax"]}
+        share = {"floor/time": cost / flops / medians["kd_jax"]}
+        rows.append({"encoder": name, "clips": clips, **measuring.against_ours(medians), **ours, **share})
     return rows
 
 
@@ -90,29 +72,26 @@ def measure_video(minutes: float, clips: int, size: int, width: float) -> dict:
         model, variables, _ = make("i3d", clips, size, "float32", width)
         weights = Weights(model, variables, {"modality": "rgb"})
         sampling = videos.Sampling(size=size, shorter_side=max(size, 240))
-        seconds, used = [], []
 
         def extract():
             video = videos.probe_video(path)
-            used.append(video.num_frames)
-            seconds.append(measuring.seconds(lambda: encode_video(weights, video, sampling, batch_size=clips)))
+            seconds = measuring.seconds(lambda: encode_video(weights, video, sampling, batch_size=clips))
+            return {"frames": video.num_frames, "frames/s": video.num_frames / seconds}
 
-        memory = measuring.peak_memory(extract)
-    return {"frames": used[0], "frames/s": used[0] / seconds[0], **memory}
+        speed, memory = measuring.peak_memory(extract)
+    return {**speed, **memory}
 
 
-def main(arguments):
-    shape = {name: getattr(arguments, name) for name in ("clips", "size", "dtype", "model_width")}
+def main(arguments, shape):
+    sizes = {**shape, "width": arguments.model_width}
     if arguments.memory_of:
-        row = measure_video(arguments.memory_of, arguments.clips, arguments.size, arguments.model_width)
-        print(json.dumps(row))
-        return
-    sizes = {"clips": arguments.clips, "size": arguments.size, "width": arguments.model_width}
+        return measure_video(arguments.memory_of, **sizes)
     rows = compare(arguments.encoders, arguments.repeats, dtype=arguments.dtype, **sizes)
     for minutes in map(float, arguments.minutes):
         row = measuring.in_own_process("benchmarks.encoders", f"--memory_of={minutes}")
         rows.append({"encoder": f"i3d, a video of {minutes:g} minutes", **row})
-    measuring.report("encoders", rows, arguments.output, **shape, peers=measuring.with_peers())
+    facts = {"dtype": arguments.dtype, "model_width": arguments.model_width, "peers": measuring.with_peers()}
+    return "encoders", rows, {**shape, **facts}
 
 
 if __name__ == "__main__":

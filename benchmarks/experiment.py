@@ -20,32 +20,28 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measuring, workloads
-from benchmarks.workloads import CLASSES
+from benchmarks.workloads import CLASSES, SECONDS
 from kd_jax.data import base, records
-
-SECONDS = 0.64  # of a snippet of TSU: 16 frames at 25 a second
 
 
 def make_records(folder: Path, videos: int, snippets: int, width: int) -> None:
     """Writes records of so many videos, two thirds of them to train on, unless they are there."""
     if (folder / records.INFO_FILE).exists():
         return
-    rng, sizes = np.random.default_rng(0), {"rgb": width, "flow": width}
-    info = base.Info("noise", tuple(f"class {i}" for i in range(CLASSES)), "dense", sizes, "seconds", 25.0, SECONDS)
+    rng, lengths = np.random.default_rng(0), workloads.lengths_of(videos, snippets)
+    train = max(1, round(videos * 351 / 536))
 
     def make(numbers: range) -> Iterator[base.Video]:
         for number in numbers:
             length = lengths[number]
-            features = {m: rng.standard_normal((length, width), np.float32).astype(np.float16) for m in sizes}
+            noise = {m: rng.standard_normal((length, width), np.float32).astype(np.float16) for m in ("rgb", "flow")}
             duration, count = length * SECONDS, max(1, length // 20)  # TSU has 77 actions a video of 1560 snippets
             starts = rng.uniform(0, 0.9, count) * duration
             ends = np.minimum(starts + 2 * SECONDS + rng.exponential(10.0, count), duration)
-            yield base.Video(
-                f"v{number}", features, np.stack([rng.integers(0, CLASSES, count), starts, ends], 1), duration
-            )
+            segments = np.stack([rng.integers(0, CLASSES, count), starts, ends], 1)
+            yield base.Video(f"v{number}", noise, segments, duration)
 
-    lengths, train = workloads.lengths_of(videos, snippets), max(1, round(videos * 351 / 536))
-    records.write(folder, info, {"train": make(range(train)), "test": make(range(train, videos))})
+    records.write(folder, workloads.info(width), {"train": make(range(train)), "test": make(range(train, videos))})
 
 
 def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
@@ -61,26 +57,19 @@ def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
         for logs in sorted(Path(work).glob("**/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
             epochs = [json.loads(line) for line in logs.read_text().splitlines()]
             times = [entry["seconds"] for entry in epochs]
-            rows.append(
-                {
-                    "run": str(logs.parent.relative_to(work)),
-                    "first epoch s": times[0],
-                    "epoch s": float(np.median(times[1:] or times)),
-                    "all epochs s": sum(times),
-                    "snippets/s": float(np.median([entry["snippets_per_second"] for entry in epochs])),
-                }
-            )
+            row = {"run": str(logs.parent.relative_to(work)), "first epoch s": times[0]}
+            row |= {"epoch s": float(np.median(times[1:] or times)), "all epochs s": sum(times)}
+            rows.append(row | {"snippets/s": float(np.median([entry["snippets_per_second"] for entry in epochs]))})
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return rows, {"whole experiment s": seconds, "peak GB": peak / 1e9, "epochs": arguments.epochs}
 
 
-def main(arguments):
+def main(arguments, shape):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         rows, facts = measure(arguments, folder)
-    sizes = {name: getattr(arguments, name) for name in ("videos", "snippets", "width")}
-    measuring.report("experiment", rows, arguments.output, **facts, **sizes)
+    return "experiment", rows, {**facts, **shape}
 
 
 if __name__ == "__main__":

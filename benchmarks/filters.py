@@ -2,16 +2,12 @@
 
     python -m benchmarks.filters [--filters=pdan,ss_tcn] [--repeats=5] [--output=FILE.json]
 
-A batch of 2 videos of 2000 snippets, 1024-d, 512 channels, float32: forward pass, task loss, backward pass, Adam. The
-plain formulation runs without `kd_jax.models.cpu_kernels`, on a CPU only. PyTorch has the same maths for PDAN and
-SS-TCN. Peak memory is measured in a process for each side, above the imports and the batch, twice: the first time our
-side compiles, then it finds its program in JAX's cache. On a GPU both sides use it.
+A step of 2 videos of 2000 snippets, 1024-d, 512 channels, float32, with task loss and Adam. The plain formulation, on a
+CPU only, does without `kd_jax.models.cpu_kernels`. PyTorch has PDAN and SS-TCN. Peak memory is measured in a process of
+each side, above imports and batch, twice: first our side compiles, then it finds its program in JAX's cache.
 """
 
 import dataclasses
-import json
-import os
-import tempfile
 from collections.abc import Callable
 from unittest import mock
 
@@ -69,8 +65,7 @@ def peer_step(name: str, videos: int, length: int, width: int, hidden: int) -> C
         _, logits = model(features.transpose(1, 2), mask[:, None])
         peers.task(logits, labels, mask[:, None]).backward()
         optimizer.step()
-        if peers.DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        peers.synchronize()
 
     return run
 
@@ -87,52 +82,36 @@ def measure_memory(side: str, name: str, **shape) -> dict:
         for _ in range(2):
             jax.block_until_ready(step())
 
-    return measuring.peak_memory(two_steps)
+    return measuring.peak_memory(two_steps)[1]
 
 
 def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[dict]:
     """One row for each filter."""
     rows, peers = [], {}
     if measuring.with_peers():
-        from benchmarks.peers import FILTERS as peers  # here, because it needs PyTorch
-    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
-        for name in filters:
-            runs = {"kd_jax": True, "plain": jax.default_backend() == "cpu", "torch": name in peers}
-            sides, memory = [side for side in SIDES if runs[side]], {}
-            for side in [side for side in sides if measure and side != "plain"]:
-                flag = f"--memory_of={side}:{name}"
-                first, again = (measuring.in_own_process("benchmarks.filters", flag) for _ in range(2))
-                memory |= {f"{side} first peak GB": first["peak GB"]} if side == "kd_jax" else {}
-                memory |= {f"{side} {key}": value for key, value in again.items()}
-            calls = {side: SIDES[side](name, **shape) for side in sides}
-            medians, first = measuring.alternate(calls, repeats)
-            ratio = medians["torch"] / medians["kd_jax"] if "torch" in medians else None
-            rows.append(
-                {
-                    "filter": name,
-                    "parameters": calls["kd_jax"].parameters,
-                    "first step s": first["kd_jax"],
-                    **{f"{side} s": median for side, median in medians.items()},
-                    "torch / kd_jax": ratio,
-                    "plain / kd_jax": medians["plain"] / medians["kd_jax"] if "plain" in medians else None,
-                    **memory,
-                }
-            )
+        from benchmarks.peers import FILTERS as peers  # here because it needs PyTorch
+    for name in filters:
+        runs = {"kd_jax": True, "plain": jax.default_backend() == "cpu", "torch": name in peers}
+        sides, memory = [side for side in SIDES if runs[side]], {}
+        for side in [side for side in sides if measure and side != "plain"]:
+            found = measuring.memory_twice("benchmarks.filters", f"{side}:{name}")
+            memory |= {f"{side} {key}": gb for key, gb in found.items() if side == "kd_jax" or key != "first peak GB"}
+        calls = {side: SIDES[side](name, **shape) for side in sides}
+        medians, first = measuring.alternate(calls, repeats)
+        facts = {"filter": name, "parameters": calls["kd_jax"].parameters, "first step s": first["kd_jax"]}
+        rows.append({**facts, **measuring.against_ours(medians), **memory})
     return rows
 
 
-def main(arguments):
-    shape = {name: getattr(arguments, name) for name in ("videos", "length", "width", "hidden")}
+def main(arguments, shape):
     if arguments.memory_of:
-        side, name = arguments.memory_of.split(":")
-        print(json.dumps(measure_memory(side, name, **shape)))
-        return
+        return measure_memory(*arguments.memory_of.split(":"), **shape)
     rows = compare(arguments.filters, arguments.repeats, arguments.memory, **shape)
-    measuring.report("filters", rows, arguments.output, **shape, peers=measuring.with_peers())
+    return "filters", rows, {**shape, "peers": measuring.with_peers()}
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("filters", list(FILTERS), "Which; all if not said.")
+    flags.DEFINE_list("filters", list(FILTERS), "Filters to measure.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
-    flags.DEFINE_string("memory_of", None, "Only print the peak memory of this SIDE:FILTER; how it starts itself.")
+    flags.DEFINE_string("memory_of", None, "Internal: only print the peak memory of this SIDE:FILTER.")
     measuring.run(main, repeats=5, videos=2, length=2000, width=1024, hidden=512)

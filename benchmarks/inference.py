@@ -2,14 +2,13 @@
 
     python -m benchmarks.inference [--repeats=5] [--output=FILE.json]
 
-24 videos of TSU-like lengths, 1024-d float16, float32 compute: `kd_jax.predict` against PyTorch one video at a time, as
-test loaders usually do, and in batches of like length; all in inference mode, results as numpy arrays of each video's
-own length. Without PyTorch our side runs alone. Then `windows.detect_in_windows` and one pass over a video of 20,000
-and of 80,000 snippets, each in a process of its own: seconds of the second call, and peak memory above imports and
-input. The features are a view of one row, so neither they nor a file count; the outputs do, and grow with the video.
+24 videos of TSU-like lengths, 1024-d float16, float32 compute: `kd_jax.predict` against PyTorch one video at a time and
+in batches of like length, with results as numpy arrays of each video's own length. Then `windows.detect_in_windows` and
+one pass over a video of 20,000 and of 80,000 snippets, each in its own process: seconds of the second call, and peak
+memory above imports and input. The features are a view of one row; the outputs count and grow with the video.
 """
 
-import json
+import itertools
 
 import jax
 import numpy as np
@@ -54,24 +53,19 @@ def torch_sides(videos: list[dict], hidden: int, batch_size: int) -> dict:
 
 
 def compare(videos: list[dict], hidden: int, batch_size: int, repeats: int) -> list[dict]:
-    """One row for each side."""
     calls = torch_sides(videos, hidden, batch_size) if measuring.with_peers() else {}
     model, examples = workloads.detector(hidden), workloads.examples_of(videos, "rgb")
     variables = variables_of(model, videos[0]["rgb"].shape[1])
     calls["kd_jax.predict"] = lambda: run_detector(model, variables, examples, batch_size=batch_size, num_buckets=4)
     medians, first = measuring.alternate(calls, repeats)
-    snippets, ours = sum(len(video["labels"]) for video in videos), medians["kd_jax.predict"]
-    return [
-        {
-            "side": name,
-            "snippets": snippets,
-            "seconds": median,
-            "times kd_jax": median / ours,
-            "snippets/s": snippets / median,
-            "first call s": first[name],
-        }
-        for name, median in medians.items()
-    ]
+    snippets = sum(len(video["labels"]) for video in videos)
+    ratios = {name: {"times kd_jax": median / medians["kd_jax.predict"]} for name, median in medians.items()}
+    return [row_of(name, snippets, medians, first, **ratios[name]) for name in medians]
+
+
+def row_of(side: str, snippets: int, medians: dict, first: dict, **more: float) -> dict:
+    seconds = {"seconds": medians[side], **more, "snippets/s": snippets / medians[side]}
+    return {"side": side, "snippets": snippets, **seconds, "first call s": first[side]}
 
 
 def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -> dict:
@@ -86,40 +80,26 @@ def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -
             return detect_in_windows(model, variables, features, window=window)
         return run_detector(model, variables, [Example("long", features, labels)], batch_size=1, num_buckets=1)
 
-    before = measuring.memory("VmRSS")
-    medians, first = measuring.alternate({side: call}, 1)
-    device = measuring.device_peak_bytes()
-    return {
-        "side": side,
-        "snippets": snippets,
-        "seconds": medians[side],
-        "snippets/s": snippets / medians[side],
-        "first call s": first[side],
-        "peak GB": (measuring.memory("VmHWM") - before) / 1e9,
-        "outputs GB": 4 * snippets * (hidden + CLASSES) / 1e9,
-        **({} if device is None else {"device peak GB": device / 1e9}),
-    }
+    (medians, first), memory = measuring.peak_memory(lambda: measuring.alternate({side: call}, 1))
+    row = row_of(side, snippets, medians, first)
+    return {**row, **memory, "outputs GB": 4 * snippets * (hidden + CLASSES) / 1e9}
 
 
-def main(arguments):
-    shape = {"width": arguments.width, "hidden": arguments.hidden}
+def main(arguments, shape):
+    size = {name: shape[name] for name in ("width", "hidden")}
     if arguments.long:
         side, snippets = arguments.long
-        print(json.dumps(long_video(side, int(snippets), **shape, window=arguments.window)))
-        return
-    rows = [
-        measuring.in_own_process("benchmarks.inference", f"--long={side},{snippets}")
-        for snippets in arguments.long_lengths
-        for side in ("detect_in_windows", "one pass")
-    ]
+        return long_video(side, int(snippets), **size, window=arguments.window)
+    kinds = itertools.product(arguments.long_lengths, ("detect_in_windows", "one pass"))
+    rows = [measuring.in_own_process("benchmarks.inference", f"--long={side},{length}") for length, side in kinds]
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
     rows = compare(videos, arguments.hidden, arguments.batch, arguments.repeats) + rows
-    facts = {**shape, "batch": arguments.batch, "window": arguments.window}
-    measuring.report("inference", rows, arguments.output, **facts, peers=measuring.with_peers())
+    facts = {"batch": arguments.batch, "window": arguments.window, "peers": measuring.with_peers()}
+    return "inference", rows, {**size, **facts}
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("window", 4096, "Outputs of one pass of detect_in_windows.", 1)
     flags.DEFINE_list("long_lengths", ["20000", "80000"], "Snippets of the long videos; empty: none.")
-    flags.DEFINE_list("long", None, "Only print one side and length of those; how the benchmark starts itself.")
+    flags.DEFINE_list("long", None, "Internal: only print one side and length of those.")
     measuring.run(main, repeats=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)

@@ -2,14 +2,15 @@
 
     python -m benchmarks.losses [--repeats=5] [--output=FILE.json]
 
-A batch of 4 videos of 1600 snippets, H = 256, float32. The floor is the larger of two: the FLOPs of the matrix products
-at the speed of a large product, and the bytes that must be read and written once (arguments, results, gradients) at the
-speed of a large copy, both measured in the same run. `exponent`: p of time ∝ T^p for one video of 500 to 8000 snippets.
-`share of step`: of a distillation step on the same batch (D = 1024); the random bits are those of all layers.
+4 videos of 1600 snippets, H = 256, float32. The floor is the larger of two: the FLOPs of the matrix products at the
+speed of a large product, and the bytes of arguments, results and gradients at the speed of a large copy. `exponent`: p
+of time ∝ T^p for one video of 500 to 8000 snippets. `share of step`: of a distillation step on the same batch (D =
+1024); the random bits are those of all layers.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from kd_jax.training.terms import TASKS, TERMS, choose_term
 
 LAYERS, DILATION = 5, 4
 ROWS = {name: (name, {}) for name, term in TERMS.items() if not term.owns} | {
-    "global_context, snippet": ("global_context", {"relation": "snippet"}),
+    "global_context, snippet": ("global_context", {"relation": "snippet"})
 }
 # Products of two [T, H] or [H, H] matrices of 2·T·H² FLOPs each, of student with gradient and teacher without.
 # The convolution needs four of half the length, forward and for each of its gradients.
@@ -36,8 +37,7 @@ PRODUCTS = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A call that computes values and gradients, what it must at least do, and the same in PyTorch if there is one."""
 
     call: Callable[[], object]
@@ -80,16 +80,12 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     def on_cpu(params, x):
         return cpu_kernels.mix_by_convolution({"dilated": params}, x, jnp.int32(DILATION), 2 ** (LAYERS - 1))
 
-    def plain(params, x):
-        return layer.apply({"params": params}, x)
-
-    convolve = with_pullback(cpu_kernels.by_platform(plain, on_cpu))
+    convolve = with_pullback(cpu_kernels.by_platform(lambda params, x: layer.apply({"params": params}, x), on_cpu))
     calls["dilated convolution"] = lambda: convolve(x, params, x)
     num_bytes["dilated convolution"] = 4 * tensor  # input, output and their gradients
     for name, module in {"Dropout": Dropout(0.5), "flax Dropout": nn.Dropout(0.5)}.items():
-        drop = with_pullback(
-            lambda x, module=module: module.apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-        )
+        apply = functools.partial(module.apply, {}, deterministic=False, rngs={"dropout": key})
+        drop = with_pullback(apply)
         calls[name] = lambda drop=drop: drop(x, x)
         num_bytes[name] = 4 * tensor
     flops = {name: 2.0 * count * videos * length * hidden**2 for name, count in PRODUCTS.items()}
@@ -109,15 +105,14 @@ def torch_kernels(batch, student, teacher) -> dict[str, Callable]:
         def call():
             value = forward()
             torch.autograd.grad(value, leaves, torch.ones_like(value))
-            if peers.DEVICE.type == "cuda":
-                torch.cuda.synchronize()
+            peers.synchronize()
 
         return call
 
     labels, mask = tensor(batch.labels), tensor(batch.mask)[:, None]
-    s = tensor(student.features).transpose(1, 2).contiguous().requires_grad_()
-    t = tensor(teacher.features).transpose(1, 2).contiguous()
-    logits = tensor(student.logits).transpose(1, 2).contiguous().requires_grad_()
+    arrays = student.features, teacher.features, student.logits
+    s, t, logits = (tensor(x).transpose(1, 2).contiguous() for x in arrays)
+    s.requires_grad_(), logits.requires_grad_()
     hidden = s.shape[1]
     layer = torch.nn.Conv1d(hidden, hidden, 3, padding=DILATION, dilation=DILATION).to(peers.DEVICE)
     return {
@@ -137,11 +132,8 @@ def step_and_bits(videos: int, length: int, width: int, hidden: int) -> dict[str
         draw = jax.jit(lambda key: jax.random.bits(key, (LAYERS, videos, length, words), jnp.uint32))
         return lambda: draw(jax.random.key(0))
 
-    return {
-        "distillation step": run,
-        "random bits, 8 each": bits(-(-hidden // 4)),
-        "random bits, 32 each": bits(hidden),
-    }
+    words = {"random bits, 8 each": -(-hidden // 4), "random bits, 32 each": hidden}
+    return {"distillation step": run, **{name: bits(count) for name, count in words.items()}}
 
 
 def measure(videos: int, length: int, width: int, hidden: int, lengths: list[int], repeats: int) -> tuple[list, dict]:
@@ -154,41 +146,24 @@ def measure(videos: int, length: int, width: int, hidden: int, lengths: list[int
         medians, _ = measuring.alternate(calls, repeats)
         floors = {"FLOP": kernel.flops / peaks["flops"], "byte": kernel.num_bytes / peaks["bandwidth"]}
         bound = max(floors, key=floors.get)
-        rows.append(
-            {
-                "kernel": name,
-                "ms": 1e3 * medians["kd_jax"],
-                "PyTorch ms": 1e3 * medians["torch"] if "torch" in medians else None,
-                "floor ms": 1e3 * floors[bound],
-                "bound": bound,
-                "floor/time": floors[bound] / medians["kd_jax"],
-                "share of step": medians["kd_jax"] / step["distillation step"],
-                "exponent": exponents.get(name),
-            }
-        )
-    rows += [
-        {"kernel": name, "ms": 1e3 * time, "share of step": time / step["distillation step"]}
-        for name, time in step.items()
-    ]
-    return rows, peaks
+        row = {"kernel": name, "ms": 1e3 * medians["kd_jax"]}
+        row |= {"PyTorch ms": 1e3 * medians["torch"]} if "torch" in medians else {}
+        row |= {"floor ms": 1e3 * floors[bound], "bound": bound, "floor/time": floors[bound] / medians["kd_jax"]}
+        share = medians["kd_jax"] / step["distillation step"]
+        rows.append({**row, "share of step": share, "exponent": exponents.get(name)})
+    shares = {name: time / step["distillation step"] for name, time in step.items()}
+    return rows + [{"kernel": n, "ms": 1e3 * time, "share of step": shares[n]} for n, time in step.items()], peaks
 
 
 def exponents_of(lengths: list[int], hidden: int, repeats: int) -> dict[str, float]:
     """{kernel: p} of time ∝ T^p, one video of each length."""
-    times: dict[str, list] = {}
-    for length in lengths:
-        medians, _ = measuring.alternate({n: k.call for n, k in kernels(1, length, hidden).items()}, repeats)
-        for name, median in medians.items():
-            times.setdefault(name, []).append(median)
-    return {name: measuring.exponent(lengths, values) for name, values in times.items()}
+    times = [measuring.alternate({n: k.call for n, k in kernels(1, t, hidden).items()}, repeats)[0] for t in lengths]
+    return {name: measuring.exponent(lengths, [each[name] for each in times]) for name in times[0]} if times else {}
 
 
-def main(arguments):
-    shape = {n: getattr(arguments, n) for n in ("videos", "length", "width", "hidden")}
+def main(arguments, shape):
     rows, peaks = measure(**shape, lengths=list(map(int, arguments.lengths)), repeats=arguments.repeats)
-    measuring.report(
-        "losses", rows, arguments.output, **shape, **peaks, lengths=arguments.lengths, peers=measuring.with_peers()
-    )
+    return "losses", rows, {**shape, **peaks, "lengths": arguments.lengths, "peers": measuring.with_peers()}
 
 
 if __name__ == "__main__":

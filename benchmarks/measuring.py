@@ -1,7 +1,6 @@
 """How every benchmark measures and reports: alternating medians, the machine's peaks, memory, one table, one JSON file.
 
-A floor is the time that the machine's own fastest matrix product, or copy, would take for the same work; both are
-measured in the same run, because a shared machine is not the same machine an hour later.
+A floor is the time that the machine's own fastest matrix product, or copy, takes for the same work in the same run.
 """
 
 import importlib.metadata
@@ -12,9 +11,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,6 @@ import numpy as np
 from absl import app, flags, logging
 
 TORCH_INSTALLED = importlib.util.find_spec("torch") is not None
-
-
 SIZES = {
     "repeats": "Timed calls of each, after one that compiles and warms up.",
     "epochs": "Timed epochs of each (steps, with --sweep), after one that compiles and warms up.",
@@ -39,9 +39,10 @@ SIZES = {
 
 
 def run(main: Callable, **sizes: int) -> None:
-    """Calls `main(flags)` without the libraries' messages.
+    """Reports what `main(flags, shape)` returns: the benchmark's name, the rows and the facts of its table.
 
-    The flags are those that every benchmark has, and of SIZES those that are given a default here.
+    The flags are those that every benchmark has, and of SIZES those that are given a default here; `shape` is the value
+    of each except repeats and epochs. In a process of `in_own_process`, `main` returns a row, which is printed as JSON.
     """
     for name, default in sizes.items():
         flags.DEFINE_integer(name, default, SIZES[name], 1)
@@ -53,7 +54,12 @@ def run(main: Callable, **sizes: int) -> None:
         output = flags.FLAGS.output
         if output and not Path(output).absolute().parent.is_dir():  # before the work, not after it
             sys.exit(f"--output={output}: there is no such folder; make it first")
-        main(flags.FLAGS)
+        shape = {name: getattr(flags.FLAGS, name) for name in sizes if name not in ("repeats", "epochs")}
+        result = main(flags.FLAGS, shape)
+        if isinstance(result, dict):
+            print(json.dumps(result))
+        else:
+            report(*result, output)
 
     app.run(checked)
 
@@ -71,17 +77,16 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> tuple[dict, dict]:
-    """Times every call `repeats` times, turn by turn, after a first call that compiles.
-
-    Returns:
-      {name: median seconds} and {name: seconds of the first call}.
-    """
+    """Times every call in turn, `repeats` times; returns {name: median seconds}, and the seconds of first calls."""
     first = {name: seconds(call) for name, call in calls.items()}
-    times = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return {name: float(np.median(values)) for name, values in times.items()}, first
+    rounds = [[seconds(call) for call in calls.values()] for _ in range(repeats)]
+    return {name: float(np.median(times)) for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}, first
+
+
+def against_ours(medians: Mapping[str, float]) -> dict[str, float]:
+    """The columns of every side's seconds, and of its ratio to kd_jax."""
+    ratios = {f"{side} / kd_jax": time / medians["kd_jax"] for side, time in medians.items() if side != "kd_jax"}
+    return {**{f"{side} s": time for side, time in medians.items()}, **ratios}
 
 
 def peaks(repeats: int = 5) -> dict[str, float]:
@@ -116,15 +121,11 @@ def device_peak_bytes() -> int | None:
     return statistics.get("peak_bytes_in_use")
 
 
-def peak_memory(call: Callable[[], object]) -> dict[str, float]:
-    """The most that `call` takes above what this process has now, and of the accelerator if there is one, in GB."""
-    before = memory("VmRSS")
-    call()
-    device = device_peak_bytes()
-    return {
-        "peak GB": (memory("VmHWM") - before) / 1e9,
-        **({} if device is None else {"device peak GB": device / 1e9}),
-    }
+def peak_memory(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """The result of `call`, and the most it takes above what this process has now, and of an accelerator, in GB."""
+    before, result, device = memory("VmRSS"), call(), device_peak_bytes()
+    more = {} if device is None else {"device peak GB": device / 1e9}
+    return result, {"peak GB": (memory("VmHWM") - before) / 1e9, **more}
 
 
 def in_own_process(module: str, *arguments: str) -> dict:
@@ -136,27 +137,23 @@ def in_own_process(module: str, *arguments: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def memory_twice(module: str, of: str) -> dict:
+    """The row of `python -m module --memory_of=of` when it compiles ('first peak GB'), and when it has compiled."""
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
+        first, again = (in_own_process(module, f"--memory_of={of}") for _ in range(2))
+    return {"first peak GB": first["peak GB"], **again}
+
+
 def machine() -> dict:
     """Where and with what this was measured."""
     names = ("jax", "flax", "numpy", *(("torch",) if TORCH_INSTALLED else ()))
-    return {
-        "cores": os.cpu_count(),
-        "architecture": platform.machine(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
+    versions = {name: importlib.metadata.version(name) for name in names}
+    where = {"cores": os.cpu_count(), "architecture": platform.machine(), "device": jax.devices()[0].device_kind}
+    return {**where, "python": platform.python_version(), "versions": versions}
 
 
-def report(name: str, rows: Sequence[Mapping], output: str | None, **facts) -> None:
-    """Prints the rows as a Markdown table, with `facts` under it; writes all of it to `output` as JSON.
-
-    Args:
-      name: of the benchmark.
-      rows: {column: text or number}; a column that a row lacks stays empty.
-      output: a file, or None.
-      **facts: what holds for the whole table: sizes, peaks.
-    """
+def report(name: str, rows: Sequence[Mapping], facts: Mapping, output: str | None) -> None:
+    """Prints the rows, {column: text or number}, as a Markdown table with `facts` under it; writes all to `output`."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

@@ -30,22 +30,23 @@ def frames(snippets: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def segments(num_detections: int, videos: int, classes: int, seconds: float) -> tuple[dict, dict]:
     """{video: detections}, {video: ground truth}: half of the detections are jittered ground truths."""
     rng = np.random.default_rng(1)
-    found, truth = {}, {}
-    each = num_detections // videos
+    found, truth, each = {}, {}, num_detections // videos
+
+    def draw(count):
+        start = rng.uniform(0, seconds, count)
+        return np.stack([rng.integers(0, classes, count), start, start + rng.gamma(2, 5, count)], axis=1)
+
     for video in range(videos):
-        start = rng.uniform(0, seconds, each // 8)
-        rows = np.stack([rng.integers(0, classes, len(start)), start, start + rng.gamma(2, 5, len(start))], axis=1)
+        rows = draw(each // 8)
         hits = rows[rng.integers(0, len(rows), each // 2)] + rng.normal(0, 0.5, (each // 2, 3)) * [0, 1, 1]
-        start = rng.uniform(0, seconds, each - len(hits))
-        misses = np.stack([rng.integers(0, classes, len(start)), start, start + rng.gamma(2, 5, len(start))], axis=1)
-        both = np.concatenate([hits, misses])
+        both = np.concatenate([hits, draw(each - len(hits))])
         both[:, 2] = np.maximum(both[:, 2], both[:, 1] + 0.1)
         found[f"v{video}"] = np.column_stack([both, rng.random(len(both))])
         truth[f"v{video}"] = rows
     return found, truth
 
 
-def main(arguments):
+def main(arguments, shape):
     snippets, count = arguments.snippets, arguments.detections
     events, crowded = segments(count, 132, 51, 200.0), segments(count, 1, 1, 2e4)
     many = segments(4 * count, 213, 20, 220.0)
@@ -57,17 +58,13 @@ def main(arguments):
     }
     rows = [{"protocol": name, "seconds": measuring.seconds(call)} for name, call in calls.items()]
     scores, labels = frames(snippets)
-    size, before = sum(array.nbytes for array in scores), measuring.memory("VmRSS")
-    time = measuring.seconds(lambda: frame_map(scores, labels))
-    used = measuring.memory("VmHWM") - before  # above scores and labels
-    name = f"frame_map, {snippets:,} × {CLASSES} float32"
-    rows.append({"protocol": name, "seconds": time, "used GB": used / 1e9, "scores GB": size / 1e9})
-    measuring.report("metrics", rows, arguments.output)
+    time, memory = measuring.peak_memory(lambda: measuring.seconds(lambda: frame_map(scores, labels)))
+    row = {"protocol": f"frame_map, {snippets:,} × {CLASSES} float32", "seconds": time, "used GB": memory["peak GB"]}
+    rows.append({**row, "scores GB": sum(array.nbytes for array in scores) / 1e9})
+    return "metrics", rows, {}
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("snippets", 3_000_000, "Rows of the frame mAP's scores.", 1000)
-    flags.DEFINE_integer(
-        "detections", 50_000, "Detections of the event mAP; the detection mAP gets 4 times as many.", 3000
-    )
+    flags.DEFINE_integer("detections", 50_000, "Detections of the event mAP; 4 times as many: of detection mAP.", 3000)
     measuring.run(main)

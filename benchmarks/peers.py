@@ -9,8 +9,6 @@ the length buckets so that it compiles few shapes, and float32 products use TF32
 torch.compile did not help (a step at B 4, T 1600, H 256 on 2 AVX2 cores: 2.57 s eager, 2.69 s compiled, and a minute
 and a half of compilation), nor did channels last with matrix products for convolutions (forward and backward of one
 layer: 0.26 s as Conv1d, 0.30 and 0.48 s), and bfloat16, which these cores do not have, cost 7 times a convolution.
-
-Both run on CUDA where PyTorch finds it.
 """
 
 import torch
@@ -20,6 +18,11 @@ from benchmarks.workloads import CLASSES, WEIGHTS
 from kd_jax.data.batches import bucket_lengths, schedule_epoch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 class SSTCN(torch.nn.Module):
@@ -109,12 +112,21 @@ def collate(videos: list[dict], length: int = 0) -> tuple[dict, torch.Tensor]:
     """Pads to the longest, or to `length`: {key: `[B, T, …]` float32}, mask `[B, 1, T]`."""
     lengths = torch.tensor([len(video["labels"]) for video in videos])
     longest = max(length, int(lengths.max()))
-    batch = {
-        key: torch.stack([functional.pad(video[key].float(), (0, 0, 0, longest - len(video[key]))) for video in videos])
-        for key in videos[0]
-    }
+
+    def stack(rows):
+        return torch.stack([functional.pad(x.float(), (0, 0, 0, longest - len(x))) for x in rows])
+
+    batch = {key: stack([video[key] for video in videos]) for key in videos[0]}
     mask = (torch.arange(longest)[None, :] < lengths[:, None]).float()
     return batch, mask.to(batch["labels"].device)[:, None]
+
+
+def data_loader(data, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
+    """A shuffled loader of padded batches; its workers start now, before JAX has threads that a fork would lose."""
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": DEVICE.type == "cuda"}
+    loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True, collate_fn=collate, **options)
+    iter(loader)
+    return loader
 
 
 class Peer:
@@ -127,9 +139,7 @@ class Peer:
         self.autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
         width = videos[0]["rgb"].shape[1]
         self.models = {kind: SSTCN(width, hidden).to(DEVICE) for kind in ("teacher", "student")}
-        self.optimizers = {
-            kind: torch.optim.Adam(model.parameters(), 2e-4, **adam) for kind, model in self.models.items()
-        }
+        self.optimizers = {kind: torch.optim.Adam(m.parameters(), 2e-4, **adam) for kind, m in self.models.items()}
 
     def epoch(self, kind: str) -> None:
         """One epoch of the 'teacher' or the 'student', finished when it returns."""
@@ -145,8 +155,7 @@ class Peer:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
 
     @torch.no_grad()
     def teacher_features(self, batch: dict, mask: torch.Tensor) -> torch.Tensor:
@@ -156,16 +165,7 @@ class Peer:
 class Usual(Peer):
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, workers: int = 2):
         super().__init__(videos, hidden, batch_size, dtype)
-        self.loader = torch.utils.data.DataLoader(
-            self.data,
-            batch_size,
-            shuffle=True,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=DEVICE.type == "cuda",
-        )
-        iter(self.loader)  # the workers start now, before JAX has threads that a fork would lose
+        self.loader = data_loader(self.data, batch_size, workers)
 
     def batches(self, kind: str):
         for batch, mask in self.loader:

@@ -4,23 +4,15 @@
     python -m benchmarks.train --runs=5 [--output=FILE.json]          # five seeds side by side, against one alone
     python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
-24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow teacher ('teacher') and
-one of its RGB student with three terms ('student'). Our side does what `kd_jax.training.run` does: the videos stay on
-the device, an epoch is one compiled scan, and the teacher's outputs are computed once. benchmarks/peers.py describes
-the peers (`pip install -e .[torch]`); without PyTorch our side runs alone. On a GPU both sides use it.
-
-The floor of an epoch is the matrix products of its real snippets (no padding, no frozen teacher) at the speed of a
-large float32 product of the same run. Peak memory is measured in processes of their own, above what the imports and the
-data take, twice: the first time our side compiles, then it finds its programs in JAX's cache, as `kd_jax.main` does.
-DataLoader's workers are not counted.
+24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow 'teacher' and one of its
+RGB 'student' with three terms. Our side does what `kd_jax.training.run` does: resident videos, an epoch as one compiled
+scan, the teacher's outputs computed once. The floor is the matrix products of the real snippets (no padding, no frozen
+teacher) at the speed of a large float32 product. Peak memory is measured in processes of their own, above imports and
+data, twice: first our side compiles, then it finds its programs in JAX's cache. DataLoader's workers do not count.
 """
 
-import json
-import os
-import tempfile
 import time
-from dataclasses import dataclass
-from unittest import mock
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +36,7 @@ class OurSide:
 
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
-        self.training = Training(batch_size)
+        self.training = SimpleNamespace(batch_size=batch_size, length_buckets=BUCKETS, data="resident")
         optimization = Optimization(plateau_patience=8, epochs=140, steps_per_epoch=-(-len(videos) // batch_size))
         terms = {"teacher": (), "student": tuple(map(choose_term, WEIGHTS))}
         self.programs = {kind: Program(self.model, "dense", chosen, optimization) for kind, chosen in terms.items()}
@@ -68,21 +60,11 @@ class OurSide:
             weights = {name: np.full(self.runs, weight, np.float32) for name, weight in weights.items()}
             settings = Settings(weights, np.full(self.runs, 2e-4, np.float32), self.keys)
             seeds, which = list(range(self.runs)), [seed % len(sets) for seed in range(self.runs)]
-            self.population = Population(
-                self.programs[kind], self.training, sets, which, seeds, self.states[kind], settings
-            )
+            of_kind = sets, which, seeds, self.states[kind], settings
+            self.population = Population(self.programs[kind], self.training, *of_kind)
         self.count += 1
         self.population.run_epoch(self.count)
         jax.block_until_ready(self.population.states)
-
-
-@dataclass(frozen=True)
-class Training:
-    """The section of a config."""
-
-    batch_size: int
-    length_buckets: int = BUCKETS
-    data: str = "resident"
 
 
 def sides() -> dict:
@@ -94,10 +76,9 @@ def sides() -> dict:
 
 
 def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
-    """Multiplications and additions of the matrix products of forward and backward pass, over so many snippets.
+    """Multiplications and additions of the matrix products of forward and backward pass over `snippets`.
 
-    The input needs no gradient; a dilated convolution can do with two products of three, and a correlation matrix
-    costs one product, and its gradient two.
+    The input needs no gradient, a dilated convolution two products of three, a correlation one, and its gradient two.
     """
     inner = LAYERS * (2 + 1) * hidden**2 + hidden * CLASSES
     correlation = (3 + 1) * hidden**2 if kind == "student" else 0  # student with gradient, teacher without
@@ -107,34 +88,22 @@ def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
 def measure_memory(side: str, videos: list[dict], **options) -> dict:
     """The most that one distillation epoch and all that it needs take above imports and data, in GB."""
     make = sides()[side]
-    return measuring.peak_memory(lambda: make(videos, **options).epoch("student"))
+    return measuring.peak_memory(lambda: make(videos, **options).epoch("student"))[1]
 
 
 def side_by_side(runs: int, epochs: int, videos: list[dict], **options) -> list[dict]:
     """Rows of a student's epoch alone and of one of `runs` students that train side by side."""
     populations = {count: OurSide(videos, **options, runs=count) for count in (1, runs)}
     medians, first = measuring.alternate({n: lambda p=p: p.epoch("student") for n, p in populations.items()}, epochs)
-    return [
-        {
-            "runs": count,
-            "seconds": median,
-            "seconds a run": median / count,
-            "of as many alone": median / count / medians[1],
-            "first epoch s": first[count],
-        }
-        for count, median in medians.items()
-    ]
+    rows = [{"runs": count, "seconds": median, "seconds a run": median / count} for count, median in medians.items()]
+    alone = medians[1]
+    return [{**r, "of as many alone": r["seconds a run"] / alone, "first epoch s": first[r["runs"]]} for r in rows]
 
 
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
     """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
-    memory = {side: {} for side in sides()}
-    if measure:
-        with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
-            for side in memory:
-                first, again = (measuring.in_own_process("benchmarks.train", f"--memory_of={side}") for _ in range(2))
-                memory[side] = {"first peak GB": first["peak GB"], **again}
+    memory = {side: measuring.memory_twice("benchmarks.train", side) if measure else {} for side in sides()}
     running = {name: make(videos, **options) for name, make in sides().items()}
     rows, peaks = [], measuring.peaks()
     for kind in ("teacher", "student"):
@@ -142,26 +111,14 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
         medians, first = measuring.alternate(calls, epochs)
         floor = step_flops(kind, snippets, width, options["hidden"]) / peaks["flops"]
         for name, median in medians.items():
-            rows.append(
-                {
-                    "epoch": kind,
-                    "side": name,
-                    "seconds": median,
-                    "times kd_jax": median / medians["kd_jax"],
-                    "snippets/s": snippets / median,
-                    "floor/time": floor / median,
-                    "first epoch s": first[name],
-                    **(memory[name] if kind == "student" else {}),
-                }
-            )
-    ours = running["kd_jax"]
-    facts = {"snippets": snippets, "teacher outputs s": ours.teacher_once}
+            row = {"epoch": kind, "side": name, "seconds": median, "times kd_jax": median / medians["kd_jax"]}
+            row |= {"snippets/s": snippets / median, "floor/time": floor / median, "first epoch s": first[name]}
+            rows.append({**row, **(memory[name] if kind == "student" else {})})
+    facts = {"snippets": snippets, "teacher outputs s": running["kd_jax"].teacher_once}
     return rows, {**facts, **options, **peaks, "peers": measuring.with_peers()}
 
 
-def sweep(
-    axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms=tuple(WEIGHTS), **shape
-) -> list[dict]:
+def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms: tuple, **shape) -> list[dict]:
     """Time of a distillation step with these terms, with `axis` of `shape` (videos, length, hidden) at each size."""
     rows, name = [], axis if terms == tuple(WEIGHTS) else f"{axis}, {' and '.join(terms)}"
     for size in sizes:
@@ -176,28 +133,26 @@ def sweep(
     return rows
 
 
-def main(arguments):
+def run_sweeps(arguments) -> tuple[list[dict], dict]:
+    rows, fixed = [], {"width": arguments.width, "dtype": arguments.dtype}
+    shape = {"videos": 1, "length": 1550, "hidden": arguments.hidden}
+    others = {"videos": (1, 2, 4, 8), "hidden": (64, 128, 256, 512)} if not arguments.terms else {}
+    for axis, sizes in {"length": list(map(int, arguments.lengths)), **others}.items():
+        for terms in [(term,) for term in arguments.terms] or [tuple(WEIGHTS)]:
+            rows += sweep(axis, sizes, arguments.epochs, terms=terms, **fixed, **shape)
+    return rows, {**fixed, **shape, **measuring.peaks()}
+
+
+def main(arguments, _):
     options = {"hidden": arguments.hidden, "batch_size": arguments.batch, "dtype": arguments.dtype}
     if arguments.sweep:
-        rows, fixed = [], {"width": arguments.width, "dtype": arguments.dtype}
-        shape = {"videos": 1, "length": 1550, "hidden": arguments.hidden}
-        lengths = list(map(int, arguments.lengths))
-        others = {"videos": (1, 2, 4, 8), "hidden": (64, 128, 256, 512)} if not arguments.terms else {}
-        for axis, sizes in {"length": lengths, **others}.items():
-            for terms in [(term,) for term in arguments.terms] or [tuple(WEIGHTS)]:
-                rows += sweep(axis, sizes, arguments.epochs, terms=terms, **fixed, **shape)
-        measuring.report("train_sweep", rows, arguments.output, **fixed, **shape, **measuring.peaks())
-        return
+        return "train_sweep", *run_sweeps(arguments)
     videos = workloads.make_videos(arguments.videos, arguments.snippets, arguments.width)
     if arguments.memory_of:
-        print(json.dumps(measure_memory(arguments.memory_of, videos, **options)))
-        return
+        return measure_memory(arguments.memory_of, videos, **options)
     if arguments.runs:
-        rows = side_by_side(arguments.runs, arguments.epochs, videos, **options)
-        measuring.report("train_side_by_side", rows, arguments.output, **options)
-        return
-    rows, facts = compare(arguments.epochs, arguments.memory, videos, **options)
-    measuring.report("train", rows, arguments.output, **facts)
+        return "train_side_by_side", side_by_side(arguments.runs, arguments.epochs, videos, **options), options
+    return "train", *compare(arguments.epochs, arguments.memory, videos, **options)
 
 
 if __name__ == "__main__":
@@ -207,5 +162,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
     flags.DEFINE_list("terms", [], "With --sweep: T alone, with each of these terms in place of the usual three.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")
-    flags.DEFINE_string("memory_of", None, "Only print the peak memory of this side; how the benchmark starts itself.")
+    flags.DEFINE_string("memory_of", None, "Internal: only print the peak memory of this side.")
     measuring.run(main, epochs=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import sharding
+from kd_jax.data import base
 from kd_jax.data.batches import Example
 from kd_jax.models import Detector
 from kd_jax.training.population import jitted_step
@@ -16,6 +17,7 @@ from kd_jax.training.terms import choose_term
 from kd_jax.types import Batch, Outputs
 
 CLASSES = 51
+SECONDS = 0.64  # of a snippet of TSU: 16 frames at 25 a second
 OPTIMIZATION = Optimization(plateau_patience=8, steps_per_epoch=10)
 WEIGHTS = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}  # of the distillation epoch
 
@@ -27,20 +29,21 @@ def lengths_of(videos: int, snippets: int) -> np.ndarray:
 
 
 def make_videos(videos: int, snippets: int, width: int) -> list[dict]:
-    """Videos of `lengths_of`.
-
-    Returns:
-      {'rgb', 'flow': `[T, width]` float16, as records hold them; 'labels': `[T, CLASSES]` uint8} each.
-    """
+    """Videos of `lengths_of`: {'rgb', 'flow': `[T, width]` float16, 'labels': `[T, CLASSES]` uint8} each."""
     rng = np.random.default_rng(1)
-    return [
-        {
-            "rgb": rng.standard_normal((n, width), np.float32).astype(np.float16),
-            "flow": rng.standard_normal((n, width), np.float32).astype(np.float16),
-            "labels": np.repeat(rng.random((-(-n // 40), CLASSES)) < 0.04, 40, axis=0)[:n].astype(np.uint8),
-        }
-        for n in lengths_of(videos, snippets)
-    ]
+
+    def make(n: int) -> dict:
+        features = {m: rng.standard_normal((n, width), np.float32).astype(np.float16) for m in ("rgb", "flow")}
+        labels = np.repeat(rng.random((-(-n // 40), CLASSES)) < 0.04, 40, axis=0)[:n].astype(np.uint8)
+        return {**features, "labels": labels}
+
+    return list(map(make, lengths_of(videos, snippets)))
+
+
+def info(width: int) -> base.Info:
+    """What records of these videos say of themselves."""
+    classes, sizes = tuple(f"class {i}" for i in range(CLASSES)), {"rgb": width, "flow": width}
+    return base.Info("noise", classes, "dense", sizes, "seconds", 25.0, SECONDS)
 
 
 def examples_of(videos: list[dict], modality: str) -> list[Example]:
@@ -73,15 +76,8 @@ def training_step(
     terms = tuple(choose_term(name, num_snippets=batch.mask.size) for name in weights if name != "task")
     program = Program(model, "dense", terms, OPTIMIZATION)
     step = jitted_step(program)
-    fresh = create_train_state(
-        model,
-        OPTIMIZATION.make(),
-        jax.random.key(0),
-        batch.features.shape[-1],
-        terms=terms,
-        teachers=teachers,
-        num_classes=CLASSES,
-    )
+    owned = {"terms": terms, "teachers": teachers, "num_classes": CLASSES}
+    fresh = create_train_state(model, OPTIMIZATION.make(), jax.random.key(0), batch.features.shape[-1], **owned)
     state = [sharding.replicate(fresh, sharding.data_mesh())]  # else the second step compiles again
     weights = {name: jnp.float32(weight) for name, weight in weights.items()}
     arguments = teachers, batch, Settings(weights, jnp.float32(2e-4), jax.random.key(1))

@@ -13,12 +13,7 @@ import itertools
 from kd_jax import config as schema
 
 PUBLISHED_FOR = "PKU-MMD, event mAP at 0.1"
-PUBLISHED = {
-    "atomic": "82.7",
-    "global_context": "83.7",
-    "boundary": "83.1",
-    "all": "85.5",
-}
+PUBLISHED = {"atomic": "82.7", "global_context": "83.7", "boundary": "83.1", "all": "85.5"}
 PUBLISHED_BASELINE = "79.6 (from its gains)"
 
 

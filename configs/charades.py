@@ -16,11 +16,8 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.name = "charades"
-    config.dataset.data_dir = "data/charades"
-    config.training.epochs = 100
-    config.training.batch_size = 32
-    config.training.learning_rate = 1e-4
+    config.dataset.update(name="charades", data_dir="data/charades")
+    config.training.update(epochs=100, batch_size=32, learning_rate=1e-4)
     config.evaluation.batch_size = 32
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant, {"published": schema.published})

@@ -10,12 +10,7 @@ from kd_jax import config as schema
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.name = "synthetic"
-    config.model.hidden = 64
-    config.model.standardize = True
-    config.training.epochs = 24
-    config.training.batch_size = 2
-    config.training.learning_rate = 2e-3
-    config.training.length_buckets = 2
-    config.training.checkpoint_every = 8
+    config.model.update(hidden=64, standardize=True)
+    config.training.update(epochs=24, batch_size=2, learning_rate=2e-3, length_buckets=2, checkpoint_every=8)
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant)

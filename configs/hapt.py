@@ -18,13 +18,8 @@ TEACHER, STUDENT = "accelerometer_teacher", "vanilla_gyroscope"
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.data_dir = "data/hapt"
-    config.model.hidden = 64
-    config.model.standardize = True
-    config.training.epochs = 20
-    config.training.batch_size = 1
-    config.training.learning_rate = 3e-3
-    config.training.length_buckets = 2
-    config.training.checkpoint_every = 10
+    config.model.update(hidden=64, standardize=True)
+    config.training.update(epochs=20, batch_size=1, learning_rate=3e-3, length_buckets=2, checkpoint_every=10)
     config.evaluation.protocols = ("event_map", "frame_map")
     config.evaluation.proposals = "classes"  # activities follow each other without background between them
     config.seeds = 5

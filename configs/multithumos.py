@@ -15,9 +15,7 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.name = "multithumos"
-    config.dataset.data_dir = "data/multithumos"
-    config.training.batch_size = 8
-    config.training.learning_rate = 5e-4
+    config.dataset.update(name="multithumos", data_dir="data/multithumos")
+    config.training.update(batch_size=8, learning_rate=5e-4)
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant, {"published": schema.published})

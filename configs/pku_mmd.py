@@ -17,10 +17,8 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.name = "pku_mmd"
-    config.dataset.data_dir = "data/pku_mmd"
-    config.training.batch_size = 8
-    config.training.epochs = 100
+    config.dataset.update(name="pku_mmd", data_dir="data/pku_mmd")
+    config.training.update(batch_size=8, epochs=100)
     schema.set_runs(config, teacher="flow", student="rgb")
     variants = {"pose": lambda c: schema.set_runs(c, teacher="pose", student="rgb"), "published": schema.published}
     return schema.with_variant(config, variant, variants)

@@ -26,15 +26,9 @@ def student(weights):
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.data_dir = "data/sphere"
-    config.dataset.validation_fraction = 0.3
-    config.model.hidden = 64
-    config.model.standardize = True
-    config.training.epochs = 80
-    config.training.batch_size = 1
-    config.training.learning_rate = 3e-3
-    config.training.length_buckets = 1
-    config.training.checkpoint_every = 20
+    config.dataset.update(data_dir="data/sphere", validation_fraction=0.3)
+    config.model.update(hidden=64, standardize=True)
+    config.training.update(epochs=80, batch_size=1, learning_rate=3e-3, length_buckets=1, checkpoint_every=20)
     config.seeds = 5
     config.baseline = STUDENT
     config.runs = schema.make_runs(**{TEACHER: schema.make_run("accelerometer"), STUDENT: schema.make_run("video")})

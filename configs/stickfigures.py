@@ -10,15 +10,9 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.data_dir = "data/stickfigures/records"
-    config.dataset.validation_fraction = 0.25
-    config.model.hidden = 64
-    config.model.standardize = True
-    config.training.epochs = 200
-    config.training.batch_size = 4
-    config.training.learning_rate = 1e-3
-    config.training.length_buckets = 1
-    config.training.checkpoint_every = 50
+    config.dataset.update(data_dir="data/stickfigures/records", validation_fraction=0.25)
+    config.model.update(hidden=64, standardize=True)
+    config.training.update(epochs=200, batch_size=4, learning_rate=1e-3, length_buckets=1, checkpoint_every=50)
     schema.set_runs(config, teacher="flow", student="rgb")
     config.runs.pose_teacher = schema.make_run("pose")
     config.runs.augmented_rgb.teachers = ("flow_teacher", "pose_teacher")

@@ -15,8 +15,7 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.name = "thumos14"
-    config.dataset.data_dir = "data/thumos14"
+    config.dataset.update(name="thumos14", data_dir="data/thumos14")
     config.training.batch_size = 4
     config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric scores boundaries
     config.evaluation.convention = "start"  # data_prep.build centres snippet i at i strides

@@ -15,7 +15,6 @@ from kd_jax import config as schema
 
 def get_config(variant=""):
     config = schema.get_config()
-    config.dataset.name = "tsu"
-    config.dataset.data_dir = "data/tsu"
+    config.dataset.update(name="tsu", data_dir="data/tsu")
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant, {"published": schema.published})

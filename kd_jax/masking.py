@@ -29,11 +29,8 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | Non
       mask: bool; its axes are the leading axes of `x` (`[B, T]` or `[B]`). An axis of size 1 is broadcast.
       axis: axes to reduce. None: all of them.
 
-    Returns:
-      A scalar, or an array of the remaining axes, in the dtype of `x` (float32 for integers), summed in float32.
-
-    Raises:
-      ValueError: if the mask does not match the leading axes of `x`.
+    Returns: the remaining axes, in the dtype of `x` (float32 for integers), summed in float32.
+    Raises: ValueError if the mask does not match the leading axes of `x`.
     """
     aligned = all(m in (1, n) for m, n in zip(mask.shape, x.shape, strict=False))
     if mask.ndim > x.ndim or not aligned:
@@ -67,13 +64,8 @@ def unit(x: jax.Array, axis: int = -1, *, floor: jax.Array | float = 0.0) -> jax
 def check_mask(name: str, mask: jax.Array, **arrays: jax.Array | None) -> None:
     """Raise unless `mask` is a bool `[B, T]` and every array is `[B, T, ...]` of rank 3 with the same B and T.
 
-    Args:
-      name: the calling function, for the message.
-      mask: `[B, T]` bool.
-      **arrays: arrays by argument name; None is skipped.
-
-    Raises:
-      ValueError: naming the wrong argument and either the shape of every argument or the type that is not an array.
+    The arrays are given by argument name; None is skipped. The ValueError names the calling function `name`, the wrong
+    argument, and either the shape of every argument or the type that is not an array.
     """
     given = {key: value for key, value in arrays.items() if value is not None}
     for key, value in {**given, "mask": mask}.items():
@@ -95,16 +87,12 @@ def masked_pair(
 
     Args:
       name: the calling loss, for messages.
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; the width may differ unless `same_width`.
+      student, teacher: `[B, T, H]`; their widths may differ unless `same_width`.
       mask: `[B, T]` bool.
       same_width: whether the loss compares channel by channel.
 
-    Returns:
-      Student and teacher in float32, 0 in the padding. No gradient reaches the teacher.
-
-    Raises:
-      ValueError: if the shapes disagree.
+    Returns: student and teacher in float32, 0 in the padding. No gradient reaches the teacher.
+    Raises: ValueError if the shapes disagree.
     """
     check_mask(name, mask, student=student, teacher=teacher)
     if same_width and student.shape != teacher.shape:

@@ -26,17 +26,9 @@ def local_rows(rows: int, mesh: Mesh) -> list[int]:
 
 
 def shard(tree: Any, rows: int, mesh: Mesh) -> Any:
-    """Split the leading axis of every array, of global size `rows`, over the mesh.
-
-    Args:
-      tree: a pytree of host arrays; each holds the `local_rows` of this process.
-      rows: the number of rows over all processes.
-      mesh: the device mesh.
-    """
+    """Split the leading axis of every host array, the `local_rows` of the `rows` of all processes, over the mesh."""
     split = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(split, array, (rows, *array.shape[1:])), tree
-    )
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x, (rows, *x.shape[1:])), tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -2,8 +2,8 @@
 
     total = detection.sigmoid_cross_entropy(logits, labels, mask) + 5 * boundary(student, teacher, mask)
 
-All losses compute in float32, ignore the content of the padding, stop the gradient at the teacher, and return 0 with
-finite gradients for an empty mask.
+All losses compute in float32, ignore the content of the padding, stop the gradient at the teacher, return 0 with finite
+gradients for an empty mask, and raise ValueError for shapes that disagree.
 """
 
 from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
@@ -18,33 +18,8 @@ from kd_jax.losses.owned.projection import ProjectionHead
 from kd_jax.losses.relational import pairwise_similarity, rkd_angle, rkd_distance, similarity_preserving
 from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
 
-__all__ = [
-    "ATOMIC_FORMS",
-    "ContrastiveDistillation",
-    "Critic",
-    "HolisticDistillation",
-    "LearnedGraph",
-    "Memory",
-    "ProjectionHead",
-    "atomic",
-    "atomic_infonce",
-    "atomic_margin",
-    "atomic_nce",
-    "boundary",
-    "cosine_imitation",
-    "crd",
-    "global_context",
-    "graph_distillation",
-    "hint",
-    "logit_distillation",
-    "new_memory",
-    "pairwise_similarity",
-    "rkd_angle",
-    "rkd_distance",
-    "saliency",
-    "sample_negatives",
-    "sigmoid_cross_entropy",
-    "similarity_preserving",
-    "soft_cross_entropy",
-    "softmax_cross_entropy_with_background",
-]
+__all__ = ["ATOMIC_FORMS", "ContrastiveDistillation", "Critic", "HolisticDistillation", "LearnedGraph", "Memory"]
+__all__ += ["ProjectionHead", "atomic", "atomic_infonce", "atomic_margin", "atomic_nce", "boundary", "cosine_imitation"]
+__all__ += ["crd", "global_context", "graph_distillation", "hint", "logit_distillation", "new_memory"]
+__all__ += ["pairwise_similarity", "rkd_angle", "rkd_distance", "saliency", "sample_negatives", "sigmoid_cross_entropy"]
+__all__ += ["similarity_preserving", "soft_cross_entropy", "softmax_cross_entropy_with_background"]

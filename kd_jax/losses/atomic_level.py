@@ -18,18 +18,13 @@ def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str
     """Compute atomic distillation in one of its forms.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       form: a key of `ATOMIC_FORMS`: 'nce' (`atomic_nce`), 'infonce' (`atomic_infonce`) or 'margin' (`atomic_margin`).
       **options: the keyword arguments of that function.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the form is unknown, or as the form's function does.
-      TypeError: if the form does not have an option.
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if the form is unknown, or as its function does; TypeError if the form does not have an option.
     """
     if form not in ATOMIC_FORMS:
         raise ValueError(f"atomic: form must be one of {', '.join(ATOMIC_FORMS)}; got {form!r}.")
@@ -55,8 +50,7 @@ def atomic_nce(
     `r = 1`, h is `σ(cos/τ)`. A missing negative contributes 0; the positive of its snippet still counts.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       labels: `[B, T, C]`; a class is active where positive. Negatives are drawn from snippets with another label set.
         None: from all other snippets.
@@ -67,15 +61,10 @@ def atomic_nce(
       temperature: τ.
       noise_ratio: r = N/M.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, an option is out of range, or neither a key nor negatives are given.
-
-    References:
-      METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives and the
-      choice of negatives are [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if an option is out of range, or neither a key nor negatives are given.
+    References: METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives
+      and the choice of negatives are [default].
     """
     _check_positive("atomic_nce", temperature=temperature, noise_ratio=noise_ratio)
     student, teacher = masked_pair("atomic_nce", student, teacher, mask)
@@ -105,8 +94,7 @@ def atomic_infonce(
 
     Args, returns and errors are those of `atomic_nce`, without `noise_ratio`.
 
-    References:
-      METHOD §2, Atomic [default].
+    References: METHOD §2, Atomic [default].
     """
     _check_positive("atomic_infonce", temperature=temperature)
     student, teacher = masked_pair("atomic_infonce", student, teacher, mask)
@@ -138,14 +126,9 @@ def atomic_margin(
       margin: m. None: 1 without `normalize`; with it 2/H, the distance of orthogonal features (the largest is 4/H).
       normalize: whether to L2-normalise the features first.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: as in `atomic_nce`, and if the margin is negative or not finite.
-
-    References:
-      METHOD §2, Atomic; this form and its margins are [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError as in `atomic_nce`, and if the margin is negative or not finite.
+    References: METHOD §2, Atomic; this form and its margins are [default].
     """
     if isinstance(margin, (int, float)) and not 0 <= margin < np.inf:
         raise ValueError(f"atomic_margin: margin must be a finite number of at least 0, got {margin}.")
@@ -160,11 +143,8 @@ def atomic_margin(
     return masked_mean(near + jnp.sum(mask_out(jax.nn.relu(margin - far), exists), axis=-1), mask)
 
 
-ATOMIC_FORMS: dict[str, Callable[..., jax.Array]] = {
-    "nce": atomic_nce,
-    "infonce": atomic_infonce,
-    "margin": atomic_margin,
-}
+ATOMIC_FORMS: dict[str, Callable[..., jax.Array]]
+ATOMIC_FORMS = {"nce": atomic_nce, "infonce": atomic_infonce, "margin": atomic_margin}
 
 
 def _check_positive(name: str, **options: float) -> None:
@@ -174,14 +154,7 @@ def _check_positive(name: str, **options: float) -> None:
             raise ValueError(f"{name}: {option} must be a finite number above 0, got {value}.")
 
 
-def _negatives(
-    name: str,
-    labels: jax.Array | None,
-    mask: jax.Array,
-    key: jax.Array | None,
-    negatives: jax.Array | None,
-    num_negatives: int,
-) -> tuple[jax.Array, jax.Array]:
+def _negatives(name, labels, mask, key, negatives, num_negatives) -> tuple[jax.Array, jax.Array]:
     """Indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each exists, `[B, T, N]`."""
     if num_negatives < 0:
         raise ValueError(f"{name}: num_negatives must be at least 0, got {num_negatives}.")
@@ -225,12 +198,8 @@ def sample_negatives(
       key: PRNG key; may be None if `num_negatives` is 0.
       num_negatives: N.
 
-    Returns:
-      Indices `[B, T, N]` into the `B*T` flattened snippets, and `[B, T, N]` bool: False where the snippet is padding or
-      no snippet of the batch has another label set.
-
-    Raises:
-      ValueError: if the shapes disagree.
+    Returns: indices `[B, T, N]` into the `B*T` flattened snippets, and `[B, T, N]` bool: False where the snippet is
+      padding or no snippet of the batch has another label set.
     """
     check_mask("sample_negatives", mask, labels=labels)
     shape, size = (*mask.shape, num_negatives), mask.size
@@ -263,7 +232,5 @@ def sample_negatives(
 def _hash_sets(active: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Hash each row of `active` `[M, C]` to two uint32: sums modulo 2³² of a fixed random odd number per class."""
     factors = np.random.default_rng(20210806).integers(0, 2**32, (active.shape[-1], 2), dtype=np.uint32) | np.uint32(1)
-    first, second = (
-        jnp.sum(jnp.where(active, factors[None, :, word], np.uint32(0)), axis=-1, dtype=jnp.uint32) for word in (0, 1)
-    )
-    return first, second
+    first, second = (jnp.where(active, factors[None, :, word], np.uint32(0)) for word in (0, 1))
+    return jnp.sum(first, axis=-1, dtype=jnp.uint32), jnp.sum(second, axis=-1, dtype=jnp.uint32)

@@ -9,18 +9,10 @@ from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, pair_
 def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     """Measure the change of the features between consecutive snippets, `s_t = ‖f_{t+1} − f_t‖₁`.
 
-    Args:
-      features: `[B, T, H]`.
-      mask: `[B, T]` bool.
+    Features are `[B, T, H]`, the mask `[B, T]` bool. The result is `[B, T-1]`, float32, and 0 where one snippet of the
+    pair is padding.
 
-    Returns:
-      `[B, T-1]`, float32; 0 where one snippet of the pair is padding.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
+    References: METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
     """
     check_mask("saliency", mask, features=features)
     features = mask_out(features.astype(jnp.float32), mask)
@@ -35,20 +27,14 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
     widths may differ. `vector`: `L = mean_t ‖Δf^S_t − Δf^T_t‖₁`. This also compares the direction.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool; a pair of snippets counts only if both are valid.
       form: 'curve' or 'vector'.
 
-    Returns:
-      A scalar, float32, the mean over valid pairs of all videos; 0 if there is none.
-
-    Raises:
-      ValueError: if the shapes disagree or the form is unknown.
-
-    References:
-      METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by their
-      number, is [default].
+    Returns: a float32 scalar, the mean over valid pairs of all videos; 0 if there is none.
+    Raises: ValueError if the form is unknown.
+    References: METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by
+      their number, is [default].
     """
     if form not in ("curve", "vector"):
         raise ValueError(f"boundary: form must be 'curve' or 'vector', got {form!r}.")

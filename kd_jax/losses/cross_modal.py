@@ -11,19 +11,12 @@ def hint(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean squared difference of the features, `L = mean_t mean_h (f^S − f^T)²`.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      Romero et al., FitNets, ICLR 2015. Weight 50 gives MARS (Crasto et al., CVPR 2019); weight 0.5 gives the L2 hint
-      of Chen et al., NIPS 2017 (METHOD §5).
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: Romero et al., FitNets, ICLR 2015. Weight 50 gives MARS (Crasto et al., CVPR 2019); weight 0.5 gives the
+      L2 hint of Chen et al., NIPS 2017 (METHOD §5).
     """
     student, teacher = masked_pair("hint", student, teacher, mask)
     return masked_mean(jnp.square(student - teacher), mask)
@@ -35,18 +28,11 @@ def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) ->
     A vector of zeros has the cosine 0.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018 (METHOD §5).
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018 (METHOD §5).
     """
     student, teacher = masked_pair("cosine_imitation", student, teacher, mask)
     return masked_mean(cosine_distance(student, teacher), mask)
@@ -69,15 +55,10 @@ def graph_distillation(
       mask: `[B, T]` bool.
       logits_weight, features_weight: the weights of the two parts.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, or if student or teacher is not an `Outputs`.
-
-    References:
-      Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018. The default weights are
-      from METHOD §5.
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if student or teacher is not an `Outputs`.
+    References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018. The default
+      weights are from METHOD §5.
     """
     for name, outputs in (("student", student), ("teacher", teacher)):
         if not isinstance(outputs, Outputs):

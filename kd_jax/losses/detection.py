@@ -18,15 +18,9 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
       labels: `[B, T, C]`, in [0, 1].
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding; this does
-      not.
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding;
+      this does not.
     """
     check_mask("sigmoid_cross_entropy", mask, logits=logits, labels=labels)
     if logits.shape != labels.shape:
@@ -34,8 +28,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
             f"sigmoid_cross_entropy: labels must have the shape of logits; got logits {logits.shape}, "
             f"labels {labels.shape}, mask {mask.shape}."
         )
-    logits = mask_out(logits.astype(jnp.float32), mask)
-    labels = mask_out(labels.astype(jnp.float32), mask)
+    logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
     return masked_mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1), mask)
 
 
@@ -51,14 +44,8 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
       labels: `[B, T, C]`, non-negative.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    References: The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
     """
     check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
     if logits.shape[-1] != labels.shape[-1] + 1:
@@ -66,8 +53,7 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
             "softmax_cross_entropy_with_background: logits must have one more class than labels, the last of them the "
             f"background; got logits {logits.shape}, labels {labels.shape}, mask {mask.shape}."
         )
-    logits = mask_out(logits.astype(jnp.float32), mask)
-    labels = mask_out(labels.astype(jnp.float32), mask)
+    logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
     total = jnp.sum(labels, axis=-1, keepdims=True)
     background = total <= 0
     target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)

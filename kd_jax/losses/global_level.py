@@ -20,20 +20,14 @@ def global_context(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, r
     widths may then differ. Correlations with a constant channel or snippet are 0.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, H]`; no gradient reaches it.
+      student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       relation: 'channel' or 'snippet'.
 
-    Returns:
-      A scalar, float32, the mean over videos with valid snippets; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree or the relation is unknown.
-
-    References:
-      METHOD §2, Global: a covariance matrix is [supp]. Correlation instead of covariance, the choice of channel or
-      snippet, and the division by H² or T² are [default].
+    Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
+    Raises: ValueError if the relation is unknown.
+    References: METHOD §2, Global: a covariance matrix is [supp]. Correlation instead of covariance, the choice of
+      channel or snippet, and the division by H² or T² are [default].
     """
     if relation not in ("channel", "snippet"):
         raise ValueError(f"global_context: relation must be 'channel' or 'snippet', got {relation!r}.")

@@ -20,8 +20,7 @@ def gram(a: jax.Array) -> jax.Array:
 
 
 gram.defvjp(
-    lambda a: (gram(a), a),
-    lambda a, gradient: (einsum("bth,bhk->btk", a, gradient + jnp.swapaxes(gradient, 1, 2)),),
+    lambda a: (gram(a), a), lambda a, gradient: (einsum("bth,bhk->btk", a, gradient + jnp.swapaxes(gradient, 1, 2)),)
 )
 
 
@@ -42,11 +41,8 @@ def gram_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 def product_distance(x: jax.Array, a: jax.Array, y: jax.Array, b: jax.Array) -> jax.Array:
     """`‖XAᵀ − YBᵀ‖²_F` of every video, `[B]`; equals `gram_distance(a, b)` for X = A and Y = B.
 
-    It avoids cancellation in the same way: `XAᵀ − YBᵀ = ½( (X − Y)(A + B)ᵀ + (X + Y)(A − B)ᵀ )`.
-
-    Args:
-      x, a: `[B, T, H]`.
-      y, b: `[B, T, K]`.
+    It avoids cancellation in the same way: `XAᵀ − YBᵀ = ½( (X − Y)(A + B)ᵀ + (X + Y)(A − B)ᵀ )`. X and A are
+    `[B, T, H]`, Y and B `[B, T, K]`.
     """
     (x, y), (a, b) = _pad_to_same_width(x, y), _pad_to_same_width(a, b)
     left, right, sum_left, sum_right = x - y, a - b, x + y, a + b

@@ -27,20 +27,15 @@ def rkd_distance(
     2000; several times more where the norms of the snippets differ much.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, K]`; no gradient reaches it.
+      student, teacher: `[B, T, H]` and `[B, T, K]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       key: PRNG key of the draw; required if T exceeds `max_anchors`.
       max_anchors: maximum number of snippets that are compared with all others.
 
-    Returns:
-      A scalar, float32, the mean over videos with valid snippets; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, an option is out of range or the key is missing.
-
-    References:
-      Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code. Weight 25 (METHOD §5).
+    Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
+    Raises: ValueError if an option is out of range or the key is missing.
+    References: Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code. Weight 25 (METHOD
+      §5).
     """
     student, teacher = masked_pair("rkd_distance", student, teacher, mask, same_width=False)
     index, exists = _sample_snippets("rkd_distance", mask, key, "max_anchors", max_anchors)
@@ -78,21 +73,15 @@ def rkd_angle(
     times the share of such triples in the whole video.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, K]`; no gradient reaches it.
+      student, teacher: `[B, T, H]` and `[B, T, K]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       key: PRNG key of the draw; required if T exceeds `max_snippets`.
       max_snippets: N, maximum number of snippets whose triangles are compared.
 
-    Returns:
-      A scalar, float32, the mean over videos with valid snippets; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, an option is out of range or the key is missing.
-
-    References:
-      Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code up to `max_snippets`.
-      Weight 50 (METHOD §5).
+    Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
+    Raises: ValueError if an option is out of range or the key is missing.
+    References: Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code up to
+      `max_snippets`. Weight 50 (METHOD §5).
     """
     student, teacher = masked_pair("rkd_angle", student, teacher, mask, same_width=False)
     index, exists = _sample_snippets("rkd_angle", mask, key, "max_snippets", max_snippets)
@@ -175,8 +164,7 @@ def _sum_angle_losses_forward(student: jax.Array, teacher: jax.Array) -> tuple[j
 
 
 _sum_angle_losses.defvjp(
-    _sum_angle_losses_forward,
-    lambda gradient, upstream: (gradient * upstream[:, None, None], jnp.zeros_like(gradient)),
+    _sum_angle_losses_forward, lambda gradient, upstream: (gradient * upstream[:, None, None], jnp.zeros_like(gradient))
 )
 
 
@@ -212,19 +200,12 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array, mask: jax.Arra
     No `T×T` matrix is computed: row i of G is `f_iᵀFᵀ / n_i` with `n_i² = f_iᵀ(FᵀF)f_i`.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, K]`; no gradient reaches it.
+      student, teacher: `[B, T, H]` and `[B, T, K]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32, the mean over videos with valid snippets; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019. Equal to RepDistiller's code. Weight 3000
-      (METHOD §5).
+    Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
+    References: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019. Equal to RepDistiller's code.
+      Weight 3000 (METHOD §5).
     """
     student, teacher = masked_pair("similarity_preserving", student, teacher, mask, same_width=False)
 
@@ -249,18 +230,11 @@ def pairwise_similarity(student: jax.Array, teacher: jax.Array, mask: jax.Array)
     Equals `global_context(relation='snippet')` without centring over channels. No `T×T` matrix is computed.
 
     Args:
-      student: `[B, T, H]`.
-      teacher: `[B, T, K]`; no gradient reaches it.
+      student, teacher: `[B, T, H]` and `[B, T, K]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
 
-    Returns:
-      A scalar, float32, the mean over videos with valid snippets; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree.
-
-    References:
-      Liu et al., Structured Knowledge Distillation, CVPR 2019. Weight 0.5 (METHOD §5).
+    Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
+    References: Liu et al., Structured Knowledge Distillation, CVPR 2019. Weight 0.5 (METHOD §5).
     """
     student, teacher = masked_pair("pairwise_similarity", student, teacher, mask, same_width=False)
     return masked_mean(gram_distance(unit(student), unit(teacher)) / num_pairs(mask), real_videos(mask))

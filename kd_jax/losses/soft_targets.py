@@ -17,21 +17,15 @@ def logit_distillation(
     student and teacher agree.
 
     Args:
-      student: logits `[B, T, C]`.
-      teacher: logits `[B, T, C]`; no gradient reaches them.
+      student, teacher: logits `[B, T, C]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       activation: the activation of the head, 'softmax' or 'sigmoid'.
       temperature: τ.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, the activation is unknown or the temperature is not above 0.
-
-    References:
-      Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015. Equal to RepDistiller's code, which
-      uses τ = 4. The binary form is METHOD §5 [default].
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if the activation is unknown or the temperature is not above 0.
+    References: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015. Equal to RepDistiller's code,
+      which uses τ = 4. The binary form is METHOD §5 [default].
     """
     if isinstance(temperature, (int, float)) and not 0 < temperature < np.inf:
         raise ValueError(f"logit_distillation: temperature must be a finite number above 0, got {temperature}.")
@@ -56,22 +50,16 @@ def soft_cross_entropy(
     With a weight above 1 the minimum has more background probability than the teacher; below 1 it has less.
 
     Args:
-      student: logits `[B, T, C]`.
-      teacher: logits `[B, T, C]`; no gradient reaches them.
+      student, teacher: logits `[B, T, C]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       activation: the activation of the head, 'softmax' or 'sigmoid'.
       background_weight: 1.5 is the value of Chen et al.; 1 gives the pixel-wise term of SKD.
 
-    Returns:
-      A scalar, float32; 0 for an empty mask.
-
-    Raises:
-      ValueError: if the shapes disagree, the activation is unknown or the weight is negative.
-
-    References:
-      Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation, NIPS 2017, eq. 2; L_soft
-      and the hard loss have weight 0.5 each there. Liu et al., Structured Knowledge Distillation, CVPR 2019, eq. 1
-      (weight 10).
+    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Raises: ValueError if the activation is unknown or the weight is negative.
+    References: Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation, NIPS 2017, eq. 2;
+      L_soft and the hard loss have weight 0.5 each there. Liu et al., Structured Knowledge Distillation, CVPR 2019, eq.
+      1 (weight 10).
     """
     if isinstance(background_weight, (int, float)) and not 0 <= background_weight < np.inf:
         raise ValueError(f"soft_cross_entropy: background_weight must not be negative, got {background_weight}.")

@@ -9,15 +9,7 @@ from kd_jax.models.layers import Dropout, pointwise
 
 
 class Bottleneck(nn.Module):
-    """Layers of `dropout(relu(conv1×1(x)))`, applied to each snippet separately.
-
-    Attributes:
-      hidden: H, number of channels.
-      num_layers: number of layers.
-      dropout: dropout rate after each layer.
-      dtype: dtype of the computation; parameters stay float32.
-      receptive_field: 1, because an output sees its own snippet alone.
-    """
+    """Layers of `dropout(relu(conv1×1(x)))`, applied to each snippet separately; attributes as in `TemporalFilter`."""
 
     hidden: int = 256
     num_layers: int = 1

@@ -62,11 +62,9 @@ def residual_layers(
 
     Args:
       params: of all layers, `[num_layers, …]`.
-      h: `[B, T, H]`.
-      mask: `[B, T]` bool.
-      key: of dropout; None without dropout.
+      h, mask: `[B, T, H]` and `[B, T]` bool.
+      key, rate: of dropout; key None without dropout.
       mix: `mix_by_convolution` or `mix_by_attention`.
-      rate: of dropout.
     """
     num_layers = len(params["pointwise"]["bias"])
     most = 2 ** (num_layers - 1)
@@ -118,10 +116,8 @@ def mix_by_convolution(params: Mapping, h: jax.Array, dilation: jax.Array, most:
 def mix_by_attention(params: Mapping, h: jax.Array, dilation: jax.Array, most: int) -> jax.Array:
     """The dilated attention of PDAN; `dilation` is at most `most`."""
     params = params["attention"]
-    query, key, value = (
-        _multiply_rows(h, params[name]["kernel"].astype(h.dtype)) for name in ("query", "key", "value")
-    )
-    return attend(query, key, value, params["relative"].astype(h.dtype), dilation, most)
+    kernels = (params[name]["kernel"].astype(h.dtype) for name in ("query", "key", "value"))
+    return attend(*(_multiply_rows(h, k) for k in kernels), params["relative"].astype(h.dtype), dilation, most)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: int) -> jax.Array:
@@ -129,13 +125,7 @@ def convolve(x: jax.Array, kernel: jax.Array, dilation: jax.Array | int, most: i
 
     The outputs at t and t + d are computed together, from four matrix products of half the length instead of six:
     Winograd's minimal filtering F(2, 3). It is exact up to rounding. XLA's own convolution runs on one thread inside a
-    loop on a CPU.
-
-    Args:
-      x: `[B, T, D]`.
-      kernel: `[3, D, H]`.
-      dilation: d, a traced power of two.
-      most: the largest d, a power of two.
+    loop on a CPU. The kernel is `[3, D, H]`; d (`dilation`, may be traced) and the largest d (`most`) are powers of 2.
     """
     length = x.shape[1]
     x = jnp.pad(x, ((0, 0), (0, -(-length // (2 * most)) * 2 * most - length), (0, 0)))
@@ -172,8 +162,7 @@ def merge(first: jax.Array, second: jax.Array, dilation: jax.Array | int) -> jax
 
 # Each is the gradient of the other; JAX's own gradient scatters into an array of zeros.
 split.defvjp(
-    lambda x, dilation: (split(x, dilation), dilation),
-    lambda dilation, gradients: (merge(*gradients, dilation), None),
+    lambda x, dilation: (split(x, dilation), dilation), lambda dilation, gradients: (merge(*gradients, dilation), None)
 )
 merge.defvjp(
     lambda first, second, dilation: (merge(first, second, dilation), dilation),
@@ -230,8 +219,8 @@ def _mix(weights, values, relative):
     return sum(w * (v + r[None, None]) for w, v, r in zip(weights, values, relative, strict=True))
 
 
-def _attend_forward(query, key, value, relative, dilation, most):
-    return attend(query, key, value, relative, dilation, most), (query, key, value, relative, dilation)
+def _attend_forward(*arguments):
+    return attend(*arguments), arguments[:-1]
 
 
 def _attend_backward(most, saved, gradient):
@@ -240,17 +229,14 @@ def _attend_backward(most, saved, gradient):
     weights = _weights(query, keys)
     mixed = _mix(weights, values, relative)
     pulls = [weight * gradient for weight in weights]  # at a tap's value; times value − mixed, at its score
-    of_query = sum(
-        p * (v + r[None, None] - mixed) * k for p, v, r, k in zip(pulls, values, relative, keys, strict=True)
-    )
+    taps = zip(pulls, values, relative, keys, strict=True)
+    of_query = sum(p * (v + r[None, None] - mixed) * k for p, v, r, k in taps)
     # Back from the taps to their snippets: v + r is there already, and query and mixed are the ones that move.
-    back = [_taps(x, -dilation, most) for x in (*pulls, query, query * mixed)]
-    arrived = [moved[tap] for tap, moved in enumerate(back[:3])]
-    of_value = sum(arrived)
-    of_key = sum(
-        p * ((value + r[None, None]) * q - qm) for p, r, q, qm in zip(arrived, relative, back[3], back[4], strict=True)
-    )
-    return of_query, of_key, of_value, jnp.stack([jnp.sum(pull, axis=(0, 1)) for pull in pulls]), None
+    *back, queries, products = [_taps(x, -dilation, most) for x in (*pulls, query, query * mixed)]
+    arrived = [moved[tap] for tap, moved in enumerate(back)]
+    taps = zip(arrived, relative, queries, products, strict=True)
+    of_key = sum(p * ((value + r[None, None]) * q - qm) for p, r, q, qm in taps)
+    return of_query, of_key, sum(arrived), jnp.stack([jnp.sum(pull, axis=(0, 1)) for pull in pulls]), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -313,15 +299,9 @@ def _lstm_backward(saved, gradient):
         squashed = jnp.tanh(cell)
         of_hidden = mask_out(given + of_hidden, valid)
         of_cell = mask_out(of_cell, valid) + of_hidden * o * (1 - squashed**2)
-        of_gates = jnp.concatenate(
-            [
-                of_cell * g * i * (1 - i),
-                of_cell * earlier * f * (1 - f),
-                of_cell * i * (1 - g**2),
-                of_hidden * squashed * o * (1 - o),
-            ],
-            axis=-1,
-        )
+        of_i, of_f = of_cell * g * i * (1 - i), of_cell * earlier * f * (1 - f)
+        of_g, of_o = of_cell * i * (1 - g**2), of_hidden * squashed * o * (1 - o)
+        of_gates = jnp.concatenate([of_i, of_f, of_g, of_o], axis=-1)
         return (_multiply(of_gates, transposed), of_cell * f), of_gates
 
     start = jnp.zeros_like(hidden[0])
@@ -363,9 +343,7 @@ def _convolve_images_backward(saved, gradient):
     return back, correlate(images, gradient, len(kernels))
 
 
-convolve_images.defvjp(
-    lambda images, kernels: (convolve_images(images, kernels), (images, kernels)), _convolve_images_backward
-)
+convolve_images.defvjp(lambda x, kernels: (convolve_images(x, kernels), (x, kernels)), _convolve_images_backward)
 
 
 def _pad(images, taps, more=0):

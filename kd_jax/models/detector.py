@@ -87,18 +87,15 @@ class Detector(nn.Module):
     Attributes:
       filter: a key of `FILTERS`.
       num_outputs: C, or C + 1 with a softmax head, where the last logit is the background.
-      hidden: H, channels of the filter.
+      hidden, dropout, dtype: of the filter, as in `TemporalFilter`; dropout in [0, 1).
       num_layers: number of layers of the filter (of each stage); None for the filter's default.
-      dropout: dropout rate inside the filter, in [0, 1).
-      dtype: dtype of the filter's computation.
       standardize: first normalise the input by the collection 'standardization', `mean` and `std` `[D]`, in float32.
         They start as 0 and 1. The caller sets them, std positive, and they are saved in the checkpoint.
       num_stages: number of stages; None for the filter's default, 4 for MS-TCN and 1 for the others.
       entry: the entry of `FILTERS`, looked up at construction. Programs are cached by the detector, so one that is
         built after the name is registered anew compiles the new code.
 
-    Raises:
-      ValueError: for an unknown filter or a dropout rate out of range, at construction.
+    Raises: ValueError for an unknown filter or a dropout rate out of range, at construction.
     """
 
     filter: str
@@ -144,19 +141,11 @@ class Detector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> Outputs:
-        """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool.
+        """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool; with `train`, under rng 'dropout'.
 
-        Args:
-          x: snippet features; values in the padding do not affect the outputs.
-          mask: True where a snippet is real.
-          train: whether dropout is on; it then needs the rng 'dropout'.
-
-        Returns:
-          Features `[B, T, H]` and logits `[B, T, C]` of the last stage, float32, 0 in the padding; in training also the
-          logits of the earlier stages.
-
-        Raises:
-          ValueError: if the shapes disagree.
+        Returns: features `[B, T, H]` and logits `[B, T, C]` of the last stage, float32, 0 in the padding; in training
+          also the logits of the earlier stages.
+        Raises: ValueError if the shapes disagree.
         """
         check_mask("Detector", mask, x=x)
         if self.standardize:

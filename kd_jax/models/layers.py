@@ -1,5 +1,7 @@
 """What temporal filters share: the initial values of PyTorch, the 1×1 convolution, dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,11 +32,7 @@ def pointwise(x: jax.Array, features: int, *, name: str, dtype: jnp.dtype = jnp.
 
 
 class Dropout(nn.Module):
-    """`flax.linen.Dropout` with cheaper random bits on a CPU; rng stream 'dropout'.
-
-    Attributes:
-      rate: probability of dropping, in [0, 1).
-    """
+    """`flax.linen.Dropout` with cheaper random bits on a CPU; rng stream 'dropout', `rate` in [0, 1)."""
 
     rate: float
 
@@ -46,7 +44,5 @@ class Dropout(nn.Module):
             kept = jax.random.bernoulli(key, 1 - self.rate, x.shape)
             return jnp.where(kept, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
-        def on_cpu(key, x):
-            return cpu_kernels.dropout(key, x, self.rate)
-
+        on_cpu = functools.partial(cpu_kernels.dropout, rate=self.rate)
         return cpu_kernels.by_platform(plain, on_cpu)(self.make_rng("dropout"), x)

@@ -13,13 +13,7 @@ class BiLSTM(nn.Module):
     """Bidirectional LSTM: half of the channels read the video forwards, half backwards.
 
     Kernels start as in flax's LSTM cells, the recurrent one of each gate orthogonal; biases start as in PyTorch.
-
-    Attributes:
-      hidden: H, number of channels, even.
-      num_layers: number of layers, each followed by dropout.
-      dropout: dropout rate.
-      dtype: dtype of the matrix products; parameters and the cell states stay float32.
-      receptive_field: None, because every output sees the whole video.
+    Attributes are those of `TemporalFilter`; `hidden` is even, and the cell states stay float32 for every dtype.
     """
 
     hidden: int = 256
@@ -30,11 +24,7 @@ class BiLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
-        """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding.
-
-        Raises:
-          ValueError: if the number of channels is odd.
-        """
+        """Filter `x` `[B, T, D]` under `mask` `[B, T]` to `[B, T, H]`, 0 in the padding; ValueError if H is odd."""
         if self.hidden % 2:
             raise ValueError(f"BiLSTM: hidden must be even, one half for each direction; got {self.hidden}.")
         x = mask_out(x.astype(self.dtype), mask)
@@ -45,12 +35,7 @@ class BiLSTM(nn.Module):
 
 
 class BothDirections(nn.Module):
-    """One LSTM forwards and one backwards in time, in one loop: `[B, T, D] -> [B, T, 2 · features]`.
-
-    Attributes:
-      features: number of channels of each direction.
-      dtype: dtype of the matrix products.
-    """
+    """One LSTM forwards and one backwards in time, in one loop: `[B, T, D] -> [B, T, 2 · features]`."""
 
     features: int
     dtype: jnp.dtype
@@ -70,13 +55,8 @@ class BothDirections(nn.Module):
 def lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
     """Run `i, f, g, o = gates_t + h_{t−1} K`, `c_t = σ(f) c_{t−1} + σ(i) tanh g`, `h_t = σ(o) tanh c_t`.
 
-    Args:
-      gates: `[T, 2, B, 4h]`, the contribution of the input, for two directions.
-      kernel: K, `[2, h, 4h]`, of the same dtype as `gates`.
-      mask: `[T, 2, B]` bool; where it is False, h and c are 0.
-
-    Returns:
-      h, `[T, 2, B, h]`, float32.
+    For two directions, `gates` `[T, 2, B, 4h]` is the contribution of the input, and `kernel` K `[2, h, 4h]` has its
+    dtype. Where `mask` `[T, 2, B]` is False, h and c are 0. Returns h, `[T, 2, B, h]`, float32.
     """
 
     def step(carry, inputs):

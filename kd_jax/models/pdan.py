@@ -20,12 +20,7 @@ class DilatedAttention(nn.Module):
     """Attention over the taps `t − d, t, t + d`, `[B, T, D] -> [B, T, features]`.
 
     `w_k = softmax_k(q_t · k_{t+kd})` for every channel, without scaling; `out_t = Σ_k w_k (v_{t+kd} + r_k)` with
-    learned `r`. A tap outside of the video has key 0 and value `r_k`, and takes part in the softmax.
-
-    Attributes:
-      features: number of output channels.
-      dilation: d.
-      dtype: dtype of the computation.
+    learned `r`. A tap outside of the video has key 0 and value `r_k`, and takes part in the softmax. d is `dilation`.
     """
 
     features: int
@@ -53,10 +48,9 @@ def taps(x: jax.Array, dilation: int) -> jax.Array:
 class PDAN(ResidualStack):
     """Pyramid dilated attention network: SS-TCN with `DilatedAttention` in place of its convolution.
 
-    References:
-      Dai et al., PDAN, WACV 2021, METHOD §3 [code]. The public code does not mask the first 1×1 convolution, so its
-      bias leaks from the padding into the last valid snippets of a short video; here it is masked. A further stage
-      reads the logits of the previous one without a softmax.
+    References: Dai et al., PDAN, WACV 2021, METHOD §3 [code]. The public code does not mask the first 1×1 convolution,
+      so its bias leaks from the padding into the last valid snippets of a short video; here it is masked. A further
+      stage reads the logits of the previous one without a softmax.
     """
 
     layer = AttentionLayer

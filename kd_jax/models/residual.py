@@ -1,7 +1,7 @@
 """The stack of residual layers that SS-TCN, MS-TCN and PDAN share; they differ in how a layer mixes the snippets."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,11 +15,7 @@ from kd_jax.models.layers import pointwise
 class ResidualLayer(nn.Module):
     """`h + dropout(conv1×1(relu(mix(h))))`, 0 in the padding.
 
-    Attributes:
-      hidden: H, channels.
-      dilation: d; the layer mixes the snippets t − d, t and t + d.
-      dropout: rate inside the residual branch.
-      dtype: dtype of the computation.
+    Attributes are those of `TemporalFilter`, and `dilation`: d of `mix`.
     """
 
     hidden: int
@@ -41,11 +37,7 @@ class ResidualLayer(nn.Module):
 class ResidualStack(nn.Module):
     """A 1×1 convolution, then the residual layers i = 0, 1, … with dilation 2^i.
 
-    Attributes:
-      hidden: H, channels of every layer.
-      num_layers: number of residual layers.
-      dropout: rate inside the residual branch.
-      dtype: dtype of the computation; parameters stay float32.
+    Attributes, next to those of `TemporalFilter`:
       layer: the class of a layer.
       mix_on_cpu: what `layer.mix` does, as a function of `cpu_kernels`.
     """
@@ -88,10 +80,7 @@ class ResidualStack(nn.Module):
     def _stacked_params(self, h, mask):
         """The parameters of all layers, each with a leading axis of num_layers, under the name 'layers'."""
         if self.is_initializing():
-            nn.scan(
-                lambda layer, h, _: (layer(h, mask), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.num_layers,
-            )(self._layer(0, name="layers"), h, None)
+            axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            stack = nn.scan(lambda layer, h, _: (layer(h, mask), None), length=self.num_layers, **axes)
+            stack(self._layer(0, name="layers"), h, None)
         return self.variables["params"]["layers"]

@@ -17,20 +17,15 @@ class TGM(nn.Module):
     The layers turn the video into 1 → 8 → 8 → 8 images `[T, D]`. Then
     `features = relu(conv1×1(relu([dropout(x), dropout(max over the 8)])))`.
 
-    Attributes:
-      hidden: H, channels of the last 1×1 convolution.
-      num_layers: number of mixture layers.
-      dropout: dropout rate before the last 1×1 convolution.
-      dtype: dtype of the computation; parameters stay float32.
+    Attributes, next to those of `TemporalFilter`:
       curve: 'cauchy' as in the released code, or 'gaussian' as in the paper.
       channels: number of output images of a layer.
       taps: L, number of snippets that a kernel covers, odd.
       mixture: N, number of curves that a layer mixes into its kernels.
 
-    References:
-      Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The released code
-      does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`, which has no
-      effect, is left out, and its uninitialised attention starts as N(0, 1).
+    References: Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The
+      released code does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`,
+      which has no effect, is left out, and its uninitialised attention starts as N(0, 1).
     """
 
     hidden: int = 256
@@ -53,9 +48,8 @@ class TGM(nn.Module):
         x = mask_out(x.astype(self.dtype), mask)
         images, valid = x[None], mask[None, :, :, None]
         for i in range(self.num_layers):
-            images = MixtureLayer(self.channels, self.taps, self.mixture, self.curve, combine=i > 0, name=f"layer_{i}")(
-                images
-            )
+            layer = MixtureLayer(self.channels, self.taps, self.mixture, self.curve, i > 0, name=f"layer_{i}")
+            images = layer(images)
             images = jnp.where(valid, images, jnp.zeros((), self.dtype))
         parts = [Dropout(self.dropout)(y, deterministic=not train) for y in (x, jnp.max(images, axis=0))]
         joined = nn.relu(jnp.concatenate([*parts, *self._extra_inputs(x, mask)], axis=-1))
@@ -69,13 +63,11 @@ class TGM(nn.Module):
 class TGMSuperEvents(TGM):
     """TGM with super-events, `Hierarchy` in the released code: every snippet also reads a summary of the whole video.
 
-    Attributes:
-      num_outputs: number of super-events, one for each logit of the detector, which sets it.
+    There are `num_outputs` super-events, one for each logit of the detector, which sets it.
 
-    References:
-      Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves reach into
-      the padding; here they end with the video, which is the same without padding. The released code applies dropout
-      to the super-events in training; here they have none.
+    References: Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves
+      reach into the padding; here they end with the video, which is the same without padding. The released code applies
+      dropout to the super-events in training; here they have none.
     """
 
     num_outputs: int = 1
@@ -95,11 +87,7 @@ class SuperEvents(nn.Module):
 
     A pooling `[B, D]` is, for each channel, the largest of three sums over the video. A sum is weighted by a Cauchy
     curve as in `MixtureLayer`, with the valid snippets as taps. Super-event k of the poolings p and q is
-    `Σ_d m_kd (σ(w_k) p_d + (1 − σ(w_k)) q_d)`.
-
-    Attributes:
-      num_events: K.
-      curves: number of curves of each pooling.
+    `Σ_d m_kd (σ(w_k) p_d + (1 − σ(w_k)) q_d)`. K is `num_events`.
     """
 
     num_events: int
@@ -127,10 +115,7 @@ class MixtureLayer(nn.Module):
     between an input and an output image is a mixture of the curves by softmax attention. Without `combine` there is one
     input image and the outputs are the convolutions; with it, `out = relu(Σ_in a_in (x_in ∗ k_in) + b)`.
 
-    Attributes:
-      channels: number of output images.
-      taps, mixture, curve: L, N and the curve, as in `TGM`.
-      combine: whether a 1×1 convolution and a ReLU follow.
+    L is `taps`, N `mixture`.
     """
 
     channels: int
@@ -160,12 +145,7 @@ class MixtureLayer(nn.Module):
 def convolve_images(images: jax.Array, kernels: jax.Array) -> jax.Array:
     """Convolve over time: `out_o[t] = Σ_l Σ_i k_lio · images_i[t + l − (L − 1)/2]`, zeros outside.
 
-    Args:
-      images: `[C_in, B, T, D]`.
-      kernels: `[L, C_in, C_out]`, float32, L odd.
-
-    Returns:
-      `[C_out, B, T, D]`, of the dtype of the images.
+    Images are `[C_in, B, T, D]`, kernels `[L, C_in, C_out]`, float32, L odd; the result is `[C_out, B, T, D]`.
     """
     reach, layout = len(kernels) // 2, ("CNHW", "HWIO", "CNHW")  # height is time
     kernels = kernels[:, None].astype(images.dtype)

@@ -73,15 +73,10 @@ def crd(
       negatives: `[K]` int, rows for all snippets, or `[B, T, K]`, rows for each snippet.
       temperature, momentum: τ and m.
 
-    Returns:
-      A scalar, float32, the mean over valid snippets of all videos, 0 for an empty mask; and the new memory.
-
-    Raises:
-      ValueError: if the shapes disagree or an option is out of range.
-
-    References:
-      Tian et al., Contrastive Representation Distillation, ICLR 2020. Equal to its public code (RepDistiller), which
-      uses K = 16384. Weight 0.8 (METHOD §5).
+    Returns: a float32 scalar, the mean over valid snippets of all videos, 0 for an empty mask; and the new memory.
+    Raises: ValueError if an option is out of range.
+    References: Tian et al., Contrastive Representation Distillation, ICLR 2020. Equal to its public code
+      (RepDistiller), which uses K = 16384. Weight 0.8 (METHOD §5).
     """
     if not 0 < temperature < np.inf or not 0 <= momentum < 1:
         raise ValueError(f"crd: temperature must be above 0 and momentum in [0, 1); got {temperature}, {momentum}.")
@@ -99,17 +94,12 @@ def crd(
 
     loss_student, z_student = contrast(student, memory.teacher, memory.normalizers[0])
     loss_teacher, z_teacher = contrast(teacher, memory.student, memory.normalizers[1])
-    after = Memory(
-        student=_update(memory.student, student, mask, index, momentum),
-        teacher=_update(memory.teacher, teacher, mask, index, momentum),
-        normalizers=jnp.stack([z_student, z_teacher]),
-    )
-    return loss_student + loss_teacher, after
+    pairs = (memory.student, student), (memory.teacher, teacher)
+    first, second = (_update(bank, embedded, mask, index, momentum) for bank, embedded in pairs)
+    return loss_student + loss_teacher, Memory(first, second, jnp.stack([z_student, z_teacher]))
 
 
-def _check_shapes(
-    student: jax.Array, teacher: jax.Array, mask: jax.Array, memory: Memory, index: jax.Array, negatives: jax.Array
-) -> None:
+def _check_shapes(student, teacher, mask, memory: Memory, index, negatives) -> None:
     check_mask("crd", mask, student=student, teacher=teacher)
     if student.shape != teacher.shape or memory.student.shape[1:] != student.shape[2:]:
         raise ValueError(
@@ -123,14 +113,11 @@ def _check_shapes(
         )
 
 
-def _scores(
-    embedded: jax.Array, bank: jax.Array, rows: jax.Array, negatives: jax.Array, temperature: float
-) -> jax.Array:
+def _scores(embedded: jax.Array, bank: jax.Array, rows, negatives, temperature: float) -> jax.Array:
     """`exp(v·m / τ)`, `[B, T, 1 + K]`: the snippet's own row first, then the negatives."""
     bank = jax.lax.stop_gradient(bank)
     own = jnp.sum(embedded * bank[rows], axis=-1, keepdims=True)
-    subscripts = "bte,ke->btk" if negatives.ndim == 1 else "bte,btke->btk"
-    others = einsum(subscripts, embedded, bank[negatives])
+    others = einsum("bte,ke->btk" if negatives.ndim == 1 else "bte,btke->btk", embedded, bank[negatives])
     return jnp.exp(jnp.concatenate([own, others], axis=-1) / temperature)
 
 

@@ -11,11 +11,7 @@ from kd_jax.types import Batch, Outputs
 
 
 class Critic(nn.Module):
-    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear.
-
-    Attributes:
-      width: number of channels.
-    """
+    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear."""
 
     width: int = 64
 
@@ -44,9 +40,8 @@ class HolisticDistillation(nn.Module):
       width: the critic's number of channels.
       penalty: λ.
 
-    References:
-      Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2. Weight 0.1 (METHOD §5). The published critic reads
-      an image and its score map; this one is small, and reads only logits over time [default].
+    References: Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2. Weight 0.1 (METHOD §5). The published
+      critic reads an image and its score map; this one is small, and reads only logits over time [default].
     """
 
     num_snippets: int

@@ -23,9 +23,8 @@ class LearnedGraph(nn.Module):
       width: output width of the projections P and Q.
       logits_weight, features_weight: the weights of the two parts.
 
-    References:
-      Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018, §3.3. There, too,
-      the weights depend on the features and logits of both sides; the form of the score is [default].
+    References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018, §3.3. There,
+      too, the weights depend on the features and logits of both sides; the form of the score is [default].
     """
 
     num_snippets: int

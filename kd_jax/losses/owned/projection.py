@@ -13,9 +13,6 @@ class ProjectionHead(nn.Module):
     `crd` needs one head for the student and one for the teacher. `atomic` can also compare the outputs of two heads,
     which is off by default (METHOD §2, Atomic [default]). The teacher's head then gets no gradient from `atomic`, which
     stops the gradient at its second argument.
-
-    Attributes:
-      width: E, dimensions of the embedding.
     """
 
     width: int = 128
