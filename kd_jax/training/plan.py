@@ -368,7 +368,7 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
     """Refuses to train into, or with --noresume to delete, a folder that is not this run's own."""
     if not directory.exists():
         return
-    if directory.is_dir() and all(name.startswith(".") for _, _, files in directory.walk() for name in files):
+    if directory.is_dir() and all(file.startswith(".") for _, _, files in directory.walk() for file in files):
         return  # killed before its config.json was written
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
     manifests = [read_json(folder / "config.json") for folder in folders]
