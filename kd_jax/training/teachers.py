@@ -91,14 +91,15 @@ def _read(path: epath.Path) -> dict | None:
 def fingerprint(folder: epath.Path) -> str:
     """A hash of what determines the outputs of a given teacher: a run's model and parameters, or all feature files."""
     if given_run(folder) is not None:
-        return _of_run(folder, (folder / "results.json").stat().mtime)
+        results = folder / "results.json"
+        return _of_run(folder, results.stat().mtime, results.read_bytes())  # epath rounds times to seconds
     files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
     stats = ((video, path, path.stat()) for video, path in files)
     return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
 
 
 @functools.lru_cache(maxsize=16)  # each run and seed that learns from it asks
-def _of_run(folder: epath.Path, _: float) -> str:
+def _of_run(folder: epath.Path, *_) -> str:
     run = checkpoints.load_teacher(folder)
     digest = hashlib.sha256(json.dumps([run.config["filter"], run.config["model"]], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.variables):
