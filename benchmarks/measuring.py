@@ -77,7 +77,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> tuple[dict, dict]:
-    """Times every call in turn, `repeats` times; returns {name: median seconds}, and the seconds of first calls."""
+    """Times the calls alternately, `repeats` times each; returns their median seconds and those of the first call."""
     first = {name: seconds(call) for name, call in calls.items()}
     rounds = [[seconds(call) for call in calls.values()] for _ in range(repeats)]
     return {name: float(np.median(times)) for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}, first

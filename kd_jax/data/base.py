@@ -51,7 +51,7 @@ class Video:
     # empty, without duplicates. They may overlap.
     segments: np.ndarray
     duration: float  # in the same unit
-    # `[M, 3]` rows as the annotation file has them, which official scripts score against; None stands for `segments`
+    # `[M, 3]` rows of the annotation file, unchanged; official scripts score against them. None means `segments`
     written: np.ndarray = None  # type: ignore[assignment]  # __post_init__ replaces None
     # `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
