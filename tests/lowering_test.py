@@ -17,6 +17,7 @@ from kd_jax.types import Batch, Outputs
 
 D, H, CLASSES, T = 6, 8, 3, 16
 PLATFORMS = ("tpu", "cuda")
+TWO_TERMS = ("boundary", "logit_distillation")  # one reads features, the other logits
 
 
 def lowered(function, *arguments) -> str:
@@ -25,7 +26,7 @@ def lowered(function, *arguments) -> str:
     return exported.mlir_module()
 
 
-def parts(filter_name, head, dtype, terms=tuple(TERMS)):
+def parts(filter_name, head, dtype, terms):
     num_outputs = TASKS[head].num_outputs(CLASSES)
     model = Detector(filter_name, num_outputs=num_outputs, hidden=H, num_layers=2, dtype=dtype, standardize=True)
     program = Program(
@@ -55,9 +56,9 @@ def parts(filter_name, head, dtype, terms=tuple(TERMS)):
     [*((name, "dense", jnp.bfloat16) for name in FILTERS), ("ss_tcn", "sparse", jnp.float32)],
 )
 def test_steps(filter_name, head, dtype):
-    """Lower SS-TCN with every term, other filters with a term that reads features and one that reads logits."""
-    terms = {} if filter_name == "ss_tcn" else {"terms": ("boundary", "logit_distillation")}
-    program, state, settings, num_outputs = parts(filter_name, head, dtype, **terms)
+    """Lower SS-TCN with every term and other filters with two."""
+    terms = tuple(TERMS) if filter_name == "ss_tcn" else TWO_TERMS
+    program, state, settings, num_outputs = parts(filter_name, head, dtype, terms)
     mask = jnp.ones((2, T), bool)
     features, labels = jnp.zeros((2, T, D), jnp.float16), jnp.zeros((2, T, CLASSES), jnp.uint8)
     batch = Batch(features, labels, mask, jnp.array([0, T]))
@@ -97,7 +98,7 @@ def test_a_detector_exports_with_symbolic_batch_and_length(filter_name):
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_epoch_of_resident_videos(runs):
-    program, state, settings, num_outputs = parts("ss_tcn", "dense", jnp.float32)
+    program, state, settings, num_outputs = parts("ss_tcn", "dense", jnp.float32, terms=TWO_TERMS)
     teacher = Outputs(np.zeros((T, H), np.float32), np.zeros((T, num_outputs), np.float32))
     example = Example("v", np.zeros((T, D), np.float16), np.zeros((T, CLASSES), np.uint8), (teacher,))
     mesh, buckets = sharding.data_mesh(), (T, 2 * T)

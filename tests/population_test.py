@@ -144,6 +144,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
     """The runs were saved after different epochs. They continue together from the last epoch in common."""
