@@ -17,7 +17,7 @@ ROWS = [
     ["config", "training.state", "training.step", "training.checkpoints"],
     ["inference", "evaluation"],
     ["training"],
-    ["training.experiment"],
+    ["training.experiment", "analysis"],
     ["main", "predict", "evaluate", "__main__"],
 ]
 FORBIDDEN = {  # {part of the package: what it must not import}

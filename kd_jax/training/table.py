@@ -1,5 +1,6 @@
 """Scores of runs and fusions → the table of results, as JSON and as Markdown."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,9 +44,10 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         gain = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
         row["gain"] = None if baseline is scores[name] else gain
         rows.append(row)
-    data = {"dataset": source.info.name, "test_videos": len(source.videos("test", [])), "seeds": list(seeds(config))}
+    data_dir = os.path.abspath(config.dataset.data_dir) if config.dataset.data_dir else ""
+    data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(source.videos("test", []))}
     gains = {"baseline": config.baseline, "gain_of": gain_of, "published_for": config.published_for}
-    return {**data, **gains, "rows": rows}
+    return {**data, "seeds": list(seeds(config)), **gains, "rows": rows}
 
 
 def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:
@@ -55,6 +57,7 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
     row = {
         "run": title,
         "modality": run.modality if run else " + ".join(streams),
+        "members": list(config.fusions.get(name, ())),
         "teachers": list(run.teachers) if run else [],
         "weights": {term: weight for term, weight in run.weights.items() if weight} if run else {},
         "balance": run.balance if run else None,

@@ -1,0 +1,117 @@
+"""A finished experiment: its results, runs and videos, read from the workdir and the records.
+
+experiment = open_experiment("workdir/demo")
+run = experiment.runs["augmented_rgb"][0]                       # the first seed
+logits = experiment.logits("two_stream", 0)                     # {test video: [T, C]}, of a run or a fusion
+outputs = experiment.outputs(run)                               # {test video: Outputs}, features and logits
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+
+from kd_jax.data.batches import make_examples
+from kd_jax.data.source import Source, open_source
+from kd_jax.files import read_arrays, read_json
+from kd_jax.inference.predict import fuse, run_detector
+from kd_jax.training.checkpoints import load_teacher
+from kd_jax.types import Outputs
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One training: a row of the table and one of its seeds."""
+
+    name: str  # of the row in the table
+    seed: int
+    directory: epath.Path
+    config: Mapping  # config.json: what was trained
+    results: Mapping  # results.json: the best epoch and the scores
+    epochs: list[dict]  # metrics.jsonl: a record per epoch; [] if the file is gone
+
+
+@dataclass(frozen=True)
+class FinishedExperiment:
+    """What an experiment has left behind, and the videos that it was scored on."""
+
+    workdir: epath.Path
+    results: Mapping  # results.json
+    runs: Mapping[str, list[FinishedRun]]  # {row of the table: a run per seed}, without fusions
+    source: Source
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.results["seeds"]
+
+    def row(self, name: str) -> Mapping:
+        """Returns the row of the table of a run or a fusion; ValueError lists the known ones."""
+        rows = {row["run"]: row for row in self.results["rows"]}
+        if name not in rows:
+            raise ValueError(f"{self.workdir}: there is no run or fusion {name!r}; it has {', '.join(rows)}")
+        return rows[name]
+
+    def logits(self, name: str, index: int, split: str = "test") -> dict[str, np.ndarray]:
+        """Returns {video: `[T, C]`} of a run or a fusion, for the seed `seeds[index]`."""
+        members = self.row(name).get("members") or [name]
+        files = [self.runs[member][index].directory / f"predictions_{split}.npz" for member in members]
+        return fuse([read_arrays(file) for file in files])
+
+    def outputs(self, run: FinishedRun, split: str = "test") -> dict[str, Outputs]:
+        """Computes {video: Outputs} with `[T, H]` features and `[T, C]` logits, by the parameters of the best epoch."""
+        trained, modality = load_teacher(run.directory), run.config["modality"]
+        videos = self.source.videos(split, [modality])
+        examples = make_examples(videos, modality, len(self.source.info.classes))
+        outputs = run_detector(trained.model, trained.variables, examples, batch_size=8, num_buckets=2)
+        return {example.id: output for example, output in zip(examples, outputs, strict=True)}
+
+
+def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> FinishedExperiment:
+    """Opens a workdir; `data_dir` names the records if they have moved.
+
+    Raises FileNotFoundError without a finished experiment or without its records, and ValueError if the records are
+    not those that the experiment was trained on.
+    """
+    workdir = epath.Path(workdir)
+    results = read_json(workdir / "results.json")
+    if results is None or "rows" not in results:
+        remedy = "run its experiment to the end, or give another workdir, e.g. workdir/demo"
+        raise FileNotFoundError(f"{workdir} holds no finished experiment (no results.json of one there); {remedy}")
+    runs = {
+        row["run"]: [_open_run(workdir, row, seed, results["seeds"][0]) for seed in results["seeds"]]
+        for row in results["rows"]
+        if not row.get("members")
+    }
+    source = _open_source(workdir, results, [run for seeds in runs.values() for run in seeds], data_dir)
+    return FinishedExperiment(workdir, results, runs, source)
+
+
+def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> FinishedRun:
+    folder = workdir / row.get("chosen", row["run"])
+    folder = folder if seed == first_seed else folder / f"seed_{seed}"
+    config, results = read_json(folder / "config.json"), read_json(folder / "results.json")
+    if config is None or results is None:
+        raise FileNotFoundError(
+            f"the run {folder} is gone or has not finished; run its experiment again to complete it"
+        )
+    path = folder / "metrics.jsonl"
+    epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return FinishedRun(row["run"], seed, folder, config, results, epochs)
+
+
+def _open_source(workdir: epath.Path, results: Mapping, runs: list[FinishedRun], data_dir: str | None) -> Source:
+    dataset = dict(runs[0].config["dataset"])
+    fingerprint, data_dir = dataset.pop("fingerprint"), data_dir or results.get("data_dir", "")
+    modalities = sorted({run.config["modality"] for run in runs})
+    try:
+        fallback = results["dataset"] == "synthetic"  # a smoke variant that ran without records
+        source = open_source(data_dir=data_dir, modalities=modalities, synthetic_fallback=fallback, **dataset)
+    except (FileNotFoundError, ValueError) as error:
+        remedy = "name the folder of the records with --data_dir=DIR"
+        raise FileNotFoundError(f"the videos of {workdir} cannot be read ({error}); {remedy}") from None
+    if source.fingerprint != fingerprint:
+        remedy = "name the folder of the records that it was trained on with --data_dir=DIR"
+        raise ValueError(f"{data_dir or source.info.name}: these are not the videos of {workdir}; {remedy}")
+    return source

@@ -1,0 +1,88 @@
+"""Finished experiments, opened from their workdir and records."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from kd_jax import config as schema
+from kd_jax.analysis.finished import open_experiment
+from kd_jax.data import records, synthetic
+from kd_jax.training import experiment
+from kd_jax.training.plan import prepare
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Train a teacher, a plain and a distilled student and a choice among two on records, two seeds each."""
+    folder = tmp_path_factory.mktemp("finished")
+    info, splits = synthetic.make()
+    info = dataclasses.replace(info, name="mine")
+    records.write(folder / "records", info, {split: videos[:4] for split, videos in splits.items()}, {})
+    config = schema.get_config()
+    config.dataset.update({"name": "custom", "data_dir": str(folder / "records"), "validation_fraction": 0.3})
+    config.model.update({"hidden": 8, "num_layers": 2})
+    config.training.update({"epochs": 2, "length_buckets": 1})
+    distilled = {weight: schema.make_run("rgb", ("flow",), {"boundary": weight}) for weight in (0.1, 0.2)}
+    config.runs = schema.make_runs(
+        flow=schema.make_run("flow"), rgb=schema.make_run("rgb"), light=distilled[0.1], heavy=distilled[0.2]
+    )
+    config.fusions.both = ("flow", "rgb")
+    config.choices.tuned = ("light", "heavy")
+    config.update({"baseline": "rgb", "seeds": 2})
+    experiment.perform(config, folder / "workdir", prepare(config, folder / "workdir"))
+    return folder / "workdir"
+
+
+def test_every_row_of_the_table_is_opened(workdir):
+    found = open_experiment(workdir)
+    assert list(found.runs) == ["flow", "rgb", "tuned"] and found.seeds == [0, 1]
+    tuned = found.runs["tuned"]
+    chosen = found.row("tuned")["chosen"]
+    assert [run.directory for run in tuned] == [workdir / chosen, workdir / chosen / "seed_1"]
+    assert [run.config["seed"] for run in tuned] == [0, 1] and all(len(run.epochs) == 2 for run in tuned)
+    flow, rgb, both = (found.logits(name, 1) for name in ("flow", "rgb", "both"))
+    for video in both:
+        np.testing.assert_allclose(both[video], (flow[video] + rgb[video]) / 2, rtol=1e-6)
+
+
+def test_outputs_are_those_that_were_scored(workdir):
+    found = open_experiment(workdir)
+    for run in found.runs["rgb"]:
+        saved = found.logits("rgb", run.seed)
+        outputs = found.outputs(run)
+        assert outputs.keys() == saved.keys() and len(saved) == 4
+        for video, output in outputs.items():
+            np.testing.assert_allclose(output.logits, saved[video], rtol=1e-4, atol=1e-4)
+            assert output.features.shape == (len(saved[video]), 8)
+
+
+def test_records_may_have_moved_but_must_be_the_same(workdir, tmp_path):
+    moved, folder = tmp_path / "moved", tmp_path / "workdir"
+    shutil.copytree(workdir, folder)
+    shutil.copytree(workdir.parent / "records", moved)
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "data_dir": str(tmp_path / "gone")}))
+    with pytest.raises(FileNotFoundError, match="gone.*--data_dir=DIR"):
+        open_experiment(folder)
+    assert open_experiment(folder, str(moved)).source.info == open_experiment(workdir).source.info
+    info, splits = synthetic.make(seed=1)
+    records.write(tmp_path / "other", info, splits, {})
+    with pytest.raises(ValueError, match="other: these are not the videos of"):
+        open_experiment(folder, str(tmp_path / "other"))
+
+
+def test_a_workdir_without_a_finished_experiment_is_named(workdir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished experiment"):
+        open_experiment(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no finished experiment"):
+        open_experiment(workdir / "rgb")  # a run, whose results.json has no rows
+    with pytest.raises(ValueError, match="no run or fusion 'rbg'; it has flow, rgb, tuned, both"):
+        open_experiment(workdir).row("rbg")
+    folder = tmp_path / "copy"
+    shutil.copytree(workdir, folder)
+    shutil.rmtree(folder / "rgb" / "seed_1")
+    with pytest.raises(FileNotFoundError, match="rgb/seed_1 is gone or has not finished"):
+        open_experiment(folder)
