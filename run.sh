@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ./run.sh               makes .venv, installs kd_jax, runs the demo experiment (configs/demo.py)
-# ./run.sh demo-video    from pixels on: draws videos, extracts RGB, flow and pose features, trains, predicts from a video
+# ./run.sh demo-video    draws videos, extracts RGB, flow and pose features, trains, predicts from one of the videos
 # ./run.sh main ARGS     the same for any experiment: python -m kd_jax.main ARGS
 # ./run.sh test [ARGS]   installs what the tests need, runs ruff, mypy and all tests (ARGS go to pytest)
 # ./run.sh test --fast [ARGS]   leaves out the tests marked `slow`

@@ -59,8 +59,8 @@ class OurSide:
             weights = {"task": 1.0, **(WEIGHTS if kind == "student" else {})}
             weights = {name: np.full(self.runs, weight, np.float32) for name, weight in weights.items()}
             settings = Settings(weights, np.full(self.runs, 2e-4, np.float32), self.keys)
-            seeds, which = list(range(self.runs)), [seed % len(sets) for seed in range(self.runs)]
-            of_kind = sets, which, seeds, self.states[kind], settings
+            seeds, set_of_run = list(range(self.runs)), [seed % len(sets) for seed in range(self.runs)]
+            of_kind = sets, set_of_run, seeds, self.states[kind], settings
             self.population = Population(self.programs[kind], self.training, *of_kind)
         self.count += 1
         self.population.run_epoch(self.count)

@@ -9,7 +9,7 @@ Command:   python -m kd_jax.main --config=configs/pku_mmd.py          flow teach
 Time:      43 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
            not yet measured
 Protocols: event mAP at 0.1, 0.3, 0.5 (as the official script, including its quirks); frame mAP
-Published: event mAP@0.1 85.5 with Augmented-RGB, 79.6 without (the paper's own features)
+Reported:  event mAP@0.1 85.5 with Augmented-RGB, 79.6 without (the paper's own features)
 """
 
 from kd_jax import config as schema
@@ -20,5 +20,5 @@ def get_config(variant=""):
     config.dataset.update(name="pku_mmd", data_dir="data/pku_mmd")
     config.training.update(batch_size=8, epochs=100)
     schema.set_runs(config, teacher="flow", student="rgb")
-    variants = {"pose": lambda c: schema.set_runs(c, teacher="pose", student="rgb"), "published": schema.published}
-    return schema.with_variant(config, variant, variants)
+    pose = {"pose": lambda config: schema.set_runs(config, teacher="pose", student="rgb")}
+    return schema.with_variant(config, variant, {**pose, "published": schema.use_published_weights})

@@ -7,7 +7,7 @@ Command:   python -m kd_jax.main --config=configs/thumos14.py
 Time:      35 s per epoch of plain training, without scoring (2 busy CPU cores, noise features of the real size); GPU
            not yet measured
 Protocols: detection mAP at tIoU 0.3:0.1:0.7, and at 0.1:0.1:0.5 as in the challenge's kit; frame mAP
-Published: no result of this method was found
+Reported:  no result of this method was found
 """
 
 from kd_jax import config as schema
@@ -20,4 +20,4 @@ def get_config(variant=""):
     config.evaluation.proposals = "multi_threshold"  # nested proposals and soft-NMS: the metric scores boundaries
     config.evaluation.convention = "start"  # data_prep.build centres snippet i at i strides
     schema.set_runs(config, teacher="flow", student="rgb")
-    return schema.with_variant(config, variant, {"published": schema.published})
+    return schema.with_variant(config, variant, {"published": schema.use_published_weights})

@@ -207,7 +207,7 @@ def input_size(model: Detector, params: Mapping) -> int:
 
 
 def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, modality: str, source: str) -> None:
-    """Converts a public state dict into the new folder of a run, which `predict` and `load_teacher` read.
+    """Converts a public state dict into the new folder of a run, which `predict` and `load_run` read.
 
     Args:
       info: of records with the classes and features that the weights are for.

@@ -1,4 +1,4 @@
-"""Options of the commands: argparse, where a mistake ends in one sentence.
+"""Options of the commands: argparse with error messages of one sentence.
 
 options = Parser("kd_jax.predict", "Predict actions in videos.")
 options.add_argument("--batch_size", type=at_least(1), default=8)
@@ -72,7 +72,7 @@ def positive(text: str) -> float:
 
 
 def _number(text: str) -> float:
-    """The number that a text states; nan if it states none."""
+    """The number that a text represents; NaN if it represents none."""
     try:
         return float(text)
     except ValueError:

@@ -19,8 +19,8 @@ from kd_jax.training.terms import TERMS
 FOLDER = next(path for parent in Path(__file__).parents[:2] if (path := parent / "configs").is_dir())
 # The weights of the paper (supplementary material), α1 to α3, for its I3D features and its reading of the formulas.
 PUBLISHED_WEIGHTS = {"atomic": 300.0, "global_context": 100.0, "boundary": 5.0}
-# The default weights are the published ones divided by 300. With the formulas of this library they help where the
-# teacher is much better than the student, and cost little elsewhere (docs/weights.md: three data sets, every form).
+# The published weights divided by 300. With the formulas of this library, these help where the teacher is much better
+# than the student, and cost little elsewhere (docs/weights.md: three data sets, every form).
 WEIGHTS = {term: weight / 300 for term, weight in PUBLISHED_WEIGHTS.items()}
 
 
@@ -46,9 +46,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         #                        config.teachers; losses are summed over teachers; none = only the task loss
         "baseline": placeholder(str),  # the run that the gain is measured against; unset = config.baseline
         "weights": dict.fromkeys(TERMS, 0.0),  # a weight of 0 skips the term
-        "task_weight": 1.0,  # of the task loss; 0 = only distil and keep the last epoch, for another run that
-        #                      starts from this one and learns the classes
-        "starts_from": placeholder(str),  # a run of the same filter; its trained parameters initialise this run
+        "task_weight": 1.0,  # of the task loss; 0 = only distil, and keep the last epoch
+        "starts_from": placeholder(str),  # a run of the same modality, filter and size; it gives initial parameters
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
@@ -92,7 +91,7 @@ def set_runs(config: ConfigDict, teacher: str, student: str) -> ConfigDict:
 
 
 def teaching_runs(config: ConfigDict, name: str) -> set[str]:
-    """The runs that a run needs first: its teachers, the members of its ensembles, and the run it starts from."""
+    """Find the runs that a run needs first: its teachers, the members of its ensembles, and the run it starts from."""
     run = config.runs[name]
     members = [config.fusions.get(teacher, (teacher,)) for teacher in run.teachers]
     members += [(run.starts_from,)] if run.starts_from else []
@@ -109,7 +108,7 @@ def load(name: str, variant: str = "") -> ConfigDict:
 
 
 def find_file(name: str) -> Path:
-    """Find a config file by its path, or by the name of one that kd_jax ships ; else FileNotFoundError."""
+    """Find a config file by its path, or by the name of one that kd_jax ships; FileNotFoundError if there is none."""
     if (path := Path(name)).is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
@@ -120,7 +119,7 @@ def find_file(name: str) -> Path:
 
 
 # Sections with free names, and an example of an entry. An option cannot add an entry, so it replaces the section.
-_ENTRIES = {"teachers": "'DIR'", "published": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
+_ENTRIES = {"teachers": "'DIR'", "reported": "'32.8'", "fusions": "('RUN', 'RUN')", "choices": "('RUN', 'RUN')"}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _EXPECTED = {
     bool: "true or false",
@@ -137,7 +136,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     Args:
       config, path: changed in place at the path of the field, e.g. `runs.augmented_rgb.weights.atomic`.
       text: a number, true or false, or plain text; a Python literal for a tuple; a Python dict for a section. 'None'
-        unsets a field that may be unset. A dict replaces the whole of teachers, published, fusions or choices. In any
+        unsets a field that may be unset. A dict replaces the whole of teachers, reported, fusions or choices. In any
         other section it sets only the fields that it contains.
 
     Raises ValueError if the field does not exist (with the closest name), or the value has another type.
@@ -224,16 +223,16 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     needed = {teacher for run in kept for teacher in config.runs[run].teachers} | set(teachers)
     config.runs = make_runs(**{run: made for run, made in config.runs.items() if run in kept})
     config.fusions = _section({name: streams for name, streams in config.fusions.items() if name in needed})
-    config.choices, config.published = _section({}), _section({})
+    config.choices, config.reported = _section({}), _section({})
     return config, teachers, plain, rest
 
 
-def publish(config: ConfigDict, figures: dict, baseline: str, published_for: str) -> None:
-    """Add a paper's figures for the rows that this experiment has, and for its baseline."""
+def add_reported(config: ConfigDict, scores: dict, baseline: str, reported_for: str) -> None:
+    """Add the scores that a paper reports for rows of this experiment, and the one for its baseline."""
     rows = (*config.runs, *config.choices)
-    config.published.update({row: figure for row, figure in figures.items() if row in rows})
-    config.published[config.baseline] = baseline
-    config.published_for = published_for
+    config.reported.update({row: score for row, score in scores.items() if row in rows})
+    config.reported[config.baseline] = baseline
+    config.reported_for = reported_for
 
 
 def _section(entries: dict) -> ConfigDict:
@@ -265,20 +264,21 @@ def get_config() -> ConfigDict:
             "optimizer": "adam",  # optax name: adam, adamw, nadamw, lamb, lion, rmsprop, sgd
             "weight_decay": 0.0,  # for adamw, nadamw, lamb and lion
             "clip_norm": 0.0,  # maximum global norm of the gradient; 0 = no clipping
-            "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0
+            "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0;
+            #                        the plateau rule multiplies it by its own factor
             "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
             "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
             "gradient_norms": False,  # log the norm of each term's gradient at the student's features
             "length_buckets": 4,  # number of lengths that videos are padded to; each is compiled once
             "data": "auto",  # 'resident': training videos stay on the device, an epoch is one program;
             #                  'streamed': the host reads each batch from the records shortly before its step;
-            #                  'auto': resident if they fit the device; else from host memory if the features
-            #                  of all runs fit half of it; else streamed
+            #                  'auto': resident if they fit half of a device; else sent from host memory if the
+            #                  features of all runs fit half of it; else streamed
             "checkpoint_every": 5,  # epochs between checkpoints; a resumed run repeats at most this many
         },
         "evaluation": {
             "batch_size": 8,  # whole videos per forward pass
-            "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = the published ones of the data set
+            "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = those of the data set's benchmark
             "proposals": "",  # scores → detections: a key of evaluation.proposals.PROPOSALS; "" = by the head
             "threshold": placeholder(float),  # of the proposals; unset = default (dense 0.5, sparse 0.4)
             "convention": "centre",  # a snippet's instant: 'centre' or 'start' (kd_jax/evaluation/proposals.py)
@@ -287,15 +287,15 @@ def get_config() -> ConfigDict:
         "fusions": _section({}),  # {name: runs whose logits are averaged}, e.g. two_stream
         "teachers": _section({}),  # {name: folder} from outside the experiment: a finished run, or features
         #                        <video>.npy [T, D] of every training video; a tuple of folders is an ensemble
-        "choices": _section({}),  # {row of the table: runs}; it shows the best by validation score, mean over seeds
-        "published": _section({}),  # {row of the table: a paper's figure, as text}
-        "published_for": "",  # the data and metric of these figures, for the column title
+        "choices": _section({}),  # {row of the table: runs}; the row shows the run with the best mean validation score
+        "reported": _section({}),  # {row of the table: the score that a paper reports, as text}
+        "reported_for": "",  # the data and metric of these scores, for the column title
         "baseline": "vanilla_rgb",  # the run that gains are measured against
         "seed": 0,  # of initialisation, shuffling, dropout and negatives
         "seeds": 1,  # number of seeds: seed, seed + 1, …; the table shows mean ± standard deviation
     }
     config = _section(fields).lock()
-    for section in (config.fusions, config.choices, config.published, config.teachers):
+    for section in (config.fusions, config.choices, config.reported, config.teachers):
         section.unlock()  # so that the experiment's file can add entries
     return config
 
@@ -311,8 +311,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def published(config: ConfigDict) -> ConfigDict:
-    """Give every student the weights of the paper. With the formulas of this library they outweigh the task loss."""
+def use_published_weights(config: ConfigDict) -> ConfigDict:
+    """Give every student the published weights. With the formulas of this library they outweigh the task loss."""
     for run in config.runs.values():
         if run.teachers:
             run.weights.update(PUBLISHED_WEIGHTS)

@@ -35,7 +35,7 @@ def parser() -> Parser:
     add("--predictions", required=True, help="A .npz, .json or .txt file or a folder, see kd_jax/evaluation/formats.")
     add("--classes", help="File of class names, one per line; line number = class id.")
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
-    protocols = "Instead of those the data set is published with; may be repeated."
+    protocols = "Instead of those of the data set's benchmark; may be repeated."
     add("--protocols", action="append", choices=list(PROTOCOLS), help=protocols)
     add("--logits", action="store_true", help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
@@ -76,11 +76,6 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
     raise FileNotFoundError(f"{path} is no {kinds}")
 
 
-def servable(protocols: Sequence[str], what: str) -> tuple[str, ...]:
-    """Returns the protocols that can score predictions of this kind; snippet scores serve all of them."""
-    return tuple(name for name in protocols if what in ("scores", PROTOCOLS[name].needs))
-
-
 def evaluate_predictions(given: argparse.Namespace) -> None:
     """Scores the predictions that the options name and prints every value.
 
@@ -90,33 +85,34 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
         raise ValueError(f"--output={given.output}: there is no folder {folder}; make it first")
     info, annotated, stride, findings = _read_truth(given)
     first_label = 1 if given.first_label is None else given.first_label
-    what, arrays = read_predictions(Path(given.predictions), info, first_label=first_label)
+    kind, arrays = read_predictions(Path(given.predictions), info, first_label=first_label)
     wanted = given.protocols or describe(given.dataset).protocols
     check_protocols(wanted)
-    _refuse_idle_options(what, wanted, given)
-    protocols = tuple(given.protocols or servable(wanted, what))
+    _refuse_idle_options(kind, wanted, given)
+    servable = [name for name in wanted if kind in ("scores", PROTOCOLS[name].needs)]  # snippet scores serve all
+    protocols = tuple(given.protocols or servable)
     scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
     if not protocols:
-        reason = f"{given.predictions} holds {what}, but {', '.join(wanted)} cannot be computed from them"
+        reason = f"{given.predictions} holds {kind}, but {', '.join(wanted)} cannot be computed from them"
         raise ValueError(f"{reason}; choose --protocols that can")
     scoring.check(info.head)
     truth = make_truth([_as_video(video, arrays.get(video.id), stride) for video in annotated], info)
     of_split = {video: array for video, array in arrays.items() if video in truth.segments}
-    if what == "scores":
+    if kind == "scores":
         _check_probabilities(of_split, given)
         predictions = make_predictions(of_split, truth, info.head, scoring, logits=given.logits)
     else:
-        predictions = Predictions(**{what: of_split})
+        predictions = Predictions(**{kind: of_split})
     results = as_results(*score(predictions, truth, scoring.protocols), info.classes)
-    _report(info, truth, what, arrays, findings, results, given)
+    _report(info, truth, kind, arrays, findings, results, given)
 
 
-def _refuse_idle_options(what: str, wanted: Sequence[str], given: argparse.Namespace) -> None:
+def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Namespace) -> None:
     """Raises ValueError for an option that has no effect on these predictions."""
     options = {name: getattr(given, name) for name in ("proposals", "threshold", "convention", "head", "first_label")}
     options["logits"] = given.logits or None
     used = {"first_label"} if Path(given.predictions).is_dir() else set()
-    if what == "scores":
+    if kind == "scores":
         used = {"logits", "head"}
         if any(PROTOCOLS[name].needs == "detections" for name in wanted):
             used |= {"proposals", "threshold", "convention"}
@@ -162,13 +158,13 @@ def _check_probabilities(tables: Mapping[str, np.ndarray], given: argparse.Names
 
 
 def _report(
-    info: base.Info, truth: Truth, what: str, arrays: Mapping, findings: Findings, results: dict, given
+    info: base.Info, truth: Truth, kind: str, arrays: Mapping, findings: Findings, results: dict, given
 ) -> None:
     """Prints the videos, what was cleaned, what is missing and every value; writes --output."""
     actions = sum(map(len, truth.written.values()))
     print(f"{info.name}, {given.split}: {len(truth.segments)} videos, {actions} actions, {len(info.classes)} classes")
-    for kind, cases in sorted(findings.handled.items()):
-        print(f"  annotations, both splits: {kind}: {len(cases)}")
+    for change, cases in sorted(findings.handled.items()):
+        print(f"  annotations, both splits: {change}: {len(cases)}")
     missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
     if missing:
         effect = "; event_map, like the official script, leaves their actions out: write empty files for them"
@@ -176,7 +172,7 @@ def _report(
         print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{effect}")
     if unknown:
         print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
-    print(f"{what} of {given.predictions}, percent:")
+    print(f"{kind} of {given.predictions}, percent:")
     values = {key: value for key, value in results.items() if key != "per_class"}
     width = max(map(len, values))
     for key, value in values.items():

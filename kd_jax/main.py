@@ -37,7 +37,6 @@ def parser() -> Parser:
     add("--coordinator", help=coordinator)
     add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
     add("--process", type=int, help="Index of this process, from 0.")
-    add("--resume", action="store_true", default=True, help=argparse.SUPPRESS)
     add("--noresume", dest="resume", action="store_false", help="Train every run anew.")
     profile = "Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto)."
     add("--profile", action="store_true", help=profile)
@@ -93,20 +92,20 @@ def config_mistake(error: Exception, path: Path) -> str:
 
 
 def _name_of(file: str) -> str:
-    """The folder of an experiment: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine,smoke."""
+    """The name of an experiment's folder: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine,smoke."""
     path, colon, variant = file.partition(":")
     words = [Path(word).name.removesuffix(".py") for word in variant.split(",")]
     return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 
 def _stop(*_):
-    """Ends the program at once on Ctrl-C. Files survive that; an exception within JAX or orbax crashes or hangs."""
+    """Ends the program at once on Ctrl-C, because an exception within JAX or orbax can crash or hang it."""
     os.write(2, b"\nkd_jax.main: interrupted; the same command continues from the last checkpoint\n")
     os._exit(128 + signal.SIGINT)
 
 
 def _fail_with_the_job(error: Exception) -> NoReturn:
-    """Ends one process of a job of several at once, because JAX would wait for the others and then abort."""
+    """Ends this process of a job at once; otherwise JAX would wait for the other processes and then abort."""
     traceback.print_exc()
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     remedy = "stop all of them and start them again: they continue from the last checkpoint"
@@ -117,9 +116,9 @@ def _fail_with_the_job(error: Exception) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
-    imports, started = time.process_time(), time.perf_counter()  # process_time() includes the imports
+    imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
     given, overrides = read_options(argv)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a job in the background
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
         signal.signal(signal.SIGINT, _stop)
     try:
         config = read_config(given.config, overrides)

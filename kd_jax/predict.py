@@ -2,15 +2,15 @@
 
     python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
-reads `<video>.npy` files of the run's modality, or one split of a folder of records. It writes OUT/scores.npz, {video:
-`[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation is
-needed. --format chooses formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
+This reads `<video>.npy` files of the run's modality, or one split of a folder of records. It writes OUT/scores.npz,
+{video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
+is needed. --format chooses formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
 
     python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \\
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
 
-reads a video with the encoder that made the run's features, and also writes OUT/<video>.png, which shows frames of the
-video above a timeline of the detections. If `data_prep.extract` made the features, the run knows how videos are cut
+This reads a video with the encoder that made the run's features. It also writes OUT/<video>.png, which shows frames of
+the video above a timeline of the detections. If `data_prep.extract` made the features, the run knows how videos are cut
 into snippets; options override this. If snippets of the video would last over 10 % longer or shorter than those of the
 run, the video is sampled at another rate so that they last as long.
 """
@@ -35,7 +35,7 @@ from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import probabilities
 from kd_jax.files import make_folder, sha256
 from kd_jax.inference.predict import run_detector
-from kd_jax.training.checkpoints import TrainedRun, load_teacher
+from kd_jax.training.checkpoints import TrainedRun, load_run
 from kd_jax.video import timeline, videos
 from kd_jax.video.encode import encode_video
 from kd_jax.video.encoders.weights import Weights, read_weights
@@ -72,7 +72,7 @@ class Inputs:
     features: Mapping[str, np.ndarray | base.OnDisk]  # [T, D], in memory or on disk
     seconds: dict[str, float]  # seconds per snippet
     durations: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, where they are known
-    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)  # to draw, of video files
+    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)  # of video files, to draw
     broken: list[str] = dataclasses.field(default_factory=list)  # one sentence per video file that cannot be used
 
 
@@ -109,7 +109,7 @@ def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.nd
 def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> Inputs:
     """Reads a feature file, a folder of them, or one split of a folder of records for a run.
 
-    `split` is of records, None for 'test'. `seconds` is the duration of a snippet of feature files, None for the run's.
+    `split` is that of records (None: 'test'), `seconds` the duration of a snippet of feature files (None: the run's).
     Raises FileNotFoundError or ValueError, which names the file or option and the remedy.
     """
     modality, size = run.config["modality"], run.config["input_size"]
@@ -214,7 +214,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     OSError, one sentence with the remedy.
     """
     _check_options(given)
-    run = load_teacher(given.run)
+    run = load_run(given.run)
     head, classes = run.config["head"], run.config["classes"]
     rule = choose(given.proposals, head, threshold=given.threshold, convention=given.convention)
     chosen, output = given.format or ["native"], epath.Path(given.output)

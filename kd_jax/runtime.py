@@ -1,4 +1,4 @@
-"""What every command does first: joins the other processes of its job, shows messages, finds compiled programs.
+"""The start of every command: it joins the other processes of its job, shows messages and finds compiled programs.
 
 In a job of several processes all of them compute. Only the first one writes files and logs.
 """
@@ -104,7 +104,7 @@ def wait_for_all(place: str) -> None:
 
 @functools.cache  # the handler gets its filter once
 def _show_own_messages() -> None:
-    """Logs this package's messages with the time; hides the bookkeeping of orbax and repeated tries of gcsfs."""
+    """Logs this package's messages with the time; hides the bookkeeping of orbax and the retries of gcsfs."""
     if not flags.FLAGS.is_parsed():  # absl.logging reads absl's flags, which no command here parses
         flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()

@@ -10,8 +10,8 @@ import pytest
 from kd_jax import config as schema
 from kd_jax.evaluation.scoring import Scoring, score_split
 from kd_jax.inference.predict import SplitPredictor
-from kd_jax.training.checkpoints import build_model, load_teacher
-from kd_jax.training.experiment import make_run
+from kd_jax.training.checkpoints import build_model, load_run
+from kd_jax.training.experiment import seeded_run
 from kd_jax.training.plan import prepare
 from kd_jax.training.run import train_runs
 
@@ -26,10 +26,10 @@ def test_bfloat16_trains_and_scores_like_float32(tmp_path):
         config.training.update({"epochs": 6, "checkpoint_every": 6})
         config.model.dtype = dtype
         source = prepare(config, tmp_path)
-        train_runs(config, [make_run(config, tmp_path / dtype, "flow_teacher", 0, source)], source)
+        train_runs(config, [seeded_run(config, tmp_path / dtype, "flow_teacher", 0, source)], source)
         lines = (tmp_path / dtype / "flow_teacher" / "metrics.jsonl").read_text().splitlines()
         curves[dtype] = [json.loads(line)["loss"] for line in lines]
-        runs[dtype] = load_teacher(tmp_path / dtype / "flow_teacher")
+        runs[dtype] = load_run(tmp_path / dtype / "flow_teacher")
         leaves = jax.tree.leaves(runs[dtype].variables["params"])
         assert all(leaf.dtype == jnp.float32 for leaf in leaves)
     np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=0.02)

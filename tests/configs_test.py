@@ -139,7 +139,7 @@ def get_config(variant=""):
     config.fusions.two_stream = ("first", "plain")
     config.teachers.elsewhere = "workdir/elsewhere"
     config.choices.best = ("student", "other")
-    config.published.best = "32.8"
+    config.reported.best = "32.8"
     config.baseline = "plain"
     return schema.with_variant(config, variant)
 """
@@ -166,8 +166,8 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
         second = config.runs[f"{p}second"]
         assert second.teachers == (f"{p}first",) and second.weights.atomic == schema.WEIGHTS["atomic"]
         assert second.filter == (p.removesuffix("_") or "ss_tcn")
-    assert "best" not in config.choices and "best" not in config.published
-    assert ("plain" in config.published) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
+    assert "best" not in config.choices and "best" not in config.reported
+    assert ("plain" in config.reported) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
     assert schema.load(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
 
 

@@ -13,7 +13,7 @@ import pytest
 from data_prep.convert_weights import convert, input_size, main, write_run
 from kd_jax.data.base import Info
 from kd_jax.inference.predict import forward
-from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.checkpoints import load_run
 from kd_jax.video.encoders.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_a_converted_run_predicts_what_the_public_code_does(tmp_path, name):
     model, params = convert(state)
     size = input_size(model, params)
     write_run(tmp_path / "public", state, info(model.num_outputs, size), "rgb", "state.pth")
-    run = load_teacher(tmp_path / "public")
+    run = load_run(tmp_path / "public")
     length = int(golden["lengths"][0])
     x = golden["x"].reshape(*golden["x"].shape[:3])[:1, :, :length].transpose(0, 2, 1)
     logits = forward(run.model, run.variables, x, np.ones((1, length), bool)).logits

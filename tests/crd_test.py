@@ -15,7 +15,7 @@ from kd_jax.losses import Memory, ProjectionHead, crd, new_memory
 from kd_jax.models import Detector
 from kd_jax.training import experiment
 from kd_jax.training import run as run_module
-from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.checkpoints import load_run
 from kd_jax.training.plan import check_config, prepare, training_order
 from kd_jax.training.state import create_train_state, model_params
 from kd_jax.training.step import Program, Settings, make_train_step
@@ -193,7 +193,7 @@ def test_a_run_with_crd_trains_stops_and_resumes(tmp_path):
                 patch.setattr(run_module, "keep_better", stop_in_epoch(2, run_module.keep_better))
                 experiment.perform(config, workdir, source)
         ends.append(experiment.perform(config, workdir, source))
-        assert set(load_teacher(workdir / "student").variables["params"]) == {"temporal_filter", "head"}
+        assert set(load_run(workdir / "student").variables["params"]) == {"temporal_filter", "head"}
     assert ends[0]["rows"] == ends[1]["rows"]
     record = [
         json.loads(line) for line in (tmp_path / "stopped" / "student" / "metrics.jsonl").read_text().splitlines()
@@ -228,14 +228,14 @@ def test_two_steps_distil_then_classify(tmp_path):
     assert training_order(config) == ["flow", "distil", "classify"]
     experiment.perform(config, tmp_path, prepare(config, tmp_path))
     for seed in ("", "seed_1"):
-        distil, classify = (load_teacher(tmp_path / name / seed) for name in ("distil", "classify"))
+        distil, classify = (load_run(tmp_path / name / seed) for name in ("distil", "classify"))
         ends = [run.variables["params"] for run in (distil, classify)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)  # the learning rate is nearly 0
         results = json.loads((tmp_path / "distil" / seed / "results.json").read_text())
         assert results["best_epoch"] == 2  # the last epoch: without a task loss, no score chooses one
         assert distil.config["task_weight"] == 0 and classify.config["starts_from"]["weights"] == {"hint": 1.0}
     first, second = (
-        jax.tree.leaves(load_teacher(tmp_path / "distil" / seed).variables["params"]["head"]) for seed in ("", "seed_1")
+        jax.tree.leaves(load_run(tmp_path / "distil" / seed).variables["params"]["head"]) for seed in ("", "seed_1")
     )
     assert any((a != b).any() for a, b in zip(first, second, strict=True))
 

@@ -21,8 +21,8 @@ from kd_jax.data.source import open_source
 from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.training import experiment, on_device, population
 from kd_jax.training import run as run_module
-from kd_jax.training.checkpoints import load_teacher
-from kd_jax.training.experiment import make_run
+from kd_jax.training.checkpoints import load_run
+from kd_jax.training.experiment import seeded_run
 from kd_jax.training.plan import check_config, make_manifest, prepare, training_order
 from kd_jax.training.run import train_runs
 from kd_jax.training.table import markdown, tabulate
@@ -139,6 +139,10 @@ WRONG_TURNS = {
     "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5: it must be a folder"),
     "seed": (lambda c: c.update(seed=-1), "seed=-1; it must be at least 0"),
     "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
+    "validation seed without validation videos": (
+        lambda c: c.dataset.update(validation_fraction=0.0, validation_seed=1),
+        "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out",
+    ),
     "weights without teacher": (lambda c: c.runs.vanilla_rgb.update(weights={"atomic": 1.0}), "has no teachers"),
     "teacher without weights": (
         lambda c: c.runs.augmented_rgb.weights.update(dict.fromkeys(TERMS, 0.0)),
@@ -261,7 +265,7 @@ def test_rebuilt_records_are_refused_but_moved_records_and_another_checkpoint_in
         return config
 
     source = prepare(config(), tmp_path / "work")
-    train_runs(config(), [make_run(config(), tmp_path / "work", "vanilla_rgb", 0, source)], source)
+    train_runs(config(), [seeded_run(config(), tmp_path / "work", "vanilla_rgb", 0, source)], source)
     shutil.move(tmp_path / "records", tmp_path / "moved")
     prepare(config("moved", checkpoint_every=7), tmp_path / "work")
     made = {"rgb": {"sampling": {"stride": 8}}}
@@ -329,7 +333,7 @@ def test_validation_videos_without_a_positive_snippet_are_refused(tmp_path):
 def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
     config, workdir, _ = finished
     source = prepare(config, workdir)
-    teacher = load_teacher(workdir / "flow_teacher")
+    teacher = load_run(workdir / "flow_teacher")
     examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
     taught = attach_teachers(
         examples, [Teacher("flow_teacher", (workdir / "flow_teacher",))], source, batch_size=3, num_buckets=2
@@ -341,14 +345,14 @@ def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
         np.testing.assert_allclose(outputs.logits, alone.logits[0], atol=2e-5, rtol=1e-4)
 
 
-def test_load_teacher_says_what_is_missing(finished, tmp_path):
+def test_load_run_says_what_is_missing(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run .*give a run of a workdir"):
-        load_teacher(tmp_path)
+        load_run(tmp_path)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.json").write_text((finished[1] / "vanilla_rgb" / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="has not finished"):
-        load_teacher(unfinished)
+        load_run(unfinished)
 
 
 def scores_of(validation, test):
@@ -359,7 +363,7 @@ def scores_of(validation, test):
     ]
 
 
-def test_the_table_shows_the_chosen_run_its_weights_and_published_scores():
+def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
     config = tiny_config()
     config.fusions = {}
     config.runs.small = schema.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
@@ -367,7 +371,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_published_scores():
     config.runs.large.balance, config.runs.vanilla_rgb.starts_from = "gradient", "small"
     config.runs.augmented_rgb.baseline = "flow_teacher"
     config.choices.mars = ("small", "large")
-    config.published.mars, config.published_for = "82.5", "PKU-MMD"
+    config.reported.mars, config.reported_for = "82.5", "PKU-MMD"
     config.evaluation.protocols = ("frame_map",)
     config.seeds = 2
     check_config(config)
@@ -391,7 +395,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_published_scores():
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         *("mars", "rgb", "flow_teacher", "shares: hint 3000", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
     ]
-    assert "| starts from small " in text and "gain over its baseline" in text and "published (PKU-MMD)" in text
+    assert "| starts from small " in text and "gain over its baseline" in text and "reported (PKU-MMD)" in text
 
 
 @pytest.mark.parametrize(
@@ -408,7 +412,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_published_scores():
         (lambda c: c.runs.augmented_rgb.update(hidden=0), "runs.augmented_rgb.hidden=0; it must be at least 1"),
         (lambda c: c.teachers.update(flow_teacher="x"), "teachers.flow_teacher needs a name that no run"),
         (lambda c: c.runs.augmented_rgb.update(teachers=("flow_teacher",) * 2), "teachers names flow_teacher twice"),
-        (lambda c: c.published.update(augmented="1"), "published.augmented is not a row"),
+        (lambda c: c.reported.update(augmented="1"), "reported.augmented is not a row"),
     ],
 )
 def test_mistakes_in_choices_balances_and_widths_are_refused(change, message):
@@ -442,7 +446,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
             raise Stop
 
     source = prepare(config, tmp_path)
-    run = make_run(config, tmp_path, "vanilla_rgb", 0, source)
+    run = seeded_run(config, tmp_path, "vanilla_rgb", 0, source)
     monkeypatch.setattr(run_module.Log, "write", write)
     with pytest.raises(Stop):
         train_runs(config, [run], source)
@@ -497,7 +501,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
     config = tiny_config()
     config.dataset.validation_fraction = 0.0
     source = prepare(config, tmp_path)
-    (results,) = train_runs(config, [make_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
+    (results,) = train_runs(config, [seeded_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
     assert results["best_epoch"] == 3 and "validation" not in results
 
 
@@ -507,7 +511,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(
         FloatingPointError, match="vanilla_rgb, seed 0: training diverged in epoch .*lower training.learning_rate"
     ):
-        train_runs(config, [make_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
+        train_runs(config, [seeded_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
 
 
 def test_markdown_by_hand():
@@ -540,7 +544,7 @@ def test_standardisation_is_fitted_on_training_videos(finished):
     stacked = np.concatenate([e.features for e in make_examples(source.videos("train", ["rgb"]), "rgb", 12)]).astype(
         float
     )
-    statistics = load_teacher(workdir / "vanilla_rgb").variables["standardization"]
+    statistics = load_run(workdir / "vanilla_rgb").variables["standardization"]
     np.testing.assert_allclose(statistics["mean"], stacked.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(statistics["std"], stacked.std(axis=0), rtol=1e-4)
 

@@ -15,15 +15,16 @@ from kd_jax.data.batches import make_examples
 from kd_jax.masking import mask_out, masked_mean
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import terms
-from kd_jax.training.state import OWNED, Optimization, create_train_state, plateau_scale
+from kd_jax.training.checkpoints import Checkpoints, new_best
+from kd_jax.training.state import OPTIMIZERS, OWNED, SCHEDULES, Optimization, create_train_state, plateau_scale
 from kd_jax.training.step import (
     BALANCES,
     Program,
     Settings,
     balanced_weights,
     gradient_norms,
+    loss_parts,
     make_train_step,
-    weighed_losses,
 )
 from kd_jax.training.terms import TASKS, TERMS, Term, choose_term
 from kd_jax.types import Batch, Outputs
@@ -70,7 +71,7 @@ WEIGHTS = {"atomic": 0.7, "global_context": 2.0, "boundary": 0.1}
 
 def values_of(program, student, teachers, batch, weights=None):
     weights = {"task": 1.0, **{chosen.name: 1.0 for chosen in program.terms}, **(weights or {})}
-    parts = weighed_losses(program, tuple(teachers), batch, KEY, weights)
+    parts = loss_parts(program, tuple(teachers), batch, KEY, weights)
     return {name: loss(student)[0] for name, loss in parts.items()}
 
 
@@ -153,7 +154,7 @@ def test_the_norms_at_the_features_by_hand():
     kernel = jnp.array([[2.0], [4.0]])
     program = make_program(["hint", "logit_distillation"])
     weights = {"task": 1.0, "hint": 1.0, "logit_distillation": 1.0}
-    norms = gradient_norms(weighed_losses(program, (teacher,), batch, KEY, weights), student, kernel)
+    norms = gradient_norms(loss_parts(program, (teacher,), batch, KEY, weights), student, kernel)
     # (σ(0) − label) / 2 snippets is −1/4 and 1/4 at the logits, times (2, 4) at the features
     assert float(norms["task"]) == pytest.approx(np.sqrt(2 * (2**2 + 4**2)) / 4)
     gradient = jax.grad(lambda f: losses.hint(f, teacher.features, batch.mask))(student.features)
@@ -167,7 +168,7 @@ def test_the_norm_of_a_term_that_reads_features_and_logits_is_that_of_their_sum(
     student = Outputs(teacher.features[::-1], teacher.logits[::-1])
     kernel = jax.random.normal(KEY, (H, C))
     weights = {"task": 1.0, "graph_distillation": 1.0}
-    parts = weighed_losses(make_program(["graph_distillation"]), (teacher,), batch, KEY, weights)
+    parts = loss_parts(make_program(["graph_distillation"]), (teacher,), batch, KEY, weights)
     norms = gradient_norms(parts, student, kernel)
     gradient = jax.grad(lambda s: parts["graph_distillation"](s)[0])(student)
     assert float(jnp.abs(gradient.features).max()) > 0 and float(jnp.abs(gradient.logits).max()) > 0
@@ -190,7 +191,7 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     def loss(params):
         student = program.model.apply({"params": params}, batch.features, batch.mask)
         key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
-        parts = weighed_losses(program, (teacher,), batch, key, {"task": 1.0, **WEIGHTS})
+        parts = loss_parts(program, (teacher,), batch, key, {"task": 1.0, **WEIGHTS})
         return parts["task"](student)[0] + sum(w * parts[t](student)[0] for t, w in effective.items())
 
     gradient = jax.jit(jax.grad(loss))(state.params)
@@ -406,6 +407,24 @@ def test_the_step_is_what_optax_does_with_the_same_options(options):
     optimizer = optax.chain(clip, optimizer)
     updates, _ = optimizer.update(jax.jit(jax.grad(loss))(state.params), optimizer.init(state.params), state.params)
     chex.assert_trees_all_close(after.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("field, name", [("optimizer", o) for o in OPTIMIZERS] + [("schedule", s) for s in SCHEDULES])
+def test_every_optimizer_and_schedule_takes_steps_and_survives_a_checkpoint(field, name, tmp_path):
+    optimization = Optimization(**{field: name}, clip_norm=0.5, warmup_epochs=1, epochs=3, plateau_patience=1)
+    program = dataclasses.replace(make_program(), optimization=optimization)
+    step, fresh, (batch, _) = jax.jit(make_train_step(program)), make_state(program), make_batch()
+    state = fresh
+    for _ in range(2):  # one of the warm-up and one of the schedule
+        state, metrics = step(state, (), batch, settings())
+        assert all(np.isfinite(value) for value in metrics.values()) and metrics["learning_rate"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)))
+    with Checkpoints(tmp_path) as keeper:
+        keeper.save(1, state, best := new_best(state.params, state.constants))
+        restored, _ = keeper.restore(1, fresh, best)
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal(step(restored, (), batch, settings()), step(state, (), batch, settings()))
 
 
 @pytest.mark.parametrize(

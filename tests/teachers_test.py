@@ -15,7 +15,7 @@ from kd_jax.data.batches import make_examples
 from kd_jax.data.source import open_source
 from kd_jax.files import read_json, write_json
 from kd_jax.training import experiment
-from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.checkpoints import load_run
 from kd_jax.training.plan import prepare
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 
@@ -103,17 +103,17 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     config.teachers.elsewhere = str(shutil.copytree(workdir / "flow", tmp_path / "elsewhere"))
     config.teachers.several = (workdir / "flow", str(shutil.copytree(workdir / "vanilla_rgb", tmp_path / "other")))
     results = perform(config, workdir)
-    own = [load_teacher(workdir / name).variables["params"] for name in ("of_several", "of_ensemble")]
+    own = [load_run(workdir / name).variables["params"] for name in ("of_several", "of_ensemble")]
     chex.assert_trees_all_equal(*own)  # both learn from the same two runs
-    kept = load_teacher(workdir / "of_several").config["teachers"]["several"]["members"]
+    kept = load_run(workdir / "of_several").config["teachers"]["several"]["members"]
     assert [member["folder"] for member in kept] == [str(workdir / "flow"), str(tmp_path / "other")]
     assert [row["run"] for row in results["rows"]] == [*config.runs, "ensemble"]
-    run = load_teacher(workdir / "of_folder")
+    run = load_run(workdir / "of_folder")
     assert (run.model.filter, run.model.hidden, run.model.num_layers) == ("tgm", 6, 1)
     folder = config.teachers.features
     assert run.config["teachers"] == {"features": {"folder": folder, "fingerprint": fingerprint(epath.Path(folder))}}
     assert jax.tree.leaves(run.variables["params"]["head"])[1].shape[0] == 6
-    assert set(load_teacher(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
+    assert set(load_run(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
 
 
 def test_features_that_change_after_training_on_records_are_refused(tmp_path):

@@ -17,7 +17,7 @@ from kd_jax.data.batches import make_examples
 from kd_jax.data.source import Source, open_source
 from kd_jax.files import read_arrays, read_json
 from kd_jax.inference.predict import fuse, run_detector
-from kd_jax.training.checkpoints import load_teacher
+from kd_jax.training.checkpoints import load_run
 from kd_jax.types import Outputs
 
 
@@ -61,7 +61,7 @@ class FinishedExperiment:
 
     def outputs(self, run: FinishedRun, split: str = "test") -> dict[str, Outputs]:
         """Computes {video: Outputs} with `[T, H]` features and `[T, C]` logits, by the parameters of the best epoch."""
-        trained, modality = load_teacher(run.directory), run.config["modality"]
+        trained, modality = load_run(run.directory), run.config["modality"]
         videos = self.source.videos(split, [modality])
         examples = make_examples(videos, modality, len(self.source.info.classes))
         outputs = run_detector(trained.model, trained.variables, examples, batch_size=8, num_buckets=2)

@@ -48,7 +48,7 @@ def run_detector(
     """Runs a detector over whole videos.
 
     Args:
-      model, variables: of `load_teacher`.
+      model, variables: as `load_run` returns them.
       examples: the videos; labels are not read.
       batch_size: videos per forward pass.
       num_buckets: number of padded lengths, each compiled once.
@@ -87,7 +87,7 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 class SplitPredictor:
-    """Predicts the `videos` of one split of a data set, of which `info` describes all, with each of P parameter sets.
+    """Predicts `videos`, those of one split, with each of P parameter sets; `info` describes the data set.
 
     `forward` holds the options `batch_size` and `num_buckets` of `run_detector`.
     """

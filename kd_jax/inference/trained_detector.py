@@ -1,7 +1,7 @@
 """A finished run as a function from features to probabilities.
 
 detect = load("workdir/demo/augmented_rgb")
-probabilities = detect(features)                          # [T, D] -> [T, C]
+probabilities = detect(features)                                              # [T, D] -> [T, C]
 rows = choose(None, detect.head)(probabilities, detect.seconds_per_snippet)   # kd_jax.evaluation.proposals
 """
 
@@ -13,7 +13,7 @@ from etils import epath
 from kd_jax.data.batches import Example
 from kd_jax.evaluation.scoring import probabilities
 from kd_jax.inference.predict import run_detector
-from kd_jax.training.checkpoints import TrainedRun, load_teacher
+from kd_jax.training.checkpoints import TrainedRun, load_run
 
 
 @dataclass(frozen=True)
@@ -78,4 +78,4 @@ def load(directory: epath.PathLike) -> TrainedDetector:
     Raises FileNotFoundError if the folder holds no run or one that has not finished, and ValueError if its filter is
     unknown or its checkpoint cannot be read.
     """
-    return TrainedDetector(load_teacher(directory))
+    return TrainedDetector(load_run(directory))

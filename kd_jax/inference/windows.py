@@ -31,7 +31,7 @@ def detect_in_windows(model, variables: dict, features: np.ndarray, *, window: i
     """Runs a detector over one video of any length, `window` snippets at a time.
 
     Args:
-      model, variables: as `load_teacher` returns them.
+      model, variables: as `load_run` returns them.
       features: `[T, D]`, possibly memory-mapped: at most one window is read at a time.
       window: number of outputs per pass, which reads `2 · halo_of(model)` more snippets. One compilation.
 

@@ -1,7 +1,7 @@
 """The checkpoints of a run, and trained runs loaded from them.
 
     checkpoints = Checkpoints(directory)             # while training: the latest epochs, written atomically
-    run = load_teacher('workdir/demo/flow_teacher')  # afterwards: the model with the parameters of its best epoch
+    run = load_run('workdir/demo/flow_teacher')      # afterwards: the model with the parameters of its best epoch
 
 A run's folder is enough to rebuild its model: `config.json` describes it, and the checkpoint holds the parameters and
 the input standardisation. orbax reads the arrays; nothing is unpickled.
@@ -87,8 +87,8 @@ def build_model(config: Mapping) -> Detector:
     return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
 
-def load_teacher(directory: epath.PathLike) -> TrainedRun:
-    """Loads a finished run with the parameters of its best epoch: a student's teacher, or a model to predict with.
+def load_run(directory: epath.PathLike) -> TrainedRun:
+    """Loads a finished run: its model, with the parameters of its best epoch.
 
     Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
     FILTERS or its checkpoint cannot be read.
@@ -122,7 +122,7 @@ def load_teacher(directory: epath.PathLike) -> TrainedRun:
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
-    """The best epoch so far, as it is checkpointed, before the first one: parameters and validation score.
+    """The best epoch so far, as it is checkpointed, before the first one is trained.
 
     The parameters are copied, because a step donates its own. `runs` is `(P,)` if the leaves are `[P, …]`.
     """

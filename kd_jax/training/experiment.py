@@ -1,4 +1,4 @@
-"""A list of runs → one table of results.
+"""The runs of an experiment → one table of results.
 
     source = prepare(config, 'workdir/demo')
     results = perform(config, 'workdir/demo', source)
@@ -47,7 +47,7 @@ def perform(
     runtime.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
     for names in groups(config, order):
-        runs = [make_run(config, workdir, name, seed, source) for name in names for seed in seeds(config)]
+        runs = [seeded_run(config, workdir, name, seed, source) for name in names for seed in seeds(config)]
         finished = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
         for run, result in zip(runs, finished, strict=True):
             scores[run.name].append(result)
@@ -63,8 +63,8 @@ def perform(
     return results
 
 
-def make_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int, source: Source) -> Run:
-    """A run of the experiment, with its folder and those of its teachers."""
+def seeded_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int, source: Source) -> Run:
+    """A run of the config with one seed: its folder, its manifest and the folders of its teachers."""
 
     def teacher(of: str) -> Teacher:
         if of in config.teachers:
@@ -94,11 +94,11 @@ def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
 def _program_key(config: ConfigDict, name: str) -> tuple:
     """Equal for runs that can share a program; they differ in seed, weights, learning rate and teachers.
 
-    A program computes the terms of all its runs for the teachers of each. So these teachers have equal widths, and runs
-    that weigh a costly term have a program of their own.
+    A program computes the terms of all its runs for the teachers of each run. The widths of the teachers are therefore
+    part of the key, and so are costly terms.
     """
 
-    def width(teacher):  # a teacher from outside the experiment shares its width only with itself
+    def width(teacher):  # of a teacher from outside the experiment: its name instead
         return teacher if teacher in config.teachers else config.runs[config.fusions.get(teacher, (teacher,))[0]].hidden
 
     run = config.runs[name]

@@ -39,7 +39,7 @@ def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
 
 
 class Log(contextlib.AbstractContextManager):
-    """metrics.jsonl and TensorBoard events, one entry an epoch; a resumed run drops entries to be written again."""
+    """metrics.jsonl and TensorBoard events, one entry an epoch. A resumed run drops the epochs that it repeats."""
 
     def __init__(self, directory: epath.Path, after_epoch: int):
         from tensorboardX import SummaryWriter  # imported late: it imports torch where torch is installed
@@ -63,12 +63,12 @@ class Log(contextlib.AbstractContextManager):
 
 
 class Progress(contextlib.AbstractContextManager):
-    """A progress bar over the steps of a run, with loss and validation score. It never waits for the device."""
+    """A progress bar over the steps of runs that train together. It never waits for the device."""
 
     _interval = 0.5  # seconds between updates of the shown loss
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
-        self.name, self._last = name, 0.0
+        self._last = 0.0
         self._validation: dict[str, str] = {}
         steps = {"total": epochs * steps_per_epoch, "initial": done * steps_per_epoch, "unit": "step"}
         self._bar = tqdm(desc=name, disable=None if runtime.is_first() else True, dynamic_ncols=True, **steps)

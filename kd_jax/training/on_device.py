@@ -2,7 +2,7 @@
 
     data = put([examples], max(buckets), mesh)
     train_epoch = jax.jit(make_train_epoch(program, buckets, mesh))
-    states, metrics = train_epoch(states, data, teacher_sets, buckets_of, rows, settings)   # metrics: `[S, P]`
+    states, metrics = train_epoch(states, data, set_of_run, buckets_of, rows, settings)   # metrics: `[S, P]`
 
 Videos lie one after another in one table, without padding, and each step cuts its batch out of it. The batch has the
 same bits as the one that the host would have sent. P runs train in one program on one table; each has its own seed,
@@ -33,7 +33,7 @@ class Resident:
 
     features: Array  # [N, D], in the dtype of the examples
     labels: Array  # [N, C] uint8
-    teachers: tuple[Outputs, ...]  # of each frozen teacher, [U, N, H] and [U, N, C] float32, in U sets of teachers
+    teachers: tuple[Outputs, ...]  # one for each teacher of a set, [U, N, H] and [U, N, C] float32, for U sets
     starts: Array  # [V + 1] int32, of each video and of an empty one
     lengths: Array  # [V + 1] int32
 
@@ -46,7 +46,7 @@ def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that a program may use on a device; on a CPU half of the host's memory, as the videos take the other."""
+    """Bytes that a program may use on a device; on a CPU half of the host's, as `Source` may use the rest."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit", host_memory() // 2)
 
@@ -130,9 +130,9 @@ def index_plan(
 
 
 def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `train_epoch(states, data, teacher_sets, buckets_of, rows, settings) -> (states, metrics)` for `jax.jit`.
+    """Returns `train_epoch(states, data, set_of_run, buckets_of, rows, settings) -> (states, metrics)` for `jax.jit`.
 
-    `states`, `settings` and `teacher_sets` `[P]` (the set that each run reads) have a leading axis for the P runs;
+    `states` and `settings` have a leading axis for the P runs. `set_of_run` `[P]` is the set of teachers of each run,
     `buckets_of` is `[S]`, `rows` `[S, P, B]`, and the metrics are `[S, P]`.
 
     Args:
@@ -148,13 +148,13 @@ def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.shardin
         batch, teachers = take(data, teacher_set, rows, length)
         return compute(state, teachers, batch, settings)
 
-    def train_epoch(states: TrainState, data: Resident, teacher_sets, buckets_of, rows, settings: Settings):
-        every_run = jax.vmap if len(teacher_sets) > 1 else _single
+    def train_epoch(states: TrainState, data: Resident, set_of_run, buckets_of, rows, settings: Settings):
+        every_run = jax.vmap if len(set_of_run) > 1 else _single
 
         def body(states, item):
             bucket, rows = item
             branches = [every_run(functools.partial(gradient_of, length, data)) for length in buckets]
-            computed = jax.lax.switch(bucket, branches, teacher_sets, states, rows, settings)
+            computed = jax.lax.switch(bucket, branches, set_of_run, states, rows, settings)
             return every_run(update)(states, *computed, settings)
 
         return jax.lax.scan(body, states, (buckets_of, rows))

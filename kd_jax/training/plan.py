@@ -1,6 +1,7 @@
 """The plan of an experiment: its order, its folders, and everything that is checked before anything is trained."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -20,7 +21,7 @@ from kd_jax.models import FILTERS
 from kd_jax.training.checkpoints import build_model
 from kd_jax.training.scores import scoring_of
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES, Optimization
-from kd_jax.training.step import BALANCES, Program, weighed_losses
+from kd_jax.training.step import BALANCES, Program, loss_parts
 from kd_jax.training.teachers import describe_given, fingerprint, given_folders, given_run
 from kd_jax.training.terms import TASKS, choose_term
 from kd_jax.types import Batch, Outputs
@@ -91,7 +92,7 @@ def make_manifest(config: ConfigDict, name: str, seed: int, source: Source) -> d
     for field in ("checkpoint_every", "data", "gradient_norms"):
         del training[field]
     del dataset["data_dir"], dataset["synthetic_fallback"]
-    run = _choices(config, name)
+    run = _describe_run(config, name)
     model = {"num_outputs": TASKS[info.head].num_outputs(len(info.classes)), **config.model.to_dict()}
     model |= {field: run.pop(field) for field in ("hidden", "num_layers") if field in run}
     if config.runs[name].learning_rate is not None:
@@ -112,19 +113,18 @@ def make_manifest(config: ConfigDict, name: str, seed: int, source: Source) -> d
     return json.loads(json.dumps(manifest))
 
 
-def _choices(config: ConfigDict, name: str) -> dict:
-    """What the config says about a run, with the runs that it learns or starts from."""
+def _describe_run(config: ConfigDict, name: str) -> dict:
+    """What the config says about a run, its teachers and the run that it starts from."""
     run = config.runs[name]
     weights = {term: weight for term, weight in run.weights.items() if weight}
     options = {term: _set_options(run, term) for term in weights}
     return {
-        **{field: run[field] for field in ("modality", "filter")},
-        **{field: run[field] for field in ("hidden", "num_layers") if run[field] is not None},
-        "teachers": {teacher: _teacher_choices(config, teacher) for teacher in run.teachers},
+        **{field: run[field] for field in ("modality", "filter", "hidden", "num_layers") if run[field] is not None},
+        "teachers": {teacher: _describe_teacher(config, teacher) for teacher in run.teachers},
         "weights": weights,
         "balance": run.balance,
         **({"task_weight": run.task_weight} if run.task_weight != 1 else {}),
-        **({"starts_from": _choices(config, run.starts_from)} if run.starts_from else {}),
+        **({"starts_from": _describe_run(config, run.starts_from)} if run.starts_from else {}),
         "options": {term: chosen for term, chosen in options.items() if chosen},
     }
 
@@ -133,18 +133,18 @@ def _set_options(run: ConfigDict, term: str) -> dict:
     return {option: value for option, value in run.options[term].items() if value is not None}
 
 
-def _teacher_choices(config: ConfigDict, teacher: str) -> dict:
+def _describe_teacher(config: ConfigDict, teacher: str) -> dict:
     if teacher in config.runs:
-        return _choices(config, teacher)
+        return _describe_run(config, teacher)
     if teacher in config.fusions:
-        return {member: _choices(config, member) for member in config.fusions[teacher]}
+        return {member: _describe_run(config, member) for member in config.fusions[teacher]}
     folders = given_folders(config.teachers[teacher])
     members = [{"folder": os.fspath(folder), "fingerprint": fingerprint(folder)} for folder in folders]
     return members[0] if len(members) == 1 else {"members": members}
 
 
 def make_program(training: ConfigDict, manifests: Sequence[Mapping], num_videos: int, num_snippets: int) -> Program:
-    """The program of runs that share one: it has the terms of all of them. The numbers count training data."""
+    """The program of runs that share one. It has the terms of all of them; the numbers count their training data."""
     first = manifests[0]
     options = {term: chosen for manifest in manifests for term, chosen in manifest["options"].items()}
     terms = dict.fromkeys(term for manifest in manifests for term in manifest["weights"])
@@ -154,8 +154,8 @@ def make_program(training: ConfigDict, manifests: Sequence[Mapping], num_videos:
 
 
 def make_optimization(training: ConfigDict, num_videos: int) -> Optimization:
-    """The optimiser that the section of the config asks for."""
-    fields = ("optimizer", "weight_decay", "clip_norm", "schedule", "warmup_epochs", "plateau_patience", "epochs")
+    """The optimisation that the fields of `config.training` describe."""
+    fields = {field.name for field in dataclasses.fields(Optimization)} - {"steps_per_epoch"}
     steps_per_epoch = -(-num_videos // training.batch_size)
     return Optimization(**{field: training[field] for field in fields}, steps_per_epoch=steps_per_epoch)
 
@@ -220,6 +220,8 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for unknown names and numbers out of range."""
     _require(config.runs, "config.runs is empty; add at least one run with kd_jax.config.make_run")
     _check_fields("", config, _NUMBERS, _TEXTS)
+    idle = "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out"
+    _require(config.dataset.validation_fraction or not config.dataset.validation_seed, idle)
     training_order(config)
     for name in config.runs:
         _check_run(config, name)
@@ -284,8 +286,8 @@ def _check_rows(config: ConfigDict) -> None:
         needs = f"choices.{name} chooses by the validation videos; dataset.validation_fraction must be above 0"
         _require(config.dataset.validation_fraction, needs)
     rows = [*config.runs, *config.fusions, *config.choices]
-    for name in config.published:
-        _require(name in rows, f"published.{name} is not a row; rows are runs, fusions and choices: {', '.join(rows)}")
+    for name in config.reported:
+        _require(name in rows, f"reported.{name} is not a row; rows are runs, fusions and choices: {', '.join(rows)}")
     remedy = f"name one of {', '.join(config.runs)}, or none"
     is_known = not config.baseline or config.baseline in config.runs
     _require(is_known, f"baseline={config.baseline!r}, but no run has that name; {remedy}")
@@ -355,7 +357,7 @@ def _trace(program: Program, input_size: int, num_classes: int, taught: tuple[tu
         rngs = {"params": key, "sample": key}
         owned = {chosen.name: chosen.module().init(rngs, student, teachers, batch) for chosen in owning}
         weights = {"task": 1.0, **{chosen.name: 1.0 for chosen in program.terms}}
-        losses = weighed_losses(program, teachers, batch, key, weights, owned)
+        losses = loss_parts(program, teachers, batch, key, weights, owned)
         return {name: loss(student)[0] for name, loss in losses.items()}
 
     def shape(size):
@@ -395,6 +397,7 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
 
 
 def _differences(old, new, prefix=""):
+    """Yields (field, old value, new value) of the fields in which two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)

@@ -1,7 +1,7 @@
 """Runs of one program that train at the same time, and the compiled programs that all runs share.
 
-    population = Population(program, training, teacher_sets, which, seeds, states, settings)
-    metrics = population.run_epoch(3)          # {'loss': [steps, runs], …}; population.states has moved on
+    population = Population(program, training, teacher_sets, set_of_run, seeds, states, settings)
+    metrics = population.run_epoch(3)          # {'loss': [S, P], …}; updates population.states
 
 Several runs fill an accelerator better than one, so there they are mapped with `vmap` in one program. A CPU gains
 little from that: its runs train one after another, each as a population of one, with the same compiled program.
@@ -80,7 +80,7 @@ class Population:
         program: Program,
         training,
         teacher_sets: Sequence[Sequence[Example]],
-        which: Sequence[int],
+        set_of_run: Sequence[int],
         seeds: Sequence[int],
         states: TrainState,
         settings: Settings,
@@ -90,14 +90,14 @@ class Population:
         Args:
           program, training: the step, and the config's section with batch_size, length_buckets and data.
           teacher_sets: the training videos, once with each set of teachers that a run has.
-          which, seeds: `[P]`, the set of each run and the seed of its order of videos.
+          set_of_run, seeds: `[P]`, the index of the set of each run, and the seed of its order of videos.
           states, settings: `[P, …]`.
         """
         self._training, self._sets, self._seeds, self._mesh = training, teacher_sets, seeds, sharding.data_mesh()
         self._lengths = [len(example.features) for example in teacher_sets[0]]
         self._buckets = bucket_lengths(self._lengths, training.length_buckets, training.batch_size)
-        given = states, np.array(which, np.int32), settings
-        self.states, self._which, self._settings = sharding.replicate(given, self._mesh)
+        given = states, np.array(set_of_run, np.int32), settings
+        self.states, self._set_of_run, self._settings = sharding.replicate(given, self._mesh)
         num_params = sum(x.size for x in jax.tree.leaves(states.params)) / len(seeds)
         flops = 6 * num_params * sum(self._lengths) * program.optimization.epochs
         if training.data == "resident" or (training.data == "auto" and on_device.fits(teacher_sets)):
@@ -152,7 +152,7 @@ class Population:
             plans.append(on_device.index_plan(batches, self._buckets, len(self._lengths), num_rows))
         buckets_of, rows = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # the same buckets for all runs
         buckets_of, rows = sharding.replicate((buckets_of, rows), self._mesh)
-        return self.states, self._data, self._which, buckets_of, rows, self._settings
+        return self.states, self._data, self._set_of_run, buckets_of, rows, self._settings
 
     def _run_streamed(self, number, report, max_steps):
         state, settings = jax.tree.map(lambda x: x[0], (self.states, self._settings))

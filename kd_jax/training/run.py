@@ -6,6 +6,7 @@ trained), checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch
 """
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -28,7 +29,7 @@ from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
 from kd_jax.files import read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
-from kd_jax.training.checkpoints import Checkpoints, load_teacher, new_best, saved_epochs
+from kd_jax.training.checkpoints import Checkpoints, load_run, new_best, saved_epochs
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, runs_at_once
@@ -56,7 +57,7 @@ class Run:
 
     @property
     def weights(self) -> dict[str, float]:
-        """{'task' or term: weight} of the parts of the loss that count."""
+        """{'task' or term: weight} of the parts of the loss with a weight other than 0."""
         task = self.manifest.get("task_weight", 1.0)
         return {**({"task": task} if task else {}), **self.manifest["weights"]}
 
@@ -64,7 +65,7 @@ class Run:
 def train_runs(
     config, runs: Sequence[Run], source: Source, *, show_parameters: bool = False, profile: bool = False
 ) -> list[dict]:
-    """Trains or continues runs of one program (see `experiment.groups`), and returns each run's results.json.
+    """Trains or continues runs of one program (see `experiment.groups`), and returns the content of each results.json.
 
     Args:
       config, runs, source: the experiment's config, its runs of this program, and the videos.
@@ -90,7 +91,7 @@ def train_runs(
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
-    return [read_json(run.directory / "results.json") or {} for run in runs]
+    return [json.loads((run.directory / "results.json").read_text()) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class _Job:
 
 
 def _make_job(config, runs: Sequence[Run], source: Source, show_parameters: bool, profile: epath.Path | None) -> _Job:
-    """The program has the terms of all runs, finished or not, so that a resumed run continues with the same one."""
+    """What the runs share. Its program has the terms of finished runs, too, so that a resumed run keeps its program."""
     modality = runs[0].manifest["modality"]
     examples = make_examples(source.videos("train", [modality]), modality, len(source.info.classes))
     num_snippets = sum(len(example.features) for example in examples)
@@ -117,17 +118,14 @@ def _make_job(config, runs: Sequence[Run], source: Source, show_parameters: bool
 
 
 class _Diverged(Exception):
-    """The loss or the parameters of some runs are no longer finite: {run: message}."""
-
-    def __init__(self, reasons: dict[Run, str]):
-        super().__init__(*reasons.values())
-        self.reasons = reasons
+    """The loss or the parameters of some runs are no longer finite; the argument is {run: message}."""
 
 
 def _train_all(job: _Job, runs: Sequence[Run]) -> dict[Run, str]:
     """Trains all runs, together where they can be, and returns {run: message} of those that diverged.
 
-    Together they need enough memory, and a checkpoint of the same epoch or none. Otherwise each half is trained alone.
+    Together they need enough memory, and a checkpoint of the same epoch or none. Otherwise they are split in two. On a
+    CPU they are trained one by one.
     """
     if not runs:
         return {}
@@ -138,8 +136,8 @@ def _train_all(job: _Job, runs: Sequence[Run]) -> dict[Run, str]:
             if _train(job, runs, max(common, default=0)):
                 return {}
         except _Diverged as error:
-            reasons = error.reasons
-            logging.error("%s. The other runs continue.", "; ".join(reasons.values()))
+            (reasons,) = error.args
+            logging.error("%s", "; ".join(reasons.values()))
             return reasons | _train_all(job, [run for run in runs if run not in reasons])
     half = len(runs) // 2 if runs_at_once() != 1 else 1
     return _train_all(job, runs[:half]) | _train_all(job, runs[half:])
@@ -198,8 +196,8 @@ def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
         key=keys,
     )
     states = _start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"]))
-    which, seeds = [teacher_sets.index(run.teachers) for run in runs], [run.seed for run in runs]
-    return Population(job.program, job.config.training, taught, which, seeds, states, settings)
+    set_of_run, seeds = [teacher_sets.index(run.teachers) for run in runs], [run.seed for run in runs]
+    return Population(job.program, job.config.training, taught, set_of_run, seeds, states, settings)
 
 
 def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, input_size: int) -> TrainState:
@@ -216,11 +214,11 @@ def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, inpu
 
 
 def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
-    """`states` with the parameters of the runs that some of `runs` start from."""
+    """`states` with the parameters of the finished runs that some of `runs` start from."""
     params = dict(states.params)
     for i, run in enumerate(runs):
         if run.starts_from is not None:
-            start = load_teacher(run.starts_from).variables["params"]
+            start = load_run(run.starts_from).variables["params"]
             params |= jax.tree.map(lambda own, one, i=i: own.at[i].set(one), model_params(params), start)
     return replace(states, params=params)
 
@@ -253,7 +251,7 @@ def _restore(keepers: Sequence[Checkpoints], epoch: int, like: tuple[TrainState,
 
 
 def _train_epoch(population: Population, epoch: int, runs: Sequence[Run], report: Callable) -> list[dict]:
-    """Trains one epoch and returns the record of each run; _Diverged if a loss or parameters are not finite."""
+    """Trains one epoch and returns the record of each run; raises _Diverged if one is no longer finite."""
     started = time.perf_counter()
     metrics = population.run_epoch(epoch, report)
     seconds, records, diverged = time.perf_counter() - started, [], {}
@@ -303,7 +301,7 @@ def _params_are_finite(params: dict) -> jax.Array:
 @jax.jit
 def keep_better(best: dict, states: TrainState, scores: jax.Array, epoch: jax.Array) -> dict:
     """`best` with this epoch in place of runs that it improves, `scores` `[P]`; a score of NaN always replaces."""
-    better = ~(scores <= best["score"])
+    better = ~(scores <= best["score"])  # not `>`, which is False for NaN
 
     def choose(new, old):
         return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
@@ -334,6 +332,7 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
 
 
 def _announce(runs: Sequence[Run], params: dict, show_parameters: bool) -> None:
+    """Logs model, loss and learning rate of each run."""
     params = jax.tree.map(lambda x: x[0], params)
     size = f"{parameter_overview.count_parameters(params):,}"
     for run in runs:

@@ -10,11 +10,11 @@ from kd_jax.evaluation.scoring import Scoring, score_split
 from kd_jax.files import read_arrays, write_json
 from kd_jax.inference.predict import fuse
 
-VALIDATION = Scoring(("frame_map",))  # how the validation videos choose the best epoch
+VALIDATION = Scoring(("frame_map",))  # how validation videos are scored to choose the best epoch
 
 
 def scoring_of(config) -> Scoring:
-    """How the test videos are scored: as the config says, or with the protocols that the data set is published with."""
+    """How the test videos are scored: as the config says, or with the protocols of the data set's benchmark."""
     options = config.evaluation.to_dict()
     protocols = tuple(options["protocols"]) or describe(config.dataset.name).protocols
     return Scoring(protocols, options["proposals"], options["threshold"], options["convention"])
@@ -34,7 +34,7 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
 
 
 def write_results(directory: epath.Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:
-    """Scores a run and writes its results.json, the last file of a run."""
+    """Scores a run and writes its results.json, the last file of a run; returns the content."""
     scores = score_predictions([directory], source, scoring)
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
     write_json(directory / "results.json", results)

@@ -1,4 +1,4 @@
-"""What a training changes: parameters, optimiser state and step; and the optimiser itself."""
+"""The state of a training (parameters, optimiser state and step), and its optimiser."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
 
 @dataclass(frozen=True)
 class Optimization:
-    """How parameters follow the gradient; the fields of `config.training` say what each means.
+    """How parameters follow the gradient; kd_jax/config.py describes the fields.
 
     The learning rate is not part of it: it is an argument of the step, so that runs with different rates share one
     compiled program. The optimiser is made for a rate of 1, and the step multiplies its updates by the rate.
@@ -127,17 +127,16 @@ def create_train_state(
     def init():
         variables: Any = model.init(key, features, mask)
         params, memory = variables.pop("params"), {}
-        owned = [chosen.module() for chosen in terms if chosen.term.owns]
-        if owned:
-            names = [chosen.name for chosen in terms if chosen.term.owns]
+        owning = [chosen for chosen in terms if chosen.term.owns]
+        if owning:
             student: Any = model.apply({"params": params, **variables}, features, mask)
             like = [jax.tree.map(lambda x: jnp.zeros((1, 1, x.shape[-1])), teacher) for teacher in teachers]
             batch = Batch(features, jnp.zeros((1, 1, num_classes)), mask, jnp.zeros(1, jnp.int32))
             params[OWNED] = {}
-            for index, (name, module) in enumerate(zip(names, owned, strict=True)):
+            for index, chosen in enumerate(owning):
                 keys = dict(zip(("params", "sample"), jax.random.split(jax.random.fold_in(key, index)), strict=True))
-                of_term: Any = dict(module.init(keys, student, like, batch))
-                params[OWNED][name], memory[name] = of_term.pop("params", {}), of_term
+                of_term: Any = dict(chosen.module().init(keys, student, like, batch))
+                params[OWNED][chosen.name], memory[chosen.name] = of_term.pop("params", {}), of_term
         return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), memory)
 
     state = jax.jit(init)()

@@ -70,8 +70,8 @@ def make_train_step(program: Program) -> Callable:
 def make_gradient(program: Program) -> Callable:
     """Returns `compute(state, teachers, batch, settings) -> (gradient, memory, metrics)`.
 
-    This is the part of a step that depends on the length of the batch. `memory` holds the collections of terms that
-    remember, as they are after the step.
+    This is the part of a step that depends on the length of the batch. `memory` is {term: collections} of
+    the terms with a memory, after the step.
     """
     measure = program.gradient_norms or program.balance == "gradient"
 
@@ -82,7 +82,7 @@ def make_gradient(program: Program) -> Callable:
             variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
             student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
             owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
-            losses = weighed_losses(program, teachers, batch, term_key, settings.weights, owned)
+            losses = loss_parts(program, teachers, batch, term_key, settings.weights, owned)
             weights, norms = settings.weights, {}
             if measure:
                 kernel = params[program.model.last_head]["kernel"]
@@ -122,7 +122,7 @@ def make_update(program: Program) -> Callable:
     return update
 
 
-def weighed_losses(
+def loss_parts(
     program: Program,
     teachers: tuple[Outputs, ...],
     batch: Batch,
@@ -167,7 +167,7 @@ def weighed_losses(
 def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax.Array) -> dict[str, jax.Array]:
     """The norm, over the batch, of each loss's gradient at the student's features.
 
-    It includes the path from the features through the classifier to the logits. `losses` come from `weighed_losses`,
+    It includes the path from the features through the classifier to the logits. `losses` come from `loss_parts`,
     `student` has `[B, T, H]` features and `[B, T, C]` logits, and `kernel` `[H, C]` is the classifier's.
     """
 

@@ -46,7 +46,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         rows.append(row)
     data_dir = os.path.abspath(config.dataset.data_dir) if config.dataset.data_dir else ""
     data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(source.videos("test", []))}
-    gains = {"baseline": config.baseline, "gain_of": gain_of, "published_for": config.published_for}
+    gains = {"baseline": config.baseline, "gain_of": gain_of, "reported_for": config.reported_for}
     return {**data, "seeds": list(seeds(config)), **gains, "rows": rows}
 
 
@@ -66,13 +66,13 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "test": [result["test"] for result in results],
         "baseline": (run and run.baseline) or config.baseline,
     }
-    if config.published:
-        row["published"] = config.published.get(title, "")
+    if config.reported:
+        row["reported"] = config.reported.get(title, "")
     return row
 
 
 def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
-    """The value at (split, key) for each seed; None where a seed lacks it."""
+    """The value at (split, key) for each seed; None if a seed lacks it."""
     split, key = place
     return [result[split][key] for result in results] if all(key in r.get(split, {}) for r in results) else None
 
@@ -87,8 +87,8 @@ def _gain(values: Sequence[float | None], baseline: Sequence[float | None] | Non
 def markdown(results: Mapping) -> str:
     """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
 
-    The gain over the baseline follows. Weights have a column if they were chosen among several, and published figures
-    if the config has some.
+    The gain over the baseline follows, and scores that a paper reports if the config has some. Weights have a column if
+    they were chosen among several.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -106,9 +106,9 @@ def markdown(results: Mapping) -> str:
         baselines = {row["baseline"] for row in rows if row["gain"] is not None}
         title = f"gain over {baselines.pop()}" if len(baselines) == 1 else "gain over its baseline"
         cells[title] = ["–" if row["gain"] is None else _mean(row["gain"], sign="+") for row in rows]
-    if any(row.get("published") for row in rows):
-        title = f"published ({results['published_for']})" if results["published_for"] else "published"
-        cells[title] = [row.get("published") or "–" for row in rows]
+    if any(row.get("reported") for row in rows):
+        title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
+        cells[title] = [row.get("reported") or "–" for row in rows]
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     caption = f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP"
     return "\n".join([f"{caption}{several}.", "", *_lines(cells, left)]) + "\n"

@@ -58,8 +58,9 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         files = FeatureFolder(("features",), Path(folder)).files()
         tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
-    teacher = checkpoints.load_teacher(folder)
-    logging.info("learns from %s, %s", teacher.config["run"], summary(read_json(folder / "results.json") or {}))
+    teacher = checkpoints.load_run(folder)
+    results = json.loads((folder / "results.json").read_text())
+    logging.info("learns from %s, %s", teacher.config["run"], summary(results))
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
@@ -98,9 +99,9 @@ def fingerprint(folder: epath.Path) -> str:
     return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
 
 
-@functools.lru_cache(maxsize=16)  # each run and seed that learns from it asks
+@functools.lru_cache(maxsize=16)  # called for each run and seed; the other arguments change with results.json
 def _of_run(folder: epath.Path, *_) -> str:
-    run = checkpoints.load_teacher(folder)
+    run = checkpoints.load_run(folder)
     digest = hashlib.sha256(json.dumps([run.config["filter"], run.config["model"]], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.variables):
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
@@ -115,8 +116,8 @@ def _of_files(files: Sequence[tuple[str, Path, int, int]]) -> str:
 def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> tuple[int, int]:
     """The widths of the features and of the logits (0 without any) of a teacher from outside the experiment.
 
-    The folder is of a finished run, or of `<video>.npy`, `[T, D]`, for every training video. Raises FileNotFoundError
-    or ValueError, with the remedy, if it does not fit the records.
+    The folder holds a finished run, or `<video>.npy`, `[T, D]`, for every training video. Raises FileNotFoundError or
+    ValueError, with the remedy, if it does not fit the records.
     """
     config = given_run(folder)
     if config is None:

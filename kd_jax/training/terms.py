@@ -123,7 +123,7 @@ class ChosenTerm:
     def value(
         self, student: Outputs, teachers: Sequence[Outputs], batch: Batch, key: jax.Array, variables: Mapping
     ) -> tuple[jax.Array, dict]:
-        """The loss, summed over teachers, and the collections that the term's module leaves behind."""
+        """The loss, summed over teachers, and the memory of the term's module after the step."""
         with jax.named_scope(self.name):
             if self.term.owns:
                 rngs = {"sample": key}
