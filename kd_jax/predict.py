@@ -55,7 +55,7 @@ def parser() -> Parser:
     add("--output", help="Folder for scores.npz and detections.json.")
     add("--format", action="append", choices=list(formats.FORMATS), help="What to write (native); may be repeated.")
     add("--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background).")
-    threshold = "Probability from which a snippet counts as action (dense 0.5, sparse 0.4)."
+    threshold = "Probability from which a snippet counts as action (classes 0.5, background 0.4)."
     add("--threshold", type=between(0, 1), help=threshold)
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
     add("--convention", choices=list(CONVENTIONS), default="centre", help=convention)

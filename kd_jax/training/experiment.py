@@ -66,14 +66,14 @@ def perform(
 def seeded_run(config: ConfigDict, workdir: epath.Path, name: str, seed: int, source: Source) -> Run:
     """A run of the config with one seed: its folder, its manifest and the folders of its teachers."""
 
-    def teacher(of: str) -> Teacher:
-        if of in config.teachers:
-            return Teacher(of, given_folders(config.teachers[of]))
-        members = config.fusions.get(of, (of,))
-        return Teacher(of, tuple(run_directory(config, workdir, member, seed) for member in members))
+    def make_teacher(entry: str) -> Teacher:
+        if entry in config.teachers:
+            return Teacher(entry, given_folders(config.teachers[entry]))
+        members = config.fusions.get(entry, (entry,))
+        return Teacher(entry, tuple(run_directory(config, workdir, member, seed) for member in members))
 
     directory, manifest = run_directory(config, workdir, name, seed), make_manifest(config, name, seed, source)
-    teachers, start = tuple(map(teacher, config.runs[name].teachers)), config.runs[name].starts_from
+    teachers, start = tuple(map(make_teacher, config.runs[name].teachers)), config.runs[name].starts_from
     starts_from = run_directory(config, workdir, start, seed) if start else None
     return Run(name, seed, directory, manifest, teachers, starts_from)
 

@@ -25,7 +25,7 @@ from kd_jax.training import on_device
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_train_step
 
-# FLOPs of a training below which it is shorter on a CPU to compile quickly than to compile the fastest step.
+# FLOPs. A shorter training ends earlier on a CPU if it is compiled quickly, although its steps are then slower.
 SHORT = 5e12
 
 
