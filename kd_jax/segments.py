@@ -88,28 +88,19 @@ def segments_from_labels(labels: np.ndarray, duration: float) -> np.ndarray:
     return np.stack([class_id, before[first], instants[stop]], axis=1)
 
 
-def resample_scores(scores: np.ndarray, num_frames: int, *, method: str = "nearest") -> np.ndarray:
+def resample_scores(scores: np.ndarray, num_frames: int) -> np.ndarray:
     """Resamples snippet scores to another resolution, such as that of the ground truth.
+
+    Frame f has the scores of snippet `floor(f·T/F)`, as in the TSU evaluation.
 
     Args:
       scores: `[T, C]`.
       num_frames: F.
-      method: 'nearest': frame f has the scores of snippet `floor(f·T/F)`, as in the TSU evaluation; 'linear':
-        interpolation between the centres of snippets, constant before the first and after the last.
 
-    Returns `[F, C]`, in the dtype of `scores`. Raises ValueError for scores that are not `[T, C]` with T > 0, F below
-    1, or an unknown method.
+    Returns `[F, C]`, in the dtype of `scores`. Raises ValueError for scores that are not `[T, C]` with T > 0, or F
+    below 1.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or not len(scores) or num_frames < 1:
         raise ValueError(f"scores must be [T, C] with T > 0 and num_frames > 0, got {scores.shape} and {num_frames}")
-    num_snippets = len(scores)
-    if method == "nearest":
-        return scores[np.arange(num_frames) * num_snippets // num_frames]
-    if method != "linear":
-        raise ValueError(f"method={method!r} is unknown; choose 'nearest' or 'linear'")
-    position = np.clip((np.arange(num_frames) + 0.5) * num_snippets / num_frames - 0.5, 0, num_snippets - 1)
-    low = np.minimum(position.astype(np.int64), max(num_snippets - 2, 0))
-    weight = (position - low)[:, None]
-    high = np.minimum(low + 1, num_snippets - 1)
-    return (scores[low] * (1 - weight) + scores[high] * weight).astype(scores.dtype)
+    return scores[np.arange(num_frames) * len(scores) // num_frames]

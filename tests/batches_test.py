@@ -115,26 +115,6 @@ def test_teacher_outputs_of_another_length_are_refused():
         attach_teacher(examples_of([5]), outputs)
 
 
-INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """Records with twelve training videos."""
-    rng = np.random.default_rng(0)
-    videos = [
-        base.Video(
-            f"v{i}",
-            {m: rng.standard_normal((n, d)).astype(np.float16) for m, d in INFO.modalities.items()},
-            np.array([[i % 2, 0.5, n / 2]]),
-            float(n),
-        )
-        for i, n in enumerate(rng.integers(3, 60, 13))
-    ]
-    records.write(tmp_path / "records", INFO, {"train": videos[:12], "test": videos[12:]})
-    return tmp_path / "records"
-
-
 def examples_from(directory, **options):
     return make_examples(records.read(directory, "train", ["rgb"], **options), "rgb", 2)
 
@@ -145,12 +125,12 @@ def one_epoch(examples, batch_size=2, **order):
 
 
 @pytest.mark.parametrize("order", [{"seed": 1, "epoch": 2}, {}], ids=["training", "prediction"])
-def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
+def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(twelve_videos, order):
     rng = np.random.default_rng(3)
     epochs = []
-    examples = examples_from(stored)
+    examples = examples_from(twelve_videos)
     outputs = [Outputs(*(rng.standard_normal((len(e.features), n), np.float32) for n in (4, 2))) for e in examples]
-    for of_source in (examples, examples_from(stored, on_disk=True)):
+    for of_source in (examples, examples_from(twelve_videos, on_disk=True)):
         of_source = attach_teacher(of_source, outputs)
         epochs.append([(np.array(i), *jax.device_get(arrays)) for i, *arrays in one_epoch(of_source, 5, **order)])
     assert isinstance(of_source[0].features, base.OnDisk)
@@ -158,7 +138,7 @@ def test_an_epoch_from_disk_is_the_one_from_memory_bit_for_bit(stored, order):
     chex.assert_trees_all_equal_dtypes(*epochs)
 
 
-def test_an_epoch_reads_each_video_once_and_few_batches_ahead(stored):
+def test_an_epoch_reads_each_video_once_and_few_batches_ahead(twelve_videos):
     alive, read, most = weakref.WeakSet(), [], 0
 
     class Tracked(np.ndarray):
@@ -177,7 +157,7 @@ def test_an_epoch_reads_each_video_once_and_few_batches_ahead(stored):
 
     examples = [
         dataclasses.replace(e, features=dataclasses.replace(e.features, load=load_of(i, e.features)))
-        for i, e in enumerate(examples_from(stored, on_disk=True))
+        for i, e in enumerate(examples_from(twelve_videos, on_disk=True))
     ]
     taken = 0
     for indices, _, _ in one_epoch(examples, seed=0, epoch=1):
@@ -194,8 +174,8 @@ def threads():
     return [t for t in threading.enumerate() if t.name.startswith("grain")]
 
 
-def test_an_interrupted_epoch_stops_its_threads(stored):
-    batches = one_epoch(examples_from(stored, on_disk=True), seed=0)
+def test_an_interrupted_epoch_stops_its_threads(twelve_videos):
+    batches = one_epoch(examples_from(twelve_videos, on_disk=True), seed=0)
     next(batches)
     assert threads()
     batches.close()
@@ -204,11 +184,11 @@ def test_an_interrupted_epoch_stops_its_threads(stored):
     assert not threads()
 
 
-def test_a_damaged_record_is_a_clear_error(stored):
-    (shard,) = stored.glob("*train*")
+def test_a_damaged_record_is_a_clear_error(twelve_videos):
+    (shard,) = twelve_videos.glob("*train*")
     content = shard.read_bytes()
     place = content.index(b"v7")
-    examples = examples_from(stored, on_disk=True)
+    examples = examples_from(twelve_videos, on_disk=True)
     shard.write_bytes(content[:place] + b"w" + content[place + 1 :])
     with pytest.raises(ValueError, match="records: a shard of train is damaged.*build it again"):
         list(one_epoch(examples, seed=0))

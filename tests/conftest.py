@@ -84,3 +84,25 @@ def as_users_run(monkeypatch):
     """Programs that the test starts use the user's flags and devices, not those of the tests."""
     for name in USER_VARIABLES:
         monkeypatch.setenv(name, os.environ[f"USER_{name}"])
+
+
+@pytest.fixture
+def twelve_videos(tmp_path):
+    """Records with twelve training videos and one test video."""
+    import numpy as np
+
+    from kd_jax.data import base, records
+
+    info = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
+    rng = np.random.default_rng(0)
+    videos = [
+        base.Video(
+            f"v{i}",
+            {m: rng.standard_normal((n, d)).astype(np.float16) for m, d in info.modalities.items()},
+            np.array([[i % 2, 0.5, n / 2]]),
+            float(n),
+        )
+        for i, n in enumerate(rng.integers(3, 60, 13))
+    ]
+    records.write(tmp_path / "records", info, {"train": videos[:12], "test": videos[12:]})
+    return tmp_path / "records"

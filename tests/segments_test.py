@@ -98,20 +98,15 @@ def test_segments_from_labels_by_hand():
 def test_resample_by_hand():
     scores = np.array([[0.0], [4.0]], np.float32)
     np.testing.assert_array_equal(resample_scores(scores, 5)[:, 0], [0, 0, 0, 4, 4])
-    np.testing.assert_array_equal(resample_scores(scores, 4, method="linear")[:, 0], [0, 1, 3, 4])
     np.testing.assert_array_equal(resample_scores(scores, 1)[:, 0], [0])
-    assert resample_scores(scores, 4, method="linear").dtype == np.float32
-    with pytest.raises(ValueError, match="'nearest' or 'linear'"):
-        resample_scores(scores, 4, method="cubic")
+    assert resample_scores(scores, 4).dtype == np.float32
 
 
-@pytest.mark.parametrize("method", ["nearest", "linear"])
 @given(st.integers(1, 30), st.integers(1, 8))
-def test_law_resampling(method, num_snippets, factor):
+def test_law_resampling(num_snippets, factor):
     scores = np.random.default_rng(0).random((num_snippets, 2))
-    np.testing.assert_allclose(resample_scores(scores, num_snippets, method=method), scores)
-    larger = resample_scores(scores, num_snippets * factor, method=method)
+    np.testing.assert_allclose(resample_scores(scores, num_snippets), scores)
+    larger = resample_scores(scores, num_snippets * factor)
     assert larger.shape == (num_snippets * factor, 2)
     assert scores.min() - 1e-12 <= larger.min() and larger.max() <= scores.max() + 1e-12
-    if method == "nearest":
-        np.testing.assert_array_equal(larger, np.repeat(scores, factor, axis=0))
+    np.testing.assert_array_equal(larger, np.repeat(scores, factor, axis=0))

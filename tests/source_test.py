@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kd_jax import runtime
-from kd_jax.data import base, records
+from kd_jax.data import base
 from kd_jax.data import source as source_module
 from kd_jax.data.source import open_source, split_validation
 
@@ -22,30 +22,10 @@ def test_validation_must_leave_training_videos():
         split_validation(["a", "b"], 0.9, 0)
 
 
-INFO = base.Info("mine", ("a", "b"), "dense", {"rgb": 3, "flow": 2}, "seconds", 25.0, 1.0)
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """Records with twelve training videos."""
-    rng = np.random.default_rng(0)
-    videos = [
-        base.Video(
-            f"v{i}",
-            {m: rng.standard_normal((n, d)).astype(np.float16) for m, d in INFO.modalities.items()},
-            np.array([[i % 2, 0.5, n / 2]]),
-            float(n),
-        )
-        for i, n in enumerate(rng.integers(3, 60, 13))
-    ]
-    records.write(tmp_path / "records", INFO, {"train": videos[:12], "test": videos[12:]})
-    return tmp_path / "records"
-
-
-def test_features_stay_on_disk_if_they_do_not_fit_the_host(stored, monkeypatch):
+def test_features_stay_on_disk_if_they_do_not_fit_the_host(twelve_videos, monkeypatch):
     def features(**options):
         source = open_source(
-            "custom", str(stored), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
+            "custom", str(twelve_videos), ["rgb", "flow"], validation_fraction=0.2, validation_seed=0, **options
         )
         return [v.features["rgb"] for split in ("train", "validation", "test") for v in source.videos(split, ["rgb"])]
 

@@ -35,7 +35,7 @@ def charades_frames(scores: np.ndarray) -> np.ndarray:
 
     Returns `[25, C]`, in the dtype of `scores`.
     """
-    return resample_scores(scores, CHARADES_FRAMES, method="nearest")
+    return resample_scores(scores, CHARADES_FRAMES)
 
 
 def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes: int = CHARADES_CLASSES) -> None:
