@@ -108,7 +108,7 @@ _add_branch.defvjp(_add_branch_forward, _add_branch_backward)
 
 
 def mix_by_convolution(params: Mapping, h: jax.Array, dilation: jax.Array, most: int) -> jax.Array:
-    """The dilated convolution of SS-TCN; `dilation` is at most `most`, a power of two like it."""
+    """The dilated convolution of SS-TCN; `dilation` and its largest value `most` are powers of two."""
     kernel, bias = params["dilated"]["kernel"], params["dilated"]["bias"].astype(h.dtype)
     return convolve(h, kernel, dilation, most) + bias[None, None]
 
@@ -248,7 +248,7 @@ def _multiply_rows(x, kernel):
 
 
 def _contract_rows(rows, columns):
-    """`[N, D] × [N, H] -> [D, H]`, of the two arrays as they lie in memory."""
+    """`[N, D] × [N, H] -> [D, H]`, without a transposed copy in the program."""
     return jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
 
 
