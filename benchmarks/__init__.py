@@ -1,1 +1,1 @@
-"""Measurements, each a command that prints a table; nothing here decides a test."""
+"""Measurements of speed and memory: each module is a command that prints a table. Tests do not judge the figures."""

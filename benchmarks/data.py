@@ -38,7 +38,7 @@ def write(folder: Path, videos: list[dict]) -> list[Path]:
 
 
 def torch_loaders(files: list[Path], labels: list[np.ndarray], batch_size: int) -> dict:
-    """{side: call} that go once through a DataLoader of padded batches."""
+    """Returns {side: call}; each call goes once through a DataLoader of padded batches."""
     import torch  # here, because only the comparison needs it
 
     from benchmarks import peers

@@ -43,7 +43,7 @@ def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, w
         run = jax.jit(model.apply, compiler_options=runtime.compiler_options())
         calls = {"kd_jax": functools.partial(run, *jax.device_put((variables, x)))}
         if measuring.with_peers():
-            from benchmarks import encoder_peers  # here because it needs PyTorch
+            from benchmarks import encoder_peers  # here, because it needs PyTorch
 
             calls["torch"] = encoder_peers.PEERS[name](variables, x, dtype)
             ours, tolerance = calls["kd_jax"]().features[:, 0], 1e-3 if dtype == "float32" else 1
@@ -58,7 +58,7 @@ def compare(names: list[str], repeats: int, clips: int, size: int, dtype: str, w
 
 def measure_video(minutes: float, clips: int, size: int, width: float) -> dict:
     """Returns peak memory and speed of extracting features of a video, 320 × 240 at 15 frames per second."""
-    import av  # here because only this needs it
+    import av  # here, because only this needs it
 
     with tempfile.TemporaryDirectory() as folder:
         path, rng = Path(folder) / "long.mp4", np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""A whole experiment at the size of TSU: the wall time of its every run, start-up and evaluation included.
+"""A whole experiment at the size of TSU: wall time with start-up and evaluation, peak memory, epochs of each run.
 
     python -m benchmarks.experiment [--epochs=140] [--config=configs/tsu.py] [--folder=DIR] [--output=FILE.json]
 
 351 training and 185 test videos of TSU-like lengths, 838 k snippets of 1024-d RGB and flow as float16 noise, written as
-records (3.4 GB, kept in --folder), then `python -m kd_jax.main` on them as a user starts it. What it scores means
-nothing. The first epoch of a run compiles.
+records (3.4 GB, kept in --folder), then `python -m kd_jax.main` on them as a user starts it. The scores mean nothing.
+The first epoch of a run compiles.
 """
 
 import json
@@ -25,7 +25,7 @@ from kd_jax.data import base, records
 
 
 def make_records(folder: Path, videos: int, snippets: int, width: int) -> None:
-    """Writes records of so many videos, two thirds of them to train on, unless they are there."""
+    """Writes records of `videos` noise videos, two thirds of them for training, unless the folder has records."""
     if (folder / records.INFO_FILE).exists():
         return
     rng, lengths = np.random.default_rng(0), workloads.lengths_of(videos, snippets)
@@ -35,7 +35,7 @@ def make_records(folder: Path, videos: int, snippets: int, width: int) -> None:
         for number in numbers:
             length = lengths[number]
             noise = {m: rng.standard_normal((length, width), np.float32).astype(np.float16) for m in ("rgb", "flow")}
-            duration, count = length * SECONDS, max(1, length // 20)  # TSU has 77 actions a video of 1560 snippets
+            duration, count = length * SECONDS, max(1, length // 20)  # TSU has 77 actions per video of 1560 snippets
             starts = rng.uniform(0, 0.9, count) * duration
             ends = np.minimum(starts + 2 * SECONDS + rng.exponential(10.0, count), duration)
             segments = np.stack([rng.integers(0, CLASSES, count), starts, ends], 1)
@@ -45,7 +45,7 @@ def make_records(folder: Path, videos: int, snippets: int, width: int) -> None:
 
 
 def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
-    """One row for each run, and what holds for all of it."""
+    """Returns one row for each run, and the facts of the whole experiment."""
     make_records(folder / "records", arguments.videos, arguments.snippets, arguments.width)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         command = [sys.executable, "-m", "kd_jax.main", f"--config={arguments.config}", f"--workdir={work}"]
@@ -74,6 +74,6 @@ def main(arguments, shape):
 
 if __name__ == "__main__":
     flags.DEFINE_string("config", "configs/tsu.py", "The experiment; its runs read rgb and flow.")
-    flags.DEFINE_multi_string("override", [], "Of the config, e.g. --override=--config.model.dtype=bfloat16.")
+    flags.DEFINE_multi_string("override", [], "A config option, e.g. --override=--config.model.dtype=bfloat16.")
     flags.DEFINE_string("folder", None, "Where the records are, or are written to; a temporary folder by default.")
     measuring.run(main, epochs=140, videos=536, snippets=838_000, width=1024)

@@ -3,8 +3,8 @@
     python -m benchmarks.filters [--filters=pdan,ss_tcn] [--repeats=5] [--output=FILE.json]
 
 A step of 2 videos of 2000 snippets, 1024-d, 512 channels, float32, with task loss and Adam. The plain formulation, on a
-CPU only, does without `kd_jax.models.cpu_kernels`. PyTorch has PDAN and SS-TCN. Peak memory is measured in a process of
-each side, above imports and batch, twice: first our side compiles, then it finds its program in JAX's cache.
+CPU only, does not use `kd_jax.models.cpu_kernels`. PyTorch has PDAN and SS-TCN. Each side has a process for its peak
+memory, above imports and batch, measured twice: first our side compiles, then it finds its program in JAX's cache.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ SIDES = {"kd_jax": our_step, "plain": plain_step, "torch": peer_step}
 
 
 def measure_memory(side: str, name: str, **shape) -> dict:
-    """The most that two steps take above imports and the batch, in GB."""
+    """Returns the peak memory of two steps above imports and the batch, in GB."""
     workloads.make_batch(shape["videos"], shape["length"], shape["width"], 1)
 
     def two_steps():
@@ -86,10 +86,10 @@ def measure_memory(side: str, name: str, **shape) -> dict:
 
 
 def compare(filters: list[str], repeats: int, measure: bool, **shape) -> list[dict]:
-    """One row for each filter."""
+    """Returns one row for each filter."""
     rows, peers = [], {}
     if measuring.with_peers():
-        from benchmarks.peers import FILTERS as peers  # here because it needs PyTorch
+        from benchmarks.peers import FILTERS as peers  # here, because it needs PyTorch
     for name in filters:
         runs = {"kd_jax": True, "plain": jax.default_backend() == "cpu", "torch": name in peers}
         sides, memory = [side for side in SIDES if runs[side]], {}

@@ -3,9 +3,9 @@
     python -m benchmarks.inference [--repeats=5] [--output=FILE.json]
 
 24 videos of TSU-like lengths, 1024-d float16, float32 compute: `kd_jax.predict` against PyTorch one video at a time and
-in batches of like length, with results as numpy arrays of each video's own length. Then `windows.detect_in_windows` and
+in batches of similar length, with results as numpy arrays of each video's length. Then `windows.detect_in_windows` and
 one pass over a video of 20,000 and of 80,000 snippets, each in its own process: seconds of the second call, and peak
-memory above imports and input. The features are a view of one row; the outputs count and grow with the video.
+memory above imports and input, with the outputs, which grow with the video.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def variables_of(model, width: int) -> dict:
 
 
 def torch_sides(videos: list[dict], hidden: int, batch_size: int) -> dict:
-    """{side: call} that return the logits of every video."""
+    """Returns {side: call}; each call returns the logits of every video."""
     import torch  # here, because only the comparison needs it
 
     from benchmarks import peers
@@ -49,7 +49,7 @@ def torch_sides(videos: list[dict], hidden: int, batch_size: int) -> dict:
 
         return call
 
-    return {"PyTorch, one by one": side(data, 1), "PyTorch, like lengths": side(by_length, batch_size)}
+    return {"PyTorch, one by one": side(data, 1), "PyTorch, similar lengths": side(by_length, batch_size)}
 
 
 def compare(videos: list[dict], hidden: int, batch_size: int, repeats: int) -> list[dict]:
@@ -69,7 +69,7 @@ def row_of(side: str, snippets: int, medians: dict, first: dict, **more: float) 
 
 
 def long_video(side: str, snippets: int, width: int, hidden: int, window: int) -> dict:
-    """Seconds and peak memory of one video, for the process that does nothing else."""
+    """Returns seconds and peak memory of one video; the process must do nothing else."""
     model = workloads.detector(hidden)
     variables = variables_of(model, width)
     features = np.broadcast_to(np.random.default_rng(0).standard_normal(width).astype(np.float16), (snippets, width))
@@ -101,5 +101,5 @@ def main(arguments, shape):
 if __name__ == "__main__":
     flags.DEFINE_integer("window", 4096, "Outputs of one pass of detect_in_windows.", 1)
     flags.DEFINE_list("long_lengths", ["20000", "80000"], "Snippets of the long videos; empty: none.")
-    flags.DEFINE_list("long", None, "Internal: only print one side and length of those.")
+    flags.DEFINE_list("long", None, "Internal: only measure this SIDE,LENGTH.")
     measuring.run(main, repeats=5, videos=24, snippets=37_000, batch=4, width=1024, hidden=256)

@@ -38,7 +38,7 @@ PRODUCTS = {
 
 
 class Kernel(NamedTuple):
-    """A call that computes values and gradients, what it must at least do, and the same in PyTorch if there is one."""
+    """A call that computes values and gradients, the least bytes and FLOPs that it needs, and the same in PyTorch."""
 
     call: Callable[[], object]
     num_bytes: float
@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
 
 
 def with_pullback(function: Callable) -> Callable:
-    """`(cotangent, *arguments) -> (value, gradients)`, jitted."""
+    """Returns a jitted `(cotangent, *arguments) -> (value, gradients)` of the function."""
 
     def call(cotangent, *arguments):
         value, pullback = jax.vjp(function, *arguments)
@@ -57,7 +57,7 @@ def with_pullback(function: Callable) -> Callable:
 
 
 def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
-    """The loss terms, the dilated convolution and dropout on `[videos, length, hidden]`."""
+    """Returns the loss terms, the dilated convolution and dropout on `[videos, length, hidden]`."""
     batch, student, teacher = workloads.make_batch(videos, length, 1, hidden)
     torch_calls = torch_kernels(batch, student, teacher) if measuring.with_peers() else {}
     key, x, tensor = jax.random.key(0), student.features, student.features.nbytes
@@ -93,7 +93,7 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
 
 
 def torch_kernels(batch, student, teacher) -> dict[str, Callable]:
-    """{name: forward and backward} with PyTorch's own layout `[B, H, T]`, eager."""
+    """Returns {name: forward and backward} in PyTorch's layout `[B, H, T]`, eager."""
     import torch  # here, because only the comparison needs it
 
     from benchmarks import peers
@@ -124,7 +124,7 @@ def torch_kernels(batch, student, teacher) -> dict[str, Callable]:
 
 
 def step_and_bits(videos: int, length: int, width: int, hidden: int) -> dict[str, Callable]:
-    """A distillation step, and the random bits of its layers as Dropout draws them and as 32-bit Bernoulli does."""
+    """Returns a distillation step, and the random bits of its layers, 8 and 32 per element."""
     batch, _, teacher = workloads.make_batch(videos, length, width, hidden)
     run, _ = workloads.training_step(workloads.detector(hidden), batch, (teacher,), workloads.WEIGHTS)
 
@@ -137,7 +137,7 @@ def step_and_bits(videos: int, length: int, width: int, hidden: int) -> dict[str
 
 
 def measure(videos: int, length: int, width: int, hidden: int, lengths: list[int], repeats: int) -> tuple[list, dict]:
-    """One row for each kernel, and the peaks."""
+    """Returns one row for each kernel, and the peaks."""
     peaks, rows = measuring.peaks(), []
     exponents = exponents_of(lengths, hidden, repeats)
     step, _ = measuring.alternate(step_and_bits(videos, length, width, hidden), repeats)
@@ -156,7 +156,7 @@ def measure(videos: int, length: int, width: int, hidden: int, lengths: list[int
 
 
 def exponents_of(lengths: list[int], hidden: int, repeats: int) -> dict[str, float]:
-    """{kernel: p} of time ∝ T^p, one video of each length."""
+    """Returns {kernel: p} of time ∝ T^p, fitted to one video of each length."""
     times = [measuring.alternate({n: k.call for n, k in kernels(1, t, hidden).items()}, repeats)[0] for t in lengths]
     return {name: measuring.exponent(lengths, [each[name] for each in times]) for name in times[0]} if times else {}
 

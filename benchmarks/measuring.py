@@ -1,6 +1,6 @@
-"""How every benchmark measures and reports: alternating medians, the machine's peaks, memory, one table, one JSON file.
+"""What all benchmarks share: flags, alternating timers, the machine's peaks, memory, one table, one JSON file.
 
-A floor is the time that the machine's own fastest matrix product, or copy, takes for the same work in the same run.
+A floor is the time that a large matrix product, or a large copy, takes for the same work on this machine in this run.
 """
 
 import importlib.metadata
@@ -25,24 +25,24 @@ from absl import app, flags, logging
 
 TORCH_INSTALLED = importlib.util.find_spec("torch") is not None
 SIZES = {
-    "repeats": "Timed calls of each, after one that compiles and warms up.",
-    "epochs": "Timed epochs of each (steps, with --sweep), after one that compiles and warms up.",
-    "videos": "Videos, all together.",
+    "repeats": "Timed calls of each side, after one that compiles.",
+    "epochs": "Timed epochs of each side (steps, with --sweep), after one that compiles.",
+    "videos": "Number of videos.",
     "snippets": "Snippets of all videos together.",
-    "batch": "B, videos a step.",
-    "length": "T, snippets a video.",
+    "batch": "B, videos per step.",
+    "length": "T, snippets per video.",
     "width": "D, channels of the features of each modality.",
     "hidden": "H, channels of the temporal filter.",
-    "clips": "Clips of 16 frames a forward pass.",
-    "size": "Pixels of a side of a frame.",
+    "clips": "Clips of 16 frames per forward pass.",
+    "size": "Side of a frame in pixels.",
 }
 
 
 def run(main: Callable, **sizes: int) -> None:
     """Reports what `main(flags, shape)` returns: the benchmark's name, the rows and the facts of its table.
 
-    The flags are those that every benchmark has, and of SIZES those that are given a default here; `shape` is the value
-    of each except repeats and epochs. In a process of `in_own_process`, `main` returns a row, which is printed as JSON.
+    Every benchmark has the flags `output` and `peers`, and those of SIZES that have a default in `sizes`. `shape` holds
+    the values of the latter except repeats and epochs. A `main` run by `in_own_process` returns a row, printed as JSON.
     """
     for name, default in sizes.items():
         flags.DEFINE_integer(name, default, SIZES[name], 1)
@@ -65,12 +65,12 @@ def run(main: Callable, **sizes: int) -> None:
 
 
 def with_peers() -> bool:
-    """Whether PyTorch runs too."""
+    """Returns whether PyTorch is measured too."""
     return TORCH_INSTALLED and flags.FLAGS.peers
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call, until its JAX arrays are there."""
+    """Returns the wall time of one call, until its JAX arrays are computed."""
     started = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - started
@@ -84,13 +84,13 @@ def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> tuple[
 
 
 def against_ours(medians: Mapping[str, float]) -> dict[str, float]:
-    """The columns of every side's seconds, and of its ratio to kd_jax."""
+    """Returns the columns of a row: the seconds of every side, and their ratios to kd_jax."""
     ratios = {f"{side} / kd_jax": time / medians["kd_jax"] for side, time in medians.items() if side != "kd_jax"}
     return {**{f"{side} s": time for side, time in medians.items()}, **ratios}
 
 
 def peaks(repeats: int = 5) -> dict[str, float]:
-    """{'flops': float32 FLOP/s of a large matrix product, 'bandwidth': bytes/s read and written by a large copy}."""
+    """Measures the float32 FLOP/s of a large product ('flops') and the bytes/s of a large copy ('bandwidth')."""
     on_cpu = jax.default_backend() == "cpu"
     size, elements = (1536, 2**25) if on_cpu else (8192, 2**28)
     matrix, vector = jnp.ones((size, size)), jnp.ones(elements)
@@ -103,18 +103,18 @@ def peaks(repeats: int = 5) -> dict[str, float]:
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """p of the line `time ∝ size^p` through these points, least squares in logarithms; 1 is linear."""
+    """Fits `time ∝ size^p` by least squares of logarithms and returns p; 1 is linear."""
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) if len(sizes) > 1 else math.nan
 
 
 def memory(field: str) -> int:
-    """Bytes of this process: 'VmRSS' now, 'VmHWM' at most. (Unlike ru_maxrss, VmHWM knows nothing of the parent.)"""
+    """Returns the bytes of this process: 'VmRSS' now, 'VmHWM' at most. (ru_maxrss would include the parent's.)"""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def device_peak_bytes() -> int | None:
-    """The most that JAX, or else PyTorch, has taken of the accelerator; None without one."""
+    """Returns the peak bytes that JAX or PyTorch has used of the accelerator; None without one."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return max(statistics.get("peak_bytes_in_use", 0), sys.modules["torch"].cuda.max_memory_allocated())
@@ -122,7 +122,7 @@ def device_peak_bytes() -> int | None:
 
 
 def peak_memory(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """The result of `call`, and the most it takes above what this process has now, and of an accelerator, in GB."""
+    """Returns the result of `call`, and the peak memory in GB: above what this process has now, and of the device."""
     before, result, device = memory("VmRSS"), call(), device_peak_bytes()
     more = {} if device is None else {"device peak GB": device / 1e9}
     return result, {"peak GB": (memory("VmHWM") - before) / 1e9, **more}
@@ -138,14 +138,14 @@ def in_own_process(module: str, *arguments: str) -> dict:
 
 
 def memory_twice(module: str, of: str) -> dict:
-    """The row of `python -m module --memory_of=of` when it compiles ('first peak GB'), and when it has compiled."""
+    """Runs `python -m module --memory_of=of` twice: 'first peak GB' with an empty cache, all else with a filled one."""
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache):
         first, again = (in_own_process(module, f"--memory_of={of}") for _ in range(2))
     return {"first peak GB": first["peak GB"], **again}
 
 
 def machine() -> dict:
-    """Where and with what this was measured."""
+    """Returns the machine and the versions of the libraries."""
     names = ("jax", "flax", "numpy", *(("torch",) if TORCH_INSTALLED else ()))
     versions = {name: importlib.metadata.version(name) for name in names}
     where = {"cores": os.cpu_count(), "architecture": platform.machine(), "device": jax.devices()[0].device_kind}

@@ -1,4 +1,4 @@
-"""Time and memory of the protocols at the sizes that researchers score, on inputs made from a seed.
+"""Time and memory of the metrics at the sizes of published data sets, on random inputs.
 
     python -m benchmarks.metrics [--snippets=3000000] [--output=FILE.json]
 
@@ -13,22 +13,22 @@ from kd_jax.evaluation.metrics.detection_map import detection_map
 from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
 from kd_jax.evaluation.metrics.frame_map import frame_map
 
-CLASSES, ROWS_A_VIDEO = 157, 3000
+CLASSES, SNIPPETS_PER_VIDEO = 157, 3000
 
 
 def frames(snippets: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Scores and labels of videos of 3,000 snippets, about 3 % positive."""
+    """Makes scores and labels of videos of 3,000 snippets, about 3 % positive."""
     rng = np.random.default_rng(0)
     scores, labels = [], []
-    for first in range(0, snippets, ROWS_A_VIDEO):
-        shape = (min(ROWS_A_VIDEO, snippets - first), CLASSES)
+    for first in range(0, snippets, SNIPPETS_PER_VIDEO):
+        shape = (min(SNIPPETS_PER_VIDEO, snippets - first), CLASSES)
         labels.append((rng.random(shape, np.float32) < 0.03).view(np.uint8))
         scores.append(rng.random(shape, np.float32) + 0.5 * labels[-1].astype(np.float32))
     return scores, labels
 
 
 def segments(num_detections: int, videos: int, classes: int, seconds: float) -> tuple[dict, dict]:
-    """{video: detections}, {video: ground truth}: half of the detections are jittered ground truths."""
+    """Makes {video: detections} and {video: ground truth}: half of the detections are jittered ground truths."""
     rng = np.random.default_rng(1)
     found, truth, each = {}, {}, num_detections // videos
 
@@ -65,6 +65,6 @@ def main(arguments, shape):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("snippets", 3_000_000, "Rows of the frame mAP's scores.", 1000)
-    flags.DEFINE_integer("detections", 50_000, "Detections of the event mAP; 4 times as many: of detection mAP.", 3000)
+    flags.DEFINE_integer("snippets", 3_000_000, "Snippets for frame mAP.", 1000)
+    flags.DEFINE_integer("detections", 50_000, "Detections for event mAP; detection mAP gets 4 times as many.", 3000)
     measuring.run(main)

@@ -1,11 +1,11 @@
-"""The same network, losses and epochs in PyTorch, written twice: as such code usually is, and as fast as we could.
+"""The same network, losses and epochs in PyTorch, written twice: in the usual way, and as fast as we could.
 
 `Usual`: a DataLoader whose worker processes pad each batch to its longest video, shuffled; the frozen teacher runs on
 its modality in every step; eager; `torch.optim.Adam`.
 
-`Strong`: features stay in memory (on the GPU if there is one), a batch holds videos of like length, drawn as kd_jax
+`Strong`: features stay in memory (on the GPU if there is one), a batch holds videos of similar length, drawn as kd_jax
 draws them; the teacher's outputs are computed once; fused Adam. On a GPU the model is compiled, batches are padded to
-the length buckets so that it compiles few shapes, and float32 products use TF32, as JAX's do. On CPU it is eager:
+the length buckets so that it compiles few shapes, and float32 products use TF32, as JAX's do. On a CPU it is eager:
 torch.compile did not help (a step at B 4, T 1600, H 256 on 2 AVX2 cores: 2.57 s eager, 2.69 s compiled, and a minute
 and a half of compilation), nor did channels last with matrix products for convolutions (forward and backward of one
 layer: 0.26 s as Conv1d, 0.30 and 0.48 s), and bfloat16, which these cores do not have, cost 7 times a convolution.
@@ -47,7 +47,7 @@ class SSTCN(torch.nn.Module):
 
 
 class DilatedAttention(torch.nn.Module):
-    """PDAN's, without `unfold`: the taps are three views of the padded keys and values."""
+    """PDAN's attention without `unfold`: the taps are three views of the padded keys and values."""
 
     def __init__(self, hidden: int, dilation: int):
         super().__init__()
@@ -73,7 +73,7 @@ FILTERS = {"ss_tcn": SSTCN, "pdan": PDAN}
 
 
 def task(logits, labels, mask):
-    """Sigmoid cross-entropy of `[B, C, T]` logits and `[B, T, C]` labels."""
+    """Computes the sigmoid cross-entropy of `[B, C, T]` logits and `[B, T, C]` labels."""
     each = functional.binary_cross_entropy_with_logits(logits, labels.transpose(1, 2), reduction="none")
     return (each.sum(1, keepdim=True) * mask).sum() / mask.sum()
 
@@ -105,7 +105,7 @@ def boundary(student, teacher, labels, mask):
     return (saliency(student) - saliency(teacher)).abs()[pairs].mean()
 
 
-TERMS = {"atomic": atomic, "global_context": global_context, "boundary": boundary}  # of `[B, H, T]` features
+TERMS = {"atomic": atomic, "global_context": global_context, "boundary": boundary}  # features are [B, H, T]
 
 
 def collate(videos: list[dict], length: int = 0) -> tuple[dict, torch.Tensor]:
@@ -122,7 +122,7 @@ def collate(videos: list[dict], length: int = 0) -> tuple[dict, torch.Tensor]:
 
 
 def data_loader(data, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
-    """A shuffled loader of padded batches; its workers start now, before JAX has threads that a fork would lose."""
+    """Makes a shuffled loader of padded batches; workers start now, before JAX has threads that a fork would lose."""
     options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": DEVICE.type == "cuda"}
     loader = torch.utils.data.DataLoader(data, batch_size, shuffle=True, collate_fn=collate, **options)
     iter(loader)

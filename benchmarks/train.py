@@ -1,14 +1,14 @@
-"""Epochs of training and distillation against two PyTorch peers of the same maths, alternating in one run.
+"""Epochs of training and distillation, against two PyTorch peers that compute the same, alternately in one process.
 
     python -m benchmarks.train [--epochs=5] [--output=FILE.json]      # seconds, snippets/s, share of the floor, memory
-    python -m benchmarks.train --runs=5 [--output=FILE.json]          # five seeds side by side, against one alone
+    python -m benchmarks.train --runs=5 [--output=FILE.json]          # five seeds in one program, against one alone
     python -m benchmarks.train --sweep [--output=FILE.json]           # time of a distillation step against T, B and H
 
 24 videos of TSU-like lengths (37 k snippets), 1024-d RGB and flow, batch 4: an epoch of a flow 'teacher' and one of its
 RGB 'student' with three terms. Our side does what `kd_jax.training.run` does: resident videos, an epoch as one compiled
 scan, the teacher's outputs computed once. The floor is the matrix products of the real snippets (no padding, no frozen
-teacher) at the speed of a large float32 product. Peak memory is measured in processes of their own, above imports and
-data, twice: first our side compiles, then it finds its programs in JAX's cache. DataLoader's workers do not count.
+teacher) at the speed of a large float32 product. Peak memory is measured in separate processes, above imports and data,
+twice: first our side compiles, then it finds its programs in JAX's cache. DataLoader's workers do not count.
 """
 
 import time
@@ -32,7 +32,7 @@ BUCKETS, LAYERS = 4, 5
 
 
 class OurSide:
-    """What `kd_jax.training.run` does, without validation and checkpoints: `runs` seeds side by side."""
+    """What `kd_jax.training.run` does, without validation and checkpoints; one program trains `runs` seeds."""
 
     def __init__(self, videos: list[dict], hidden: int, batch_size: int, dtype: str, runs: int = 1):
         self.model, self.runs, self.count = workloads.detector(hidden, dtype), runs, 0
@@ -49,7 +49,7 @@ class OurSide:
         started = time.perf_counter()
         outputs = run_detector(self.model, teacher, flow, batch_size=8, num_buckets=BUCKETS)
         self.teacher_once = time.perf_counter() - started
-        students = [attach_teacher(rgb, outputs)] * runs  # as if each had a teacher of its own
+        students = [attach_teacher(rgb, outputs)] * runs  # one set of examples per run, as if their teachers differed
         self.sets, self.kind, self.population = {"teacher": [flow], "student": students}, None, None
 
     def epoch(self, kind: str) -> None:
@@ -76,9 +76,10 @@ def sides() -> dict:
 
 
 def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
-    """Multiplications and additions of the matrix products of forward and backward pass over `snippets`.
+    """Counts the multiplications and additions of the matrix products of forward and backward pass over `snippets`.
 
-    The input needs no gradient, a dilated convolution two products of three, a correlation one, and its gradient two.
+    The input needs no gradient. A dilated convolution needs two products instead of three (Winograd). A correlation
+    needs one, and its gradient two.
     """
     inner = LAYERS * (2 + 1) * hidden**2 + hidden * CLASSES
     correlation = (3 + 1) * hidden**2 if kind == "student" else 0  # student with gradient, teacher without
@@ -86,22 +87,22 @@ def step_flops(kind: str, snippets: int, width: int, hidden: int) -> float:
 
 
 def measure_memory(side: str, videos: list[dict], **options) -> dict:
-    """The most that one distillation epoch and all that it needs take above imports and data, in GB."""
+    """Returns the peak memory of a distillation epoch and its preparation, above imports and data, in GB."""
     make = sides()[side]
     return measuring.peak_memory(lambda: make(videos, **options).epoch("student"))[1]
 
 
 def side_by_side(runs: int, epochs: int, videos: list[dict], **options) -> list[dict]:
-    """Rows of a student's epoch alone and of one of `runs` students that train side by side."""
+    """Returns rows for an epoch of one student and of `runs` students in one program (as on a GPU or TPU)."""
     populations = {count: OurSide(videos, **options, runs=count) for count in (1, runs)}
     medians, first = measuring.alternate({n: lambda p=p: p.epoch("student") for n, p in populations.items()}, epochs)
-    rows = [{"runs": count, "seconds": median, "seconds a run": median / count} for count, median in medians.items()]
+    rows = [{"runs": count, "seconds": median, "seconds per run": median / count} for count, median in medians.items()]
     alone = medians[1]
-    return [{**r, "of as many alone": r["seconds a run"] / alone, "first epoch s": first[r["runs"]]} for r in rows]
+    return [{**r, "share of one alone": r["seconds per run"] / alone, "first epoch s": first[r["runs"]]} for r in rows]
 
 
 def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[list[dict], dict]:
-    """One row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
+    """Returns one row for each kind of epoch and side, and facts of the run; `measure`: peak memory too."""
     width, snippets = videos[0]["rgb"].shape[1], sum(len(video["labels"]) for video in videos)
     memory = {side: measuring.memory_twice("benchmarks.train", side) if measure else {} for side in sides()}
     running = {name: make(videos, **options) for name, make in sides().items()}
@@ -119,7 +120,7 @@ def compare(epochs: int, measure: bool, videos: list[dict], **options) -> tuple[
 
 
 def sweep(axis: str, sizes: list[int], repeats: int, *, width: int, dtype: str, terms: tuple, **shape) -> list[dict]:
-    """Time of a distillation step with these terms, with `axis` of `shape` (videos, length, hidden) at each size."""
+    """Times a distillation step with these terms, with `axis` of `shape` (videos, length, hidden) at each size."""
     rows, name = [], axis if terms == tuple(WEIGHTS) else f"{axis}, {' and '.join(terms)}"
     for size in sizes:
         videos, length, hidden = ({**shape, axis: size}[name] for name in ("videos", "length", "hidden"))
@@ -156,9 +157,9 @@ def main(arguments, _):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the filters' computation, on every side.")
-    flags.DEFINE_integer("runs", 0, "Compare so many students that train side by side with one alone.", 0)
-    flags.DEFINE_bool("sweep", False, "Measure a step against T, B and H instead of epochs against the peers.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the filters, on every side.")
+    flags.DEFINE_integer("runs", 0, "Compare this number of students in one program with one student.", 0)
+    flags.DEFINE_bool("sweep", False, "Time a step for several T, B and H, instead of epochs against the peers.")
     flags.DEFINE_list("lengths", ["500", "1000", "2000", "4000", "8000"], "With --sweep: the values of T.")
     flags.DEFINE_list("terms", [], "With --sweep: T alone, with each of these terms in place of the usual three.")
     flags.DEFINE_bool("memory", True, "Also measure the peak memory of each side.")

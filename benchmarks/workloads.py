@@ -1,4 +1,4 @@
-"""What the benchmarks run on: noise at the lengths of TSU's videos, because speed does not depend on what is shown."""
+"""Inputs and steps of the benchmarks: noise at the lengths of TSU's videos; speed does not depend on the content."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,19 +17,19 @@ from kd_jax.training.terms import choose_term
 from kd_jax.types import Batch, Outputs
 
 CLASSES = 51
-SECONDS = 0.64  # of a snippet of TSU: 16 frames at 25 a second
+SECONDS = 0.64  # per snippet of TSU: 16 frames at 25 frames per second
 OPTIMIZATION = Optimization(plateau_patience=8, steps_per_epoch=10)
-WEIGHTS = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}  # of the distillation epoch
+WEIGHTS = {"atomic": 1.0, "global_context": 10.0, "boundary": 0.05}  # terms of a distillation epoch
 
 
 def lengths_of(videos: int, snippets: int) -> np.ndarray:
-    """How many snippets each video has: spread like TSU's, mean 1550, up to about 3100, for 37,000 of 24 videos."""
+    """Draws lengths `[videos]` that vary like TSU's: mean 1550, up to about 3100, for 37,000 snippets of 24 videos."""
     lengths = np.clip(np.random.default_rng(0).gamma(4.0, 1.0, videos), 1, 8)
     return np.maximum((lengths / lengths.sum() * snippets).astype(int), 64)
 
 
 def make_videos(videos: int, snippets: int, width: int) -> list[dict]:
-    """Videos of `lengths_of`: {'rgb', 'flow': `[T, width]` float16, 'labels': `[T, CLASSES]` uint8} each."""
+    """Makes videos of `lengths_of`: {'rgb', 'flow': `[T, width]` float16, 'labels': `[T, CLASSES]` uint8} each."""
     rng = np.random.default_rng(1)
 
     def make(n: int) -> dict:
@@ -41,7 +41,7 @@ def make_videos(videos: int, snippets: int, width: int) -> list[dict]:
 
 
 def info(width: int) -> base.Info:
-    """What records of these videos say of themselves."""
+    """Returns the description of records of these videos."""
     classes, sizes = tuple(f"class {i}" for i in range(CLASSES)), {"rgb": width, "flow": width}
     return base.Info("noise", classes, "dense", sizes, "seconds", 25.0, SECONDS)
 
@@ -51,12 +51,12 @@ def examples_of(videos: list[dict], modality: str) -> list[Example]:
 
 
 def detector(hidden: int, dtype: str = "float32") -> Detector:
-    """The default detector: SS-TCN of five layers."""
+    """Makes the default detector: SS-TCN of five layers."""
     return Detector("ss_tcn", num_outputs=CLASSES, hidden=hidden, dtype=jnp.dtype(dtype))
 
 
 def make_batch(videos: int, length: int, width: int, hidden: int) -> tuple[Batch, Outputs, Outputs]:
-    """A batch without padding, `[videos, length, width]`, and the outputs of a student and of a teacher, float32."""
+    """Makes a batch without padding, `[videos, length, width]`, and outputs of a student and of a teacher, float32."""
     rng = np.random.default_rng(0)
     noise = [
         rng.standard_normal((videos, length, size), np.float32) for size in (width, hidden, CLASSES, hidden, CLASSES)
@@ -71,14 +71,14 @@ def make_batch(videos: int, length: int, width: int, hidden: int) -> tuple[Batch
 def training_step(
     model: Detector, batch: Batch, teachers: tuple[Outputs, ...] = (), weights: Mapping[str, float] | None = None
 ) -> tuple[Callable, int]:
-    """A call that trains one more step on `batch`, with a dense head, and the number of parameters."""
+    """Returns a call that trains one more step on `batch`, with a dense head, and the number of parameters."""
     weights = {"task": 1.0, **(weights or {})}
     terms = tuple(choose_term(name, num_snippets=batch.mask.size) for name in weights if name != "task")
     program = Program(model, "dense", terms, OPTIMIZATION)
     step = jitted_step(program)
     owned = {"terms": terms, "teachers": teachers, "num_classes": CLASSES}
     fresh = create_train_state(model, OPTIMIZATION.make(), jax.random.key(0), batch.features.shape[-1], **owned)
-    state = [sharding.replicate(fresh, sharding.data_mesh())]  # else the second step compiles again
+    state = [sharding.replicate(fresh, sharding.data_mesh())]  # otherwise the second step compiles again
     weights = {name: jnp.float32(weight) for name, weight in weights.items()}
     arguments = teachers, batch, Settings(weights, jnp.float32(2e-4), jax.random.key(1))
 

@@ -1,4 +1,4 @@
-"""The builder: clean input becomes records, dirt is counted, and all that is wrong comes in one error."""
+"""The builder: clean input becomes records, cleaning is counted, and one error lists all problems."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ SHARED = ROOT.parent / "shared"
 
 
 class Tree:
-    """A data set of three classes and two modalities in a folder; tests spoil parts of it."""
+    """A data set of three classes and two modalities in a folder; tests damage parts of it."""
 
     def __init__(self, root):
         self.root = root
@@ -467,8 +467,8 @@ build_records(Options("custom", {str(tree.root / "out")!r}, **{tree.files()!r}))
     assert not (tree.root / "out").exists()
     (left,) = tree.root.glob(".out*")
     assert ".unfinished-" in left.name
-    (tree.root / ".out.unfinished-elsewhere-1").mkdir()  # of another machine, where it may be in use
-    (tree.root / left.name.replace("unfinished", "scratch")).mkdir()  # of a Beam pipeline
+    (tree.root / ".out.unfinished-elsewhere-1").mkdir()  # from another machine, where it may be in use
+    (tree.root / left.name.replace("unfinished", "scratch")).mkdir()  # from a Beam pipeline
     tree.build()
     assert [path.name for path in tree.root.glob(".out*")] == [".out.unfinished-elsewhere-1"]
 

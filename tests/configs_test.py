@@ -1,4 +1,4 @@
-"""The files of configs/: a dense and a sparse one train in their smoke variant, and every one is ready to."""
+"""The files of configs/: every smoke variant is prepared and makes a table; a dense and a sparse one are trained."""
 
 import signal
 from pathlib import Path
@@ -26,14 +26,14 @@ TRAINED = ("tsu", "pku_mmd")  # a dense head and a sparse one
 
 
 def rows_of(config):
-    """The names of the table's rows: a choice replaces its runs, and fusions follow the runs."""
+    """Return the names of the table's rows: a choice replaces its runs, and fusions follow the runs."""
     chosen_for = {run: name for name, runs in config.choices.items() for run in runs}
     return list(dict.fromkeys(chosen_for.get(name, name) for name in (*config.runs, *config.fusions)))
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # has no folder data, so the synthetic set replaces the records
+    monkeypatch.chdir(tmp_path)  # without a folder `data`, the synthetic set replaces the records
     config = schema.load(name, "smoke")
     results = experiment.perform(config, tmp_path / "work", prepare(config, tmp_path / "work"))
     assert [row["run"] for row in results["rows"]] == rows_of(config)
@@ -152,7 +152,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
     config = schema.load(name, str(tmp_path / "mine.py"))
     check_config(config)
     assert config.training.epochs == 7 and config.teachers.to_dict() == {"elsewhere": "workdir/elsewhere"}
-    prefixes = [f"{filter}_" for filter in FILTERS] if name == "filters" else [""]  # each filter has all of its own
+    prefixes = [f"{filter}_" for filter in FILTERS] if name == "filters" else [""]  # each filter has its own runs
     own = (prefixes[0] + "{}").format
     assert config.fusions.to_dict() == {f"{p}ensemble": (f"{p}first", f"{p}early_rgb") for p in prefixes}
     students = [run for run in config.runs.values() if run.teachers and run.modality == "rgb"]
@@ -167,7 +167,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
         assert second.teachers == (f"{p}first",) and second.weights.atomic == schema.WEIGHTS["atomic"]
         assert second.filter == (p.removesuffix("_") or "ss_tcn")
     assert "best" not in config.choices and "best" not in config.reported
-    assert ("plain" in config.reported) == (name in ("ablation", "compare_kd"))  # the vanilla's figure, of its name
+    assert ("plain" in config.reported) == (name in ("ablation", "compare_kd"))  # names the vanilla run
     assert schema.load(name, f"{tmp_path / 'mine.py'},smoke").training.epochs == 2
 
 

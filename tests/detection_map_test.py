@@ -28,7 +28,7 @@ def golden(name):
 
 
 def score(detections, truths, threshold=0.5, num_classes=1, **options):
-    """Computes mAP of one video at one threshold, without cleaning unless it is named."""
+    """Computes mAP of one video at one threshold, by default without cleaning."""
     options = {"cleaning": "none"} | options
     result = detection_map(
         {"v": detections}, {"v": truths}, num_classes=num_classes, thresholds=(threshold,), **options
@@ -101,12 +101,12 @@ def test_matching_by_ground_truth_takes_the_closest_detection_and_must_pass_the_
     assert score([[0, 0, 5, 0.9]], truths, **kit) == 0
     assert score([close, [0, 0, 10, 0.7], loose], truths, **kit) == pytest.approx(
         50
-    )  # of equal ones the more confident
+    )  # if tIoUs are equal, the more confident one is taken
 
 
 @pytest.mark.parametrize(
     ("truths", "kept"),
-    [  # what each of opentad, actionformer, activitynet, none keeps
+    [  # kept: how many opentad, actionformer, activitynet and none keep
         ([[0, 0, 10], [0, 0, 10]], (1, 1, 2, 2)),
         ([[0, 0, 10], [0, 0.0009, 10.0009]], (1, 1, 2, 2)),
         ([[0, 0, 10], [0, 0.0011, 10]], (2, 2, 2, 2)),
@@ -150,8 +150,8 @@ def test_ambiguous_detections_are_neither_true_nor_false():
 
 
 def test_recall_by_hand():
-    # Two ground truths: the top 2, then the top 10. Both of the top 2 reach the same one (no exclusion), the third the
-    # other. Video b is of no matter, c has a ground truth that is never found.
+    # Two ground truths: the top 2, then the top 10 count. Both of the top 2 reach the same ground truth, the third
+    # reaches the other. Video b does not matter; the ground truth of c is never found.
     detections = {"a": [[0, 0, 10, 0.9], [0, 0, 9, 0.8], [0, 20, 30, 0.7]], "b": [[0, 0, 10, 1]]}
     ground_truth = {"a": [[0, 0, 10], [0, 20, 30]], "c": [[0, 0, 10]]}
     result = detection_map(detections, ground_truth, num_classes=2, thresholds=(0.5, 0.95))

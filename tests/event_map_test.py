@@ -100,7 +100,7 @@ def test_quirks(quirk, detections, truths, official, strict):
     action, video = score(detections, truths, num_classes=2, thresholds=thresholds)
     assert (action, video) == pytest.approx((official / 2, official))  # the class without ground truth counts 0
     action, video = score(detections, truths, event_map_strict, num_classes=2, thresholds=thresholds)
-    assert (action, video) == pytest.approx((strict, strict))  # and is not in the strict mean
+    assert (action, video) == pytest.approx((strict, strict))  # the strict mean leaves it out
 
 
 def test_with_equal_scores_the_earlier_row_is_last_officially_and_first_strictly():

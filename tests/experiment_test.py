@@ -270,7 +270,7 @@ def test_rebuilt_records_are_refused_but_moved_records_and_another_checkpoint_in
     prepare(config("moved", checkpoint_every=7), tmp_path / "work")
     made = {"rgb": {"sampling": {"stride": 8}}}
     records.write(tmp_path / "moved", dataclasses.replace(info, extraction=made), splits, overwrite=True)
-    source = prepare(config("moved"), tmp_path / "work")  # how features were made is no setting
+    source = prepare(config("moved"), tmp_path / "work")  # how features were made is not a setting
     assert make_manifest(config("moved"), "vanilla_rgb", 0, source)["extraction"] == made["rgb"]
     assert make_manifest(config("moved"), "flow_teacher", 0, source)["extraction"] is None
     written = tmp_path / "work" / "vanilla_rgb" / "config.json"

@@ -1,4 +1,4 @@
-"""The example of docs/extending.md runs as it stands, and keeps the laws it speaks of."""
+"""The example of docs/extending.md runs unchanged, and keeps the laws that the page states."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def mine(tmp_path):
-    """The example as a module; its names leave the tables again."""
+    """Import the example as a module; afterwards its names are removed from the tables."""
     path = tmp_path / "mine.py"
     path.write_text(EXAMPLE)
     spec = importlib.util.spec_from_file_location("mine", path)

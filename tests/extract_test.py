@@ -469,7 +469,7 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     )
     assert found and sorted(found) == sorted(same)
     printed = run(predict, *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
-    coarse = Sampling(stride=8).count(manifest["frames"])  # options come before what the run knows
+    coarse = Sampling(stride=8).count(manifest["frames"])  # options override the run's sampling
     assert manifest["fps"] == 15 and f"{manifest['frames'] / 15 / coarse:.4g} s a snippet" in printed
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
@@ -478,7 +478,7 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     damaged = bytearray((figures / "videos" / "figure_002.mp4").read_bytes())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)
     (tmp_path / "damaged.mp4").write_bytes(damaged)
-    more = [f"--video={tmp_path / name}" for name in ("damaged.mp4", "none.mp4")]  # cost the others nothing
+    more = [f"--video={tmp_path / name}" for name in ("damaged.mp4", "none.mp4")]  # do not affect the others
     printed = run(predict, *more, *command, f"--output={tmp_path / 'most'}", code=1)
     assert "1 video, " in printed and "2 could not be used:" in printed
     assert "damaged.mp4 is damaged" in printed and "none.mp4 cannot be read as a video" in printed

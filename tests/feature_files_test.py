@@ -190,7 +190,7 @@ def test_manifests_say_how_features_were_made_if_all_agree(manifests, problem, n
     fill(folders, dict.fromkeys("abc", (5, 5)))
     for video, manifest in manifests.items():
         (folders[1].path / f"{video}.json").write_text(json.dumps(manifest))
-        (folders[0].path / f"{video}.json").write_text("{")  # of two modalities nothing is known
+        (folders[0].path / f"{video}.json").write_text("{")  # how two modalities were made is unknown
     findings = Findings()
     matched, _ = match([annotated(video, 10.0) for video in "abc"], folders, findings)
     made = feature_files.how_made(matched, folders, findings)

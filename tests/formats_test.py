@@ -40,7 +40,7 @@ def assert_equal(found, expected, **tolerance):
         np.testing.assert_allclose(found[video], table, **{"rtol": 0, "atol": 0, **tolerance})
 
 
-# Files exactly as other tools write them.
+# Files in the exact layout that other tools write.
 
 
 def test_activitynet_by_hand(tmp_path):

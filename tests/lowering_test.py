@@ -1,4 +1,4 @@
-"""Every step lowers for TPU and GPU, whatever machine the tests run on, and detectors export for inputs of any size."""
+"""Every step lowers for TPU and GPU on any machine, and detectors export for inputs of any size."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Videos on the device: what a step cuts out is what the host would have sent; an epoch compiles once."""
+"""Videos on the device: a step cuts out the batch that the host would send, and an epoch compiles once."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Terms with parameters or a memory: padding has no effect, teachers are frozen, each part follows its own loss."""
+"""Terms with parameters or a memory: padding has no effect, teachers are frozen, each part has its own gradient."""
 
 import jax
 import jax.numpy as jnp

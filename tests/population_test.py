@@ -1,4 +1,4 @@
-"""Runs that train together end as they do alone. Runs that do not fit the memory train in smaller groups."""
+"""Runs that train together equal runs that train alone. Runs that do not fit the memory train in smaller groups."""
 
 import json
 import shutil

@@ -202,7 +202,7 @@ def test_a_loaded_run_predicts_what_the_command_writes(run, tmp_path):
     detect = kd_jax.load(run)
     size = json.loads((run / "config.json").read_text())["input_size"]
     assert (detect.input_size, detect.modality, detect.head) == (size, "rgb", "dense")
-    features = np.random.default_rng(0).standard_normal((30, size), np.float32).astype(np.float16)  # as files are read
+    features = np.random.default_rng(0).standard_normal((30, size), np.float32).astype(np.float16)  # as in files
     np.save(tmp_path / "one.npy", features)
     assert command(run, tmp_path / "one.npy", tmp_path / "out").returncode == 0
     found = detect(features)

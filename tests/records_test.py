@@ -150,7 +150,7 @@ print(sorted({{'tensorflow', 'torch', 'jax'}} & sys.modules.keys()))
 
 
 class Interrupted(BaseException):
-    """An exception that is no Exception, like KeyboardInterrupt, which pytest handles itself."""
+    """A BaseException that, unlike KeyboardInterrupt, pytest does not handle itself."""
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new folder", "over older records"])

@@ -26,8 +26,8 @@ def test_of_three_bodies_the_two_that_spread_most_are_kept_in_their_places(tmp_p
     rng = np.random.default_rng(0)
     small = body(rng, 0.1)
     frames = [{7: small, 9: body(rng, 2.0), 8: body(rng, 0.5)} for _ in range(5)]
-    del frames[2][9]  # away for a moment
-    frames[3] = {}  # nobody
+    del frames[2][9]  # absent in one frame
+    frames[3] = {}  # no body
     path = tmp_path / "a.skeleton"
     path.write_text(ntu(frames))
     found = skeletons.read_skeletons(path)

@@ -1,4 +1,4 @@
-"""The step: what it adds up, what padding and devices may change (nothing), how often it compiles (once a length)."""
+"""The step adds up weighted losses, ignores padding and the number of devices, and compiles once per length."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ RATE = 1e-2
 
 
 def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
-    """The same videos whatever the padding around them."""
+    """Make a batch and outputs of a teacher; `rows` and `length` change only the padding."""
     rng = np.random.default_rng(seed)
     out = {"features": np.full((rows, length, D), np.nan, np.float32), "labels": np.zeros((rows, length, C), np.uint8)}
     teacher = Outputs(np.full((rows, length, H), np.nan, np.float32), np.full((rows, length, C), np.nan, np.float32))
@@ -50,7 +50,7 @@ def make_batch(rows=B, length=T, valid=(12, 7), seed=0):
 
 
 def make_program(chosen=(), head="dense", filter="ss_tcn", dropout=0.0, patience=2, classes=C, snippets=19, **options):
-    """A program of a small detector with these terms."""
+    """Make the program of a small detector with these terms."""
     model = Detector(filter, num_outputs=TASKS[head].num_outputs(classes), hidden=H, num_layers=2, dropout=dropout)
     optimization = Optimization(plateau_patience=patience)
     return Program(model, head, tuple(choose_term(t, None, snippets) for t in chosen), optimization, **options)
@@ -225,7 +225,7 @@ def test_a_balanced_term_without_a_gradient_counts_nothing():
     assert float(metrics["hint"]) < 1e-10 and float(metrics["loss"]) == pytest.approx(float(metrics["task"]), rel=1e-5)
 
 
-ALL, TWO = tuple(TERMS), ("boundary", "logit_distillation")  # of two, one reads features and one logits
+ALL, TWO = tuple(TERMS), ("boundary", "logit_distillation")  # TWO: one term reads features, one logits
 TWO_STEPS = [
     ("ss_tcn", "dense", ALL),
     ("ss_tcn", "sparse", ALL),
@@ -360,7 +360,7 @@ def test_training_a_copy_of_the_teacher_moves_the_student_towards_it():
 
 
 def rates_of(optimization, values):
-    """The learning rate that each step reports, with these values for the plateau rule to watch."""
+    """Return the learning rate of each step; `values` are the losses that the plateau rule watches."""
     optimizer, params, rates = optimization.make(), {"w": jnp.ones(2)}, []
     opt_state = optimizer.init(params)
     for step, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""The synthetic set is reproducible and consistent, and flow knows what RGB has to learn."""
+"""The synthetic set is reproducible and consistent, and flow shows what RGB must learn."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A window at a time, or a snippet at a time: the outputs are those of one pass over the whole video."""
+"""Windows and streams give the outputs of one pass over the whole video."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from kd_jax.models import FILTERS, Detector
 D, C = 4, 3
 
 
-HALO = {"ss_tcn": 7, "pdan": 7, "tgm": 6, "ms_tcn": 28, "bottleneck": 0}  # of three layers
+HALO = {"ss_tcn": 7, "pdan": 7, "tgm": 6, "ms_tcn": 28, "bottleneck": 0}  # snippets on each side, three layers
 SEES_ALL = {"bilstm", "tgm_super_events"}
 
 
@@ -53,7 +53,7 @@ def test_halo_by_hand(name):
     differs = np.abs(whole(detector, changed).features - whole(detector, features).features).max(axis=1) > 0
     halo, seen = HALO[detector[0].filter], set(np.flatnonzero(differs))
     assert halo_of(detector[0]) == halo and seen <= set(range(30 - halo, 31 + halo))
-    reach = 8 if detector[0].filter == "ms_tcn" else halo  # what passes the probabilities of its stages fades
+    reach = 8 if detector[0].filter == "ms_tcn" else halo  # its influence fades from stage to stage
     assert {30 - reach, 30 + reach} <= seen
 
 
@@ -86,7 +86,7 @@ def test_one_compilation_for_all_lengths(detector):
 def test_a_stream_is_one_pass(detector, pushes, block):
     features = video(sum(pushes))
     stream, given_out, taken = StreamingDetector(*detector[:2], D, block=block), [], 0
-    for _ in range(2):  # a second video starts afresh
+    for _ in range(2):  # the second video does not see the first
         given_out, taken = [], 0
         for count in pushes:
             given_out.append(stream.push(features[taken : taken + count]))

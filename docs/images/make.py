@@ -24,7 +24,7 @@ PANELS = {
     "vanilla_rgb": "RGB alone",
     "augmented_rgb": "RGB, distilled from flow",
 }
-NUM_CLASSES = 6  # pairs of classes that look alike; the ones with the most snippets
+NUM_CLASSES = 6  # rows of a panel: the pairs of similar classes with the most snippets
 SECONDS = 120
 
 

@@ -6,8 +6,8 @@
 A detection table is `[N, 4]` float64 rows (class, start s, end s, score), sorted by class, start and end. All rules
 return such tables, `kd_jax.evaluation.formats` writes and reads them, and `kd_jax.evaluation.metrics` scores them.
 
-An action ends at the midpoint between the instants of the last snippet inside and the first one outside. The
-*convention* defines the instant of snippet i; s is the seconds per snippet:
+The boundary of an action is the midpoint between the instants of the last snippet inside and the first one outside.
+The *convention* defines the instant of snippet i; s is the seconds per snippet:
 
     convention   snippet i is the instant     a run of snippets a … b-1 becomes
     'start'      its start, i·s               [(a - ½)·s, (b - ½)·s]
@@ -15,9 +15,9 @@ An action ends at the midpoint between the instants of the last snippet inside a
 
 'start' is the convention of ground truth labels (`labels_from_segments`, all public loaders). It inverts them:
 `labels_from_segments` of such detections marks exactly the snippets of the runs, except snippet 0, which no segment
-that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (Graph Distillation, whose
-ends are one frame earlier, ActionFormer and OpenTAD): a detection contains the centres of exactly the snippets of its
-run. Starts are clipped at 0 and ends at the duration, if known; a detection that starts after it is dropped.
+that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (ActionFormer, OpenTAD, and
+Graph Distillation, which ends one frame earlier): a detection contains the centres of exactly the snippets of its run.
+Starts are clipped at 0 and ends at the duration, if known; a detection that starts after it is dropped.
 """
 
 import functools
@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from kd_jax.evaluation.metrics.segment_matching import temporal_iou
 from kd_jax.segments import runs
 
+DEFAULTS = {"dense": "classes", "sparse": "background"}  # {head: its rule in PROPOSALS}
 CONVENTIONS = {"start": -0.5, "centre": 0.0}  # from the index of a snippet to the boundary before it, in snippets
-HEADS = ("dense", "sparse")
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # default of segments_from_thresholds
 Rule = Callable[..., np.ndarray]  # (scores, seconds_per_snippet, *, head, convention, duration, …) → detection table
 SUPPRESSION: dict[str, Callable] = {  # factor of a score, given the tIoU with a better detection
@@ -55,10 +56,10 @@ def segments_from_scores(
     Args:
       scores: `[T, C]` probabilities, or `[T, C + 1]` for a sparse head, whose last column, the background, is ignored.
       seconds_per_snippet: s in the table of the module docstring.
-      threshold: least score of a snippet of a run.
+      threshold: lowest score of a snippet in a run.
       convention: 'start' or 'centre', see the module docstring.
-      duration: of the video in seconds; None if unknown, and then ends are not clipped.
-      min_length: shorter runs, in snippets, are dropped, after gaps are closed.
+      duration: seconds of the video; None if unknown, and then ends are not clipped.
+      min_length: runs of fewer snippets are dropped, after gaps are closed.
       max_gap: two runs of a class with at most this many snippets between them are joined. The score is then the mean
         over all snippets, including those between.
 
@@ -92,7 +93,7 @@ def segments_from_background(
     Args:
       probabilities: `[T, C + 1]`, rows sum to 1, background last.
       head: 'sparse'; a dense head has no background probability and is refused.
-      threshold: of `1 - background`; 0.4 in that code.
+      threshold: lowest `1 - background` of a snippet in a run; 0.4 in that code.
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
 
     Returns a detection table. Raises ValueError as in `segments_from_scores`.
@@ -131,14 +132,14 @@ def segments_from_thresholds(
 
     Args:
       scores: `[T, C]`, or `[T, C + 1]` with the background last for a sparse head.
-      thresholds: on the class probability (dense) or on `1 - background` (sparse).
+      thresholds: one or more thresholds of that rule.
       seconds_per_snippet, convention, duration, min_length, max_gap: as in `segments_from_scores`.
       suppression: the `method` of `soft_nms`.
       sigma, max_tiou, min_score: as in `soft_nms`.
 
     Returns a detection table. Raises ValueError as in `segments_from_scores` and `soft_nms`.
     """
-    _one_of("head", head, HEADS)
+    _one_of("head", head, DEFAULTS)
     if not np.size(thresholds):
         raise ValueError("thresholds is empty; give at least one")
     simple = segments_from_scores if head == "dense" else segments_from_background
@@ -161,15 +162,15 @@ def soft_nms(
 ) -> np.ndarray:
     """Lowers the scores of detections that overlap a better one of their class (Bodla et al., ICCV 2017).
 
-    Repeatedly, the best detection is kept, and the scores of the others are multiplied by a weight of their tIoU with
-    it. tIoU is intersection / union of the two intervals, and 0 if both are empty.
+    Repeatedly, the best detection is kept, and the scores of the others are multiplied by a weight, a function of their
+    tIoU with it. tIoU is intersection / union of the two intervals, and 0 if both are empty.
 
     Args:
       detections: `[N, 4]` rows (class, start, end, score) of one video, in any order.
       method: the weight. 'gaussian': `exp(-tIoU² / sigma)`; 'linear': `1 - tIoU` if tIoU >= max_tiou, else 1; 'hard',
         the classical suppression: 0 if tIoU >= max_tiou, else 1.
-      sigma: of 'gaussian', above 0; 0.5 in the paper. The smaller it is, the more overlap is suppressed.
-      max_tiou: of 'linear' and 'hard'; 0.3 in the paper.
+      sigma: for 'gaussian', above 0; 0.5 in the paper. A smaller sigma suppresses more.
+      max_tiou: for 'linear' and 'hard', above 0 and at most 1; 0.3 in the paper.
       min_score: a detection whose score is or falls below it is dropped; 0.001 in the paper, for 'gaussian'.
 
     Returns a detection table, which does not depend on the order of the input. Raises ValueError for a table that is
@@ -204,9 +205,7 @@ def _suppress(rows: np.ndarray, weight: Callable[[np.ndarray], np.ndarray], min_
             return np.array(kept, np.float64).reshape(-1, 4)
         best = score.argmax()
         kept.append((class_id[0], start[best], end[best], score[best]))
-        shared = np.maximum(np.minimum(end, end[best]) - np.maximum(start, start[best]), 0)
-        union = (end - start) + (end[best] - start[best]) - shared
-        score = score * weight(shared / np.where(union > 0, union, 1))
+        score = score * weight(temporal_iou(start, end, start[best], end[best]))
         alive = score >= min_score
         alive[best] = False
 
@@ -216,7 +215,6 @@ PROPOSALS: dict[str, Rule] = {
     "background": segments_from_background,
     "multi_threshold": segments_from_thresholds,
 }
-DEFAULTS = {"dense": "classes", "sparse": "background"}  # head: name
 
 
 def choose(name: str | None, head: str, *, threshold: float | None = None, **options) -> Rule:
@@ -227,12 +225,12 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
     Args:
       name: a key of PROPOSALS; None = the default of the head.
       threshold: None = the default of the rule.
-      options: other options of the rule, such as `convention`.
+      options: other options of the rule, such as `convention` or `min_length`.
 
     Raises ValueError for an unknown name or head, a rule that the head has no scores for, a threshold for
     'multi_threshold', or an option that is unknown or out of range.
     """
-    _one_of("head", head, HEADS)
+    _one_of("head", head, DEFAULTS)
     name = DEFAULTS[head] if name is None else _one_of("proposals", name, PROPOSALS)
     if threshold is not None:
         if name == "multi_threshold":
@@ -248,7 +246,7 @@ def choose(name: str | None, head: str, *, threshold: float | None = None, **opt
 
 def _check_scores(scores: np.ndarray, head: str) -> np.ndarray:
     """Returns the scores as float64; raises ValueError unless they are finite and of the shape of the head."""
-    _one_of("head", head, HEADS)
+    _one_of("head", head, DEFAULTS)
     scores = np.asarray(scores)
     if scores.ndim != 2:
         raise ValueError(f"scores must be [T, C], got shape {scores.shape}")

@@ -63,22 +63,22 @@ class Truth:
 class Protocol:
     """One way of scoring."""
 
-    needs: str  # the attribute of Predictions that it reads
+    needs: str  # the attribute of `Predictions` that it reads
     score: Callable[[Tables, Truth], Scored]  # (that attribute, truth) → values and values per class
     columns: Mapping[str, str]  # {measure: title} of the columns in a table of results; results.json has all measures
 
 
 def _frame_map(scores: Tables, truth: Truth) -> Scored:
     labels = truth.labels({video: len(scores[video]) for video in truth.segments})
-    return _means(frame_map([scores[video] for video in truth.segments], labels))
+    return _frame_map_means(frame_map([scores[video] for video in truth.segments], labels))
 
 
 def _frame_map_upsampled(scores: Tables, truth: Truth) -> Scored:
     upsampled = [resample_scores(scores[video], truth.num_frames[video]) for video in truth.segments]
-    return _means(frame_map(upsampled, truth.labels(truth.num_frames)))
+    return _frame_map_means(frame_map(upsampled, truth.labels(truth.num_frames)))
 
 
-def _means(result: Mapping) -> Scored:
+def _frame_map_means(result: Mapping) -> Scored:
     means = {mean: result[f"mean_over_{mean}"] for mean in ("present_classes", "all_classes")}
     return means, {"": result["per_class"]}
 
@@ -110,7 +110,7 @@ def _at(thresholds: Sequence[float], values: Iterable, name: str) -> dict:
 
 
 def _in_file_units(segments: Tables, per_second: float) -> Tables:
-    """Converts seconds to frames, whole where the file has them: an overlap equal to the threshold must count."""
+    """Converts seconds to frames and removes rounding errors, which could move an overlap below its threshold."""
     if per_second == 1:
         return segments
     tables = {video: np.array(rows, np.float64) for video, rows in segments.items()}
@@ -162,7 +162,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "event_map": Protocol("detections", _event(event_map, "written"), _EVENT_COLUMNS),
     "event_map_strict": Protocol("detections", _event(event_map_strict, "segments"), {"mAP_action@0.5": "strict@0.5"}),
-    # THUMOS14: as in ActionFormer and OpenTAD, and as in the kit of the challenge.
+    # THUMOS14 as ActionFormer and OpenTAD score it, and as the kit of the challenge does.
     "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
     "detection_map_thumos14_kit": Protocol(
         "detections", _detection(thresholds=THUMOS14_KIT_THRESHOLDS, **_THUMOS14_KIT), {"average_mAP": "kit"}
@@ -199,7 +199,8 @@ def score(
     """Scores predictions under several protocols.
 
     Args:
-      predictions: with all that these protocols need; `scores` must have every video of the ground truth.
+      predictions: what these protocols need; `scores` must have every video of the ground truth.
+      names: keys of PROTOCOLS.
 
     Returns {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not
     exist is NaN, for instance the AP of a class without ground truth. Raises ValueError for an unknown protocol,

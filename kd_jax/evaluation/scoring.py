@@ -24,18 +24,18 @@ class Scoring:
     """How to score predictions."""
 
     protocols: tuple[str, ...]  # keys of PROTOCOLS
-    # the rule that turns scores into detections, a key of `proposals.PROPOSALS`; '' = the head's default
+    # the rule that makes detections of scores, a key of `proposals.PROPOSALS`; '' = the head's default
     proposals: str = ""
-    threshold: float | None = None  # of the rule; None = its default
+    threshold: float | None = None  # the rule's threshold; None = its default
     # the position of a snippet in time, 'start' or 'centre', see `kd_jax.evaluation.proposals`
     convention: str = "centre"
 
     def rule(self, head: str) -> Rule:
-        """Returns the function from probabilities to detections; see `proposals.choose` for errors."""
+        """Returns the function from probabilities to detections; raises ValueError as `proposals.choose` does."""
         return choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
 
     def as_json(self) -> dict:
-        """Returns the fields as JSON returns them, with lists for tuples."""
+        """Returns the fields as they are read back from JSON: lists instead of tuples."""
         return {**dataclasses.asdict(self), "protocols": list(self.protocols)}
 
     def check(self, head: str) -> None:
@@ -69,7 +69,7 @@ def make_predictions(
       tables: {video: `[T, C]`, or `[T, C + 1]` with the background last if the head is sparse}.
       truth: its durations place the snippets in time.
       scoring: the protocols, and how scores become detections.
-      logits: True if the tables hold logits, False for probabilities.
+      logits: True if the tables hold logits, False if they hold probabilities.
 
     Raises ValueError for a video without a table, or an unknown protocol.
     """

@@ -3,8 +3,8 @@
     recur = cpu_kernels.by_platform(plain_lstm, cpu_kernels.lstm)   # the plain one is compiled for GPU and TPU
 
 `by_platform` is the only switch. Every function here computes what a plain formulation in this package computes, up to
-rounding and the random bits of dropout, and the tests compare the two. Each saves at least 10 % of a training step
-on a CPU of a filter that uses it (benchmarks/README.md).
+rounding and the random bits of dropout, and the tests compare the two. Each saves at least 10 % of the time, or a
+quarter of the memory, of a training step on a CPU of a filter that uses it (benchmarks/README.md).
 
 References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, §4.1 (`convolve`).
@@ -143,7 +143,6 @@ def _convolve(x, kernel, dilation, most):
     return merge(zero + one + two, one - two + three, dilation)
 
 
-@jax.custom_vjp
 def split(x: jax.Array, dilation: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The first and the second snippet of every pair t, t + `dilation`, `[B, T, H]` → twice `[B, T/2, H]`."""
     pair = jnp.arange(x.shape[1] // 2)
@@ -151,23 +150,12 @@ def split(x: jax.Array, dilation: jax.Array | int) -> tuple[jax.Array, jax.Array
     return _gather(x, first), _gather(x, first + dilation)
 
 
-@jax.custom_vjp
 def merge(first: jax.Array, second: jax.Array, dilation: jax.Array | int) -> jax.Array:
     """The inverse of `split`."""
     pairs = first.shape[1]
     snippet = jnp.arange(2 * pairs)
     pair = _divide(snippet, 2 * dilation) * dilation + _remainder(snippet, dilation)
     return _gather(jnp.concatenate([first, second], axis=1), pair + _divide(snippet, dilation) % 2 * pairs)
-
-
-# Each is the gradient of the other; JAX's own gradient scatters into an array of zeros.
-split.defvjp(
-    lambda x, dilation: (split(x, dilation), dilation), lambda dilation, gradients: (merge(*gradients, dilation), None)
-)
-merge.defvjp(
-    lambda first, second, dilation: (merge(first, second, dilation), dilation),
-    lambda dilation, gradient: (*split(gradient, dilation), None),
-)
 
 
 def _divide(n, divisor):

@@ -42,7 +42,7 @@ def encode_batches(
       batches: (key, `[N, …]` snippets) as `batched` makes them, all of one snippet shape.
       batch_size: snippets per forward pass, over all devices; the largest N.
 
-    It yields (key, `[N, D]` float32), in the order of `batches`.
+    Yields (key, `[N, D]` float32), in the order of `batches`.
     """
     mesh, pending = sharding.data_mesh(), None
     variables = sharding.replicate(weights.variables, mesh)
@@ -58,9 +58,9 @@ def encode_batches(
 
 
 def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """The least of batch_size, batch_size / 2, … that holds `count` snippets and divides evenly over the devices.
+    """Returns the least of batch_size, batch_size / 2, … that holds `count` snippets and divides over the devices.
 
-    The last batch of a video wastes little computation, and few shapes are compiled.
+    The last batch of a video then wastes little computation, and few shapes are compiled.
     """
     rows = sharding.device_rows(batch_size, mesh)
     while rows % (2 * mesh.size) == 0 and rows // 2 >= count:
@@ -71,7 +71,7 @@ def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
 def encode_video(
     weights: Weights, video: videos.Video, sampling: videos.Sampling, *, batch_size: int, num_frames: int = 0
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Encodes one video with the weights of an encoder of RGB or flow.
+    """Encodes one video with the weights of an encoder of RGB or flow, `batch_size` snippets per forward pass.
 
     Returns:
       Features `[T, D]` float32, and `num_frames` evenly spaced frames `[size, size, 3]` uint8; no frames for flow.
@@ -100,6 +100,6 @@ def _compiled():
 
 
 def _features(model, variables, clips: jax.Array) -> jax.Array:
-    """`[B, D]` features. Frames are bytes, scaled to -1 … 1 here; flow and joints are used as they are."""
+    """Computes `[B, D]` features. RGB frames, which are bytes, are scaled to -1 … 1; flow and joints are used as is."""
     clips = clips.astype(jnp.float32) / 127.5 - 1 if clips.dtype == jnp.uint8 else clips
     return model.apply(variables, clips).features.mean(1)

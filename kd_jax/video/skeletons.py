@@ -52,18 +52,18 @@ def read_skeletons(path: Path) -> np.ndarray:
 
 
 def _present(bodies: np.ndarray) -> np.ndarray:
-    """Whether a body `[…, 25, 3]` has a joint that is not 0."""
+    """Returns `[…]` bool: whether a body `[…, 25, 3]` has a joint that is not 0."""
     return np.asarray(bodies.any(axis=(-2, -1)))
 
 
 def _spread(body: np.ndarray) -> float:
-    """The spread of one body `[F, 25, 3]` over the frames in which it is present; -1 if there are none."""
+    """Returns the spread of one body `[F, 25, 3]` over the frames in which it is present; -1 if there are none."""
     seen = body[_present(body)]
     return float(seen.std(axis=(0, 1)).sum()) if len(seen) else -1.0
 
 
 def _parse_ntu(text: str) -> np.ndarray:
-    """`[F, bodies, 25, 3]`: one place per tracking id, in the order in which they appear."""
+    """Returns `[F, bodies, 25, 3]`, with one place per tracking id, in the order in which they appear."""
     numbers = iter(text.split())
     frames = []
     places: dict[str, int] = {}
@@ -90,7 +90,7 @@ def _next(numbers: Iterator[str]) -> str:
 
 
 def _parse_pku_mmd(text: str) -> np.ndarray:
-    """`[F, bodies, 25, 3]`, without a body that is absent from every frame."""
+    """Returns `[F, bodies, 25, 3]`, without a body that is absent from every frame."""
     rows = [[float(x) for x in line.split()] for line in text.splitlines() if line.strip()]
     for index, row in enumerate(rows):
         if len(row) != PERSONS * JOINTS * 3:
@@ -121,9 +121,9 @@ def normalize(skeletons: np.ndarray) -> np.ndarray:
 
 
 def _rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The matrix of the shortest rotation from one direction to another (Rodrigues).
+    """Returns the matrix of the shortest rotation from one direction to another (Rodrigues' formula).
 
-    It is the identity if a direction is 0 or they are opposite.
+    It is the identity if `source` is 0 or opposite to `target`.
     """
     length = np.linalg.norm(source)
     if length < 1e-6:
@@ -137,7 +137,7 @@ def _rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def cut_snippets(skeletons: np.ndarray, sampling: Sampling) -> Iterator[np.ndarray]:
-    """Yields `[length, 2, 25, 3]` snippets; frames missing after the last one repeat it."""
+    """Yields `[length, 2, 25, 3]` snippets; an incomplete last snippet is filled with the last frame."""
     for index in range(sampling.count(len(skeletons))):
         at = np.minimum(np.arange(sampling.length) + index * sampling.stride, len(skeletons) - 1)
         yield skeletons[at]

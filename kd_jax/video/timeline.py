@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_jax.files import write_atomically
 
-MIN_ASPECT = 8  # width divided by height of the row of frames, at least
+MIN_ASPECT = 8  # least width divided by height of the row of frames
 MAX_CLASSES = 20  # rows of bars; the classes with the highest scores are shown
 
 
@@ -22,8 +22,8 @@ def draw(
 
     Args:
       frames: evenly spaced frames, `[height, width, 3]` uint8; empty if only flow was read.
-      duration: of the video, seconds.
-      detections: `[N, 4]`: class, start and end in seconds, score.
+      duration: seconds of the video.
+      detections: `[N, 4]` rows (class, start s, end s, score).
       classes: all class names.
     """
     try:
@@ -59,7 +59,7 @@ def draw(
 
 
 def _strip(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """The frames in a row, with white gaps if there are few, at least `MIN_ASPECT` times as wide as high."""
+    """Joins the frames to a row at least `MIN_ASPECT` times as wide as high, with white gaps if there are few."""
     height, width = frames[0].shape[:2]
     slot = max(width + width // 25, -(-MIN_ASPECT * height // len(frames)))
     strip = np.full((height, slot * len(frames), 3), 255, np.uint8)

@@ -28,15 +28,15 @@ _MIN_SIDE, _MAX_ASPECT = 16, 8  # a frame's shorter side in pixels; its longer s
 
 
 class VideoError(ValueError):
-    """A file that cannot be read as a video. The message has its name, the reason and a remedy."""
+    """Raised for a file that cannot be read; the message has its name, the reason and, if there is one, a remedy."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file, as `read_frames` returns it.
+    """A video file and the frames that `read_frames` makes of it.
 
-    If the caller asks for another rate than the file's, or the file's frames are unevenly spaced, it is `resampled`:
-    frames are repeated or left out to get `fps` frames per second.
+    A video is `resampled` if the caller asks for another rate than the file's, or if the file's frames are unevenly
+    spaced: frames are repeated or left out to get `fps` frames per second.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Video:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """The duration in seconds."""
         return self.num_frames / self.fps
 
 
@@ -131,7 +131,7 @@ def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sam
 
 
 def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -> None:
-    """Raises ValueError if one of these options is given (not None), which `because` makes ineffective."""
+    """Raises ValueError if one of these options is given (not None). `because` names what makes them ineffective."""
     if vain := [f"--{name}" for name in sorted(names) if getattr(given, name) is not None]:
         raise ValueError(f"{', '.join(vain)} would have no effect on {because}; leave it out")
 
@@ -142,9 +142,9 @@ def name_of(path: Path) -> str:
 
 
 def probe_video(path: Path, fps: float | None = None) -> Video:
-    """Reads the time of each frame, to sample a file at `fps` frames per second, or at its own rate by default.
+    """Reads size, rate and number of frames of a video file; only the first frame is decoded.
 
-    Only the first frame is decoded.
+    `fps` is the rate at which the file is sampled, in frames per second; None = the file's own rate.
 
     Raises:
       VideoError: for a file that is no video, is cut short, has no frames, or has frames too small or too narrow.
@@ -166,10 +166,10 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
 class _Timing:
     """Times in a file, in seconds, and what its header states about them."""
 
-    times: np.ndarray | None  # of each frame, sorted; None if the file does not have them
+    times: np.ndarray | None  # time of each frame, sorted; None if the file does not have them
     num_frames: int
     stated_frames: int  # 0 or less if the header states none
-    end: float  # of the last packet of any stream
+    end: float  # end of the last packet of any stream
     stated_end: float  # 0 if the header states none
     stated_rate: float  # frames per second
 
@@ -218,7 +218,7 @@ def _check_whole(path: Path, timing: _Timing) -> None:
 
 
 def _read_geometry(path: Path) -> tuple[int, int, int]:
-    """Width and height as shown, and the rotation, from the first frame."""
+    """Returns width and height as shown, and the rotation, from the first frame."""
     with _open_video(path) as (container, stream):
         first = next(_decode(path, container.decode(stream)), None)
     if first is None:
@@ -233,7 +233,7 @@ def _read_geometry(path: Path) -> tuple[int, int, int]:
 
 
 def _own_rate(timing: _Timing) -> tuple[float, bool]:
-    """Frames per second, and whether frames are unevenly spaced."""
+    """Returns the frames per second, and whether frames are unevenly spaced."""
     times, count, stated = timing.times, timing.num_frames, timing.stated_rate
     if times is None or count < 2 or times[-1] <= times[0]:
         return stated, False
@@ -246,7 +246,7 @@ def _own_rate(timing: _Timing) -> tuple[float, bool]:
 def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
     """Decodes a video, with the shorter side scaled to `shorter_side` pixels.
 
-    It yields `[height, width, 3]` uint8, `video.num_frames` times, and raises VideoError if the file is damaged.
+    Yields `[height, width, 3]` uint8, `video.num_frames` times. Raises VideoError if the file is damaged.
     """
     scale = shorter_side / min(video.width, video.height)
     size = [max(shorter_side, round(length * scale)) for length in (video.width, video.height)]
@@ -306,7 +306,7 @@ def _crop(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndarray]:
-    """The flow from each frame to the next, computed on whole frames, then cropped and scaled to -1 … 1."""
+    """Computes the flow from each frame to the next on whole frames, then crops and scales it to -1 … 1."""
     import cv2  # here because only flow needs it
 
     cv2.setNumThreads(1)  # several videos at a time are faster than several threads
@@ -328,7 +328,7 @@ def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndar
 
 @contextlib.contextmanager
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and first video stream."""
+    """Opens a file: PyAV's container and its first video stream."""
     try:
         import av  # here because only videos need it
     except ImportError:

@@ -8,7 +8,7 @@
 | `native` | `scores.npz`: {video: `[T, C]`}; `detections.json`: a list of {video, class, start, end, score} | kd_jax |
 | `activitynet` | JSON with {results: {video: [{label, score, segment}]}} | ActivityNet, THUMOS14 |
 | `pku_mmd` | a folder of `<video>.txt`, lines `label,start,end,confidence` in frames | PKU-MMD, TSU event mAP |
-| `charades` | a text of lines `video frame score × 157`, 25 frames per video | Charades_v1_localize.m |
+| `charades` | a text file of lines `video frame score × 157`, 25 frames per video | Charades_v1_localize.m |
 
 In memory, detections are {video: `[N, 4]`} float64 rows (class, start s, end s, score), see
 `kd_jax.evaluation.proposals`. Their order is that of the file and decides between equal scores. Numbers are written
@@ -21,9 +21,10 @@ from pathlib import Path
 
 from kd_jax.data.checks import Findings, check_video_id
 from kd_jax.evaluation.formats.activitynet import read_activitynet, write_activitynet
-from kd_jax.evaluation.formats.charades import CHARADES_CLASSES, charades_frames, read_charades, write_charades
+from kd_jax.evaluation.formats.charades import charades_frames, read_charades, write_charades
 from kd_jax.evaluation.formats.native import read_native, read_scores, write_native, write_scores
 from kd_jax.evaluation.formats.pku_mmd import read_pku_mmd, write_pku_mmd
+from kd_jax.evaluation.metrics.charades import NUM_CLASSES as CHARADES_CLASSES
 from kd_jax.evaluation.metrics.segment_rows import Tables
 
 __all__ = [
@@ -56,7 +57,7 @@ def check_formats(formats: Iterable[str], videos: Iterable[str], num_classes: in
 def write(
     directory: Path, formats: Iterable[str], *, scores: Tables, detections: Tables, classes: Sequence[str]
 ) -> list[Path]:
-    """Writes predictions into a folder, under the names in FORMATS.
+    """Writes predictions into a folder in each of the formats, under the names in FORMATS.
 
     Args:
       directory: an existing folder; files with these names are replaced.

@@ -29,7 +29,7 @@ def write_activitynet(
 
     Args:
       detections: {video: `[N, 4]`}; a video without detections keeps an empty list.
-      version: of the data set, as in the official example.
+      version: version of the data set, as in the official example.
       external_data: the statement about external data of a challenge submission; None = {}.
 
     Raises ValueError as in `write_native`.

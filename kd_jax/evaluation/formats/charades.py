@@ -17,28 +17,26 @@ from absl import logging
 
 from kd_jax.data.checks import Findings, check_video_id, parse, reason, short
 from kd_jax.evaluation.formats.fields import existing
+from kd_jax.evaluation.metrics.charades import NUM_CLASSES, NUM_TIME_POINTS
 from kd_jax.files import write_atomically
 from kd_jax.segments import resample_scores
-
-CHARADES_CLASSES = 157
-CHARADES_FRAMES = 25  # per video: frame j of 1 … 25 is the time (j - 1) / 25 · length
 
 
 def charades_frames(scores: np.ndarray) -> np.ndarray:
     """Samples snippet scores at the 25 times of the Charades localization protocol.
 
-    Snippet i covers `[i, i + 1) · length / T`, so time `(j - 1) / 25 · length` has the scores of snippet
-    `floor((j - 1) · T / 25)`, whatever the length.
+    Frame j of 1 … 25 is the time `(j - 1) / 25 · length`. Snippet i covers `[i, i + 1) · length / T`. Frame j therefore
+    has the scores of snippet `floor((j - 1) · T / 25)`, whatever the length.
 
     Args:
       scores: `[T, C]`.
 
     Returns `[25, C]`, in the dtype of `scores`.
     """
-    return resample_scores(scores, CHARADES_FRAMES)
+    return resample_scores(scores, NUM_TIME_POINTS)
 
 
-def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes: int = CHARADES_CLASSES) -> None:
+def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes: int = NUM_CLASSES) -> None:
     """Writes lines `video frame score × 157`, frames from 1 to 25, for Charades_v1_localize.m.
 
     Args:
@@ -55,8 +53,8 @@ def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes:
         table = np.asarray(table)
         if not check_video_id(video, findings, blanks=False):
             continue
-        if table.shape != (CHARADES_FRAMES, num_classes) or table.dtype.kind not in "fiu":
-            expected = f"expected numbers [{CHARADES_FRAMES}, {num_classes}]"
+        if table.shape != (NUM_TIME_POINTS, num_classes) or table.dtype.kind not in "fiu":
+            expected = f"expected numbers [{NUM_TIME_POINTS}, {num_classes}]"
             remedy = "charades_frames converts snippet scores to 25 frames"
             findings.problem("scores", f"{video!r}: {table.dtype} {list(table.shape)}, {expected}; {remedy}")
             continue
@@ -71,7 +69,7 @@ def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes:
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[str, np.ndarray]:
+def read_charades(path: Path, *, num_classes: int = NUM_CLASSES) -> dict[str, np.ndarray]:
     """Reads lines `video frame score × 157`, like Charades_v1_localize.m.
 
     If the frames start at 0, 1 is added to all of them, with a warning, as in the script. Errors that the script does
@@ -93,15 +91,15 @@ def read_charades(path: Path, *, num_classes: int = CHARADES_CLASSES) -> dict[st
     seen: dict[tuple[str, int], int] = {}
     for line in lines:
         frame = f"line {line.number}: frame {line.frame} of {line.video!r}"
-        if not first <= line.frame < first + CHARADES_FRAMES:
-            expected = f"{first} … {first + CHARADES_FRAMES - 1}" + ("" if first else " in a file that has a frame 0")
+        if not first <= line.frame < first + NUM_TIME_POINTS:
+            expected = f"{first} … {first + NUM_TIME_POINTS - 1}" + ("" if first else " in a file that has a frame 0")
             findings.problem("frame", f"{frame}, expected {expected}")
             continue
         if (before := seen.setdefault((line.video, line.frame), line.number)) != line.number:
             findings.problem("frame", f"{frame} is already in line {before}")
             continue
         if line.video not in frames:
-            frames[line.video] = np.full((CHARADES_FRAMES, num_classes), -np.inf)
+            frames[line.video] = np.full((NUM_TIME_POINTS, num_classes), -np.inf)
         frames[line.video][line.frame - first] = line.scores
     findings.raise_problems("nothing was read")
     return frames

@@ -29,11 +29,11 @@ def write_pku_mmd(
     A video without detections gets an empty file.
 
     Args:
-      directory: of the files. It appears when all are written.
+      directory: the folder; it appears when all files are written.
       detections: {video: `[N, 4]`}, times in seconds.
       first_label: the label of class 0; 1 in PKU-MMD, 0 in the evaluation code of TSU.
-      frames_per_second: of the times in the files; 30 in PKU-MMD, 1 for seconds. Fractions of frames are kept, because
-        the official scripts read real numbers.
+      frames_per_second: rate of the frames that the files count; 30 in PKU-MMD, 1 for seconds. Fractions of frames are
+        kept, because the official scripts read real numbers.
       overwrite: replace a folder that holds only .txt files.
 
     Raises FileExistsError if `directory` is not empty and may not be overwritten; ValueError as in `write_native`, also

@@ -77,10 +77,10 @@ def detection_map(
       thresholds: K tIoUs in (0, 1].
       average_precision: 'interpolated' or 'non_interpolated', see the module docstring.
       matching: 'by_confidence' or 'by_ground_truth', see the module docstring.
-      cleaning: of the ground truth, a key of `CLEANINGS`.
+      cleaning: how the ground truth is cleaned, a key of `CLEANINGS`.
       ignored: {video: `[A, 2]` rows (start, end)}, ambiguous in any class. A detection without a match that overlaps
         one, however little, is left out of the ranking (THUMOS14 kit).
-      recall_multiples: the R multiples of `recall`.
+      recall_multiples: the R multiples for `recall`; 1 and 5 are those of ActionFormer.
 
     Returns:
       `thresholds`: `[K]`.
@@ -125,9 +125,8 @@ def detection_map_by_length(
 
     Detections are matched once, to all ground truths. In a bin, ground truths of other lengths are ignored: they are
     not positives, and detections matched to them are not ranked. Detections without a match are false positives in
-    every bin, whatever their length. All this is as in DETAD (Alwassel et al., ECCV 2018). DETAD also normalizes the
-    precision by the number of positives, which is not done here: compare methods within a bin, not bins with each
-    other.
+    every bin, whatever their length. DETAD (Alwassel et al., ECCV 2018) does the same. It also normalizes the precision
+    by the number of positives, which is not done here: compare methods within a bin, not bins with each other.
 
     Args:
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
@@ -163,7 +162,7 @@ class _Matched(NamedTuple):
 
     detections: Rows
     truths: Rows
-    pairs: Pairs  # of tIoU at or above the lowest threshold
+    pairs: Pairs  # those with tIoU at or above the lowest threshold
     thresholds: np.ndarray
     matched: np.ndarray  # [K, N] index of a ground truth, -1 for none
     ambiguous: np.ndarray  # [N] bool: the detection overlaps an ignored segment

@@ -3,7 +3,7 @@
     result = event_map(detections, ground_truth, num_classes=51)
     dict(zip(result["thresholds"], result["mAP_action"]))   # {0.1: …, 0.3: …, 0.5: …}, percent
 
-Both take {video: `[N, 4]` rows (class, start, end, score)} and {video: `[N, 3]` rows (class, start, end)}, in any unit
+Both take {video: `[N, 4]` rows (class, start, end, score)} and {video: `[M, 3]` rows (class, start, end)}, in any unit
 of time. Classes are 0 … C-1; those of PKU-MMD, 1 … 51, must be shifted.
 """
 
@@ -42,7 +42,7 @@ def event_map(
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}; the order of videos and rows decides ties.
-      ground_truth: {video: `[N, 3]` rows (class, start, end)}.
+      ground_truth: {video: `[M, 3]` rows (class, start, end)}.
       thresholds: K overlaps in (0, 1].
 
     Returns:
@@ -110,7 +110,7 @@ def _removal_average_precision(matched: np.ndarray, num_truths: int) -> float:
     """
     if len(matched) == 0 or num_truths == 0:
         return 0.0
-    remaining = np.arange(len(matched) - 1, -1, -1)  # detections left after removing each
+    remaining = np.arange(len(matched) - 1, -1, -1)  # number of detections left after removing each
     is_matched = matched >= 0
     last_of_truth = np.zeros(len(matched), bool)  # its removal loses a ground truth
     last_of_truth[len(matched) - 1 - np.unique(matched[::-1], return_index=True)[1]] = True

@@ -33,7 +33,7 @@ def frame_map_by_length(
     Args:
       scores: per video `[T, C]`, higher means more confident.
       segments: per video `[N, 3]` rows (class, start, end), in seconds; `labels_from_segments` labels the snippets.
-      durations: of each video, in seconds.
+      durations: seconds of each video.
       bins: {name: (longer than, at most)}, in seconds, `longer than < end - start <= at most`.
 
     Returns {name: the result of `frame_map`, and `num_positives`, the number of positive snippets, summed over

@@ -10,14 +10,14 @@ from kd_jax.evaluation.metrics.segment_rows import Rows
 
 
 class Cleaning(NamedTuple):
-    """How a code treats ground truth of no length and duplicates. Times are in seconds."""
+    """How a code treats duplicates and ground truths of length 0. Times are in seconds."""
 
     drops_below: float = 0.0  # shorter ground truths are dropped
     # a ground truth is dropped if its start and end are both this close to those of an earlier one of the same video
     # and class that was kept; -1 keeps all
     duplicate_tolerance: float = -1.0
-    # a detection and a ground truth of length 0 at the same time match at every tIoU, because of a 0/0 in the
-    # ActivityNet code. Otherwise nothing matches a segment of length 0.
+    # True: a detection and a ground truth of length 0 at the same time match at every tIoU, because of a 0/0 in the
+    # ActivityNet code. False: nothing matches a segment of length 0.
     empty_matches_empty: bool = False
 
 

@@ -44,7 +44,7 @@ def average_precisions(
     Args:
       positive: per threshold `[N]` bool, most confident first: whether the detection is a true positive.
       group: `[N]`, the class (or video) of each detection, 0 … G-1.
-      truth_group: `[M]`, that of each ground truth.
+      truth_group: `[M]`, the group of each ground truth.
       interpolated: see `average_precision_of_ranks`.
       left_out: per threshold `[N]` bool: whether the detection is left out of the ranking.
 

@@ -37,7 +37,7 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
     """Finds all pairs of the same video and class with `overlap(start, end, other_start, other_end) >= minimum`.
 
     Args:
-      overlap: a function of arrays, such as `temporal_iou`.
+      overlap: an elementwise function of arrays, such as `temporal_iou`.
 
     Returns the pairs, sorted by detection and then by ground truth.
     """
@@ -52,7 +52,7 @@ def pairs_of_one_class(detections: Rows, truths: Rows, overlap: Callable, *, min
     while begin < len(counts):
         stop = max(np.searchsorted(total, total[begin] + _PAIRS_AT_ONCE, side="right") - 1, begin + 1)
         detection = np.repeat(np.arange(begin, stop), counts[begin:stop])
-        place = np.arange(len(detection)) - (total[detection] - total[begin])  # of the truth in its group
+        place = np.arange(len(detection)) - (total[detection] - total[begin])  # index of the truth in its group
         truth = order[first[detection] + place]
         value = overlap(detections.start[detection], detections.end[detection], truths.start[truth], truths.end[truth])
         parts.append(Pairs(detection, truth, value).take(value >= minimum))

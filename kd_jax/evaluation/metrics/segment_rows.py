@@ -13,7 +13,7 @@ import numpy.typing
 
 TRUTH_COLUMNS = ("class", "start", "end")
 DETECTION_COLUMNS = ("class", "start", "end", "score")
-REGION_COLUMNS = ("start", "end")  # of any class
+REGION_COLUMNS = ("start", "end")  # a region has no class
 Video = TypeVar("Video")  # an id or a number
 Tables = Mapping[str, np.ndarray]  # {video: rows}
 

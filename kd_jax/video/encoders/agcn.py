@@ -18,7 +18,7 @@ from kd_jax.video.skeletons import JOINTS
 
 # The parent of each joint. The root is 20, the spine between the shoulders.
 _PARENTS = [1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, None, 22, 7, 24, 11]
-BLOCKS = [(64, 1)] * 4 + [(128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1)]  # channels, stride
+BLOCKS = [(64, 1)] * 4 + [(128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1)]  # (channels, stride)
 ENDPOINTS = tuple(f"l{i + 1}" for i in range(len(BLOCKS)))  # as published
 
 
@@ -105,7 +105,7 @@ class AGCN(nn.Module):
 
     num_classes: int = 60  # C of the weights: 60 for NTU RGB+D, 51 for PKU-MMD
     width: float = 1.0  # fraction of the published channels, for experiments
-    dtype: jnp.dtype = jnp.float32  # of the computation; parameters, features and logits are float32
+    dtype: jnp.dtype = jnp.float32  # precision of the computation; parameters, features and logits are float32
 
     @nn.compact
     def __call__(self, skeletons: jax.Array) -> Encoded:

@@ -82,7 +82,7 @@ class _Unit(nn.Module):
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides) -> jax.Array:
-    """A convolution of `[B, F, height, width, in]` with 'SAME' padding, in a faster formulation on a CPU."""
+    """Convolves `[B, F, height, width, in]` with 'SAME' padding, in a faster formulation on a CPU."""
     if kernel.shape[0] == 1:
         return _convolve_volume(x, kernel, strides)
     faster = _convolve_by_pairs if kernel.shape[0] == 3 and tuple(strides) == (1, 1, 1) else _convolve_frames
@@ -96,16 +96,16 @@ def _convolve_volume(x, kernel, strides):
 
 
 def _convolve_images(x, kernel, strides=(1, 1)):
-    """A convolution of each frame with a kernel `[height, width, in, out]`."""
+    """Convolves each frame with a kernel `[height, width, in, out]`."""
     frames = x.reshape(-1, *x.shape[2:])
     y = jax.lax.conv_general_dilated(frames, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _convolve_frames(x, kernel, strides):
-    """A convolution of images that have the channels of all frames under the kernel.
+    """Convolves images that have the channels of all frames under the kernel.
 
-    Eigen is three times as fast on images as on volumes.
+    XLA's CPU convolution is three times as fast on images as on volumes.
     """
     taps, count = kernel.shape[0], -(-x.shape[1] // strides[0])
     padded = max((count - 1) * strides[0] + taps - x.shape[1], 0)
@@ -116,7 +116,7 @@ def _convolve_frames(x, kernel, strides):
 
 
 def _convolve_by_pairs(x, kernel, strides):
-    """Winograd's F(2, 3) over time: four image convolutions, not six, for two frames of three taps."""
+    """Computes two frames of three taps with four image convolutions instead of six (Winograd's F(2, 3) over time)."""
     frames, (first, second, third) = x.shape[1], kernel
     x = jnp.pad(x, ((0, 0), (1, 1 + frames % 2), (0, 0), (0, 0), (0, 0)))
     a, b, c, d = (x[:, i : x.shape[1] - 2 + i // 2 * 2 : 2] for i in range(4))
@@ -174,7 +174,7 @@ class I3D(nn.Module):
     num_classes: int = 400  # C of the weights: 400 for Kinetics, 157 for Charades
     width: float = 1.0  # fraction of the published channels, for experiments
     final_endpoint: str = ENDPOINTS[-1]  # the last layer; features are means over its map
-    dtype: jnp.dtype = jnp.float32  # of the computation; parameters, features and logits are float32
+    dtype: jnp.dtype = jnp.float32  # precision of the computation; parameters, features and logits are float32
 
     @nn.compact
     def __call__(self, clips: jax.Array) -> Encoded:

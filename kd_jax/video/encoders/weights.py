@@ -46,7 +46,7 @@ class Weights:
 
     @property
     def num_features(self) -> int:
-        """D, the number of features."""
+        """The number of features, D."""
         return self.variables["params"]["fc" if self.modality == "pose" else "logits"]["kernel"].shape[0]
 
 
@@ -60,7 +60,7 @@ def shapes_of(model: nn.Module, modality: str, persons: int = 2) -> dict[str, ja
 def random_variables(model: nn.Module, modality: str, seed: int, persons: int = 2) -> dict:
     """Returns random variables, without compiling the network as `model.init` does.
 
-    Kernels are normal, scaled as in He et al. for I3D, and smaller for AGCN, where blocks are added. Biases are 0.
+    Kernels are normal, scaled as in He et al. for I3D, and smaller for AGCN, where blocks add up. Biases are 0.
     """
     rng, gain = np.random.default_rng(seed), 2.0 if isinstance(model, I3D) else 0.35
     drawn = {}
