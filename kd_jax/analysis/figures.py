@@ -11,12 +11,31 @@ from typing import NamedTuple
 
 from etils import epath
 
-from kd_jax.analysis import learning_curves, style
+from kd_jax.analysis import (
+    breakdown,
+    confusion,
+    covariance,
+    embedding,
+    errors,
+    learning_curves,
+    per_class,
+    saliency,
+    sensitivity,
+    style,
+)
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.analysis.study import FigureFunction, Study, Unavailable
 
 FIGURES: dict[str, FigureFunction] = {
     "learning_curves": learning_curves.make,
+    "tsne": embedding.make,
+    "saliency": saliency.make,
+    "covariance": covariance.make,
+    "sensitivity": sensitivity.make,
+    "per_class": per_class.make,
+    "breakdown": breakdown.make,
+    "confusion": confusion.make,
+    "errors": errors.make,
 }
 
 

@@ -5,6 +5,7 @@ study.roles.augmented                                        # 'augmented_rgb'
 study.outputs("augmented_rgb", 0)["test_003"].features       # [T, H], of the first seed
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,6 +143,11 @@ class Study:
         """How the experiment was scored; the first protocol is the main one."""
         options = next(iter(self.experiment.runs.values()))[0].results["scoring"]
         return Scoring(**{**options, "protocols": tuple(options["protocols"])})
+
+    @property
+    def detecting(self) -> Scoring:
+        """The same, for detections, whatever the protocols of the experiment are."""
+        return dataclasses.replace(self.scoring, protocols=("event_map_strict",))
 
     def logits(self, name: str, index: int) -> dict[str, np.ndarray]:
         """Returns {test video: `[T, C]`} of a run or fusion for the seed at `index`, in the order of the videos."""
