@@ -16,7 +16,7 @@ from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMO
 from kd_jax.evaluation.scoring import ranking_scores
 
 DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
-_DRAWS, _CHEAP = 50, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
+_DRAWS, _CHEAP = 40, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
 
@@ -138,7 +138,7 @@ def draw(
     axes[0].set_ylabel("frame mAP, percent")
     axes[0].set_ylim(0, None)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), handletextpad=0.2)
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
     figure.supxlabel(caption, fontsize=8.5)
     return figure
 
@@ -152,8 +152,8 @@ def make(study: Study) -> Drawing:
     length_bins = choose_length_bins(segments)
 
     def measure(scores: Sequence[np.ndarray], videos: Sequence[int]) -> Values:
-        chosen = ([table[v] for v in videos] for table in (scores, labels, segments, durations))
-        return break_down(*chosen, length_bins)
+        own, truth_of = [scores[v] for v in videos], [segments[v] for v in videos]
+        return break_down(own, [labels[v] for v in videos], truth_of, [durations[v] for v in videos], length_bins)
 
     def scores_of(name: str, index: int) -> list[np.ndarray]:
         return [ranking_scores(table, study.head) for table in study.logits(name, index).values()]
@@ -176,8 +176,8 @@ def make(study: Study) -> Drawing:
     caption = f"above: gain over {style.readable(roles.vanilla)}, {intervals.how(study.num_seeds, len(labels))}"
     figure = draw(values, {name: roles.of(name) for name in names}, gains, shown, titles, caption)
     table = [
-        {"by": kind, "bin": name, **{run: _or_none(values[kind][run][0][b]) for run in names}}
-        | {"gain": _or_none(gains[kind][0][b]), "±": _or_none(gains[kind][1][b])}
+        {"by": kind, "bin": name, **{run: float(values[kind][run][0][b]) for run in names}}
+        | {"gain": float(gains[kind][0][b]), "±": float(gains[kind][1][b])}
         for kind, bins in kinds.items()
         for b, name in enumerate(bins)
     ]
@@ -200,10 +200,6 @@ def _bootstrapped(gains: Mapping, pair: Sequence, measure: Callable, size: int, 
 def _limits(limits: tuple[float, float]) -> str:
     low, high = limits
     return f"> {low:g}" if high == np.inf else f"≤ {high:g}" if low == 0 else f"{low:g}–{high:g}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _sentences(kinds: Mapping[str, Sequence[str]], gains: Mapping) -> list[str]:

@@ -69,16 +69,15 @@ def spectrum_distance(matrix: np.ndarray, other: np.ndarray) -> float:
 def measure(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Computes all MEASURES between the `[T, H]` features of one video and those of the reference."""
     stride = -(-len(features) // _MOST_SNIPPETS)
-    snippets = [snippet_correlation(each[::stride]) for each in (features, reference)]
-    channels = [channel_correlation(each) for each in (features, reference)]
-    values = (
-        distance(*snippets),
-        distance_at(*snippets, _THRESHOLD),
-        spectrum_distance(*channels),
-        distance(*channels),
-        distance_at(*channels, _THRESHOLD),
-    )
-    return dict(zip(MEASURES, values, strict=True))
+    snippets, other_snippets = (snippet_correlation(each[::stride]) for each in (features, reference))
+    channels, other_channels = (channel_correlation(each) for each in (features, reference))
+    return {
+        "snippets": distance(snippets, other_snippets),
+        "snippets at 0.5": distance_at(snippets, other_snippets, _THRESHOLD),
+        "spectrum": spectrum_distance(channels, other_channels),
+        "channels": distance(channels, other_channels),
+        "channels at 0.5": distance_at(channels, other_channels, _THRESHOLD),
+    }
 
 
 def cluster_order(matrix: np.ndarray) -> np.ndarray:
@@ -142,7 +141,7 @@ def make(study: Study) -> Drawing:
         means[name] = dict(zip(MEASURES, mean.tolist(), strict=True))
         for key, value, half in zip(MEASURES, mean.tolist(), width.tolist(), strict=True):
             row = {"run": name, "distance to": roles.two_stream, "measure": MEASURES[key]}
-            table.append(row | {"value": value, "±": None if np.isnan(half) else half})
+            table.append(row | {"value": value, "±": half})
     span = densest_span(list(study.labels.values()), _SPAN)
     drawn = {name: study.outputs(name, 0)[videos[span.video]].features[span.start : span.stop] for name in names}
     notes = {

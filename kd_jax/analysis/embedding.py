@@ -160,7 +160,8 @@ def make(study: Study) -> Drawing:
     samples = [sample_snippets(labels, classes, per_class=_PER_CLASS, seed=seed) for seed in range(study.num_seeds)]
     if len(np.unique(samples[0].class_id)) < 2:
         raise Unavailable("fewer than two of the classes have a snippet without another of them")
-    points, measured, table = {}, {}, []
+    points: dict[str, np.ndarray] = {}
+    measured, table = {}, []
     for name in names:
         features = [_sampled(study, name, index, sample) for index, sample in enumerate(samples)]
         values = [
@@ -185,9 +186,9 @@ def _sampled(study: Study, name: str, index: int, sample: Sample) -> np.ndarray:
 
 
 def _row(name: str, class_name: str, mean: np.ndarray, width: np.ndarray) -> dict:
-    row = {"run": name, "class": class_name, "x": None, "y": None}
+    row: dict[str, object] = {"run": name, "class": class_name, "x": None, "y": None}
     for key, value, half in zip(("silhouette", "neighbour accuracy"), mean, width, strict=True):
-        row |= {key: float(value), f"{key} ±": None if np.isnan(half) else float(half)}
+        row |= {key: float(value), f"{key} ±": float(half)}
     return row
 
 

@@ -57,11 +57,11 @@ def classify(
     """
     found, truths, _ = read_both("classify", detections, ground_truth, num_classes)
     found = found.ranked()
-    one_class = [rows._replace(class_id=np.zeros_like(rows.class_id)) for rows in (found, truths)]
+    one_class, any_truth = (rows._replace(class_id=np.zeros_like(rows.class_id)) for rows in (found, truths))
     own = pairs_of_one_class(found, truths, temporal_iou, minimum=background)
     matched = match_greedily(own.take(own.overlap >= minimum), len(found.start), len(truths.start)) >= 0
     best = _largest(found, own)
-    best_of_any = _largest(found, pairs_of_one_class(*one_class, temporal_iou, minimum=background))
+    best_of_any = _largest(found, pairs_of_one_class(one_class, any_truth, temporal_iou, minimum=background))
     conditions = [matched, best >= minimum, best_of_any >= minimum, best >= background, best_of_any >= background]
     return Classified(found.class_id, np.select(conditions, range(5), default=5))
 
@@ -95,13 +95,14 @@ def draw(shares: Mapping[str, np.ndarray], caption: str) -> Figure:
     left = np.zeros(len(names))
     for kind, (title, color, hatch) in enumerate(zip(KINDS, _COLORS, style.HATCHES, strict=True)):
         width = np.array([100 * shares[name][kind] for name in names])
-        bars = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.8, "label": title}
-        axis.barh(range(len(names)), width, 0.68, left=left, **bars)
+        bars = axis.barh(range(len(names)), width, 0.68, left=left, color=color, label=title)
+        for bar in bars:
+            bar.set(hatch=hatch, edgecolor="white", linewidth=0.8)
         for row, (start, size) in enumerate(zip(left, width, strict=True)):
             if size >= 4:
                 box = {"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0}
-                text = {"ha": "center", "va": "center", "fontsize": 7.5, "bbox": box}
-                axis.text(start + size / 2, row, f"{size:.0f}", **text)
+                text = axis.text(start + size / 2, row, f"{size:.0f}", ha="center", va="center", fontsize=7.5)
+                text.set_bbox(box)
         left += width
     axis.set_yticks(range(len(names)), [style.readable(name) for name in names])
     axis.invert_yaxis()

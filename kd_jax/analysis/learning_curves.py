@@ -65,7 +65,7 @@ def draw(
     """
     named = [name for name in logs if roles.of(name) != "other"] + [n for n in logs if roles.of(n) == "other"]
     named = named[:_HIGHLIGHTED]
-    terms = logs.get(roles.augmented or "", {})
+    terms = logs.get(roles.augmented, {})
     gradients = {key.removeprefix("gradient/"): values for key, values in terms.items() if key.startswith("gradient/")}
     shown = {key: np.abs(weights.get(key, 1.0)) * terms[key] for key in ("task", *weights) if key in terms}
     panels = {"validation frame mAP": _VALIDATION, "task loss": "task"}

@@ -1,6 +1,8 @@
 """The gain of every class in the main metric of the experiment, sorted, with intervals."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,22 +28,19 @@ def class_scores(predictions: Predictions, truth: Truth, protocol: str) -> np.nd
     return result
 
 
-def resample(predictions: Predictions, truth: Truth, draw: Sequence[int]) -> tuple[Predictions, Truth]:
+def resample(predictions: Predictions, truth: Truth, draw: np.ndarray) -> tuple[Predictions, Truth]:
     """Returns the predictions and the truth of the videos at the indices `draw`; a repeated video counts repeatedly."""
     videos = list(truth.segments)
 
-    def take(tables: Mapping | None) -> dict | None:
+    def take(tables: Mapping | None) -> Any:
         if tables is None:
             return None
         return {f"{n}": tables[videos[v]] for n, v in enumerate(draw) if videos[v] in tables}
 
-    fields = {
-        name: take(getattr(truth, name)) for name in ("segments", "written", "durations", "num_frames", "ambiguous")
-    }
-    fields |= {"num_classes": truth.num_classes, "units_per_second": truth.units_per_second}
-    return Predictions(*(take(getattr(predictions, name)) for name in ("scores", "detections", "instants"))), Truth(
-        **fields
-    )
+    per_video = ("segments", "written", "durations", "num_frames", "ambiguous")
+    fields: dict[str, Any] = {name: take(getattr(truth, name)) for name in per_video}
+    drawn = dataclasses.replace(truth, **fields)
+    return Predictions(take(predictions.scores), take(predictions.detections), take(predictions.instants)), drawn
 
 
 @style.styled
@@ -126,19 +125,15 @@ def make(study: Study) -> Drawing:
     caption = intervals.how(study.num_seeds, num_videos)
     figure = draw(classes, shown, run_roles, (means, widths), titles, caption)
     table = [
-        {"class": name, **{run: _or_none(values[c]) for run, values in shown.items()}}
-        | {"gain": _or_none(means[c]), "±": _or_none(widths[c])}
+        {"class": name, **{run: float(values[c]) for run, values in shown.items()}}
+        | {"gain": float(means[c]), "±": float(widths[c])}
         for c, name in enumerate(classes)
     ]
     return Drawing(figure, table, _sentences(classes, means, widths, caption))
 
 
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _sentences(classes: Sequence[str], means: np.ndarray, widths: np.ndarray, caption: str) -> list[str]:
-    present = np.flatnonzero(np.isfinite(means))
+    present = np.flatnonzero(np.isfinite(means)).tolist()
     certain = [c for c in present if abs(means[c]) > widths[c]]
     better, worse = (sum(sign * means[c] > 0 for c in present) for sign in (1, -1))
     first = f"{better} classes of {len(present)} gain and {worse} lose"

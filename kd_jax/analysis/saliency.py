@@ -128,7 +128,7 @@ def _draw_actions(axis: Axes, labels: np.ndarray, names: Sequence[str], times: n
     for lane, column in enumerate(labels.T):
         edges = np.flatnonzero(np.diff(np.pad(column.astype(np.int8), 1)))
         bars = [(times[0] + (a - 0.5) * step, (b - a) * step) for a, b in edges.reshape(-1, 2)]
-        axis.broken_barh(bars, (lane + 0.15, 0.7), facecolors=style.COLORS[lane % len(style.COLORS)])
+        axis.broken_barh(bars, (lane + 0.15, 0.7), facecolors=style.MUTED)
     axis.set_ylim(len(names), 0)
     axis.set_yticks(np.arange(len(names)) + 0.5, [style.readable(name) for name in names])
     axis.tick_params(axis="y", length=0)
@@ -153,9 +153,7 @@ def make(study: Study) -> Drawing:
         for key in seeds[0]:
             mean, width = intervals.over_seeds(np.array([seed[key] for seed in seeds]))
             measured[name, key] = float(mean)
-            table.append(
-                {"run": name, "measure": key, "value": float(mean), "±": None if width != width else float(width)}
-            )
+            table.append({"run": name, "measure": key, "value": float(mean), "±": float(width)})
     duration = list(study.truth.durations.values())[span.video]
     times = np.arange(span.start, span.stop) * duration / len(labels[span.video])
     notes = {

@@ -135,7 +135,7 @@ def make(study: Study) -> Drawing:
         curves[parameter] = (list(runs), means, widths)
         for value, name, mean, half in zip(runs, runs.values(), means.tolist(), widths.tolist(), strict=True):
             row = {"parameter": parameter, "value": float(value), "run": name, f"gain over {baseline}": mean}
-            table.append(row | {"±": None if np.isnan(half) else half, "published": _PUBLISHED[parameter]})
+            table.append(row | {"±": half, "published": _PUBLISHED[parameter]})
         best = int(means.argmax())
         where = f"{list(runs)[best]:.3g}, {intervals.signed(means[best], widths[best])}"
         sentences.append(f"{parameter}: best at {where}; the paper has {_PUBLISHED[parameter]:g}.")

@@ -38,12 +38,12 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True)
 class Roles:
-    """Which rows of the table play which role; None or () if no row does."""
+    """Which rows of the table play which role; '' or () if no row does."""
 
-    vanilla: str | None = None  # the plain student
-    augmented: str | None = None  # the distilled student: the one with most of the three levels
+    vanilla: str = ""  # the plain student
+    augmented: str = ""  # the distilled student: the one with most of the three levels
     teachers: tuple[str, ...] = ()  # of the augmented student; runs or fusions
-    two_stream: str | None = None  # the fusion of the plain student with others
+    two_stream: str = ""  # the fusion of the plain student with others
     distilled: tuple[str, ...] = ()  # all distilled students, the augmented one first, then single terms
 
     def of(self, name: str) -> str:
@@ -66,8 +66,8 @@ def find_roles(results: Mapping) -> Roles:
     """
     rows = {row["run"]: row for row in results["rows"]}
     baselines = [results["baseline"], *(row["baseline"] for row in rows.values() if row.get("gain"))]
-    vanilla = next((name for name in baselines if name in rows), None)
-    if vanilla is None:
+    vanilla = next((name for name in baselines if name in rows), "")
+    if not vanilla:
         return Roles()
     alike = {"modality": rows[vanilla]["modality"], "baseline": vanilla}
     distilled = [
@@ -81,12 +81,12 @@ def find_roles(results: Mapping) -> Roles:
         levels = len(PUBLISHED_WEIGHTS.keys() & rows[name]["weights"].keys())
         return levels, float(np.mean(validation)) if validation else -np.inf
 
-    augmented = max(distilled, key=quality, default=None)
+    augmented = max(distilled, key=quality, default="")
     others = sorted((n for n in distilled if n != augmented), key=lambda n: (len(rows[n]["weights"]), -quality(n)[1]))
     teachers = tuple(name for name in rows[augmented]["teachers"] if name in rows) if augmented else ()
     fused = [name for name, row in rows.items() if vanilla in (row.get("members") or [])]
     first = ([augmented] if augmented else []) + others
-    return Roles(vanilla, augmented, teachers, fused[0] if fused else None, tuple(first))
+    return Roles(vanilla, augmented, teachers, fused[0] if fused else "", tuple(first))
 
 
 @dataclass

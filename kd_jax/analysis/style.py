@@ -8,9 +8,10 @@ save(figure, [{"x": 0, "y": 1.5}], Path("figures/curve"))         # curve.png, c
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "")
 SEQUENTIAL, DIVERGING = "Blues", "PuOr"  # colour maps of matrices: magnitudes, and changes around 0
 DOTS_PER_INCH = 130
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib ships it, so that a figure looks the same everywhere
     "font.size": 9,
     "axes.titlesize": 10,
@@ -98,16 +99,16 @@ def save(figure: Figure, table: Sequence[Mapping[str, object]], path: Path) -> N
       path: without a suffix; a local path or one in a bucket. Dots in the name are kept.
     """
     with matplotlib.rc_context(_SETTINGS):
-        for suffix, options in {"png": {"dpi": DOTS_PER_INCH, "metadata": {"Software": None}}, "svg": {}}.items():
+        for suffix, unwanted in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
             buffer = io.BytesIO()
-            options = options or {"metadata": {"Date": None, "Creator": None}}
-            figure.savefig(buffer, format=suffix, **options)
+            metadata = dict.fromkeys(unwanted)  # which would differ between equal figures
+            figure.savefig(buffer, format=suffix, dpi=DOTS_PER_INCH, metadata=metadata)
             write_atomically(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())
     write_atomically(path.with_name(f"{path.name}.csv"), as_csv(table).encode())
 
 
 def as_csv(table: Sequence[Mapping[str, object]]) -> str:
-    """Returns rows as CSV: a header, numbers with at most 6 digits, and nothing for a value that is None or missing."""
+    """Returns rows as CSV: a header, numbers of at most 6 digits, and nothing for a value that is NaN or missing."""
     columns = list(dict.fromkeys(column for row in table for column in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -117,4 +118,6 @@ def as_csv(table: Sequence[Mapping[str, object]]) -> str:
 
 
 def _cell(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
