@@ -7,6 +7,7 @@ from collections.abc import Sequence
 COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
     "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
+    "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
     "build": ("data_prep.build", "builds records from features and annotations"),
     "extract": ("data_prep.extract", "extracts features from videos or skeletons"),

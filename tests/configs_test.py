@@ -143,7 +143,7 @@ def get_config(variant=""):
     config.baseline = "plain"
     return schema.with_variant(config, variant)
 """
-COMPARED = ("ablation", "compare_kd", "filters", "weights")
+COMPARED = ("ablation", "compare_kd", "filters", "sensitivity", "weights")
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -178,6 +178,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
         ("compare_kd", "crd"),
         ("filters", "vanilla"),
         ("filters", "augmented"),
+        ("sensitivity", "all"),
         ("weights", "all_pulls_1"),
     ],
 )

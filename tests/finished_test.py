@@ -1,4 +1,4 @@
-"""Finished experiments, opened from their workdir and records."""
+"""Finished experiments, opened from their workdir and records, and the command that makes their figures."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from kd_jax import analyse
 from kd_jax import config as schema
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.data import records, synthetic
@@ -86,3 +87,28 @@ def test_a_workdir_without_a_finished_experiment_is_named(workdir, tmp_path):
     shutil.rmtree(folder / "rgb" / "seed_1")
     with pytest.raises(FileNotFoundError, match="rgb/seed_1 is gone or has not finished"):
         open_experiment(folder)
+
+
+def test_the_command_makes_figures_from_workdir_and_records(workdir, tmp_path, capsys):
+    analyse.main([f"--workdir={workdir}", "--figures=saliency,tsne", "--perplexity=9", f"--output={tmp_path / 'out'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["saliency", "tsne"]
+    assert "4 test videos: flow " in lines[0] and "Silhouette: flow " in lines[1]
+    assert lines[-1] == f"Saved in {tmp_path / 'out'}, each as .png, .svg and .csv."
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [
+        ("--figures=tnse", "there is no figure 'tnse'; known figures: "),
+        ("--figures=,", "--figures: give at least one name"),
+        ("--classes=cup", "--classes: there is no class 'cup'; known classes: "),
+        ("--workdir=nowhere", "nowhere holds no finished experiment"),
+        ("--data_dir=nowhere", "cannot be read .*--data_dir=DIR"),
+    ],
+)
+def test_a_mistake_ends_the_command_in_one_sentence(workdir, mistake, sentence):
+    with pytest.raises(SystemExit, match=f"^kd_jax.analyse: .*{sentence}"):
+        analyse.main([f"--workdir={workdir}", mistake])
+    assert not (workdir / "figures").exists()

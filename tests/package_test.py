@@ -37,6 +37,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
     assert [line.split()[0] for line in lines] == [
         "train",
         "predict",
+        "analyse",
         "evaluate",
         "build",
         "extract",

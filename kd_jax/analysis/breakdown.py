@@ -1,0 +1,212 @@
+"""Where the gain comes from: by length of the actions, number of concurrent actions and distance to a boundary.
+
+frame_map_by_distance(scores, labels)["1"]                     # at a boundary
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kd_jax.analysis import intervals, style
+from kd_jax.analysis.study import Drawing, Study
+from kd_jax.evaluation.metrics.frame_map import frame_map
+from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
+from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
+from kd_jax.evaluation.scoring import ranking_scores
+
+DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
+_DRAWS, _CHEAP = 40, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
+_MEAN = "mean_over_present_classes"
+Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
+
+
+def distance_to_boundary(labels: np.ndarray) -> np.ndarray:
+    """Returns how far each snippet is from the nearest start or end of an action of each class, `[T, C]`, in snippets.
+
+    The last snippet before a boundary and the first one after it have distance 1. The start and the end of the video
+    are no boundaries. A class without a boundary is infinitely far.
+    """
+    num_snippets = len(labels)
+    change = np.diff(labels.astype(np.int8), axis=0) != 0  # [T - 1, C]: between snippets t and t + 1
+    result = np.full(labels.shape, np.inf)
+    index = np.arange(num_snippets)
+    for class_id, column in enumerate(change.T):
+        before = np.flatnonzero(column)  # the boundary is at b + 1/2
+        if len(before):
+            result[:, class_id] = np.abs(index[:, None] - (before + 0.5)).min(axis=1) + 0.5
+    return result
+
+
+def frame_map_by_distance(
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    *,
+    bins: Mapping[str, tuple[float, float]] = DISTANCE_BINS,
+) -> dict[str, float]:
+    """Computes frame mAP on the snippets at certain distances from a boundary of the class.
+
+    In a bin, a class is ranked on the snippets alone that are so far from a boundary of its own actions, inside or
+    outside. The first bin asks for the exact boundary, the last one for the class. The share of positives differs:
+    compare methods within a bin, not bins with each other. There is no published definition.
+
+    Args:
+      scores: per video `[T, C]`, higher means more confident.
+      labels: per video `[T, C]`, 0 or 1.
+      bins: {name: (at least, at most)}, in snippets; see `distance_to_boundary`.
+
+    Returns {name: percent, the mean over classes with a positive in the bin}; NaN without any.
+    """
+    distances = [distance_to_boundary(table) for table in labels]
+    result = {}
+    for name, (at_least, at_most) in bins.items():
+        left_out = [(d < at_least) | (d > at_most) for d in distances]
+        result[name] = frame_map(scores, labels, left_out=left_out)[_MEAN]
+    return result
+
+
+def break_down(
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray],
+    durations: Sequence[float],
+    length_bins: Mapping[str, tuple[float, float]],
+) -> Values:
+    """Computes frame mAP by length, concurrency and distance to a boundary.
+
+    Args:
+      scores, labels: per video `[T, C]`.
+      segments: per video `[N, 3]` rows (class, start, end) in seconds.
+      durations: in seconds.
+      length_bins: as in `frame_map_by_length`.
+
+    Returns {'length', 'concurrent actions', 'distance': {bin: percent}}.
+    """
+    by_length = frame_map_by_length(scores, segments, durations, bins=length_bins)
+    by_concurrency = frame_map_by_concurrency(scores, labels)
+    return {
+        "length": {name: found[_MEAN] for name, found in by_length.items()},
+        "concurrent actions": {name: found[_MEAN] for name, found in by_concurrency.items()},
+        "distance": frame_map_by_distance(scores, labels),
+    }
+
+
+def choose_length_bins(segments: Sequence[np.ndarray]) -> Mapping[str, tuple[float, float]]:
+    """Returns the published bins that suit the actions: those of ActivityNet if half of them last more than 18 s."""
+    table = np.concatenate(segments)
+    is_long = len(table) > 0 and np.median(table[:, 2] - table[:, 1]) > 18
+    return ACTIVITYNET_LENGTH_BINS if is_long else THUMOS14_LENGTH_BINS
+
+
+@style.styled
+def draw(
+    values: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    roles: Mapping[str, str],
+    gains: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    bins: Mapping[str, Sequence[str]],
+    titles: Mapping[str, str],
+    caption: str,
+) -> Figure:
+    """Draws a panel per kind with the frame mAP of each run in each bin, and the gain above.
+
+    Args:
+      values: {kind: {run: (means `[B]`, half-widths of the intervals `[B]`)}}.
+      roles: {run: key of `style.ROLES`}.
+      gains: {kind: (means, half-widths)} of the augmented run over the plain one.
+      bins: {kind: names of the B bins}.
+      titles: {kind: title}.
+      caption: what the intervals are.
+    """
+    figure = style.new_figure(11.0, 3.9)
+    axes = figure.subplots(1, len(values), sharey=True, width_ratios=[len(bins[kind]) + 0.5 for kind in values])
+    for axis, (kind, runs) in zip(axes, values.items(), strict=True):
+        places = np.arange(len(bins[kind]))
+        for number, (run, (means, widths)) in enumerate(runs.items()):
+            look, shift = style.ROLES[roles[run]], 0.22 * (number - (len(runs) - 1) / 2)
+            options = {"color": look.color, "capsize": 2, "label": style.readable(run), "zorder": 3}
+            axis.errorbar(places + shift, means, np.nan_to_num(widths), fmt=look.marker, **options)
+        for place, mean, half in zip(places, *gains[kind], strict=True):
+            if np.isfinite(mean):
+                text = f"{mean:+.1f}" + ("" if np.isnan(half) else f"\n±{half:.1f}")
+                weight = "bold" if abs(mean) > half else "normal"
+                where = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+                axis.annotate(text, (place, 1.01), fontsize=7.5, fontweight=weight, **where)
+        axis.set_xticks(places, bins[kind])
+        axis.set_xlim(-0.6, len(places) - 0.4)
+        axis.set_title(titles[kind], loc="left", pad=24)
+        axis.grid(axis="y")
+    axes[0].set_ylabel("frame mAP, percent")
+    axes[0].set_ylim(0, None)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
+    figure.supxlabel(caption, fontsize=8.5)
+    return figure
+
+
+def make(study: Study) -> Drawing:
+    """Draws the frame mAP of teachers, plain and augmented student by length, concurrency and distance."""
+    roles, truth = study.roles, study.truth
+    study.need(vanilla=roles.vanilla, augmented=roles.augmented)
+    names, labels = roles.compared(), list(study.labels.values())
+    segments, durations = list(truth.segments.values()), list(truth.durations.values())
+    length_bins = choose_length_bins(segments)
+
+    def measure(scores: Sequence[np.ndarray], videos: Sequence[int]) -> Values:
+        own, truth_of = [scores[v] for v in videos], [segments[v] for v in videos]
+        return break_down(own, [labels[v] for v in videos], truth_of, [durations[v] for v in videos], length_bins)
+
+    def scores_of(name: str, index: int) -> list[np.ndarray]:
+        return [ranking_scores(table, study.head) for table in study.logits(name, index).values()]
+
+    every = range(len(labels))
+    found = {name: [measure(scores_of(name, i), every) for i in range(study.num_seeds)] for name in names}
+    kinds = {kind: list(values) for kind, values in found[names[0]][0].items()}
+    arrays = {n: {k: np.array([list(v[k].values()) for v in seeds]) for k in kinds} for n, seeds in found.items()}
+    values = {kind: {name: intervals.over_seeds(arrays[name][kind]) for name in names} for kind in kinds}
+    gains = {kind: intervals.over_seeds(arrays[roles.augmented][kind] - arrays[roles.vanilla][kind]) for kind in kinds}
+    if study.num_seeds == 1:
+        pair = [scores_of(name, 0) for name in (roles.augmented, roles.vanilla)]
+        gains = _bootstrapped(gains, pair, measure, sum(map(np.size, labels)), len(labels))
+    titles = {
+        "length": "length of the action, s",
+        "concurrent actions": "concurrent actions",
+        "distance": "snippets to a boundary",
+    }
+    shown = {**kinds, "length": [f"{name}\n{_limits(length_bins[name])}" for name in kinds["length"]]}
+    caption = f"above: gain over {style.readable(roles.vanilla)}, {intervals.how(study.num_seeds, len(labels))}"
+    figure = draw(values, {name: roles.of(name) for name in names}, gains, shown, titles, caption)
+    table = [
+        {"by": kind, "bin": name, **{run: float(values[kind][run][0][b]) for run in names}}
+        | {"gain": float(gains[kind][0][b]), "±": float(gains[kind][1][b])}
+        for kind, bins in kinds.items()
+        for b, name in enumerate(bins)
+    ]
+    return Drawing(figure, table, _sentences(kinds, gains))
+
+
+def _bootstrapped(gains: Mapping, pair: Sequence, measure: Callable, size: int, num_videos: int) -> dict:
+    """Adds intervals over the test videos to the gains of one seed."""
+
+    def gain(videos: np.ndarray) -> np.ndarray:
+        after, before = (measure(scores, videos) for scores in pair)
+        return np.concatenate([[after[k][b] - before[k][b] for b in after[k]] for k in after])
+
+    widths = intervals.over_videos(gain, num_videos, draws=int(np.clip(_CHEAP / size, 10, _DRAWS)))
+    edges = np.cumsum([len(means) for means, _ in gains.values()])[:-1]
+    parts = zip(gains.items(), np.split(widths, edges), strict=True)
+    return {kind: (means, half) for (kind, (means, _)), half in parts}
+
+
+def _limits(limits: tuple[float, float]) -> str:
+    low, high = limits
+    return f"> {low:g}" if high == np.inf else f"≤ {high:g}" if low == 0 else f"{low:g}–{high:g}"
+
+
+def _sentences(kinds: Mapping[str, Sequence[str]], gains: Mapping) -> list[str]:
+    lines = []
+    for kind, bins in kinds.items():
+        means, widths = gains[kind]
+        present = [b for b in range(len(bins)) if np.isfinite(means[b])]
+        listed = ", ".join(f"{bins[b]} {intervals.signed(means[b], widths[b])}" for b in present)
+        lines.append(f"Gain in frame mAP by {kind}: {listed}.")
+    return lines

@@ -1,0 +1,82 @@
+"""All figures of a finished experiment.
+
+    made = make_figures(open_experiment("workdir/demo"), "workdir/demo/figures")
+    made["learning_curves"].path, made["learning_curves"].sentences
+
+Each figure is a .png, with an .svg and its numbers as .csv next to it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from kd_jax.analysis import (
+    breakdown,
+    confusion,
+    covariance,
+    embedding,
+    errors,
+    learning_curves,
+    per_class,
+    saliency,
+    sensitivity,
+    style,
+)
+from kd_jax.analysis.finished import FinishedExperiment
+from kd_jax.analysis.study import FigureFunction, Study, Unavailable
+
+FIGURES: dict[str, FigureFunction] = {
+    "learning_curves": learning_curves.make,
+    "tsne": embedding.make,
+    "saliency": saliency.make,
+    "covariance": covariance.make,
+    "sensitivity": sensitivity.make,
+    "per_class": per_class.make,
+    "breakdown": breakdown.make,
+    "confusion": confusion.make,
+    "errors": errors.make,
+}
+
+
+class Made(NamedTuple):
+    """A figure that was made, or the reason why it was not."""
+
+    path: epath.Path | None  # of the .png; None if this experiment does not have what the figure shows
+    sentences: list[str]  # what its numbers say, or why there is none
+
+
+def make_figures(
+    experiment: FinishedExperiment,
+    output: epath.PathLike,
+    names: Sequence[str] | None = None,
+    *,
+    classes: Sequence[str] = (),
+    perplexity: float = 30.0,
+) -> dict[str, Made]:
+    """Makes the figures of a finished experiment, and writes OUTPUT/NAME.png, .svg and .csv.
+
+    Args:
+      output: the folder, made if it does not exist.
+      names: keys of FIGURES; None = all.
+      classes: names of the classes that `tsne` and `confusion` show; () = those that the plain student confuses most
+        and distillation changes most.
+      perplexity: of t-SNE.
+
+    Returns {name: Made}. Raises ValueError for an unknown figure, or a class that is unknown or does not occur.
+    """
+    names = list(FIGURES) if names is None else names
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise ValueError(f"there is no figure {unknown[0]!r}; known figures: {', '.join(FIGURES)}")
+    study, output = Study(experiment, classes, perplexity), epath.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for name in names:
+        try:
+            drawing = FIGURES[name](study)
+        except Unavailable as reason:
+            made[name] = Made(None, [f"Not made: {reason}."])
+            continue
+        style.save(drawing.figure, drawing.table, output / name)
+        made[name] = Made(output / f"{name}.png", drawing.sentences)
+    return made
