@@ -1,7 +1,7 @@
 """Builds records from annotations and features.
 
     python -m data_prep.build --list                   what each data set needs
-    python -m data_prep.build --dataset=custom --annotations=annotations.json --classes=classes.txt \\
+    python -m data_prep.build --dataset=custom --annotations=annotations.csv --videos=DIR --test_fraction=0.3 \\
         --features=rgb=DIR --features=flow=DIR --output=data/mine
 
 All input is checked before anything is written. report.json lists every case that was dropped or clipped.
@@ -21,17 +21,20 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
+from data_prep.annotations import add_options, read_annotated
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits
 from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import FeatureFolder, Matched
 from kd_jax.data.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
+OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
 SMALL = 512 * 2**20  # bytes of features below which a second process does not pay off
 
 
@@ -42,7 +45,7 @@ class Options:
     dataset: str  # a key of DATASETS
     output: str | None = None  # folder of the records; optional with `check`
     annotations: Sequence[str] = ()  # files
-    classes: str | None = None  # file; optional if the data set's own number of classes is known
+    classes: str | None = None  # file; None for the data set's own names, or those in the annotations of 'custom'
     features: Sequence[str] = ()  # 'MODALITY=FOLDER' entries; 'rgb+flow=FOLDER' for files that hold both
     channels_first: Sequence[str] = ()  # the part before '=' of `features` whose files are `[D, T]`
     head: str | None = None
@@ -52,7 +55,11 @@ class Options:
     skip_missing: bool = False  # leave out, and list, videos that lack a feature file
     overwrite: bool = False  # replace older records in `output`
     check: bool = False  # read everything and write nothing
-    seed: int | None = None  # of the synthetic set, 0 by default
+    seed: int | None = None  # of the synthetic set and of `test_fraction`, 0 by default
+    videos: str | None = None  # this and the next three: only for 'custom', see `data_prep.annotations`
+    test: str | None = None
+    test_fraction: float | None = None
+    label_from: str | None = None
     workers: int | None = None  # processes; None for one per processor, or a single one if there is little to read
     runner: str | None = None  # of an Apache Beam pipeline, which replaces `workers`
     beam_options: Sequence[str] = ()  # of the runner
@@ -86,7 +93,13 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     if names and description.names and len(names) != len(description.names):
         expected = f"{options.dataset} has {len(description.names)}"
         findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
-    annotated = read([Path(path) for path in options.annotations], names, findings)
+    annotated, facts = [], []
+    if options.dataset == "custom":
+        given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
+        given = dataclasses.replace(given, test_fraction=options.test_fraction, seed=options.seed or 0)
+        annotated, names, facts = read_annotated(options.annotations, names, given, options.videos, folders, findings)
+    else:
+        annotated = read([Path(path) for path in options.annotations], names, findings)
     check_splits(annotated, ", ".join(options.annotations), findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
@@ -98,7 +111,7 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         features = {folder.name: str(folder.path) for folder in folders}
         source = {"annotations": list(options.annotations), "features": features}
         expected_seconds = description.stride / description.fps if description.stride else None
-        report = make_report(info, rows, findings.handled, source, expected_seconds=expected_seconds)
+        report = make_report(info, rows, findings.handled, source, expected_seconds=expected_seconds, facts=facts)
         if not options.check:
             _write(output, info, videos, report, run, overwrite=options.overwrite)
     return info, report
@@ -107,13 +120,17 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
 def _check_options(options: Options, description: base.Description) -> None:
     """Raises ValueError for options that are missing, invalid, or without effect on a data set that has files."""
     dataset = options.dataset
-    _refuse(dataset, "has no seed", {"seed": options.seed is not None})
+    own = {name: getattr(options, name) for name in OWN_OPTIONS}
+    if options.test_fraction is None:
+        _refuse(dataset, "has no seed", {"seed": options.seed is not None})
     if dataset != "custom":
         _refuse(dataset, f"is in {description.unit}", {"unit": options.unit})
+        _refuse(dataset, "has annotations of a known format", own)
+    if options.test and options.test_fraction is not None:
+        raise ValueError("--test lists the test videos and --test_fraction draws them; leave one out")
     if not description.stride:
         _refuse(dataset, "spreads T snippets over the whole video", {"stride": options.stride})
-    needed = ["annotations", "features"] + ([] if description.names else ["classes"])
-    if lacking := [f"--{name}" for name in needed if not getattr(options, name)]:
+    if lacking := [f"--{name}" for name in ("annotations", "features") if not getattr(options, name)]:
         raise ValueError(f"--dataset={dataset} also needs {', '.join(lacking)}; `--list` shows a whole command")
     for name, value in {"fps": options.fps, "stride": options.stride}.items():
         if value is not None and not 0 < value < math.inf:
@@ -126,7 +143,7 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
     names = ("annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "skip_missing")
-    vain = {name: getattr(options, name) for name in (*names, "workers", "runner", "beam_options")}
+    vain = {name: getattr(options, name) for name in (*names, *OWN_OPTIONS, "workers", "runner", "beam_options")}
     _refuse(options.dataset, "is made from a seed", vain)
     seed = options.seed or 0
     info, splits = synthetic.make(seed)
@@ -271,7 +288,8 @@ def parser() -> Parser:
     add("--dataset", choices=list(DATASETS), help="Data set.")
     add("--output", help="Folder for the records.")
     add("--annotations", **several, help="Annotation file; repeat it if there are several.")
-    add("--classes", help="File of class names, one per line; the line number from 0 is the class id.")
+    names = "The default is the data set's own names; for custom, the names in the annotations."
+    add("--classes", help=f"File of class names, one per line; the line number from 0 is the class id. {names}")
     files = "Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both."
     add("--features", **several, metavar="MODALITY=FOLDER", help=files)
     add("--channels_first", **several, help="MODALITY of --features whose files are [D, T].")
@@ -282,11 +300,11 @@ def parser() -> Parser:
     add("--skip_missing", action="store_true", help="Leave out, and list, videos that lack a feature file.")
     add("--overwrite", action="store_true", help="Replace older records in --output.")
     add("--check", action="store_true", help="Read and check everything, write nothing.")
-    add("--seed", type=int, help="Seed, for synthetic (0).")
     add("--workers", type=at_least(1), help="Processes (one per processor; 1 for little data).")
     add("--runner", help="Run as an Apache Beam pipeline: DirectRunner, FlinkRunner, SparkRunner and others.")
     example = "--beam_options=--flink_master=HOST"
     add("--beam_options", **several, help=f"Option of the runner, e.g. {example}; repeat it for several.")
+    add_options(options)
     return options
 
 

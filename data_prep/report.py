@@ -23,7 +23,13 @@ class Row(NamedTuple):
 
 
 def make_report(
-    info: base.Info, rows: Sequence[Row], handled: Mapping, source: Mapping, *, expected_seconds: float | None = None
+    info: base.Info,
+    rows: Sequence[Row],
+    handled: Mapping,
+    source: Mapping,
+    *,
+    expected_seconds: float | None = None,
+    facts: Sequence[str] = (),
 ) -> dict:
     """Returns the report as it is stored in the folder of the records.
 
@@ -32,6 +38,7 @@ def make_report(
       handled: {kind of finding: [one line per case]}.
       source: files and folders that the data came from.
       expected_seconds: of a snippet of the public features, if known.
+      facts: what was recognised and where values come from, one line each.
     """
 
     def per_split(count) -> dict:
@@ -47,6 +54,7 @@ def make_report(
         "actions": per_split(lambda rows: sum(len(row.segments) for row in rows)),
         "snippets": per_split(lambda rows: sum(row.num_snippets for row in rows)),
         "hours": per_split(lambda rows: round(sum(info.seconds(row.duration) for row in rows) / 3600, 3)),
+        "facts": list(facts),
         "classes": len(info.classes),
         "modalities": dict(info.modalities),
         "snippets_per_video": {"min": int(lengths.min()), "mean": mean, "max": int(lengths.max())},
@@ -82,7 +90,7 @@ def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: 
 def describe_report(report: Mapping) -> str:
     """Returns the report as text for the terminal."""
     snippets, seconds = report["snippets_per_video"], report["seconds_per_snippet"]
-    lines = [f"{report['dataset']}: {report['classes']} classes"]
+    lines = [f"{report['dataset']}: {report['classes']} classes", *(f"  {fact}" for fact in report["facts"])]
     lines += [
         f"  {split:6}{report['videos'][split]:>6} videos {report['actions'][split]:>8} actions "
         f"{report['snippets'][split]:>9} snippets {report['hours'][split]:>9.2f} hours"

@@ -10,6 +10,10 @@ COMMANDS = {  # name: (module, what it does)
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
     "build": ("data_prep.build", "builds records from features and annotations"),
+    "convert-annotations": (
+        "data_prep.convert_annotations",
+        "converts annotations from one tool's format to another's",
+    ),
     "extract": ("data_prep.extract", "extracts features from videos or skeletons"),
     "convert-weights": ("data_prep.convert_weights", "converts published weights of encoders"),
 }
@@ -20,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
-        print("\n".join(f"  {name:<16} {line}" for name, (_, line) in COMMANDS.items()))
+        print("\n".join(f"  {name:<20} {line}" for name, (_, line) in COMMANDS.items()))
     elif command in COMMANDS:
         importlib.import_module(COMMANDS[command][0]).main(arguments)
     else:

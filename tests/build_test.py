@@ -253,7 +253,7 @@ def test_bad_annotation_files(tree, text, message):
 def test_missing_files_and_folders(tree):
     text = tree.problems(annotations=["none.json"], classes="none.txt", features=["rgb=none"])
     assert (
-        "none.json: not readable as JSON (No such file" in text
+        "none.json: not readable as text (No such file" in text
         and "none.txt: not readable as text (No such file" in text
         and "rgb: none is not a folder" in text
     )
@@ -328,7 +328,10 @@ def test_tsu(tree):
 @pytest.mark.parametrize(
     "dataset, options, message",
     [
-        ("custom", {}, "also needs --annotations, --features, --classes"),
+        ("custom", {}, "also needs --annotations, --features; "),
+        ("custom", {"seed": 1}, "--seed would be ignored"),
+        ("custom", {"test": "x", "test_fraction": 0.3}, "--test lists the test videos and --test_fraction draws"),
+        ("tsu", {"test": "x", "label_from": "tier"}, "--test, --label_from would be ignored"),
         ("tsu", {"unit": "seconds"}, "--unit would be ignored"),
         ("custom", {"stride": 8.0}, "--stride would be ignored"),
         ("tsu", {"seed": 0}, "--seed would be ignored"),

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -
         raise ValueError(f"{', '.join(vain)} would have no effect on {because}; leave it out")
 
 
-def name_of(path: Path) -> str:
+def name_of(path: PurePath) -> str:
     """Returns the name of a video: its file name without ending and, for NTU RGB+D, `_rgb`, which skeletons lack."""
     return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", path.stem)
 

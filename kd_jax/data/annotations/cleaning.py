@@ -32,10 +32,11 @@ class Annotated:
 
 @dataclass
 class Labels:
-    """The class numbers that a file may use, `first` … `first + count - 1`; 0 if the number of classes is unknown."""
+    """The classes of a file: numbers `first` … `first + count - 1`, `count` 0 if it is unknown, or `names`."""
 
     count: int
     first: int = 0
+    names: Sequence[str] = ()  # that a file may use instead of numbers
     seen: Counter[int] = field(default_factory=Counter)
 
 
@@ -98,12 +99,18 @@ def check_positive(video: str, field: str, value: object, findings: Findings) ->
 def check_action(video: str, action: object, labels: Labels, findings: Findings, *, shown: str = "") -> Action | None:
     """Returns (class from 0, start, end) of [class, start, end] in a file; None after a problem.
 
-    `labels` counts the class numbers; messages name the action as `shown`, by default its JSON.
+    The class is a number or a name. `labels` counts the class numbers. Messages name the action as `shown`, by default
+    its JSON.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:
         findings.problem("action", f"{case}, expected [class, start, end]")
         return None
+    if isinstance(action[0], str) and labels.names:
+        if action[0] not in labels.names:
+            findings.problem("class", f"{case}: the class is not one of {short(list(labels.names))}")
+            return None
+        action = [labels.names.index(action[0]) + labels.first, *action[1:]]
     class_id, start, end = map(number, action)
     if not class_id.is_integer():
         findings.problem("class", f"{case}: the class is not an integer")

@@ -2,12 +2,14 @@
 
     {video: {"subset": "training" or "testing", "duration": 61.5, "actions": [[class, start, end], …]}}
 
+A class is its number or its name.
+
 Dirt is cleaned by rules and counted; errors are refused. No entry is skipped without a report.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive
@@ -53,13 +55,20 @@ def read_annotations(
     the order of the file. A video with a problem has what could be read of it, so that its feature files can be checked
     too. Call `findings.raise_problems` before using any.
     """
-    labels = Labels(len(names), first_class)
     entries = load_one_file(paths, "an object with at least one video", findings)
+    return read_entries(entries, names, findings, where=str(paths[0]) if paths else "", first_class=first_class)
+
+
+def read_entries(
+    entries: Mapping[str, object], names: Sequence[str], findings: Findings, *, where: str, first_class: int = 0
+) -> list[Annotated]:
+    """Checks and cleans {video: entry}, like `read_annotations`; `where` is the file or files they come from."""
+    labels = Labels(len(names), first_class, names)
     videos = [_read_video(name, entry, labels, findings) for name, entry in entries.items()]
     if labels.count and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == labels.count:
         case = f"they run from 1 to {labels.count}: this file counts from 1, subtract 1 from each"
         findings.problem("class ids", case)
-    return [video for video in videos if check_video_id(video.id, findings, str(paths[0]))]
+    return [video for video in videos if check_video_id(video.id, findings, where)]
 
 
 def _read_video(name: str, entry: object, labels: Labels, findings: Findings) -> Annotated:

@@ -1,16 +1,251 @@
-"""Your own data: an annotation file in the common layout, a class list, and one folder of features per modality."""
+"""Your own data: annotation files of any tool, and one folder of features per modality.
+
+entries, formats = read_files(paths, names, ReadOptions(), findings)    # what the files state
+entries, facts = fill_in(entries, media, ReadOptions(), findings)       # seconds, durations, subsets
+videos = common_layout.read_entries(entries, names, findings, where="export.json")
+"""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from kd_jax.data import base
-from kd_jax.data.annotations.common_layout import read_annotations
+from kd_jax.data.annotations import common_layout, tools
+from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.tools.media import video_name
+from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, number, read_text
+
+SUBSETS = {  # in small letters → subset of the common layout
+    **dict.fromkeys(("training", "train"), "training"),
+    **dict.fromkeys(("testing", "test"), "testing"),
+    **dict.fromkeys(("validation", "val", "valid"), "validation"),
+}
+TOLERANCE = 1.0, 0.01  # seconds and part of a duration by which another source may differ without a note
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the command line says about annotation files."""
+
+    unit: str = "seconds"  # 'seconds' or 'frames': of times in files that leave it open
+    fps: float | None = None  # frames per second of times that are frames
+    label_from: str = ""  # where the class is, see `tools.read_file`
+    test: str | None = None  # file with the names of the test videos, one a line
+    test_fraction: float | None = None  # part of the videos that is drawn for testing
+    seed: int = 0  # of this draw
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a video file, or the manifest of features, states about a video."""
+
+    seconds: float
+    fps: float
+    source: Path
+
+
+Entries = dict[str, dict]  # {video: entry of the common layout}
+
+
+def read_files(
+    paths: Sequence[Path], names: Sequence[str], options: ReadOptions, findings: Findings
+) -> tuple[dict[str, object], dict[str, str]]:
+    """Reads annotation files. Returns {video: entry} and {path: name of its format}; entries are not checked yet."""
+    entries: dict[str, object] = {}
+    formats = {}
+    for path in paths:
+        formats[str(path)], found = tools.read_file(path, findings, options.label_from)
+        for video in found.keys() & entries.keys():
+            findings.problem("repeated video", f"{path}: {video} is in another file too; remove it from one")
+        if options.unit == "frames" and any("unit" in entry for entry in found.values() if isinstance(entry, dict)):
+            findings.problem("unit", f"{path}: the unit of its times is known; leave --unit out")
+        if formats[str(path)] == "CSV" and names:
+            _read_numbers(found, names)
+        entries |= found
+    used = set(formats.values()) - {""}
+    if options.label_from and used and not used & set(tools.LABELLED):
+        case = f"--label_from={options.label_from} has no effect on {', '.join(sorted(used))}; leave it out"
+        findings.problem("option", case)
+    return entries, formats
+
+
+def _read_numbers(entries: Mapping[str, object], names: Sequence[str]) -> None:
+    """Turns class numbers, which a table has as text, into numbers, unless they are names of classes."""
+    for action in _actions(entries):
+        if isinstance(action[0], str) and action[0].isdecimal() and action[0] not in names:
+            action[0] = int(action[0])
+
+
+def class_names(entries: Mapping[str, object], findings: Findings) -> tuple[str, ...]:
+    """Returns the names of the classes in the entries, sorted; reports classes that are numbers."""
+    labels = [action[0] for action in _actions(entries) if action]
+    if any(isinstance(label, (int, float)) for label in labels):
+        findings.problem("class list", "the annotations number their classes; give the list of names by --classes")
+    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
+    if entries and not names and not findings.problems:
+        findings.problem("class list", f"none of the {len(entries)} videos has an action")
+    return names
+
+
+def _actions(entries: Mapping[str, object]) -> Iterable[list]:
+    """All actions that are lists, of entries that may be invalid."""
+    for entry in entries.values():
+        actions = entry.get("actions") if isinstance(entry, dict) else None
+        yield from (action for action in actions if isinstance(action, list)) if isinstance(actions, list) else ()
+
+
+def fill_in(
+    entries: Mapping[str, object], media: Mapping[str, Media], options: ReadOptions, findings: Findings
+) -> tuple[Entries, list[str]]:
+    """Adds what the files leave out: times in seconds, durations and subsets.
+
+    Returns the entries in the common layout, and lines for the report. Entries that lack something are left out after
+    their problem was reported; values that are no entries are kept, to be reported by `common_layout.read_entries`.
+    """
+    used: Counter[str] = Counter()
+    filled: Entries = {}
+    for video, entry in entries.items():
+        known = dict(entry) if isinstance(entry, dict) else entry
+        if isinstance(known, dict) and known.pop("unit", "") == "frames":
+            known = _in_seconds(video, known, media.get(video), options, findings, used)
+        if known is not None:
+            filled[video] = known
+    _add_durations(filled, media, options, findings, used)
+    facts = [f"{what}: {count} video{'s'[: count != 1]}" for what, count in used.items()]
+    return _with_subsets(filled, options, findings, facts), facts
+
+
+def _in_seconds(
+    video: str, entry: dict, media: Media | None, options: ReadOptions, findings: Findings, used: Counter
+) -> dict | None:
+    """Converts actions in frames; None after a problem."""
+    stated = number(entry["fps"]) if "fps" in entry else math.nan
+    if stated > 0 and options.fps and abs(stated - options.fps) > 0.001 * options.fps:
+        findings.problem("fps", f"{video}: --fps={options.fps:g}, but its annotation has {stated:g}; leave --fps out")
+        return None
+    sources = [("the annotations", stated), ("--fps", options.fps or 0.0), ("the videos", media.fps if media else 0.0)]
+    known = [(source, fps) for source, fps in sources if 0 < fps < math.inf]
+    if not known:
+        remedy = "give --fps, the frameRate of Label Studio's Video tag (24 unless it is set), or --videos=DIR"
+        findings.problem("fps", f"{video}: its times are frames; {remedy}")
+        return None
+    source, fps = known[0]
+    used[f"frames converted with {fps:g} per second, from {source}"] += 1
+    return entry | {"fps": fps, "actions": [[label, start / fps, end / fps] for label, start, end in entry["actions"]]}
+
+
+def _add_durations(
+    entries: Entries, media: Mapping[str, Media], options: ReadOptions, findings: Findings, used: Counter
+) -> None:
+    """Adds durations that the entries do not state, and compares those that they state."""
+    scale = (options.fps or DESCRIPTION.fps) if options.unit == "frames" else 1.0
+    some_stated = any("duration" in entry for entry in entries.values() if isinstance(entry, dict))
+    for video, entry in list(entries.items()):
+        found = media.get(video)
+        if not isinstance(entry, dict):
+            continue
+        if found:
+            entry.setdefault("fps", found.fps)
+        if "duration" in entry:
+            stated = number(entry["duration"])
+            if found and abs(stated / scale - found.seconds) > max(TOLERANCE[0], TOLERANCE[1] * found.seconds):
+                case = f"{video}: {stated:.10g} {options.unit}, but {found.seconds:.10g} seconds in {found.source}"
+                findings.note(DURATION_DIFFERS, case)
+        elif found:
+            entry["duration"] = found.seconds * scale
+            used[f"durations from {found.source.parent}"] += 1
+        elif not some_stated:  # otherwise it is a missing field of this entry
+            remedy = "give --videos=DIR with the videos, or features with the manifests of data_prep.extract"
+            findings.problem("duration", f"{video}: the annotation does not state it; {remedy}")
+            del entries[video]
+
+
+def _with_subsets(entries: Entries, options: ReadOptions, findings: Findings, facts: list[str]) -> Entries:
+    """Gives each video the subset that the options or the files state."""
+    known = {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
+    if options.test or options.test_fraction is not None:
+        test = _listed(options.test, known, findings) if options.test else _drawn(options, known, findings)
+        drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
+        facts.append(f"split by {f'--test={options.test}' if options.test else drawn}")
+        subsets = {video: "testing" if video in test else "training" for video in known}
+    elif known and not any("subset" in entry for entry in known.values()):
+        remedy = "give --test=LIST, a file with the names of the test videos, or --test_fraction=0.3"
+        case = f"the annotations do not state which of the {len(known)} videos are for testing; {remedy}"
+        findings.problem("subset", case)
+        return {}
+    else:
+        subsets = _subsets_of_files(known, findings)
+    return {
+        video: entry | {"subset": subsets[video]} if video in subsets else entry
+        for video, entry in entries.items()
+        if subsets.get(video) is not None or video not in subsets
+    }
+
+
+def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | None]:
+    """{video: subset}, None for videos that are not used: those of the test subset if nobody may see its actions."""
+    stated = {video: entry["subset"] for video, entry in entries.items() if isinstance(entry.get("subset"), str)}
+    subsets: dict[str, str | None] = {video: SUBSETS.get(name.lower(), name) for video, name in stated.items()}
+    tested = [video for video, subset in subsets.items() if subset == "testing"]
+    if "validation" in subsets.values() and not any(entries[video].get("actions") for video in tested):
+        for video, subset in subsets.items():
+            subsets[video] = {"validation": "testing", "testing": None}.get(str(subset), subset)
+            if subset == "testing":
+                findings.note(TRIMMED, f"{video}: {stated[video]}, without actions")
+    return subsets
+
+
+def _listed(path: str, known: Mapping[str, object], findings: Findings) -> set[str]:
+    """The videos that a file lists, one a line, with or without the ending of a video file."""
+    lines = (read_text(Path(path), findings) or "").splitlines()
+    names = [video_name(line) for line in lines if line.strip()]
+    for name in [name for name in names if name not in known]:
+        closest = difflib.get_close_matches(name, known, 1)
+        remedy = f"did you mean {closest[0]}?" if closest else f"one of the {len(known)} is {min(known, default='')}"
+        findings.problem("test list", f"{path}: {name} is no annotated video; {remedy}")
+    return set(names)
+
+
+def _drawn(options: ReadOptions, known: Mapping[str, object], findings: Findings) -> set[str]:
+    """A part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
+    if len(known) < 2:  # none are left if all have a problem that was reported
+        case = f"--test_fraction needs two videos at least, the annotations have {len(known)}"
+        if known:
+            findings.problem("subset", case)
+        return set()
+    names, fraction = sorted(known), options.test_fraction or 0.0
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    drawn = np.random.default_rng(options.seed).permutation(len(names))[:count]
+    return {names[i] for i in drawn}
+
+
+def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
+    """Reads and cleans annotation files that state subsets and durations.
+
+    Arguments and result are those of `common_layout.read_annotations`. `data_prep.annotations` adds what other files
+    leave out.
+    """
+    found, _ = read_files(paths, names, ReadOptions(), findings)
+    entries, _ = fill_in(found, {}, ReadOptions(), findings)
+    return common_layout.read_entries(entries, names, findings, where=", ".join(map(str, paths)))
+
 
 DESCRIPTION = base.Description(
     title="your own data",
     needs="""\
-annotations.json   {"kitchen_1": {"subset": "training", "duration": 61.5, "actions": [[0, 3.2, 10.8], …]}, …}
-classes.txt        one name per line; the line number, from 0, is the class id
+annotation files   of VIA 3, ELAN, Label Studio, X-AnyLabeling, ActivityNet; CSV video,label,start,end; or
+                   {"kitchen_1": {"subset": "training", "duration": 61.5, "actions": [["cut", 3.2, 10.8], …]}, …}
+--test=LIST, --test_fraction=0.3   if the annotations do not state which videos are for testing
+--videos=DIR       if they do not state durations, and the features have no manifests
+--classes=FILE     one name per line, the line number from 0 is the class id (the names in the annotations, sorted)
 one folder of <video>.npy per modality
 
-python -m data_prep.build --dataset=custom --annotations=annotations.json --classes=classes.txt \\
+python -m data_prep.build --dataset=custom --annotations=annotations.csv --test_fraction=0.3 --videos=VIDEO_DIR \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/mine""",
     head="dense",
     unit="seconds",

@@ -1,0 +1,112 @@
+"""Annotations of your own data, as the commands read them: with durations from videos or from manifests of features.
+
+add_options(parser)                                                  # --label_from, --videos, --test, …
+annotated, names, facts = read_annotated(["a.eaf", "b.eaf"], None, options, videos, folders, findings)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kd_jax.command_line import Parser, at_least, between
+from kd_jax.data import feature_files
+from kd_jax.data.annotations import common_layout, custom
+from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.custom import Media, ReadOptions
+from kd_jax.data.checks import Findings, number
+from kd_jax.data.feature_files import FeatureFolder
+from kd_jax.files import read_json
+from kd_jax.video import videos
+
+
+def add_options(parser: Parser) -> None:
+    """Adds the options of the commands that read annotations of your own data."""
+    add = parser.add_argument_group("your own annotations").add_argument
+    add("--videos", help="Folder of the videos; durations and frame rates are those of these files.")
+    add("--test", help="File with the names of the test videos, one a line.")
+    add("--test_fraction", type=between(0, 1), help="Part of the videos to draw for testing.")
+    add("--seed", type=at_least(0), help="Seed of --test_fraction, and of the synthetic data set (0).")
+    add(
+        "--label_from",
+        help="Where the class is: tier, value or a tier (ELAN), attribute (VIA), control (Label Studio).",
+    )
+
+
+def read_entries(
+    paths: Sequence[str],
+    names: Sequence[str],
+    options: ReadOptions,
+    folder: str | None,
+    features: Sequence[FeatureFolder],
+    findings: Findings,
+) -> tuple[dict[str, dict], tuple[str, ...], list[str]]:
+    """Reads annotation files into the common layout.
+
+    Args:
+      paths: annotation files.
+      names: of the classes; () for those found in the annotations.
+      folder: of the videos; None if they are not at hand.
+      features: folders whose manifests state the durations of videos.
+
+    Returns {video: entry}, the names of the classes, and lines for the report.
+    """
+    found, formats = custom.read_files([Path(path) for path in paths], names, options, findings)
+    facts = [f"{path}: {name}" for path, name in formats.items() if name]
+    if not names:
+        names = custom.class_names(found, findings)
+        facts.append(f"classes: the {len(names)} names in the annotations, sorted")
+    media = _from_manifests(found, features) | (_from_videos(found, Path(folder), findings) if folder else {})
+    entries, more = custom.fill_in(found, media, options, findings)
+    return entries, tuple(names), facts + more
+
+
+def read_annotated(
+    paths: Sequence[str],
+    names: Sequence[str],
+    options: ReadOptions,
+    folder: str | None,
+    features: Sequence[FeatureFolder],
+    findings: Findings,
+) -> tuple[list[Annotated], tuple[str, ...], list[str]]:
+    """Reads and cleans annotation files; arguments and result are those of `read_entries`."""
+    entries, names, facts = read_entries(paths, names, options, folder, features, findings)
+    return common_layout.read_entries(entries, names, findings, where=", ".join(paths)), names, facts
+
+
+def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -> dict[str, Media]:
+    """What the manifests next to feature files state about videos."""
+    found = {}
+    for video in entries:
+        for path in [folder.path / f"{video}.json" for folder in features]:
+            try:
+                manifest = read_json(path)
+            except (ValueError, OSError):
+                continue
+            if feature_files.is_manifest(manifest):
+                frames, fps = number(manifest.get("frames")), number(manifest.get("fps"))
+                if frames > 0 and fps > 0:
+                    found.setdefault(video, Media(frames / fps, fps, path))
+    return found
+
+
+def _from_videos(entries: Mapping[str, object], folder: Path, findings: Findings) -> dict[str, Media]:
+    """What video files in a folder state, found by their names."""
+    found: dict[str, Media] = {}
+    if not folder.is_dir():
+        findings.problem("videos", f"--videos={folder} is not a folder")
+        return found
+    for path in sorted(folder.iterdir()):
+        name = videos.name_of(path)
+        if path.suffix.lower() not in videos.SUFFIXES or name not in entries:
+            continue
+        if name in found:
+            findings.problem("videos", f"{found[name].source} and {path.name} have the same name; remove one")
+            continue
+        try:
+            video = videos.probe_video(path)
+        except videos.VideoError as error:
+            findings.problem("videos", str(error))
+        else:
+            found[name] = Media(video.duration, video.fps, path)
+    if not found and entries and not findings.problems:
+        findings.problem("videos", f"--videos={folder} has no video of the annotations, such as {min(entries)}.mp4")
+    return found
