@@ -4,7 +4,7 @@ add_options(parser)                                                  # --label_f
 annotated, names, facts = read_annotated(["a.eaf", "b.eaf"], None, options, videos, folders, findings)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kd_jax.command_line import Parser, at_least, between
@@ -38,7 +38,7 @@ def read_entries(
     folder: str | None,
     features: Sequence[FeatureFolder],
     findings: Findings,
-) -> tuple[dict[str, dict], tuple[str, ...], list[str]]:
+) -> tuple[custom.Entries, tuple[str, ...], list[str]]:
     """Reads annotation files into the common layout.
 
     Args:
@@ -74,21 +74,21 @@ def read_annotated(
 
 def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -> dict[str, Media]:
     """What the manifests next to feature files state about videos."""
-    found = {}
+    found: dict[str, Media] = {}
     for video in entries:
         for path in [folder.path / f"{video}.json" for folder in features]:
             try:
                 manifest = read_json(path)
             except (ValueError, OSError):
                 continue
-            if feature_files.is_manifest(manifest):
+            if manifest and feature_files.is_manifest(manifest):
                 frames, fps = number(manifest.get("frames")), number(manifest.get("fps"))
                 if frames > 0 and fps > 0:
                     found.setdefault(video, Media(frames / fps, fps, path))
     return found
 
 
-def _from_videos(entries: Mapping[str, object], folder: Path, findings: Findings) -> dict[str, Media]:
+def _from_videos(entries: custom.Entries, folder: Path, findings: Findings) -> dict[str, Media]:
     """What video files in a folder state, found by their names."""
     found: dict[str, Media] = {}
     if not folder.is_dir():

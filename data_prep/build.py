@@ -93,7 +93,8 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     if names and description.names and len(names) != len(description.names):
         expected = f"{options.dataset} has {len(description.names)}"
         findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
-    annotated, facts = [], []
+    annotated: list[Annotated] = []
+    facts: list[str] = []
     if options.dataset == "custom":
         given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
         given = dataclasses.replace(given, test_fraction=options.test_fraction, seed=options.seed or 0)

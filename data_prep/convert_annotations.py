@@ -43,10 +43,10 @@ def convert(given) -> str:
         given.unit, given.fps, given.label_from or "", given.test, given.test_fraction, given.seed or 0
     )
     entries, names, facts = read_entries(given.input, names, options, given.videos, (), findings)
-    videos = common_layout.read_entries(entries, names, findings, where=findings.subject)
+    videos = common_layout.read_entries(entries, names, findings, where=str(findings.subject))
     findings.raise_problems()
     scale = (given.fps or DESCRIPTION.fps) if given.unit == "frames" else 1.0
-    written = {}
+    written: dict[str, dict] = {}
     for video in videos:
         actions = [[names[int(c)], start / scale, end / scale] for c, start, end in video.written.tolist()]
         fps = given.fps or entries[video.id].get("fps")

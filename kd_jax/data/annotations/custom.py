@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,14 +50,14 @@ class Media:
     source: Path
 
 
-Entries = dict[str, dict]  # {video: entry of the common layout}
+Entries = dict[str, Any]  # {video: entry of the common layout, or any other value that a file has there}
 
 
 def read_files(
     paths: Sequence[Path], names: Sequence[str], options: ReadOptions, findings: Findings
-) -> tuple[dict[str, object], dict[str, str]]:
+) -> tuple[Entries, dict[str, str]]:
     """Reads annotation files. Returns {video: entry} and {path: name of its format}; entries are not checked yet."""
-    entries: dict[str, object] = {}
+    entries: Entries = {}
     formats = {}
     for path in paths:
         formats[str(path)], found = tools.read_file(path, findings, options.label_from)
@@ -74,14 +75,14 @@ def read_files(
     return entries, formats
 
 
-def _read_numbers(entries: Mapping[str, object], names: Sequence[str]) -> None:
+def _read_numbers(entries: Mapping[str, Any], names: Sequence[str]) -> None:
     """Turns class numbers, which a table has as text, into numbers, unless they are names of classes."""
     for action in _actions(entries):
         if isinstance(action[0], str) and action[0].isdecimal() and action[0] not in names:
             action[0] = int(action[0])
 
 
-def class_names(entries: Mapping[str, object], findings: Findings) -> tuple[str, ...]:
+def class_names(entries: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
     """Returns the names of the classes in the entries, sorted; reports classes that are numbers."""
     labels = [action[0] for action in _actions(entries) if action]
     if any(isinstance(label, (int, float)) for label in labels):
@@ -92,7 +93,7 @@ def class_names(entries: Mapping[str, object], findings: Findings) -> tuple[str,
     return names
 
 
-def _actions(entries: Mapping[str, object]) -> Iterable[list]:
+def _actions(entries: Mapping[str, Any]) -> Iterable[list]:
     """All actions that are lists, of entries that may be invalid."""
     for entry in entries.values():
         actions = entry.get("actions") if isinstance(entry, dict) else None
@@ -100,7 +101,7 @@ def _actions(entries: Mapping[str, object]) -> Iterable[list]:
 
 
 def fill_in(
-    entries: Mapping[str, object], media: Mapping[str, Media], options: ReadOptions, findings: Findings
+    entries: Mapping[str, Any], media: Mapping[str, Media], options: ReadOptions, findings: Findings
 ) -> tuple[Entries, list[str]]:
     """Adds what the files leave out: times in seconds, durations and subsets.
 
@@ -172,7 +173,7 @@ def _with_subsets(entries: Entries, options: ReadOptions, findings: Findings, fa
         test = _listed(options.test, known, findings) if options.test else _drawn(options, known, findings)
         drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
         facts.append(f"split by {f'--test={options.test}' if options.test else drawn}")
-        subsets = {video: "testing" if video in test else "training" for video in known}
+        subsets: dict[str, str | None] = {v: "testing" if v in test else "training" for v in known}
     elif known and not any("subset" in entry for entry in known.values()):
         remedy = "give --test=LIST, a file with the names of the test videos, or --test_fraction=0.3"
         case = f"the annotations do not state which of the {len(known)} videos are for testing; {remedy}"
@@ -200,7 +201,7 @@ def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | N
     return subsets
 
 
-def _listed(path: str, known: Mapping[str, object], findings: Findings) -> set[str]:
+def _listed(path: str, known: Mapping[str, Any], findings: Findings) -> set[str]:
     """The videos that a file lists, one a line, with or without the ending of a video file."""
     lines = (read_text(Path(path), findings) or "").splitlines()
     names = [video_name(line) for line in lines if line.strip()]
@@ -211,7 +212,7 @@ def _listed(path: str, known: Mapping[str, object], findings: Findings) -> set[s
     return set(names)
 
 
-def _drawn(options: ReadOptions, known: Mapping[str, object], findings: Findings) -> set[str]:
+def _drawn(options: ReadOptions, known: Mapping[str, Any], findings: Findings) -> set[str]:
     """A part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
     if len(known) < 2:  # none are left if all have a problem that was reported
         case = f"--test_fraction needs two videos at least, the annotations have {len(known)}"

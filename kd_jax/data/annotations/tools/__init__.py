@@ -96,6 +96,8 @@ def write_file(path: Path, to: str, entries: Mapping[str, Mapping]) -> None:
     if to == "csv":
         content = segment_table.write(entries)
     else:
-        write = {"activitynet": activitynet.write, "label_studio": label_studio.write, "json": dict}[to]
-        content = json.dumps(write(entries), ensure_ascii=False, indent=1) + "\n"
+        tree: object = dict(entries)
+        if to != "json":
+            tree = activitynet.write(entries) if to == "activitynet" else label_studio.write(entries)
+        content = json.dumps(tree, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, content.encode())

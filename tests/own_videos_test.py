@@ -1,0 +1,82 @@
+"""Every command of docs/own-videos.md runs, in order, on drawn videos; VIA's files are written as VIA does."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep import stickfigures
+from kd_jax import __main__ as kd_jax_command
+from kd_jax.data import records
+
+PAGE = (Path(__file__).parents[1] / "docs/own-videos.md").read_text()
+SMALL = {  # words of a command: what makes it cheap
+    "stickfigures": ["--train=3", "--test=1", "--seconds=4"],
+    "train": ["--config.training.epochs=1", "--config.model.hidden=8", "--config.dataset.validation_fraction=0.0"],
+}
+
+
+def write_via(path, annotations, classes):
+    """Write the CSV export of VIA 3, with a numbered option per class."""
+    options = {str(i): name for i, name in enumerate(classes)}
+    attribute = {"1": {"aname": "TEMPORAL-SEGMENTS", "anchor_id": "FILE1_Z2_XY0", "type": 4, "options": options}}
+    lines = ["# Exported using VGG Image Annotator", f"# ATTRIBUTE = {json.dumps(attribute)}"]
+    lines += ["# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,metadata"]
+    for video, entry in annotations.items():
+        for class_id, start, end in entry["actions"]:
+            cells = [[f"{video}.mp4"], [start, end], [], {"1": str(class_id)}]
+            files, times, shape, metadata = ('"' + json.dumps(cell).replace('"', '""') + '"' for cell in cells)
+            lines.append(f'"1_a",{files},0,{times},{shape},{metadata}')
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.DOTALL)
+    Path("films.py").write_text(next(block for language, block in blocks if language == "python"))
+    commands = [
+        line for language, block in blocks if language == "bash" for line in block.replace("\\\n", "").splitlines()
+    ]
+    commands = [shlex.split(line) for line in commands]
+    assert [command for command in commands if command[0] not in ("kd-jax", "python")] == [
+        ["pip", "install", "-e", ".[video]"]
+    ]
+    for command in commands[1:]:
+        arguments = command[1:] if command[0] == "kd-jax" else [command[2].removeprefix("data_prep."), *command[3:]]
+        if arguments[0] == "predict":
+            shutil.copy("films/figure_003.mp4", "films/new.mp4")
+        run(*arguments, *SMALL.get(arguments[0], []))
+        if arguments[0] == "stickfigures":
+            shutil.copytree("practice/videos", "films")
+            shutil.copytree("practice/weights", "weights")
+            annotations = json.loads(Path("practice/annotations.json").read_text())
+            later = {"figure_000": annotations.pop("figure_000")}
+            classes = Path("practice/classes.txt").read_text().splitlines()
+            write_via(Path("annotations.csv"), annotations, classes)
+            write_via(Path("corrected.csv"), later, classes)
+            Path("test.txt").write_text("figure_003\n")
+    shown = capsys.readouterr().out
+    assert "annotations.csv: VIA 3\n" in shown and "split by --test_fraction=0.3, seed 0\n" in shown
+    assert "durations from films: 3 videos" in shown and "durations from films: 4 videos" in shown
+    assert Path("OUT/detections.json").exists() and Path("workdir/films_2/results.md").exists()
+    tasks = json.loads(Path("tasks.json").read_text())
+    assert len(tasks) == 3 and {task["data"]["fps"] for task in tasks} == {15.0}
+    info, test = records.read_info(tmp_path / "data/films"), records.read(tmp_path / "data/films", "test")
+    (video,) = test
+    assert video.id == "figure_003" and video.duration == annotations["figure_003"]["duration"]
+    drawn = [(classes[c], start, end) for c, start, end in annotations["figure_003"]["actions"]]
+    assert [(info.classes[int(c)], start, end) for c, start, end in video.segments] == drawn
+
+
+def run(command, *arguments):
+    """Run a command of kd-jax, or the module that draws videos, in this process."""
+    if command == "stickfigures":
+        return stickfigures.main(arguments)
+    try:
+        return kd_jax_command.main([command, *arguments])
+    except SystemExit as ended:
+        assert not ended.code, (command, ended.code)
