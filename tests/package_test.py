@@ -40,6 +40,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "analyse",
         "evaluate",
         "build",
+        "convert-annotations",
         "extract",
         "convert-weights",
     ]

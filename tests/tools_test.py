@@ -236,6 +236,15 @@ def test_durations_are_compared(tmp_path, test_list):
     assert "kitchen: the annotation does not state it; give --videos=DIR" in text
 
 
+def test_actions_of_known_videos_need_no_subset():
+    findings, media = Findings(), {"kitchen": MEDIA["kitchen"], "cellar": MEDIA["hall"]}
+    for name in FILES:
+        paths = [SAMPLES / file for file in FILES[name]]
+        found = custom.read_actions(paths, ("wash", "cut"), media, findings)
+        assert {video: rows.tolist() for video, rows in found.items()} == {"kitchen": [[1, 1.2, 4.8], [0, 4.0, 9.6]]}
+    assert not findings.problems
+
+
 def test_class_numbers_of_a_table_need_the_list(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("video,label,start,end,duration,subset\na,1,1,2,9,train\nb,0,1,2,9,test\n")

@@ -1,7 +1,7 @@
 """DATASETS: every data set by name, with what is known about it before its files are read.
 
 Each module here reads the annotation files of one data set. `common_layout` reads the layout that several share, and
-`cleaning` checks and cleans the annotation of one video.
+`cleaning` checks and cleans the annotation of one video. `tools` has the formats of annotation tools.
 """
 
 from kd_jax.data import base, synthetic

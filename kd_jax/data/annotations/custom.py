@@ -225,6 +225,20 @@ def _drawn(options: ReadOptions, known: Mapping[str, Any], findings: Findings) -
     return {names[i] for i in drawn}
 
 
+def read_actions(
+    paths: Sequence[Path], names: Sequence[str], media: Mapping[str, Media], findings: Findings
+) -> dict[str, np.ndarray]:
+    """Reads the actions of the videos in `media`, whatever their subset, from annotation files.
+
+    Returns {video: `[N, 3]` rows (class, start s, end s)}, cleaned.
+    """
+    found, _ = read_files(paths, names, ReadOptions(), findings)
+    known = {v: entry | {"subset": "testing"} for v, entry in found.items() if v in media and isinstance(entry, dict)}
+    entries, _ = fill_in(known, media, ReadOptions(), findings)
+    where = ", ".join(map(str, paths))
+    return {video.id: video.segments for video in common_layout.read_entries(entries, names, findings, where=where)}
+
+
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
     """Reads and cleans annotation files that state subsets and durations.
 

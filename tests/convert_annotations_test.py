@@ -1,0 +1,105 @@
+"""The command that converts annotations, and the builder with annotations of tools."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import build, convert_annotations
+from kd_jax.data import records
+from kd_jax.files import write_json
+
+SAMPLES = Path(__file__).parent / "data/annotations"
+SECONDS = {"kitchen": 20.0, "garden": 12.0, "hall": 8.0}
+
+
+def convert(*arguments):
+    convert_annotations.main([str(argument) for argument in arguments])
+
+
+def refused(command, *arguments):
+    """Run a command that ends in a mistake and return what it says."""
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(argument) for argument in arguments])
+    return str(ended.value)
+
+
+@pytest.fixture
+def features(tmp_path):
+    """Write features with manifests of the videos of the samples; return the folder."""
+    for video, seconds in SECONDS.items():
+        (tmp_path / "rgb").mkdir(exist_ok=True)
+        np.save(tmp_path / "rgb" / f"{video}.npy", np.ones((int(2 * seconds), 3), np.float32))
+        made = {"modality": "rgb", "weights_sha256": "a", "sampling": {}, "sampled_fps": None, "dtype": "float32"}
+        made |= {"frames": int(25 * seconds), "fps": 25.0, "seconds_per_snippet": 0.5}
+        write_json(tmp_path / "rgb" / f"{video}.json", made)
+    return tmp_path / "rgb"
+
+
+def test_tables_become_tasks_with_a_config_and_come_back(tmp_path, capsys):
+    convert(SAMPLES / "table.csv", "--to=label_studio", "--fps=25", f"--output={tmp_path / 'tasks.json'}")
+    assert "tasks.json: 3 videos, 3 actions, 2 classes\n" in capsys.readouterr().out
+    assert '<Label value="wash"/>' in (tmp_path / "tasks.xml").read_text()
+    convert(tmp_path / "tasks.json", "--to=json", f"--output={tmp_path / 'back.json'}")
+    back, expected = json.loads((tmp_path / "back.json").read_text()), json.loads((SAMPLES / "common.json").read_text())
+    assert {video: entry["actions"] for video, entry in back.items()} == {v: e["actions"] for v, e in expected.items()}
+
+
+def test_numbers_and_frames_become_names_and_seconds(tmp_path):
+    numbered = {"a": {"subset": "training", "duration": 300, "actions": [[1, 25, 250]]}}
+    (tmp_path / "a.json").write_text(json.dumps(numbered))
+    (tmp_path / "classes.txt").write_text("cut\nwash\n")
+    options = [f"--classes={tmp_path / 'classes.txt'}", "--unit=frames", "--fps=50", f"--output={tmp_path / 'b.csv'}"]
+    convert(tmp_path / "a.json", "--to=csv", *options)
+    assert (tmp_path / "b.csv").read_text() == ("video,label,start,end,duration,subset\na,wash,0.5,5.0,6.0,training\n")
+
+
+def test_mistakes_end_in_one_sentence(tmp_path):
+    output = f"--output={tmp_path / 'out'}"
+    text = refused(convert_annotations, SAMPLES / "table.csv", "--to=label_studio", output)
+    assert text == "data_prep.convert_annotations: kitchen: Label Studio counts frames; give --fps or --videos=DIR"
+    text = refused(convert_annotations, SAMPLES / "table.csv", "--to=csv", "--test=a", "--test_fraction=0.3", output)
+    assert "--test lists the test videos and --test_fraction draws them; leave one out" in text
+    text = refused(convert_annotations, SAMPLES / "table.csv", "--to=xml", output)
+    assert "--to: invalid choice: 'xml'" in text
+    text = refused(convert_annotations, SAMPLES / "via.csv", "--to=csv", f"--videos={tmp_path / 'none'}", output)
+    assert "none is not a folder" in text
+    text = refused(convert_annotations, SAMPLES / "via.csv", "--to=csv", f"--videos={tmp_path}", output)
+    assert "has no video of the annotations, such as garden.mp4" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_from_a_tool(features, tmp_path, capsys):
+    paths = [f"--annotations={SAMPLES / f'elan_{video}.eaf'}" for video in SECONDS]
+    (tmp_path / "test.txt").write_text("hall\n")
+    arguments = ["--dataset=custom", *paths, f"--features=rgb={features}", f"--test={tmp_path / 'test.txt'}"]
+    build.main([*arguments, f"--output={tmp_path / 'out'}"])
+    shown = capsys.readouterr().out
+    for line in ("elan_hall.eaf: ELAN", "classes: the 2 names in the annotations, sorted", "durations from"):
+        assert line in shown
+    assert f"durations from {features}: 3 videos" in shown and f"split by --test={tmp_path / 'test.txt'}" in shown
+    info, train = records.read_info(tmp_path / "out"), records.read(tmp_path / "out", "train")
+    assert info.classes == ("cut", "wash") and [video.id for video in train] == ["kitchen", "garden"]
+    np.testing.assert_array_equal(train[0].segments, [[0, 1.2, 4.8], [1, 4.0, 9.6]])
+    assert [video.duration for video in train] == [20.0, 12.0]
+
+
+def test_records_do_not_depend_on_the_format(features, tmp_path):
+    made = []
+    for name, more in (("common.json", []), ("table.csv", []), ("activitynet.json", []), ("label_studio.json", ["t"])):
+        (tmp_path / "t").write_text("hall.mp4")
+        split = [f"--test={tmp_path / 't'}"] if more else []
+        output = tmp_path / name.partition(".")[0]
+        arguments = [f"--annotations={SAMPLES / name}", f"--features=rgb={features}", f"--output={output}", *split]
+        build.main(["--dataset=custom", *arguments])
+        made.append([(v.id, v.duration, v.segments.tolist()) for v in records.read(output, "train")])
+    assert all(videos == made[0] for videos in made)
+
+
+def test_a_video_without_features_is_named(features):
+    (features / "hall.npy").unlink()
+    text = refused(
+        build, "--dataset=custom", f"--annotations={SAMPLES / 'table.csv'}", f"--features=rgb={features}", "--check"
+    )
+    assert "missing feature file, see --skip_missing (1):" in text and "hall.npy" in text
