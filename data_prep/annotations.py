@@ -31,7 +31,7 @@ def add_options(parser: Parser) -> None:
     )
 
 
-def read_entries(
+def collect_entries(
     paths: Sequence[str],
     names: Sequence[str],
     options: ReadOptions,
@@ -67,8 +67,8 @@ def read_annotated(
     features: Sequence[FeatureFolder],
     findings: Findings,
 ) -> tuple[list[Annotated], tuple[str, ...], list[str]]:
-    """Reads and cleans annotation files; arguments and result are those of `read_entries`."""
-    entries, names, facts = read_entries(paths, names, options, folder, features, findings)
+    """Reads and cleans annotation files; arguments and result are those of `collect_entries`."""
+    entries, names, facts = collect_entries(paths, names, options, folder, features, findings)
     return common_layout.read_entries(entries, names, findings, where=", ".join(paths)), names, facts
 
 

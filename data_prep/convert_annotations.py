@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.annotations import add_options, read_entries
+from data_prep.annotations import add_options, collect_entries
 from kd_jax.command_line import Parser, positive
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.custom import DESCRIPTION, ReadOptions
@@ -42,7 +42,7 @@ def convert(given) -> str:
     options = ReadOptions(
         given.unit, given.fps, given.label_from or "", given.test, given.test_fraction, given.seed or 0
     )
-    entries, names, facts = read_entries(given.input, names, options, given.videos, (), findings)
+    entries, names, facts = collect_entries(given.input, names, options, given.videos, (), findings)
     videos = common_layout.read_entries(entries, names, findings, where=str(findings.subject))
     findings.raise_problems()
     scale = (given.fps or DESCRIPTION.fps) if given.unit == "frames" else 1.0

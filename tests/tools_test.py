@@ -295,6 +295,8 @@ TABLE = "video,label,start,end,duration,subset\n"
         ('{"database": {}}', "database {}, expected {video: …}"),
         ('{"database": {"a": {"annotations": [{"label": "b"}]}}}', 'a: {"label": "b"}, expected {"label": NAME'),
         ('[{"id": 1, "video": "a.mp4", "actions": []}]', "has no data; export as JSON, not JSON-MIN"),
+        ('[{"data": {"video": "a.mp4"}, "predictions": []}]', "file: no annotated video"),
+        ('{"a": {"unit": "frames", "actions": [1], "duration": 1, "subset": "test"}}', "a: 1, expected [class, start,"),
         ('[{"data": {"text": "a"}}]', 'data {"text": "a"} does not name one video'),
         ('[{"data": {"video": "a.mp4"}, "annotations": [{"result": []}, {"result": []}]}]', "a: 2 annotations; delete"),
         ('[{"data": {"video": "a.mp4"}, "annotations": [{}]}]', "a: result null, expected a list"),
@@ -320,6 +322,8 @@ def test_options_without_effect(tmp_path):
     assert "--label_from=tier has no effect on CSV" in problems(SAMPLES / "table.csv", label_from="tier")
     assert "via.csv: the unit of its times is known; leave --unit out" in problems(SAMPLES / "via.csv", unit="frames")
     numbered = '{"a": {"subset": "training", "duration": 9, "actions": [[0, 1, 2]]}}'
+    text = problems(SAMPLES / "label_studio.json", label_from="mood")
+    assert "there is no control 'mood' (--label_from), but actions, quality" in text
     assert "number their classes; give the list of names by --classes" in problems(tmp_path / "a.json", numbered)
 
 

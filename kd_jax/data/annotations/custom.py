@@ -8,7 +8,7 @@ videos = common_layout.read_entries(entries, names, findings, where="export.json
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ def read_files(
         if formats[str(path)] == "CSV" and names:
             _read_numbers(found, names)
         entries |= found
+    if not entries and not findings.problems:
+        findings.problem("annotation files", f"{', '.join(formats)}: no annotated video")
     used = set(formats.values()) - {""}
     if options.label_from and used and not used & set(tools.LABELLED):
         case = f"--label_from={options.label_from} has no effect on {', '.join(sorted(used))}; leave it out"
@@ -118,7 +120,7 @@ def fill_in(
             filled[video] = known
     _add_durations(filled, media, options, findings, used)
     facts = [f"{what}: {count} video{'s'[: count != 1]}" for what, count in used.items()]
-    return _with_subsets(filled, options, findings, facts), facts
+    return _with_subsets(filled, set(entries), options, findings, facts), facts
 
 
 def _in_seconds(
@@ -166,11 +168,13 @@ def _add_durations(
             del entries[video]
 
 
-def _with_subsets(entries: Entries, options: ReadOptions, findings: Findings, facts: list[str]) -> Entries:
-    """Gives each video the subset that the options or the files state."""
+def _with_subsets(
+    entries: Entries, videos: Set[str], options: ReadOptions, findings: Findings, facts: list[str]
+) -> Entries:
+    """Gives each video the subset that the options or the files state; `videos` are all that the files annotate."""
     known = {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
     if options.test or options.test_fraction is not None:
-        test = _listed(options.test, known, findings) if options.test else _drawn(options, known, findings)
+        test = _listed(options.test, videos, findings) if options.test else _drawn(options, known, findings)
         drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
         facts.append(f"split by {f'--test={options.test}' if options.test else drawn}")
         subsets: dict[str, str | None] = {v: "testing" if v in test else "training" for v in known}
@@ -201,13 +205,13 @@ def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | N
     return subsets
 
 
-def _listed(path: str, known: Mapping[str, Any], findings: Findings) -> set[str]:
+def _listed(path: str, videos: Set[str], findings: Findings) -> set[str]:
     """The videos that a file lists, one a line, with or without the ending of a video file."""
     lines = (read_text(Path(path), findings) or "").splitlines()
     names = [video_name(line) for line in lines if line.strip()]
-    for name in [name for name in names if name not in known]:
-        closest = difflib.get_close_matches(name, known, 1)
-        remedy = f"did you mean {closest[0]}?" if closest else f"one of the {len(known)} is {min(known, default='')}"
+    for name in [name for name in names if name not in videos]:
+        closest = difflib.get_close_matches(name, videos, 1)
+        remedy = f"did you mean {closest[0]}?" if closest else f"one of the {len(videos)} is {min(videos, default='')}"
         findings.problem("test list", f"{path}: {name} is no annotated video; {remedy}")
     return set(names)
 

@@ -72,7 +72,7 @@ def _read_json(path: Path, kind: type, findings: Findings, label_from: str) -> t
             findings.problem("annotation layout", f"{path}: [], expected an object with at least one video, or tasks")
         return "", {}
     if isinstance(content, dict) and any(isinstance(e, dict) and "actions" in e for e in content.values()):
-        return COMMON, content
+        return COMMON, _without_unit(content)
     if isinstance(content, list) or {"data", "annotations"} <= content.keys():
         return "Label Studio", label_studio.read(content, where, findings, label_from)
     if "database" in content:
@@ -88,7 +88,15 @@ def _read_json(path: Path, kind: type, findings: Findings, label_from: str) -> t
         known = f"{short(list(content))} are the keys of no format that is read (data_prep/README.md lists them)"
         findings.problem("annotation layout", f"{path}: {known}; expected an object with at least one video")
         return "", {}
-    return COMMON, content
+    return COMMON, _without_unit(content)
+
+
+def _without_unit(content: Mapping) -> dict:
+    """The entries of a file in the common layout, where the unit is that of the command line."""
+    return {
+        video: {name: value for name, value in entry.items() if name != "unit"} if isinstance(entry, dict) else entry
+        for video, entry in content.items()
+    }
 
 
 def write_file(path: Path, to: str, entries: Mapping[str, Mapping]) -> None:

@@ -60,6 +60,7 @@ def write(entries: Mapping[str, Mapping]) -> list[dict]:
 def read(content: list | dict, where: str, findings: Findings, label_from: str = "") -> dict[str, dict]:
     """Reads the annotations of tasks, or of one task; with `label_from`, only those of the control with this name."""
     entries: dict[str, dict] = {}
+    controls: set[str] = set()
     for i, task in enumerate(content if isinstance(content, list) else [content]):
         place = f"{where} task {i}"
         data = task.get("data") if isinstance(task, dict) else None
@@ -68,14 +69,18 @@ def read(content: list | dict, where: str, findings: Findings, label_from: str =
         elif (video := _video_of(data, place, findings)) and (result := _result(task, video, findings)) is not None:
             if video in entries:
                 findings.problem("repeated video", f"{place}: {video} occurs twice; remove all but one")
+            controls |= {str(region.get("from_name")) for region in result if isinstance(region, dict)}
             entries[video] = _read_regions(result, f"{place} ({video})", findings, label_from)
             entries[video] |= {name: data[name] for name in FACTS if name in data}
+    if label_from and controls and label_from not in controls:
+        case = f"{where}: there is no control {label_from!r} (--label_from), but {', '.join(sorted(controls))}"
+        findings.problem("control", case)
     return entries
 
 
 def _video_of(data: Mapping, where: str, findings: Findings) -> str:
     """The name of the video of a task; '' after a problem."""
-    files = [value for value in data.values() if isinstance(value, str) and is_media(video_file(value))]
+    files = [value for value in data.values() if isinstance(value, str) and is_media(_video_file(value))]
     named = data.get("video") if isinstance(data.get("video"), str) else files[0] if len(files) == 1 else None
     if isinstance(named, str) and named:
         return video_name(named)
@@ -83,8 +88,8 @@ def _video_of(data: Mapping, where: str, findings: Findings) -> str:
     return ""
 
 
-def video_file(text: str) -> str:
-    """Returns a path or URL without a query, so that its ending is that of the file."""
+def _video_file(text: str) -> str:
+    """A path or URL without a query, so that its ending is that of the file."""
     return text if "local-files/?d=" in text else text.partition("?")[0]
 
 
