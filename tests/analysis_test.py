@@ -18,6 +18,7 @@ from kd_jax.analysis import (
     style,
 )
 from kd_jax.analysis import saliency as boundary_saliency
+from kd_jax.analysis.study import Unavailable
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.protocols import Predictions, Truth
 from kd_jax.losses import boundary_level
@@ -320,6 +321,8 @@ def test_scores_of_classes_are_those_of_the_protocol():
     found = Predictions(detections={"a": np.array([[0, 0.5, 3.5, 0.9]]), "b": np.array([[0, 1.5, 2.1, 0.8]])})
     # Class 0: the second detection has tIoU 0.6, so it is right at 0.1, 0.3 and 0.5. Class 1 is never found.
     np.testing.assert_allclose(per_class.class_scores(found, truth, "event_map"), [100, 0, np.nan])
+    with pytest.raises(Unavailable, match="the protocol detection_map_by_length has no score per class"):
+        per_class.class_scores(found, truth, "detection_map_by_length")
 
 
 def test_resampled_videos_count_as_often_as_they_are_drawn():

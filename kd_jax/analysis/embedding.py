@@ -170,7 +170,7 @@ def make(study: Study) -> Drawing:
         ]
         measured[name] = intervals.over_seeds(np.array(values))
         if len(points) < _PANELS:
-            points[name] = project(features[0], perplexity=min(study.perplexity, (len(features[0]) - 1) / 3))
+            points[name] = project(features[0], perplexity=study.perplexity or min(30.0, (len(features[0]) - 1) / 3))
         table.append(_row(name, "", *measured[name]))
     notes = {name: f"kNN {100 * mean[1]:.0f} %, silhouette {mean[0]:.2f}" for name, (mean, _) in measured.items()}
     known = study.experiment.source.info.classes
