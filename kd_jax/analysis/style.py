@@ -103,8 +103,9 @@ def save(figure: Figure, table: Sequence[Mapping[str, object]], path: Path) -> N
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})  # equal figures are equal files
-    small, options = io.BytesIO(), {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
-    Image.open(png).convert("RGB").quantize(256, **options).save(small, "png", optimize=True)  # a third of the bytes
+    small, method, dither = io.BytesIO(), Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    image = Image.open(png).convert("RGB").quantize(256, method=method, dither=dither)  # a third of the bytes
+    image.save(small, "png", optimize=True)
     for suffix, content in {"png": small, "svg": svg}.items():
         write_atomically(path.with_name(f"{path.name}.{suffix}"), content.getvalue())
     write_atomically(path.with_name(f"{path.name}.csv"), as_csv(table).encode())
