@@ -89,8 +89,9 @@ def test_the_classes_that_are_confused_most_and_change_most():
 
 def test_selected_rows_of_a_confusion_still_sum_to_one():
     table = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.1, 0.2], [0, 0, 1, 0]])
-    np.testing.assert_allclose(confusion.select(table, [1, 0], 3), [[0.6, 0.1, 0.1, 0.2], [0.3, 0.4, 0.2, 0.1]])
-    np.testing.assert_allclose(confusion.select(table[:, :3], [0, 1, 2], 3), table[:, :3])
+    np.testing.assert_allclose(confusion.select(table, [1, 0], [1, 0]), [[0.6, 0.1, 0.1, 0.2], [0.3, 0.4, 0.2, 0.1]])
+    np.testing.assert_allclose(confusion.select(table[:, :3], [0, 1, 2], [0, 1, 2]), table[:, :3])
+    assert confusion.choose_columns([table], [0], 2) == [0, 1] and confusion.choose_columns([table], [2], 1) == [2]
 
 
 def test_sampled_snippets_have_one_of_the_classes_and_come_from_the_right_video():
