@@ -16,7 +16,7 @@ from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMO
 from kd_jax.evaluation.scoring import ranking_scores
 
 DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
-_DRAWS, _CHEAP = 40, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
+_DRAWS, _CHEAP = 30, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
 

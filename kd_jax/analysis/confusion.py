@@ -100,7 +100,8 @@ def draw(
 ) -> Figure:
     """Draws two confusions and their difference, `[R, K]` each, with the names of rows and columns."""
     width, height = 0.29 * len(columns), 0.29 * len(rows)
-    figure = style.new_figure(3 * width + 2.0, height + 1.7)
+    labels = 0.085 * max(map(len, columns))  # below the matrices, in inches
+    figure = style.new_figure(3 * width + 2.0, height + labels + 0.8)
     axes = figure.subplots(1, 3, sharey=True)
     limit = max(0.05, float(np.nanmax(np.abs(after - before))))
     _draw_matrix(axes[0], before, columns, style.SEQUENTIAL, (0, 1))

@@ -61,13 +61,15 @@ def draw(
     Args:
       logs: {run: `curves`}.
       best_epochs: {run: best epoch}, marked on the curve; {} for means over seeds, whose best epochs differ.
-      weights: {term: weight} of the augmented run.
+      weights: {term: factor} of the augmented run, by which its losses and norms are multiplied; 1 = as they are.
     """
     named = [name for name in logs if roles.of(name) != "other"] + [n for n in logs if roles.of(n) == "other"]
     named = named[:_HIGHLIGHTED]
     terms = logs.get(roles.augmented, {})
-    gradients = {key.removeprefix("gradient/"): values for key, values in terms.items() if key.startswith("gradient/")}
-    shown = {key: np.abs(weights.get(key, 1.0)) * terms[key] for key in ("task", *weights) if key in terms}
+    weighted = {"task": 1.0, **weights}
+    shown = {term: weight * terms[term] for term, weight in weighted.items() if term in terms}
+    gradients = {t: weight * terms[f"gradient/{t}"] for t, weight in weighted.items() if f"gradient/{t}" in terms}
+    unit = "" if set(weights.values()) == {1.0} else "weight · "
     panels = {"validation frame mAP": _VALIDATION, "task loss": "task"}
     panels = {title: key for title, key in panels.items() if any(key in log for log in logs.values())}
     count = len(panels) + bool(weights and shown) + bool(gradients)
@@ -80,10 +82,10 @@ def draw(
         style.write_panel_title(axis, title)
     if weights and shown:
         _draw_terms(axes[len(panels)], shown)
-        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented or '')}: weight · loss")
+        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented or '')}: {unit}loss")
     if gradients:
         _draw_terms(axes[-1], gradients)
-        style.write_panel_title(axes[-1], "gradient norm at the features")
+        style.write_panel_title(axes[-1], f"{unit}gradient at features")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(axis="y")
@@ -134,7 +136,10 @@ def make(study: Study) -> Drawing:
         raise Unavailable("no run has kept its metrics.jsonl")
     logs = {name: curves([run.epochs for run in seeds]) for name, seeds in runs.items()}
     best = {name: [run.results["best_epoch"] for run in seeds] for name, seeds in runs.items()}
-    weights = study.experiment.row(study.roles.augmented)["weights"] if study.roles.augmented else {}
+    weights: Mapping[str, float] = {}
+    if study.roles.augmented:
+        row = study.experiment.row(study.roles.augmented)  # with balance='gradient' a weight multiplies no loss
+        weights = row["weights"] if row["balance"] == "loss" else dict.fromkeys(row["weights"], 1.0)
     marked = {name: epochs[0] for name, epochs in best.items() if study.num_seeds == 1}
     figure = draw(logs, marked, weights, study.roles)
     table = [
