@@ -24,15 +24,15 @@ def parser() -> Parser:
     add("--figures", type=names, help=f"Some of {','.join(FIGURES)} (all).")
     classes = "Names of the classes in tsne and confusion (the 12 that the plain student confuses most and distillation"
     add("--classes", type=names, default=(), help=f"{classes} changes most).")
-    add("--perplexity", type=positive, default=30.0, help="Of t-SNE (30); about the number of neighbours.")
+    add("--perplexity", type=positive, help="Of t-SNE (30); about the number of neighbours that a snippet has.")
     add("--output", help="Folder for the figures (WORKDIR/figures).")
     add("--data_dir", help="Folder of the records, if they have moved.")
     return options
 
 
 def names(text: str) -> list[str]:
-    """Reads names that commas separate."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
+    """Reads names that commas separate; a repeated name counts once."""
+    found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not found:
         raise argparse.ArgumentTypeError("give at least one name, and commas between several")
     return found

@@ -18,6 +18,7 @@ from kd_jax.analysis import (
     style,
 )
 from kd_jax.analysis import saliency as boundary_saliency
+from kd_jax.analysis.study import Unavailable
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.protocols import Predictions, Truth
 from kd_jax.losses import boundary_level
@@ -88,8 +89,9 @@ def test_the_classes_that_are_confused_most_and_change_most():
 
 def test_selected_rows_of_a_confusion_still_sum_to_one():
     table = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.1, 0.2], [0, 0, 1, 0]])
-    np.testing.assert_allclose(confusion.select(table, [1, 0], 3), [[0.6, 0.1, 0.1, 0.2], [0.3, 0.4, 0.2, 0.1]])
-    np.testing.assert_allclose(confusion.select(table[:, :3], [0, 1, 2], 3), table[:, :3])
+    np.testing.assert_allclose(confusion.select(table, [1, 0], [1, 0]), [[0.6, 0.1, 0.1, 0.2], [0.3, 0.4, 0.2, 0.1]])
+    np.testing.assert_allclose(confusion.select(table[:, :3], [0, 1, 2], [0, 1, 2]), table[:, :3])
+    assert confusion.choose_columns([table], [0], 2) == [0, 1] and confusion.choose_columns([table], [2], 1) == [2]
 
 
 def test_sampled_snippets_have_one_of_the_classes_and_come_from_the_right_video():
@@ -320,6 +322,8 @@ def test_scores_of_classes_are_those_of_the_protocol():
     found = Predictions(detections={"a": np.array([[0, 0.5, 3.5, 0.9]]), "b": np.array([[0, 1.5, 2.1, 0.8]])})
     # Class 0: the second detection has tIoU 0.6, so it is right at 0.1, 0.3 and 0.5. Class 1 is never found.
     np.testing.assert_allclose(per_class.class_scores(found, truth, "event_map"), [100, 0, np.nan])
+    with pytest.raises(Unavailable, match="the protocol detection_map_by_length has no score per class"):
+        per_class.class_scores(found, truth, "detection_map_by_length")
 
 
 def test_resampled_videos_count_as_often_as_they_are_drawn():

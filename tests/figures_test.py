@@ -221,7 +221,8 @@ def test_chosen_classes_are_shown(tmp_path):
     made = make_figures(experiment(seeds=(0,)), tmp_path, ["confusion"], classes=classes)
     rows = table(made["confusion"].path)
     assert list(dict.fromkeys(row["class"] for row in rows)) == classes
-    assert [row["taken for"] for row in rows[:3]] == [*classes, "all others"]
+    assert [row["taken for"] for row in rows[:13]] == [*synthetic.CLASSES, "never"]  # the rest fits as well
+    assert len(rows) == 2 * 13
 
 
 def test_mistakes_are_one_sentence(tmp_path):

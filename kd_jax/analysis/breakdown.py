@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kd_jax.analysis import intervals, style
-from kd_jax.analysis.study import Drawing, Study
+from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
 from kd_jax.evaluation.scoring import ranking_scores
 
 DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
-_DRAWS, _CHEAP = 40, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
+_DRAWS, _CHEAP = 30, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
 
@@ -117,8 +117,9 @@ def draw(
       titles: {kind: title}.
       caption: what the intervals are.
     """
-    figure = style.new_figure(11.0, 3.9)
-    axes = figure.subplots(1, len(values), sharey=True, width_ratios=[len(bins[kind]) + 0.5 for kind in values])
+    sizes = [len(bins[kind]) + 0.5 for kind in values]
+    figure = style.new_figure(0.68 * sum(sizes) + 0.8, 3.9)
+    axes = np.atleast_1d(figure.subplots(1, len(values), sharey=True, width_ratios=sizes))
     for axis, (kind, runs) in zip(axes, values.items(), strict=True):
         places = np.arange(len(bins[kind]))
         for number, (run, (means, widths)) in enumerate(runs.items()):
@@ -160,19 +161,28 @@ def make(study: Study) -> Drawing:
 
     every = range(len(labels))
     found = {name: [measure(scores_of(name, i), every) for i in range(study.num_seeds)] for name in names}
-    kinds = {kind: list(values) for kind, values in found[names[0]][0].items()}
-    arrays = {n: {k: np.array([list(v[k].values()) for v in seeds]) for k in kinds} for n, seeds in found.items()}
+    kinds = {
+        kind: [name for name, value in values.items() if np.isfinite(value)]  # some bins are empty
+        for kind, values in found[names[0]][0].items()
+    }
+    kinds = {kind: bins for kind, bins in kinds.items() if len(bins) > 1}
+    if not kinds:
+        raise Unavailable("all actions have one length, one distance to a boundary and no concurrent ones")
+    arrays = {
+        name: {kind: np.array([[values[kind][b] for b in bins] for values in seeds]) for kind, bins in kinds.items()}
+        for name, seeds in found.items()
+    }
     values = {kind: {name: intervals.over_seeds(arrays[name][kind]) for name in names} for kind in kinds}
     gains = {kind: intervals.over_seeds(arrays[roles.augmented][kind] - arrays[roles.vanilla][kind]) for kind in kinds}
     if study.num_seeds == 1:
         pair = [scores_of(name, 0) for name in (roles.augmented, roles.vanilla)]
-        gains = _bootstrapped(gains, pair, measure, sum(map(np.size, labels)), len(labels))
+        gains = _bootstrapped(gains, pair, measure, kinds, sum(map(np.size, labels)), len(labels))
     titles = {
         "length": "length of the action, s",
         "concurrent actions": "concurrent actions",
         "distance": "snippets to a boundary",
     }
-    shown = {**kinds, "length": [f"{name}\n{_limits(length_bins[name])}" for name in kinds["length"]]}
+    shown = {**kinds, "length": [f"{name}\n{_limits(length_bins[name])}" for name in kinds.get("length", [])]}
     caption = f"above: gain over {style.readable(roles.vanilla)}, {intervals.how(study.num_seeds, len(labels))}"
     figure = draw(values, {name: roles.of(name) for name in names}, gains, shown, titles, caption)
     table = [
@@ -184,12 +194,14 @@ def make(study: Study) -> Drawing:
     return Drawing(figure, table, _sentences(kinds, gains))
 
 
-def _bootstrapped(gains: Mapping, pair: Sequence, measure: Callable, size: int, num_videos: int) -> dict:
+def _bootstrapped(
+    gains: Mapping, pair: Sequence, measure: Callable, kinds: Mapping[str, Sequence[str]], size: int, num_videos: int
+) -> dict:
     """Adds intervals over the test videos to the gains of one seed."""
 
     def gain(videos: np.ndarray) -> np.ndarray:
         after, before = (measure(scores, videos) for scores in pair)
-        return np.concatenate([[after[k][b] - before[k][b] for b in after[k]] for k in after])
+        return np.concatenate([[after[k][b] - before[k][b] for b in bins] for k, bins in kinds.items()])
 
     widths = intervals.over_videos(gain, num_videos, draws=int(np.clip(_CHEAP / size, 10, _DRAWS)))
     edges = np.cumsum([len(means) for means, _ in gains.values()])[:-1]

@@ -3,7 +3,6 @@
 shares = confusion([probabilities], [labels])          # [C, K], the share of each class's snippets taken for each class
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from kd_jax.analysis import style
 from kd_jax.analysis.study import NUM_CLASSES, Drawing, Study
 from kd_jax.evaluation.scoring import probabilities
 
+_COLUMNS = 16  # classes that a snippet may be taken for; the sum of all others is one column
 _SHOWN_FROM = 0.1  # shares from here on are also written as a number
 
 
@@ -76,13 +76,22 @@ def choose_classes(study: Study) -> list[int]:
     return most_changed(before, after, NUM_CLASSES).tolist()
 
 
-def select(table: np.ndarray, classes: Sequence[int], num_classes: int) -> np.ndarray:
+def choose_columns(tables: Sequence[np.ndarray], classes: Sequence[int], count: int) -> list[int]:
+    """Returns the classes, and those that they are most often taken for, up to `count`, in ascending order."""
+    num_classes = len(tables[0])
+    mass = np.sum([table[list(classes), :num_classes].sum(axis=0) for table in tables], axis=0)
+    others = [c for c in np.argsort(-mass, kind="stable").tolist() if c not in classes]
+    return sorted([*classes, *others[: max(count - len(classes), 0)]])
+
+
+def select(table: np.ndarray, classes: Sequence[int], columns: Sequence[int]) -> np.ndarray:
     """Selects rows and columns of a confusion; the sum of all other classes and the background are the last columns."""
-    others = [c for c in range(num_classes) if c not in classes]
-    columns = [table[np.ix_(classes, classes)]]
-    columns += [table[np.ix_(classes, others)].sum(axis=1, keepdims=True)] if others else []
-    columns += [table[classes][:, num_classes:]] if table.shape[1] > num_classes else []
-    return np.concatenate(columns, axis=1)
+    num_classes = len(table)
+    others = [c for c in range(num_classes) if c not in columns]
+    parts = [table[np.ix_(classes, columns)]]
+    parts += [table[np.ix_(classes, others)].sum(axis=1, keepdims=True)] if others else []
+    parts += [table[classes][:, num_classes:]] if table.shape[1] > num_classes else []
+    return np.concatenate(parts, axis=1)
 
 
 @style.styled
@@ -91,7 +100,8 @@ def draw(
 ) -> Figure:
     """Draws two confusions and their difference, `[R, K]` each, with the names of rows and columns."""
     width, height = 0.29 * len(columns), 0.29 * len(rows)
-    figure = style.new_figure(3 * width + 2.4, height + 2.0)
+    labels = 0.085 * max(map(len, columns))  # below the matrices, in inches
+    figure = style.new_figure(3 * width + 2.0, height + labels + 0.8)
     axes = figure.subplots(1, 3, sharey=True)
     limit = max(0.05, float(np.nanmax(np.abs(after - before))))
     _draw_matrix(axes[0], before, columns, style.SEQUENTIAL, (0, 1))
@@ -125,10 +135,10 @@ def make(study: Study) -> Drawing:
     classes = choose_classes(study)
     tables = [mean_confusion(study, name) for name in (roles.vanilla, roles.augmented)]
     own = [np.nanmean(np.diagonal(table[:, : len(table)])) for table in tables]
-    cut = functools.partial(select, classes=classes, num_classes=len(info.classes))
-    before, after = map(cut, tables)
+    chosen = choose_columns(tables, classes, _COLUMNS)
+    before, after = (select(table, classes, chosen) for table in tables)
     rows = [info.classes[c] for c in classes]
-    columns = rows + (["all others"] if len(rows) < len(info.classes) else [])
+    columns = [info.classes[c] for c in chosen] + (["all others"] if len(chosen) < len(info.classes) else [])
     columns += ["background"] if tables[0].shape[1] > len(info.classes) else []
     figure = draw(before, after, rows, columns, [style.readable(n) for n in (roles.vanilla, roles.augmented)])
     table = [
@@ -137,7 +147,7 @@ def make(study: Study) -> Drawing:
         for j, column in enumerate(columns)
     ]
     change = after - before
-    change[np.arange(len(rows)), np.arange(len(rows))] = 0
+    change[range(len(rows)), [chosen.index(c) for c in classes]] = 0
     i, j = np.unravel_index(np.argmax(np.abs(change)), change.shape)
     overall = f"{roles.vanilla} takes {100 * own[0]:.1f} % of the snippets for their class, {roles.augmented}"
     moved = f"{rows[i]} is taken for {columns[j]} in {100 * before[i, j]:.0f} %, then {100 * after[i, j]:.0f} %"

@@ -124,7 +124,7 @@ def draw(
       points: {run: `[N, 2]`}.
       class_id: `[N]`.
       names: {class: name}; each has a colour, a marker and a number, which is also written where its points are.
-      notes: {run: text at the right of its title}.
+      notes: {run: text below its panel}.
     """
     columns = len(points) if len(points) < 4 else -(-len(points) // 2) if len(points) < 7 else 3
     lines = -(-len(points) // columns)
@@ -143,7 +143,8 @@ def draw(
             if len(own := places[class_id == class_name]):
                 center = own[np.argmin(np.linalg.norm(own - np.median(own, axis=0), axis=1))]
                 axis.text(*center, str(number + 1), ha="center", va="center", weight="bold", path_effects=halo)
-        style.write_panel_title(axis, style.readable(run), notes.get(run, ""))
+        style.write_panel_title(axis, style.readable(run))
+        axis.set_xlabel(notes.get(run, ""), fontsize=8.5)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set(visible=True, color=style.GRID)
@@ -170,9 +171,12 @@ def make(study: Study) -> Drawing:
         ]
         measured[name] = intervals.over_seeds(np.array(values))
         if len(points) < _PANELS:
-            points[name] = project(features[0], perplexity=min(study.perplexity, (len(features[0]) - 1) / 3))
+            points[name] = project(features[0], perplexity=study.perplexity or min(30.0, (len(features[0]) - 1) / 3))
         table.append(_row(name, "", *measured[name]))
-    notes = {name: f"kNN {100 * mean[1]:.0f} %, silhouette {mean[0]:.2f}" for name, (mean, _) in measured.items()}
+    notes = {
+        name: f"accuracy of neighbours {100 * mean[1]:.0f} %, silhouette {mean[0]:.2f}"
+        for name, (mean, _) in measured.items()
+    }
     known = study.experiment.source.info.classes
     figure = draw(points, samples[0].class_id, {c: known[c] for c in classes}, notes)
     for name, places in points.items():

@@ -106,7 +106,7 @@ def draw(shares: Mapping[str, np.ndarray], caption: str) -> Figure:
         left += width
     axis.set_yticks(range(len(names)), [style.readable(name) for name in names])
     axis.invert_yaxis()
-    axis.set_xlim(0, 100)
+    axis.set_xlim(0, 1.02 * left.max())
     axis.set_xlabel(caption)
     axis.tick_params(axis="y", length=0)
     figure.legend(loc="outside upper left", ncols=6, fontsize=8, handlelength=1.6, columnspacing=1.0)

@@ -52,7 +52,7 @@ def make_figures(
     names: Sequence[str] | None = None,
     *,
     classes: Sequence[str] = (),
-    perplexity: float = 30.0,
+    perplexity: float | None = None,
 ) -> dict[str, Made]:
     """Makes the figures of a finished experiment, and writes OUTPUT/NAME.png, .svg and .csv.
 
@@ -61,9 +61,10 @@ def make_figures(
       names: keys of FIGURES; None = all.
       classes: names of the classes that `tsne` and `confusion` show; () = those that the plain student confuses most
         and distillation changes most.
-      perplexity: of t-SNE.
+      perplexity: of t-SNE; None = 30, or less where there are few snippets.
 
-    Returns {name: Made}. Raises ValueError for an unknown figure, or a class that is unknown or does not occur.
+    Returns {name: Made}. Raises ValueError for an unknown figure, a class that is unknown or does not occur, or a
+    perplexity that is not below the number of snippets.
     """
     names = list(FIGURES) if names is None else names
     if unknown := [name for name in names if name not in FIGURES]:

@@ -52,7 +52,7 @@ def disagreements(validation: Mapping[str, float], test: Mapping[str, float]) ->
 @style.styled
 def draw(
     logs: Mapping[str, Mapping[str, np.ndarray]],
-    best_epochs: Mapping[str, float],
+    best_epochs: Mapping[str, int],
     weights: Mapping[str, float],
     roles: Roles,
 ) -> Figure:
@@ -60,18 +60,20 @@ def draw(
 
     Args:
       logs: {run: `curves`}.
-      best_epochs: {run: mean best epoch}, marked on the curve.
-      weights: {term: weight} of the augmented run.
+      best_epochs: {run: best epoch}, marked on the curve; {} for means over seeds, whose best epochs differ.
+      weights: {term: factor} of the augmented run, by which its losses and norms are multiplied; 1 = as they are.
     """
     named = [name for name in logs if roles.of(name) != "other"] + [n for n in logs if roles.of(n) == "other"]
     named = named[:_HIGHLIGHTED]
     terms = logs.get(roles.augmented, {})
-    gradients = {key.removeprefix("gradient/"): values for key, values in terms.items() if key.startswith("gradient/")}
-    shown = {key: np.abs(weights.get(key, 1.0)) * terms[key] for key in ("task", *weights) if key in terms}
+    weighted = {"task": 1.0, **weights}
+    shown = {term: weight * terms[term] for term, weight in weighted.items() if term in terms}
+    gradients = {t: weight * terms[f"gradient/{t}"] for t, weight in weighted.items() if f"gradient/{t}" in terms}
+    unit = "" if set(weights.values()) == {1.0} else "weight · "
     panels = {"validation frame mAP": _VALIDATION, "task loss": "task"}
     panels = {title: key for title, key in panels.items() if any(key in log for log in logs.values())}
     count = len(panels) + bool(weights and shown) + bool(gradients)
-    figure = style.new_figure(3.4 * max(count, 1), 3.5)
+    figure = style.new_figure(3.4 * max(count, 1), 3.8)
     axes = list(np.atleast_1d(figure.subplots(1, max(count, 1))))
     for axis, (title, key) in zip(axes, panels.items(), strict=False):
         _draw_runs(axis, {name: log[key] for name, log in logs.items() if key in log}, named, roles)
@@ -80,34 +82,41 @@ def draw(
         style.write_panel_title(axis, title)
     if weights and shown:
         _draw_terms(axes[len(panels)], shown)
-        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented or '')}: weight · loss")
+        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented or '')}: {unit}loss")
     if gradients:
         _draw_terms(axes[-1], gradients)
-        style.write_panel_title(axes[-1], "gradient norm at the features")
+        style.write_panel_title(axes[-1], f"{unit}gradient at features")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(axis="y")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 4))
+    _write_legend(axes[0])
     return figure
 
 
 def _draw_runs(axis: Axes, values: Mapping[str, np.ndarray], named: Sequence[str], roles: Roles) -> None:
-    others = style.COLORS[4:]
-    for name, curve in values.items():
-        epochs, look = np.arange(1, len(curve) + 1), style.ROLES[roles.of(name)]
+    others = [(color, line) for line in ((0, (2, 2)), (0, (8, 2))) for color in style.COLORS[4:]]
+    extra = iter(others * len(named))
+    for name, curve in sorted(
+        values.items(), key=lambda item: named.index(item[0]) if item[0] in named else len(named)
+    ):
+        epochs, role = np.arange(1, len(curve) + 1), roles.of(name)
         if name not in named:
-            axis.plot(epochs, curve, color=style.GRID, linewidth=0.8, zorder=1)
+            label = None if "others" in axis.get_legend_handles_labels()[1] else "others"
+            axis.plot(epochs, curve, color="#C4C4C4", linewidth=0.8, label=label, zorder=1)
             continue
-        extra = [n for n in named if roles.of(n) == "other"]
-        color = others[extra.index(name) % len(others)] if name in extra else look.color
-        axis.plot(epochs, curve, color=color, linestyle=look.line, label=style.readable(name), zorder=3)
+        color, line = next(extra) if role == "other" else style.ROLES[role][:2]
+        axis.plot(epochs, curve, color=color, linestyle=line, label=style.readable(name), zorder=3)
 
 
-def _mark_best(axis: Axes, values: Mapping[str, np.ndarray], best: Mapping[str, float], roles: Roles) -> None:
+def _write_legend(axis: Axes) -> None:
+    axis.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=2, fontsize=8, columnspacing=1.2)
+
+
+def _mark_best(axis: Axes, values: Mapping[str, np.ndarray], best: Mapping[str, int], roles: Roles) -> None:
     for name, curve in values.items():
-        epoch, look = round(best[name]), style.ROLES[roles.of(name)]
-        axis.plot(epoch, curve[epoch - 1], look.marker, color=look.color, markeredgecolor=style.INK, zorder=4)
+        if name in best:
+            epoch, look = best[name], style.ROLES[roles.of(name)]
+            axis.plot(epoch, curve[epoch - 1], look.marker, color=look.color, markeredgecolor=style.INK, zorder=4)
 
 
 def _draw_terms(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
@@ -117,7 +126,7 @@ def _draw_terms(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
         axis.plot(np.arange(1, len(curve) + 1), curve, color=color, linestyle=line, label=style.readable(term))
     if all((curve[np.isfinite(curve)] > 0).all() for curve in values.values()):
         axis.set_yscale("log")
-    axis.legend(fontsize=8)
+    _write_legend(axis)
 
 
 def make(study: Study) -> Drawing:
@@ -127,8 +136,12 @@ def make(study: Study) -> Drawing:
         raise Unavailable("no run has kept its metrics.jsonl")
     logs = {name: curves([run.epochs for run in seeds]) for name, seeds in runs.items()}
     best = {name: [run.results["best_epoch"] for run in seeds] for name, seeds in runs.items()}
-    weights = study.experiment.row(study.roles.augmented)["weights"] if study.roles.augmented else {}
-    figure = draw(logs, {name: float(np.mean(epochs)) for name, epochs in best.items()}, weights, study.roles)
+    weights: Mapping[str, float] = {}
+    if study.roles.augmented:
+        row = study.experiment.row(study.roles.augmented)  # with balance='gradient' a weight multiplies no loss
+        weights = row["weights"] if row["balance"] == "loss" else dict.fromkeys(row["weights"], 1.0)
+    marked = {name: epochs[0] for name, epochs in best.items() if study.num_seeds == 1}
+    figure = draw(logs, marked, weights, study.roles)
     table = [
         {"run": name, "seed": run.seed, "best epoch": run.results["best_epoch"], **record}
         for name, seeds in runs.items()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kd_jax.analysis import intervals, style
-from kd_jax.analysis.study import Drawing, Study
+from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.evaluation.protocols import Predictions, Truth, score
 from kd_jax.evaluation.scoring import make_predictions
 
@@ -19,9 +19,12 @@ _MOST = 40  # classes that are drawn: those at both ends
 def class_scores(predictions: Predictions, truth: Truth, protocol: str) -> np.ndarray:
     """Computes the AP of every class under a protocol, `[C]` percent, the mean over its thresholds, if it has several.
 
-    NaN for a class without ground truth, also where the protocol counts it as 0.
+    NaN for a class without ground truth, also where the protocol counts it as 0. Raises Unavailable if the protocol has
+    no score per class.
     """
     _, per_class = score(predictions, truth, [protocol])
+    if not per_class:
+        raise Unavailable(f"the protocol {protocol} has no score per class")
     occurring = np.unique(np.concatenate([rows[:, 0] for rows in truth.segments.values()])).astype(int)
     result = np.full(truth.num_classes, np.nan)
     result[occurring] = np.mean(list(per_class.values()), axis=0)[occurring]
@@ -121,7 +124,7 @@ def make(study: Study) -> Drawing:
     classes = study.experiment.source.info.classes
     shown = {name: values.mean(axis=0) for name, values in scores.items()}
     run_roles = {name: roles.of(name) for name in names}
-    titles = (f"AP, {style.readable(protocol)}", f"gain over {style.readable(roles.vanilla)}")
+    titles = (f"AP ({style.readable(protocol)})", f"gain over {style.readable(roles.vanilla)}")
     caption = intervals.how(study.num_seeds, num_videos)
     figure = draw(classes, shown, run_roles, (means, widths), titles, caption)
     table = [

@@ -113,7 +113,7 @@ def draw(
         axis.plot(between, curve, color=look.color, linestyle="-", linewidth=1.3)
         style.write_panel_title(axis, style.readable(run), notes.get(run, ""))
         axis.set_ylim(0, None)
-        axis.set_yticks([0, 1, 2])
+        axis.locator_params(axis="y", nbins=3, integer=True)
     axes[0].set_ylabel("saliency / mean")
     _draw_actions(axes[-1], labels[:, shown], [names[c] for c in shown], times)
     for mark in marks:

@@ -95,7 +95,7 @@ class Study:
 
     experiment: FinishedExperiment
     classes: Sequence[str] = ()  # that the figures show; () = the most interesting ones
-    perplexity: float = 30.0  # of t-SNE
+    perplexity: float | None = None  # of t-SNE; None = 30, or less where there are few snippets
     _outputs: dict[tuple[str, int], Mapping[str, Outputs]] = field(default_factory=dict)
 
     def __post_init__(self):
