@@ -29,7 +29,9 @@ def parser() -> Parser:
     return options
 
 
-def write_report(workdirs: Sequence[epath.PathLike], output: str | None = None, data_dir: str | None = None) -> epath.Path:
+def write_report(
+    workdirs: Sequence[epath.PathLike], output: str | None = None, data_dir: str | None = None
+) -> epath.Path:
     """Writes the page on experiments and returns its path.
 
     Args:

@@ -1,6 +1,6 @@
 """Self-contained HTML pages: a template of `pages/` with its styles, scripts and data inside.
 
-    html = make_page("report.html", title="demo", data=content, scripts=["timeline.js", "report.js"])
+html = make_page("report.html", title="demo", data=content, scripts=["timeline.js", "report.js"])
 """
 
 import json

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from kd_jax.analysis import timelines
 from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
@@ -21,7 +21,6 @@ from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.evaluation.scoring import make_truth, probabilities
 
 MAX_LANES = 8  # runs of an experiment in its timeline browser
-THRESHOLDS = {"dense": 0.5, "sparse": 0.4}  # where the slider starts, by head
 VALIDATION = "validation/frame_map/present_classes"  # a field of metrics.jsonl
 
 
@@ -61,7 +60,7 @@ def interval(values: Sequence[float]) -> dict:
     It is None for a single value.
     """
     count, mean = len(values), float(np.mean(values))
-    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count) if count > 1 else None
+    half = special.stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count) if count > 1 else None
     return {"mean": mean, "half": None if half is None else float(half), "values": [float(value) for value in values]}
 
 
@@ -191,14 +190,18 @@ def _compare_on_data(group: Mapping[str, FinishedExperiment]) -> dict:
         for run, found in logits.items()
     }
     recordings = [
-        Recording(v.id, truth.durations[v.id], truth.segments[v.id], {run: found[v.id] for run, found in tables.items()})
+        Recording(
+            v.id, truth.durations[v.id], truth.segments[v.id], {run: found[v.id] for run, found in tables.items()}
+        )
         for v in videos
     ]
     shown = timelines.select_recordings(recordings, compared)
     timeline = Timeline(
-        info.classes, _lanes(group, lanes), shown, THRESHOLDS[info.head], compared, available=len(recordings)
+        info.classes, _lanes(group, lanes), shown, timelines.THRESHOLDS[info.head], compared, available=len(recordings)
     )
-    counts = np.bincount(np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int), minlength=len(info.classes))
+    counts = np.bincount(
+        np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int), minlength=len(info.classes)
+    )
     return {
         "name": " and ".join(group),
         "timeline": timelines.as_json(timeline),
@@ -245,7 +248,10 @@ def _per_class(group: Mapping[str, FinishedExperiment], classes: Sequence[str], 
     protocol, columns = next(iter(first)), []
     for name, experiment in group.items():
         role, student = roles(experiment.results), best_student(experiment.results)
-        found = {row["run"]: [scores["per_class"].get(protocol, {}) for scores in row["test"]] for row in experiment.results["rows"]}
+        found = {
+            row["run"]: [scores["per_class"].get(protocol, {}) for scores in row["test"]]
+            for row in experiment.results["rows"]
+        }
         for run, seeds in found.items():
             title = _lane_name(group, name, run)
             columns.append({"title": title, "role": role[run], "values": _seed_values(seeds, classes)})

@@ -3,15 +3,17 @@
     timeline = Timeline(["walk"], [Lane("rgb", "baseline")], [Recording("v1", 61.5, truth, {"rgb": probabilities})])
     as_json(timeline)
 
-Probabilities have 8 bits in the page. A page that would become too large shows the videos on which two runs differ most.
+Probabilities have 8 bits in the page. If the page would become too large, it has the videos on which two runs differ
+most.
 """
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+THRESHOLDS = {"dense": 0.5, "sparse": 0.4}  # where the slider starts, by head
 BUDGET = 3_000_000  # bytes of quantised probabilities in a page; base64 makes a third more of them
 
 
@@ -45,7 +47,7 @@ class Timeline:
     recordings: Sequence[Recording]
     threshold: float = 0.5  # where the slider starts
     compared: tuple[str, str] | None = None  # two runs, whose differences can be looked for
-    available: int = field(default=0)  # number of videos that there are, if the page does not hold all
+    available: int = 0  # number of videos that there are, if the page does not hold all
 
 
 def quantise(probabilities: np.ndarray) -> str:
