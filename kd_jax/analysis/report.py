@@ -122,7 +122,7 @@ def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
 def learning_curves(runs: Mapping[str, Sequence[FinishedRun]], field: str) -> list[dict]:
     """Returns the means over seeds of a field of metrics.jsonl, for the runs that have it.
 
-    Each is {'name', 'x': epochs, 'y': values, 'best': the mean best epoch}. Epochs that not all seeds have are left out.
+    Each is {'name', 'x': epochs, 'y': values, 'best': the mean best epoch}. Epochs that a seed lacks are left out.
     """
     curves = []
     for name, seeds in runs.items():

@@ -167,7 +167,7 @@ class TimelineBrowser {
   }
 
   laneTools(classes) {
-    const output = element("output", {}, this.threshold.toFixed(2));
+    const output = element("span", { class: "value" }, this.threshold.toFixed(2));
     const slider = element("input", { type: "range", min: 0.01, max: 0.99, step: 0.01, value: this.threshold,
       input: () => {
         this.threshold = Number(slider.value);
