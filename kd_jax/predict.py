@@ -281,9 +281,10 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         recording = Recording(name, inputs.durations[name], truth.get(name), tables, **links)
         write_page(page, recording, classes, given.threshold or timelines.THRESHOLDS[head])
         paths += [picture, page]
+    browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
-    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}", inputs.broken
+    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}{browser}", inputs.broken
 
 
 def _count(number: int, noun: str) -> str:
