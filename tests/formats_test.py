@@ -590,11 +590,14 @@ def test_every_format_of_a_folder(tmp_path):
     classes = [f"class {i}" for i in range(157)]
     scores = {"v": np.random.default_rng(0).random((30, 157), np.float32), "w": np.zeros((3, 157), np.float32)}
     detections = {"v": np.array([[156, 0, 2.5, 0.5]]), "w": np.zeros((0, 4))}
+    files = {video: formats.VideoFile(Path(f"{video}.mp4"), 25.0) for video in scores}
+    tables = {"scores": scores, "detections": detections}
     for _ in range(2):  # the second time replaces the first
-        paths = formats.write(tmp_path, formats.FORMATS, scores=scores, detections=detections, classes=classes)
-    assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 5
+        paths = formats.write(tmp_path, formats.FORMATS, **tables, classes=classes, files=files)
+    assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 10
     assert_equal(formats.read_scores(tmp_path / "scores.npz"), scores)
     assert_equal(formats.read_native(tmp_path / "detections.json", classes), {"v": detections["v"]})
+    assert_equal(formats.read_csv(tmp_path / "detections.csv", classes), {"v": detections["v"]})
     assert_equal(formats.read_activitynet(tmp_path / "activitynet.json", classes), detections)
     assert_equal(formats.read_pku_mmd(tmp_path / "pku_mmd", 157), detections)
     frames = formats.read_charades(tmp_path / "charades_localize.txt")
@@ -603,9 +606,12 @@ def test_every_format_of_a_folder(tmp_path):
 
 def test_formats_can_be_checked_before_predicting():
     formats.check_formats(["native", "pku_mmd"], ["a b"], 3)
-    with pytest.raises(ValueError, match="'csv' is unknown; known formats: native, activitynet, pku_mmd, charades"):
-        formats.check_formats(["csv"], [], 3)
+    with pytest.raises(ValueError, match="'json' is unknown; known formats: native, activitynet, pku_mmd, charades"):
+        formats.check_formats(["json"], [], 3)
     with pytest.raises(ValueError, match="3 classes, the format charades has 157"):
         formats.check_formats(["charades"], [], 3)
+    formats.check_formats(["label_studio"], ["a"], 3, {"a"})
+    with pytest.raises(ValueError, match="'b': label_studio needs its frames per second; predict from --video"):
+        formats.check_formats(["label_studio"], ["a", "b"], 3, {"a"})
     with pytest.raises(ValueError, match="'a b' has blanks"):
         formats.check_formats(["charades"], ["a b"], 157)
