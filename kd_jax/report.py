@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from kd_jax import runtime
+from kd_jax.analysis.figures import make_figures
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.analysis.report import make_report
 from kd_jax.command_line import Parser
@@ -45,7 +46,8 @@ def write_report(
     default = "comparison.html" if len(experiments) > 1 else experiments[0].workdir / "report.html"
     path = epath.Path(output or default)
     make_folder(path.parent, "output")
-    write_atomically(path, make_report(experiments).encode())
+    figures = [make_figures(experiment, experiment.workdir / "figures") for experiment in experiments]
+    write_atomically(path, make_report(experiments, figures).encode())
     return path
 
 

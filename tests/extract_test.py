@@ -433,7 +433,9 @@ def trained(figures, features, tmp_path_factory):
     assert "a snippet lasts" not in printed
     settings = [f"--config.dataset.data_dir={folder / 'records'}", "--config.dataset.validation_fraction=0.0"]
     settings += ["--config.training.epochs=1", "--config.model.hidden=8", "--config.seeds=1"]
-    table = run_process("kd_jax.main", "--config=configs/stickfigures.py", *settings, f"--workdir={folder}")
+    table = run_process(
+        "kd_jax.main", "--config=configs/stickfigures.py", *settings, f"--workdir={folder}", "--noreport"
+    )
     assert "flow_teacher + pose_teacher" in table or "flow_teacher, pose_teacher" in table
     return folder
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from playwright.sync_api import expect, sync_playwright
 
 from kd_jax import report as command
 from kd_jax.analysis import timelines
+from kd_jax.analysis.figures import FIGURES, Made
 from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
 from kd_jax.analysis.page import embed, make_page
-from kd_jax.analysis.report import Figure, finding, interval, learning_curves, make_report, results_table, roles
+from kd_jax.analysis.report import TITLES, finding, interval, make_report, results_table, roles
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.data.source import open_source
 from kd_jax.files import write_arrays
@@ -92,19 +92,14 @@ def test_the_finding_says_whether_the_seeds_show_a_gain():
     assert finding(results_of(rgb, *rows)).startswith("best reaches")
 
 
+def test_every_figure_has_a_title():
+    assert TITLES.keys() == FIGURES.keys()
+
+
 def test_roles_follow_from_the_table():
     rows = row("flow", [1.0]), row("rgb", [1.0]), row("s", [1.0], teachers=["flow"]), row("two", [1.0], members=["s"])
     found = roles(results_of(*rows, row("pose", [1.0])))
     assert found == {"flow": "teacher", "rgb": "baseline", "s": "student", "two": "fusion", "pose": "other"}
-
-
-def test_learning_curves_are_means_over_seeds():
-    def run(seed, values, best):
-        entries = [{"epoch": epoch, "task": value} for epoch, value in values.items()]
-        return FinishedRun("rgb", seed, Path(), {}, {"best_epoch": best}, entries)
-
-    runs = {"rgb": [run(0, {1: 4.0, 2: 2.0, 3: 1.0}, 2), run(1, {1: 2.0, 2: 1.0}, 1)], "flow": [run(0, {}, 1)]}
-    assert learning_curves(runs, "task") == [{"name": "rgb", "x": [1, 2], "y": [3.0, 1.5], "best": 1.5}]
 
 
 @pytest.mark.parametrize("text", ["</script><b>", "<!-- <script>", "\u2028 ä", "{{title}}", "\\1"])
@@ -132,10 +127,7 @@ def experiment(tmp_path_factory):
             videos = source.videos("test", [])
             logits = {video.id: strength * rng.standard_normal((60, len(classes))) for video in videos}
             write_arrays(folder / "predictions_test.npz", logits)
-            epochs = [
-                {"epoch": e, "task": 1 / e, "seconds": 0.5, "validation/frame_map/present_classes": e}
-                for e in (1, 2, 3)
-            ]
+            epochs = [{"epoch": e, "seconds": 0.5} for e in (1, 2, 3)]
             found = FinishedRun(name, seed, folder, {"run": name, "modality": "rgb"}, {"best_epoch": 3}, epochs)
             runs.setdefault(name, []).append(found)
 
@@ -216,7 +208,11 @@ def report(experiment):
             "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
         )
     )
-    path.write_text(make_report([experiment], [{"learning_curves": Figure(picture, ["Still improving."])}]))
+    path.write_text(
+        make_report(
+            [experiment], [{"learning_curves": Made(picture, ["Still improving."]), "tsne": Made(None, ["Not made."])}]
+        )
+    )
     return path
 
 
@@ -224,11 +220,12 @@ def report(experiment):
 def test_the_report_opens_without_network_on_any_screen(visit, report, width, scheme):
     page = visit(report, width, scheme)
     expect(page.get_by_role("heading", level=2)).to_have_text(
-        ["Results", "Timeline", "Classes", "Learning curves", "Figures", "How it was made"]
+        ["Results", "Timeline", "Classes", "Figures", "How it was made"]
     )
     expect(page.locator(".finding")).to_contain_text("2.50 ± 6.35 points above rgb (95 % interval over 2 seeds)")
     expect(page.locator("#results tbody tr").nth(2)).to_contain_text("40.50 ± 6.35")
     expect(page.locator("figcaption")).to_have_text("Still improving.")
+    expect(page.locator("figure")).to_contain_text("Learning curves")
     expect(page.locator("#record")).to_contain_text("1 × cpu")
     page.get_by_role("link", name="Classes").click()
     assert page.url.endswith("#classes")

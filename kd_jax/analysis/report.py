@@ -7,35 +7,39 @@ of classes, in which a run is called EXPERIMENT / RUN.
 """
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from etils import epath
 
 from kd_jax.analysis import timelines
-from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
+from kd_jax.analysis.figures import Made
+from kd_jax.analysis.finished import FinishedExperiment
+from kd_jax.analysis.intervals import over_seeds
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.evaluation.scoring import make_truth, probabilities
 
 MAX_LANES = 8  # runs of an experiment in its timeline browser
-VALIDATION = "validation/frame_map/present_classes"  # a field of metrics.jsonl
+TITLES = {  # of the figures
+    "learning_curves": "Learning curves",
+    "tsne": "Features of snippets (t-SNE)",
+    "saliency": "Boundary saliency",
+    "covariance": "Covariance of features",
+    "sensitivity": "Sensitivity to the weights",
+    "per_class": "Gain per class",
+    "breakdown": "Where the gain comes from",
+    "confusion": "Confusion between classes",
+    "errors": "Kinds of false positives",
+}
 
 
-class Figure(NamedTuple):
-    """A figure for the report."""
-
-    path: Path  # of the .png; an .svg next to it is embedded if it is smaller
-    sentences: Sequence[str]  # what its numbers say
-
-
-def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Mapping[str, Figure]] = ()) -> str:
+def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Mapping[str, Made]] = ()) -> str:
     """Returns the HTML page on one or several experiments.
 
     Args:
-      figures: {name: Figure} of each experiment, in the same order; () for a page without figures.
+      figures: what `make_figures` returned for each experiment, in the same order; () for a page without figures.
     """
     names = _unique_names(experiments)
     named = dict(zip(names, experiments, strict=True))
@@ -44,10 +48,11 @@ def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Map
         "results": results_table(named),
         "data": [_compare_on_data(group) for group in _groups_by_data(named)],
         "figures": [
-            {"experiment": name, "title": title.replace("_", " "), "image": _embed_image(figure.path)}
+            {"experiment": name, "title": TITLES[title], "image": _embed_image(figure.path)}
             | {"sentences": list(figure.sentences)}
             for name, made in zip(names, figures, strict=False)
             for title, figure in made.items()
+            if figure.path
         ],
     }
     title = " and ".join(names) if len(names) < 4 else f"{len(names)} experiments"
@@ -59,9 +64,8 @@ def interval(values: Sequence[float]) -> dict:
 
     It is None for a single value.
     """
-    count, mean = len(values), float(np.mean(values))
-    half = special.stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count) if count > 1 else None
-    return {"mean": mean, "half": None if half is None else float(half), "values": [float(value) for value in values]}
+    mean, half = map(float, over_seeds(np.array(values)))
+    return {"mean": mean, "half": None if math.isnan(half) else half, "values": [float(value) for value in values]}
 
 
 def roles(results: Mapping) -> dict[str, str]:
@@ -119,22 +123,6 @@ def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
     return {"columns": list(columns), "rows": rows, "gain_of": gain_of}
 
 
-def learning_curves(runs: Mapping[str, Sequence[FinishedRun]], field: str) -> list[dict]:
-    """Returns the means over seeds of a field of metrics.jsonl, for the runs that have it.
-
-    Each is {'name', 'x': epochs, 'y': values, 'best': the mean best epoch}. Epochs that a seed lacks are left out.
-    """
-    curves = []
-    for name, seeds in runs.items():
-        series = [{entry["epoch"]: entry[field] for entry in run.epochs if field in entry} for run in seeds]
-        epochs = sorted(set.intersection(*(set(values) for values in series)))
-        if epochs:
-            means = [float(np.mean([values[epoch] for values in series])) for epoch in epochs]
-            best = float(np.mean([run.results["best_epoch"] for run in seeds]))
-            curves.append({"name": name, "x": epochs, "y": means, "best": best})
-    return curves
-
-
 def _unique_names(experiments: Sequence[FinishedExperiment]) -> list[str]:
     """The names of the workdirs, or their whole paths if two have the same name."""
     names = [experiment.workdir.name for experiment in experiments]
@@ -142,16 +130,12 @@ def _unique_names(experiments: Sequence[FinishedExperiment]) -> list[str]:
 
 
 def _describe(name: str, experiment: FinishedExperiment) -> dict:
-    results, role = experiment.results, roles(experiment.results)
+    results = experiment.results
     timings = []
     for run, seeds in experiment.runs.items():
         seconds = [entry["seconds"] for finished in seeds for entry in finished.epochs if "seconds" in entry]
         if seconds:
             timings.append({"run": run, "epochs": len(seconds), "median": np.median(seconds), "total": sum(seconds)})
-    curves = {
-        "Validation frame mAP, percent": learning_curves(experiment.runs, VALIDATION),
-        "Task loss in training": learning_curves(experiment.runs, "task"),
-    }
     return {
         "name": name,
         "workdir": str(experiment.workdir),
@@ -161,8 +145,6 @@ def _describe(name: str, experiment: FinishedExperiment) -> dict:
         "finding": finding(results),
         "environment": results.get("environment", {}),
         "timings": timings,
-        "roles": role,
-        "curves": [{"title": title, "series": series} for title, series in curves.items() if series],
         "configs": {run: dict(seeds[0].config) for run, seeds in experiment.runs.items()},
     }
 
@@ -272,9 +254,9 @@ def _seed_values(seeds: Sequence[Mapping], classes: Sequence[str]) -> list[dict 
     return [interval(row) if row and None not in row else None for row in values]
 
 
-def _embed_image(path: Path) -> str:
+def _embed_image(path: epath.Path) -> str:
     """Returns the figure as a data URL, the smaller one of the .svg and the .png."""
     vector = path.with_name(f"{path.stem}.svg")
-    smaller = vector if vector.exists() and vector.stat().st_size < path.stat().st_size else path
-    kind = "svg+xml" if smaller == vector else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(smaller.read_bytes()).decode()}"
+    images = {kind: file.read_bytes() for kind, file in {"png": path, "svg+xml": vector}.items() if file.exists()}
+    kind, content = min(images.items(), key=lambda image: len(image[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

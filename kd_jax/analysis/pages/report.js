@@ -91,33 +91,6 @@ function dotPlot(rows, title, several) {
   return element("div", { class: "chart", style: "max-width: 760px" }, plot);
 }
 
-/** Curves over epochs; a ring marks the epoch whose parameters a run keeps. */
-function curves({ title, series }, roles) {
-  const width = innerWidth < 640 ? 370 : 540, height = 260, left = 44, right = 12, top = 12, bottom = 34;
-  const colors = colorNames(series.map(({ name }) => ({ name, role: roles[name] })));
-  const last = Math.max(...series.flatMap(({ x }) => x)), values = series.flatMap(({ y }) => y);
-  const high = Math.max(...values), low = Math.min(...values);
-  const x = (epoch) => left + ((epoch - 1) / Math.max(last - 1, 1)) * (width - left - right);
-  const y = (value) => height - bottom - ((value - low) / (high - low || 1)) * (height - bottom - top);
-  const plot = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by epoch` });
-  for (const value of ticks(low, high, 5)) {
-    plot.append(shape("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "var(--line)" }),
-      shape("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
-  }
-  for (const epoch of ticks(1, last, 8))
-    plot.append(shape("text", { x: x(epoch), y: height - bottom + 16, "text-anchor": "middle" }, String(epoch)));
-  plot.append(shape("text", { x: (left + width - right) / 2, y: height - 2, "text-anchor": "middle" }, "epoch"));
-  const dashes = ["", "6 3", "2 2", "8 3 2 3"];
-  series.forEach((run, place) => {
-    const color = `var(${colors[run.name]})`, at = run.x.indexOf(Math.round(run.best));
-    plot.append(shape("polyline", { points: run.x.map((epoch, i) => `${x(epoch)},${y(run.y[i])}`).join(" "), fill: "none",
-      stroke: color, "stroke-width": 2, "stroke-dasharray": dashes[place % 4], "stroke-linejoin": "round" }));
-    if (at >= 0) plot.append(shape("circle", { cx: x(run.x[at]), cy: y(run.y[at]), r: 4.5, fill: "var(--back)", stroke: color, "stroke-width": 2.5 }));
-  });
-  const legend = series.map((run) => element("span", { class: "legend" }, dot(colors[run.name]), readable(run.name)));
-  return element("div", { class: "chart" }, element("h3", {}, title), plot, element("div", { class: "tools" }, ...legend));
-}
-
 function resultsSection({ results, experiments }) {
   const { rows, columns, gain_of: gainOf } = results, several = experiments.length > 1;
   const seeds = Math.max(...experiments.map((experiment) => experiment.seeds.length));
@@ -172,17 +145,6 @@ function classesSection({ data }) {
   }
 }
 
-function curvesSection({ experiments }) {
-  const shown = experiments.filter(({ curves: found }) => found.length);
-  if (!shown.length) return;
-  const made = section("curves", "Learning curves",
-    element("p", { class: "muted" }, "Means over seeds. A ring marks the epoch with the best validation score, whose parameters are kept."));
-  for (const { name, curves: found, roles } of shown) {
-    if (experiments.length > 1) made.append(element("h3", {}, name));
-    made.append(element("div", { class: "charts" }, ...found.map((chart) => curves(chart, roles))));
-  }
-}
-
 function figuresSection({ figures, experiments }) {
   if (!figures.length) return;
   const drawn = figures.map(({ experiment, title, image, sentences }) => {
@@ -217,7 +179,7 @@ function report(content) {
   const { experiments } = content;
   document.getElementById("subtitle").textContent = experiments.map(({ dataset, test_videos: videos, seeds }) =>
     `${dataset}: ${videos} test videos, ${seeds.length} ${seeds.length === 1 ? "seed" : "seeds"}`).join("; ");
-  for (const make of [resultsSection, timelineSection, classesSection, curvesSection, figuresSection, recordSection]) make(content);
+  for (const make of [resultsSection, timelineSection, classesSection, figuresSection, recordSection]) make(content);
 }
 
 report(JSON.parse(document.getElementById("data").textContent));
