@@ -1,6 +1,7 @@
 """The report and the pages of videos: their numbers by hand, and the pages in Chromium, offline."""
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -156,6 +157,26 @@ def test_the_table_of_two_experiments_has_the_rows_of_both(experiment):
     ]
     assert table["columns"] == ["frame mAP"]
     assert table["rows"][2]["gain"] == interval([3.0, 2.0])
+
+
+def test_experiments_share_a_timeline_if_they_have_the_same_test_videos(experiment):
+    options = {"validation_fraction": 0.2, "validation_seed": 0, "max_videos": 4}
+    fewer = dataclasses.replace(experiment, source=open_source("synthetic", "", ["rgb"], **options))
+    renamed = dataclasses.replace(experiment, workdir=experiment.workdir.parent / "again")
+    moved = dataclasses.replace(fewer, workdir=experiment.workdir.parent / "fewer")
+    page = make_report([experiment, renamed, moved])
+    (content,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    shared, alone = json.loads(content)["data"]
+    assert [video["id"] for video in shared["timeline"]["videos"]] == [f"test_{i:03d}" for i in range(5)]
+    assert [run["name"] for run in shared["timeline"]["runs"]][:4] == [
+        "small / rgb", "small / distilled", "small / flow", "again / rgb",
+    ]  # fmt: skip
+    assert shared["timeline"]["compared"] == ["small / rgb", "small / distilled"]
+    assert alone["name"] == "fewer" and len(alone["timeline"]["videos"]) == 4
+    first = shared["timeline"]["videos"][0]
+    expected = 1 / (1 + np.exp(-experiment.logits("rgb", 0)["test_000"]))
+    found = np.frombuffer(base64.b64decode(first["scores"]["small / rgb"]), np.uint8).reshape(expected.shape)
+    np.testing.assert_allclose(found / 255, expected, atol=0.5 / 255 + 1e-6)
 
 
 # The pages in Chromium.
@@ -327,6 +348,11 @@ def test_the_timeline_is_operable_by_keyboard(visit, browsed):
     )
 
 
+def view(page):
+    """The span that the timeline shows, in seconds, as the last key has announced it."""
+    return [float(value) for value in re.findall(r"([\d.]+) s", page.get_by_role("status").text_content())]
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_pointer_shows_scores_drags_and_zooms(visit, browsed, width):
     page = visit(browsed, width)
@@ -335,7 +361,7 @@ def test_the_pointer_shows_scores_drags_and_zooms(visit, browsed, width):
     timeline.scroll_into_view_if_needed()
     box = timeline.bounding_box()
     left, right = (168, box["width"] - 10) if width > 640 else (6, box["width"] - 10)
-    x = box["x"] + left + (right - left) * 5 / 20 - 0
+    x = box["x"] + left + (right - left) * 5 / 20
     y = box["y"] + box["height"] * 0.75  # in the second row
     page.mouse.move(x, y)
     expect(page.locator(".tip")).to_contain_text("sit down")
@@ -345,12 +371,15 @@ def test_the_pointer_shows_scores_drags_and_zooms(visit, browsed, width):
     page.mouse.wheel(0, -400)
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("ArrowLeft")
-    text = status.text_content()
-    start, end = (float(value) for value in re.findall(r"([\d.]+) s", text))
-    assert 7 < end - start < 13 and start < 5
+    start, end = view(page)
+    assert end - start == pytest.approx(20 * np.exp(-200 / 400), abs=0.2) and start < 5
     page.mouse.down()
     page.mouse.move(x - 60, y, steps=3)
     page.mouse.up()
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    moved = 60 / (right - left) * (end - start) - 0.15 * (end - start)
+    assert view(page)[0] == pytest.approx(max(start + moved, 0), abs=0.3)
     page.keyboard.press("n")
     page.keyboard.press("p")
     expect(status).to_have_text("second: 0.0 s to 20.0 s")
@@ -361,6 +390,20 @@ def test_a_touch_screen_sees_the_scores(visit, browsed):
     timeline = page.locator("canvas.rows")
     timeline.tap(position={"x": 100, "y": 40})
     expect(page.locator(".tip")).to_contain_text("walk")
+    box, touches = timeline.bounding_box(), page.context.new_cdp_session(page)
+
+    def touch(kind, *places):
+        points = [{"x": box["x"] + x, "y": box["y"] + 40, "id": i} for i, x in enumerate(places)]
+        touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 150, 210)
+    for by in (10, 20, 30, 40):
+        touch("touchMove", 150 - by, 210 + by)
+    touch("touchEnd")
+    timeline.focus()
+    page.keyboard.press("ArrowRight")
+    start, end = view(page)
+    assert end - start == pytest.approx(20 * 60 / 140, rel=0.15)  # the fingers move from 60 to 140 pixels apart
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,8 @@ def _groups_by_data(named: Mapping[str, FinishedExperiment]) -> list[dict[str, F
     """The experiments in groups with the same test videos and classes."""
     groups: dict[tuple, dict[str, FinishedExperiment]] = {}
     for name, experiment in named.items():
-        key = experiment.source.fingerprint, experiment.source.info.classes
+        videos = tuple(video.id for video in experiment.source.videos("test", []))
+        key = experiment.source.fingerprint, experiment.source.info.classes, videos
         groups.setdefault(key, {})[name] = experiment
     return list(groups.values())
 
@@ -250,8 +251,8 @@ def _per_class(group: Mapping[str, FinishedExperiment], classes: Sequence[str], 
 
 def _seed_values(seeds: Sequence[Mapping], classes: Sequence[str]) -> list[dict | None]:
     """For each class the `interval` of its values; None where a seed has none."""
-    values = [[seed.get(name) for seed in seeds] for name in classes]
-    return [interval(row) if row and None not in row else None for row in values]
+    known = [[seed[name] for seed in seeds if seed.get(name) is not None] for name in classes]
+    return [interval(values) if values and len(values) == len(seeds) else None for values in known]
 
 
 def _embed_image(path: epath.Path) -> str:

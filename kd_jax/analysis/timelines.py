@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 THRESHOLDS = {"dense": 0.5, "sparse": 0.4}  # where the slider starts, by head
-BUDGET = 3_000_000  # bytes of quantised probabilities in a page; base64 makes a third more of them
+BUDGET = 6_000_000  # bytes of quantised probabilities in a page; base64 makes a third more of them
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ function ticks(low, high, count) {
   return found;
 }
 
-const dot = (color) => element("span", { class: "dot", style: `color: var(${color})` });
+const roleColor = (role) => `var(--${role === "other" ? "other2" : role})`;
+const dot = (role) => element("span", { class: "dot", style: `color: ${roleColor(role)}` });
 
 /**
  * A table that a click or Enter on a column's title sorts.
@@ -63,14 +64,15 @@ function sortableTable(caption, columns, rows) {
     }));
   };
   fill(rows);
-  const table = element("table", {}, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...heads)), body);
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, table);
+  const table = element("table", { "aria-label": caption }, element("thead", {}, element("tr", {}, ...heads)), body);
+  return element("div", {}, element("p", { class: "muted" }, caption),
+    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, table));
 }
 
 /** Scores of all runs as dots on one scale, with intervals and the value of each seed. */
 function dotPlot(rows, title, several) {
-  const known = rows.filter((row) => row.scores[title]), colors = colorNames(known.map(({ role }, name) => ({ name, role })));
-  const narrow = innerWidth < 640, width = narrow ? 370 : 720, left = narrow ? 120 : 190;
+  const known = rows.filter((row) => row.scores[title]);
+  const narrow = innerWidth < 640, width = narrow ? 370 : 720, left = (narrow ? 120 : 190) * (several ? 1.25 : 1);
   const line = 30, right = 62, top = 8, height = top + known.length * line + 24;
   const ends = known.flatMap(({ scores }) => [...scores[title].values, scores[title].mean + (scores[title].half ?? 0)]);
   const limit = Math.max(...ends, 1) * 1.02, x = (value) => left + (value / limit) * (width - left - right);
@@ -79,9 +81,9 @@ function dotPlot(rows, title, several) {
     plot.append(shape("line", { x1: x(value), x2: x(value), y1: top, y2: height - 22, stroke: "var(--line)" }),
       shape("text", { x: x(value), y: height - 6, "text-anchor": "middle" }, String(value)));
   }
-  known.forEach(({ run, experiment, scores }, place) => {
-    const y = top + line * (place + 0.5), { mean, half, values } = scores[title], color = `var(${colors[place]})`;
-    plot.append(shape("text", { class: "name", x: left - 12, y: y + 4, "text-anchor": "end" }, readable(several ? `${experiment} / ${run}` : run)),
+  known.forEach(({ run, experiment, role, scores }, place) => {
+    const y = top + line * (place + 0.5), { mean, half, values } = scores[title], color = roleColor(role);
+    plot.append(shape("text", { class: "name", x: left - 12, y: y + 4, "text-anchor": "end" }, (several ? `${experiment} / ` : "") + readable(run)),
       shape("line", { x1: x(0), x2: x(mean), y1: y, y2: y, stroke: color, "stroke-width": 8, opacity: 0.28 }));
     if (half != null) plot.append(shape("line", { x1: x(Math.max(mean - half, 0)), x2: x(mean + half), y1: y, y2: y, stroke: color, "stroke-width": 2.5 }));
     if (values.length > 1) values.forEach((value) => plot.append(shape("circle", { cx: x(value), cy: y, r: 2.5, fill: color, opacity: 0.6 })));
@@ -98,7 +100,7 @@ function resultsSection({ results, experiments }) {
   const best = Object.fromEntries(columns.map((title) => [title, Math.max(...rows.map((row) => row.scores[title]?.mean ?? -1))]));
   const gain = (row) => element("span", { class: row.gain.mean >= 0 ? "up" : "down" }, written(row.gain, "+"));
   const cells = [
-    { title: "run", text: true, value: (row) => row.run, cell: (row) => [dot(`--${row.role === "other" ? "other2" : row.role}`), readable(row.run)] },
+    { title: "run", text: true, value: (row) => row.run, cell: (row) => [dot(row.role), readable(row.run)] },
     ...(several ? [{ title: "experiment", text: true, value: (row) => row.experiment, cell: (row) => row.experiment }] : []),
     { title: "reads", text: true, value: (row) => row.reads, cell: (row) => row.reads },
     { title: "learns from", text: true, value: (row) => row.teachers.join(), cell: (row) => readable(row.teachers.join(", ")) || "–" },

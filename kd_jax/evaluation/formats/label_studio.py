@@ -53,7 +53,7 @@ def write_label_studio(
     tasks = []
     for video, table in fields.check_detections(detections, len(names)).items():
         regions = [_region(i, row, names, files[video].fps) for i, row in enumerate(table.tolist())]
-        prediction = {"model_version": "kd_jax", "result": regions}
+        prediction: dict = {"model_version": "kd_jax", "result": regions}
         if regions:
             prediction["score"] = float(table[:, 3].mean())
         data = {"video": files[video].path.name, "fps": files[video].fps}
