@@ -48,7 +48,14 @@ def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
     """Returns one row for each run, and the facts of the whole experiment."""
     make_records(folder / "records", arguments.videos, arguments.snippets, arguments.width)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        command = [sys.executable, "-m", "kd_jax.main", f"--config={arguments.config}", f"--workdir={work}"]
+        command = [
+            sys.executable,
+            "-m",
+            "kd_jax.main",
+            f"--config={arguments.config}",
+            f"--workdir={work}",
+            "--noreport",
+        ]
         command += ["--config.dataset.name=custom", f"--config.dataset.data_dir={folder / 'records'}"]
         command += [f"--config.training.epochs={arguments.epochs}", *arguments.override]
         started = time.perf_counter()

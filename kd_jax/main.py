@@ -1,4 +1,4 @@
-"""Trains the runs of an experiment, evaluates them and prints one table.
+"""Trains the runs of an experiment, evaluates them, prints one table and writes a report.
 
     python -m kd_jax.main --config=configs/demo.py [--workdir=DIR] [--config.FIELD=VALUE …]
 
@@ -38,6 +38,8 @@ def parser() -> Parser:
     add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
     add("--process", type=int, help="Index of this process, from 0.")
     add("--noresume", dest="resume", action="store_false", help="Train every run anew.")
+    add("--report", action="store_true", default=True, help=argparse.SUPPRESS)
+    add("--noreport", dest="report", action="store_false", help="Write neither report.html nor figures.")
     profile = "Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto)."
     add("--profile", action="store_true", help=profile)
     return options
@@ -114,6 +116,18 @@ def _fail_with_the_job(error: Exception) -> NoReturn:
     os._exit(1)
 
 
+def _write_report(workdir: str) -> str:
+    """Writes report.html and returns a sentence on it. An error loses nothing, because the results are on disk."""
+    try:
+        from kd_jax import report  # here because matplotlib and scikit-learn take seconds to import
+
+        logging.info("draws the figures and writes the report")
+        return f"Open {report.write_report([workdir])} in a browser to see them."
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"The report was not written ({reason}); `kd-jax report {workdir}` tries again."
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
     imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
@@ -140,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail_with_the_job(error)
     if runtime.is_first():
         print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+        if given.report:
+            print(_write_report(workdir))
 
 
 if __name__ == "__main__":

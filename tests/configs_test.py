@@ -246,7 +246,7 @@ def get_config(variant=""):
     overrides += ["--config.model.hidden=8", "--config.evaluation.protocols=('frame_map',)"]
     before = signal.getsignal(signal.SIGINT)
     try:
-        main.main([f"--config={file}", f"--workdir={tmp_path / 'work'}", *overrides])
+        main.main([f"--config={file}", f"--workdir={tmp_path / 'work'}", "--noreport", *overrides])
     finally:
         signal.signal(signal.SIGINT, before)  # which `main` may set
     trained = files.read_json(tmp_path / "work" / "student" / "config.json")

@@ -22,7 +22,7 @@ def test_eight_devices_equal_one(tmp_path):
         command = [
             *(sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py"),
             f"--workdir={tmp_path / str(devices)}",
-            *("--config.model.dropout=0.25", "--config.training.batch_size=3"),
+            *("--config.model.dropout=0.25", "--config.training.batch_size=3", "--noreport"),
         ]
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         result = subprocess.run(

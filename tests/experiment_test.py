@@ -464,7 +464,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
 def test_kill_and_restart_ends_with_the_same_scores(tmp_path):
     def command(workdir):
         overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4"]
-        program = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py"]
+        program = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py", "--noreport"]
         return [*program, f"--workdir={workdir}", *overrides]
 
     def finish(workdir):

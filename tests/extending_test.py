@@ -34,7 +34,7 @@ def mine(tmp_path):
 def test_the_example_trains(tmp_path):
     (tmp_path / "mine.py").write_text(EXAMPLE)
     command = [sys.executable, "-m", "kd_jax.main", f"--config={tmp_path}/mine.py:smoke", f"--workdir={tmp_path}/work"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([*command, "--noreport"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     run = read_json(tmp_path / "work" / "augmented_rgb" / "config.json")
     assert run["filter"] == "neighbours" and run["weights"] == {"change_points": 0.1}

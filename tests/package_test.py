@@ -15,6 +15,7 @@ from kd_jax import __main__ as dispatcher
 from kd_jax.command_line import Parser
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "kd_jax/analysis/pages"
 
 
 def test_the_public_names():
@@ -39,6 +40,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "predict",
         "analyse",
         "evaluate",
+        "report",
         "build",
         "convert-annotations",
         "extract",
@@ -105,6 +107,7 @@ def test_the_wheel_has_everything_in_an_empty_folder(installed, tmp_path):
     assert where[0].startswith(str(installed.parent)) and where[1] == "atomic"
     package = Path(where[0]).parent
     assert (package / "py.typed").exists()
+    assert {p.name for p in (package / "analysis/pages").iterdir()} >= {p.name for p in PAGES.iterdir()}
     assert {p.name for p in (package / "configs").iterdir()} >= {p.name for p in (ROOT / "configs").glob("*.py")}
     modules = {p.relative_to(ROOT) for folder in ("kd_jax", "data_prep") for p in (ROOT / folder).rglob("*.py")}
     assert {module for module in modules if not (package.parent / module).exists()} == set()
@@ -112,8 +115,8 @@ def test_the_wheel_has_everything_in_an_empty_folder(installed, tmp_path):
 
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "__init__.py").write_text("raise ValueError('a folder of the user')")
-    first = run("python", "-m", "kd_jax.main", "--config=configs/tsu.py:smoke", "--workdir=first")
-    second = run("kd-jax", "train", "--config=tsu:smoke", "--workdir=second")
+    first = run("python", "-m", "kd_jax.main", "--config=configs/tsu.py:smoke", "--workdir=first", "--noreport")
+    second = run("kd-jax", "train", "--config=tsu:smoke", "--workdir=second", "--noreport")
     assert first.replace("first", "second") == second and "gain over vanilla_rgb" in second
     code = "import kd_jax; detect = kd_jax.load('first/augmented_rgb'); print(len(detect.classes), detect.modality)"
     assert run("python", "-c", code).split() == ["12", "rgb"]

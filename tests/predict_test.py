@@ -1,8 +1,10 @@
 """Whole videos are predicted in any batch, and the command predicts videos without annotations."""
 
 import contextlib
+import functools
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import main
+from kd_jax import main, report
 from kd_jax import predict as predict_command
+from kd_jax.analysis import figures
 from kd_jax.data import records, synthetic
 from kd_jax.data.batches import Example
 from kd_jax.evaluation import formats
@@ -27,6 +30,7 @@ from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.models import Detector
 
 ROOT = Path(__file__).parents[1]
+SMALL = ["--config.model.hidden=8", "--config.model.num_layers=2"]
 
 
 def test_batches_and_buckets_change_nothing():
@@ -72,11 +76,38 @@ def run_command(module, *arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("work")
-    small = ["--config.model.hidden=8", "--config.model.num_layers=2"]
-    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", *small)
+    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", "--noreport", *SMALL)
     assert result.returncode == 0, result.stderr
-    assert "gain over vanilla_rgb" in result.stdout
+    assert "gain over vanilla_rgb" in result.stdout and not (workdir / "report.html").exists()
     return workdir / "augmented_rgb"
+
+
+def test_a_report_that_cannot_be_written_loses_no_results(run, monkeypatch):
+    def fail(workdirs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    result = run_command(main, "--config=demo:smoke", f"--workdir={run.parent}", *SMALL)
+    assert result.returncode == 0 and "Saved in" in result.stdout
+    remedy = f"The report was not written (OSError: disk full); `kd-jax report {run.parent}` tries again."
+    assert result.stdout.splitlines()[-1] == remedy
+
+
+def test_training_ends_with_a_report_that_compares_with_others(run, tmp_path, monkeypatch):
+    quick = functools.partial(figures.make_figures, names=["learning_curves"])
+    monkeypatch.setattr(report, "make_figures", quick)
+    workdir, other = run.parent, tmp_path / "other"
+    result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", *SMALL)
+    assert result.stdout.splitlines()[-1] == f"Open {workdir / 'report.html'} in a browser to see them."
+    page = (workdir / "report.html").read_text()
+    assert len(page) < 5e6 and "augmented_rgb" in page and "data:image/" in page
+    shutil.copytree(workdir, other)
+    both = run_command(report, str(workdir), str(other), f"--output={tmp_path / 'both.html'}")
+    assert both.stdout == f"{tmp_path / 'both.html'}: open it in a browser\n"
+    assert f"{workdir.name} / augmented_rgb" in (tmp_path / "both.html").read_text()
+    (other / "results.json").unlink()
+    gone = run_command(report, str(other))
+    assert gone.returncode == 1 and "holds no finished experiment" in gone.stderr
 
 
 def command(run, features, output, *more):
@@ -153,6 +184,8 @@ def test_command_line_on_records_knows_durations(run, tmp_path):
     [
         ("--proposals=background", "no background probability"),
         ("--format=charades", "the format charades has 157"),
+        ("--format=label_studio", "label_studio needs its frames per second; predict from --video"),
+        ("--annotations=a.json", "--annotations would have no effect on --features; leave it out"),
         ("--stride=8", "--stride would have no effect on --features; leave it out"),
         ("--encoder_weights=a.npz", "--encoder_weights would have no effect on --features"),
         ("--split=train", "--split=train would have no effect on"),

@@ -27,6 +27,7 @@ def command(directory: Path, *more: str) -> list[str]:
             "-m",
             "kd_jax.main",
             "--config=tests/teacher_and_student.py",
+            "--noreport",
             f"--workdir={directory / 'work'}",
         ),
         *("--config.dataset.name=custom", f"--config.dataset.data_dir={directory.parent / 'records'}"),

@@ -1,0 +1,263 @@
+"""Finished experiments → the content of report.html, as plain JSON that `pages/report.js` draws.
+
+html = make_report([open_experiment("workdir/demo")])
+
+Several experiments have one table of results. Those with the same test videos also share a timeline browser and a table
+of classes, in which a run is called EXPERIMENT / RUN.
+"""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from kd_jax.analysis import timelines
+from kd_jax.analysis.figures import Made
+from kd_jax.analysis.finished import FinishedExperiment
+from kd_jax.analysis.intervals import over_seeds
+from kd_jax.analysis.page import make_page
+from kd_jax.analysis.timelines import Lane, Recording, Timeline
+from kd_jax.evaluation.scoring import make_truth, probabilities
+
+MAX_LANES = 8  # runs of an experiment in its timeline browser
+TITLES = {  # of the figures
+    "learning_curves": "Learning curves",
+    "tsne": "Features of snippets (t-SNE)",
+    "saliency": "Boundary saliency",
+    "covariance": "Covariance of features",
+    "sensitivity": "Sensitivity to the weights",
+    "per_class": "Gain per class",
+    "breakdown": "Where the gain comes from",
+    "confusion": "Confusion between classes",
+    "errors": "Kinds of false positives",
+}
+
+
+def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Mapping[str, Made]] = ()) -> str:
+    """Returns the HTML page on one or several experiments.
+
+    Args:
+      figures: what `make_figures` returned for each experiment, in the same order; () for a page without figures.
+    """
+    names = _unique_names(experiments)
+    named = dict(zip(names, experiments, strict=True))
+    content = {
+        "experiments": [_describe(name, experiment) for name, experiment in named.items()],
+        "results": results_table(named),
+        "data": [_compare_on_data(group) for group in _groups_by_data(named)],
+        "figures": [
+            {"experiment": name, "title": TITLES[title], "image": _embed_image(figure.path)}
+            | {"sentences": list(figure.sentences)}
+            for name, made in zip(names, figures, strict=False)
+            for title, figure in made.items()
+            if figure.path
+        ],
+    }
+    title = " and ".join(names) if len(names) < 4 else f"{len(names)} experiments"
+    return make_page("report.html", title=title, data=content, scripts=["timeline.js", "report.js"])
+
+
+def interval(values: Sequence[float]) -> dict:
+    """Returns {'mean', 'half', 'values'}: `half` is the half-width of the 95 % interval of Student's t.
+
+    It is None for a single value.
+    """
+    mean, half = map(float, over_seeds(np.array(values)))
+    return {"mean": mean, "half": None if math.isnan(half) else half, "values": [float(value) for value in values]}
+
+
+def roles(results: Mapping) -> dict[str, str]:
+    """Returns {row of the table: 'baseline', 'student', 'teacher', 'fusion' or 'other'}."""
+    teachers = {teacher for row in results["rows"] for teacher in row["teachers"]}
+
+    def role(row: Mapping) -> str:
+        if row["run"] == results["baseline"]:
+            return "baseline"
+        if row["members"]:
+            return "fusion"
+        if row["teachers"]:
+            return "student"
+        return "teacher" if row["run"] in teachers else "other"
+
+    return {row["run"]: role(row) for row in results["rows"]}
+
+
+def best_student(results: Mapping) -> Mapping | None:
+    """Returns the row with the largest mean gain among those that learn from teachers; None without any."""
+    gained = [row for row in results["rows"] if row["teachers"] and row["gain"]]
+    return max(gained, key=lambda row: np.mean(row["gain"]), default=None)
+
+
+def finding(results: Mapping) -> str:
+    """Says what distillation gained, with its interval, and whether the seeds show it."""
+    row = best_student(results)
+    if row is None:
+        return ""
+    scores, gain = row["scores"].get(results["gain_of"]), interval(row["gain"])
+    direction = "above" if gain["mean"] >= 0 else "below"
+    score = f"{row['run']} reaches {np.mean(scores):.2f} {results['gain_of']}, "
+    if gain["half"] is None:
+        how = "One seed does not show how certain this is; --config.seeds=5 trains five."
+        return f"{score}{abs(gain['mean']):.2f} points {direction} {row['baseline']}. {how}"
+    size = f"{score}{abs(gain['mean']):.2f} ± {gain['half']:.2f} points {direction} {row['baseline']}"
+    seeds = f"95 % interval over {len(row['gain'])} seeds"
+    if abs(gain["mean"]) < gain["half"]:
+        return f"{size} ({seeds}). The interval contains 0, so no difference is shown."
+    return f"{size} ({seeds})."
+
+
+def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
+    """Returns the columns and rows of the table of results: each score is an `interval`."""
+    columns, rows = dict[str, None](), []
+    for name, experiment in experiments.items():
+        role = roles(experiment.results)
+        for row in experiment.results["rows"]:
+            scores = {title: interval(v) for title, v in row["scores"].items() if v and None not in v}
+            columns |= dict.fromkeys(scores)
+            found = {"experiment": name, "run": row["run"], "role": role[row["run"]], "reads": row["modality"]}
+            found |= {"teachers": row["teachers"], "scores": scores, "baseline": row["baseline"]}
+            rows.append(found | {"gain": interval(row["gain"]) if row["gain"] else None})
+    gain_of = next(iter(experiments.values())).results["gain_of"]
+    return {"columns": list(columns), "rows": rows, "gain_of": gain_of}
+
+
+def _unique_names(experiments: Sequence[FinishedExperiment]) -> list[str]:
+    """The names of the workdirs, or their whole paths if two have the same name."""
+    names = [experiment.workdir.name for experiment in experiments]
+    return names if len(set(names)) == len(names) else [str(experiment.workdir) for experiment in experiments]
+
+
+def _describe(name: str, experiment: FinishedExperiment) -> dict:
+    results = experiment.results
+    timings = []
+    for run, seeds in experiment.runs.items():
+        seconds = [entry["seconds"] for finished in seeds for entry in finished.epochs if "seconds" in entry]
+        if seconds:
+            timings.append({"run": run, "epochs": len(seconds), "median": np.median(seconds), "total": sum(seconds)})
+    return {
+        "name": name,
+        "workdir": str(experiment.workdir),
+        "dataset": results["dataset"],
+        "test_videos": results["test_videos"],
+        "seeds": results["seeds"],
+        "finding": finding(results),
+        "environment": results.get("environment", {}),
+        "timings": timings,
+        "configs": {run: dict(seeds[0].config) for run, seeds in experiment.runs.items()},
+    }
+
+
+def _groups_by_data(named: Mapping[str, FinishedExperiment]) -> list[dict[str, FinishedExperiment]]:
+    """The experiments in groups with the same test videos and classes."""
+    groups: dict[tuple, dict[str, FinishedExperiment]] = {}
+    for name, experiment in named.items():
+        videos = tuple(video.id for video in experiment.source.videos("test", []))
+        key = experiment.source.fingerprint, experiment.source.info.classes, videos
+        groups.setdefault(key, {})[name] = experiment
+    return list(groups.values())
+
+
+def _compare_on_data(group: Mapping[str, FinishedExperiment]) -> dict:
+    """The timeline browser and the table of classes of experiments with the same test videos."""
+    first = next(iter(group.values()))
+    info, videos = first.source.info, first.source.videos("test", [])
+    lanes, compared = _choose_lanes(group)
+    logits = {
+        _lane_name(group, name, lane): group[name].logits(lane, 0) for name, chosen in lanes.items() for lane in chosen
+    }
+    truth = make_truth(videos, info)
+    tables = {
+        run: {video: probabilities(table, info.head)[:, : len(info.classes)] for video, table in found.items()}
+        for run, found in logits.items()
+    }
+    recordings = [
+        Recording(
+            v.id, truth.durations[v.id], truth.segments[v.id], {run: found[v.id] for run, found in tables.items()}
+        )
+        for v in videos
+    ]
+    shown = timelines.select_recordings(recordings, compared)
+    timeline = Timeline(
+        info.classes, _lanes(group, lanes), shown, timelines.THRESHOLDS[info.head], compared, available=len(recordings)
+    )
+    counts = np.bincount(
+        np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int), minlength=len(info.classes)
+    )
+    return {
+        "name": " and ".join(group),
+        "timeline": timelines.as_json(timeline),
+        "classes": _per_class(group, info.classes, counts.tolist()),
+    }
+
+
+def _lane_name(group: Mapping, experiment: str, run: str) -> str:
+    return run if len(group) == 1 else f"{experiment} / {run}"
+
+
+def _choose_lanes(group: Mapping[str, FinishedExperiment]) -> tuple[dict[str, list[str]], tuple[str, str] | None]:
+    """The runs of each experiment to draw, and the two to compare: the plain and the best distilled student."""
+    chosen, compared = {}, None
+    for name, experiment in group.items():
+        rows, student = experiment.results["rows"], best_student(experiment.results)
+        wanted = [student["baseline"], student["run"], *student["teachers"]] if student else []
+        known = [row["run"] for row in rows]
+        order = [run for run in dict.fromkeys([*wanted, *known]) if run in known]
+        chosen[name] = order[:MAX_LANES]
+        pair = wanted[:2] if student else order[:2]
+        if compared is None and len(pair) == 2:
+            compared = _lane_name(group, name, pair[0]), _lane_name(group, name, pair[1])
+    if compared is None and len(chosen) > 1:
+        (one, first), (other, second) = list(chosen.items())[:2]
+        compared = _lane_name(group, one, first[0]), _lane_name(group, other, second[0])
+    return chosen, compared
+
+
+def _lanes(group: Mapping[str, FinishedExperiment], chosen: Mapping[str, Sequence[str]]) -> list[Lane]:
+    lanes = []
+    for name, runs in chosen.items():
+        role, student = roles(group[name].results), best_student(group[name].results)
+        first = {student["baseline"], student["run"], *student["teachers"]} if student else set(runs[:3])
+        lanes += [Lane(_lane_name(group, name, run), role[run], run in first) for run in runs]
+    return lanes
+
+
+def _per_class(group: Mapping[str, FinishedExperiment], classes: Sequence[str], counts: Sequence[int]) -> dict:
+    """The AP of each class by the first protocol that has one: a column per run, and the gain of the best student."""
+    first = next(iter(group.values())).results["rows"][0]["test"][0].get("per_class", {})
+    if not first:
+        return {}
+    protocol, columns = next(iter(first)), []
+    for name, experiment in group.items():
+        role, student = roles(experiment.results), best_student(experiment.results)
+        found = {
+            row["run"]: [scores["per_class"].get(protocol, {}) for scores in row["test"]]
+            for row in experiment.results["rows"]
+        }
+        for run, seeds in found.items():
+            title = _lane_name(group, name, run)
+            columns.append({"title": title, "role": role[run], "values": _seed_values(seeds, classes)})
+        if student:
+            pairs = zip(found[student["run"]], found.get(student["baseline"], []), strict=False)
+            gains = [
+                {c: ours[c] - theirs[c] for c in classes if ours.get(c) is not None and theirs.get(c) is not None}
+                for ours, theirs in pairs
+            ]
+            title = "gain" if len(group) == 1 else f"gain in {name}"
+            columns.append({"title": title, "role": "gain", "values": _seed_values(gains, classes)})
+    return {"protocol": protocol, "classes": list(classes), "actions": list(counts), "columns": columns}
+
+
+def _seed_values(seeds: Sequence[Mapping], classes: Sequence[str]) -> list[dict | None]:
+    """For each class the `interval` of its values; None where a seed has none."""
+    known = [[seed[name] for seed in seeds if seed.get(name) is not None] for name in classes]
+    return [interval(values) if values and len(values) == len(seeds) else None for values in known]
+
+
+def _embed_image(path: epath.Path) -> str:
+    """Returns the figure as a data URL, the smaller one of the .svg and the .png."""
+    vector = path.with_name(f"{path.stem}.svg")
+    images = {kind: file.read_bytes() for kind, file in {"png": path, "svg+xml": vector}.items() if file.exists()}
+    kind, content = min(images.items(), key=lambda image: len(image[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
