@@ -50,7 +50,8 @@ case ${1-} in
       --features=rgb="$data/rgb" --features=flow="$data/flow" --features=pose="$data/pose"
     .venv/bin/python -m kd_jax.main --config=configs/stickfigures.py
     exec .venv/bin/python -m kd_jax.predict --run=workdir/stickfigures/augmented_rgb \
-      --video="$data/videos/figure_043.mp4" --encoder_weights="$data/weights/rgb.npz" --output=workdir/stickfigures/figure_043
+      --video="$data/videos/figure_043.mp4" --encoder_weights="$data/weights/rgb.npz" \
+      --annotations="$data/annotations.json" --output=workdir/stickfigures/figure_043
     ;;
   main)
     install "main${EXTRA:+_$EXTRA}" ".${EXTRA:+[$EXTRA]}"

@@ -9,6 +9,7 @@ COMMANDS = {  # name: (module, what it does)
     "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
+    "report": ("kd_jax.report", "writes one page on finished experiments, which a browser shows"),
     "build": ("data_prep.build", "builds records from features and annotations"),
     "convert-annotations": (
         "data_prep.convert_annotations",

@@ -2,8 +2,8 @@
 
     python -m kd_jax.evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
 
-Predictions are read in every format of kd_jax/evaluation/formats: snippet scores (.npz), detections (.json of kd_jax or
-ActivityNet, a folder of PKU-MMD text files), or the text file of Charades localize.
+Predictions are snippet scores (.npz), detections (.json of kd_jax or ActivityNet, .csv, a folder of PKU-MMD text files)
+or the text file of Charades localize; kd_jax/evaluation/formats describes the formats.
 """
 
 import argparse
@@ -32,7 +32,11 @@ def parser() -> Parser:
     add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
     add("--annotations", action="append", required=True, help="A public annotation file; may be repeated.")
-    add("--predictions", required=True, help="A .npz, .json or .txt file or a folder, see kd_jax/evaluation/formats.")
+    add(
+        "--predictions",
+        required=True,
+        help="A .npz, .json, .csv or .txt file or a folder, see kd_jax/evaluation/formats.",
+    )
     add("--classes", help="File of class names, one per line; line number = class id.")
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
     protocols = "Instead of those of the data set's benchmark; may be repeated."
@@ -51,11 +55,11 @@ def parser() -> Parser:
 
 
 def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads predictions in any format of kd_jax/evaluation/formats.
+    """Reads predictions in any format that kd_jax/evaluation/formats has a reader for.
 
     Args:
-      path: `.npz` of snippet scores, `.txt` of Charades localize, `.json` of kd_jax or ActivityNet, or a folder of
-        PKU-MMD text files, whose first class has the number `first_label`.
+      path: `.npz` of snippet scores, `.txt` of Charades localize, `.json` of kd_jax or ActivityNet, `.csv`, or a
+        folder of PKU-MMD text files, whose first class has the number `first_label`.
       info: classes and frames per second.
 
     Returns the kind of the predictions, 'scores', 'instants' or 'detections', and {video: array}. Raises
@@ -68,11 +72,13 @@ def read_predictions(path: Path, info: base.Info, *, first_label: int) -> tuple[
         return "scores", formats.read_scores(path)
     if path.suffix == ".txt":
         return "instants", formats.read_charades(path, num_classes=len(info.classes))
+    if path.suffix == ".csv":
+        return "detections", formats.read_csv(path, info.classes)
     if path.suffix == ".json":
         own = path.is_file() and path.read_bytes().lstrip()[:1] == b"["
         read = formats.read_native if own else formats.read_activitynet
         return "detections", read(path, info.classes)
-    kinds = ".npz of scores, .json of detections, .txt of Charades localize, or folder of PKU-MMD files"
+    kinds = ".npz of scores, .json or .csv of detections, .txt of Charades localize, or folder of PKU-MMD files"
     raise FileNotFoundError(f"{path} is no {kinds}")
 
 

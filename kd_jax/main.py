@@ -1,4 +1,4 @@
-"""Trains the runs of an experiment, evaluates them and prints one table.
+"""Trains the runs of an experiment, evaluates them, prints one table and writes a report.
 
     python -m kd_jax.main --config=configs/demo.py [--workdir=DIR] [--config.FIELD=VALUE …]
 
@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
-from kd_jax import runtime
+from kd_jax import report, runtime
 from kd_jax.command_line import Parser
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
@@ -114,6 +114,15 @@ def _fail_with_the_job(error: Exception) -> NoReturn:
     os._exit(1)
 
 
+def _write_report(workdir: str) -> str:
+    """Writes report.html and returns a sentence on it. An error loses nothing, because the results are on disk."""
+    try:
+        return f"Open {report.write_report([workdir])} in a browser to see them."
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"The report was not written ({reason}); `kd-jax report {workdir}` tries again."
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
     imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
@@ -140,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail_with_the_job(error)
     if runtime.is_first():
         print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+        print(_write_report(workdir))
 
 
 if __name__ == "__main__":

@@ -17,23 +17,29 @@ run, the video is sampled at another rate so that they last as long.
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from kd_jax import runtime
+from kd_jax.analysis import timelines
+from kd_jax.analysis.page import make_page
+from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base, feature_files, records
+from kd_jax.data.annotations import describe
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import Findings
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import probabilities
-from kd_jax.files import make_folder, sha256
+from kd_jax.files import make_folder, sha256, write_atomically
 from kd_jax.inference.predict import run_detector
 from kd_jax.training.checkpoints import TrainedRun, load_run
 from kd_jax.video import timeline, videos
@@ -49,6 +55,7 @@ def parser() -> Parser:
     add("--features", help="A .npy file, a folder of them, or a folder of records.")
     add("--video", action="append", help="A video file, instead of features; may be repeated.")
     add("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
+    add("--annotations", help="With --video: ground truth for the page, a file as for data_prep.build.")
     add("--fps", type=float, help="With --video: frames per second to sample it at.")
     videos.add_options(options, "as the run's features, else ")
     add("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
@@ -177,6 +184,36 @@ def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -
     return weights
 
 
+def read_truth(path: str, names: Sequence[str], classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads the actions of these videos, {video: `[N, 3]` rows (class, start s, end s)}, from an annotation file.
+
+    Raises ValueError if the file cannot be read or has none of the videos.
+    """
+    findings = Findings(path)
+    read = describe("custom").read
+    assert read is not None  # only the synthetic set has no annotation files
+    annotated = {video.id: video.segments for video in read([Path(path)], classes, findings)}
+    findings.raise_problems("nothing was read")
+    if not (known := {name: annotated[name] for name in names if name in annotated}):
+        raise ValueError(f"--annotations={path} has none of the videos {', '.join(names)}; leave it out")
+    return known
+
+
+def write_page(path: epath.Path, recording: Recording, classes: Sequence[str], threshold: float) -> None:
+    """Writes a page that plays a video above a timeline of the probabilities of a run."""
+    lanes = [Lane(run, "student") for run in recording.probabilities]
+    content = timelines.as_json(Timeline(classes, lanes, [recording], threshold))
+    page = make_page("video.html", title=recording.id, data=content, scripts=["timeline.js"])
+    write_atomically(path, page.encode())
+
+
+def link(file: Path, folder: epath.Path) -> str:
+    """Returns the URL of a local file, relative to a page in a folder; that of the file itself from a bucket."""
+    if "://" in os.fspath(folder):
+        return file.absolute().as_uri()
+    return quote(Path(os.path.relpath(file, folder)).as_posix())
+
+
 def encode(files: VideoFiles, batch_size: int) -> Inputs:
     """Encodes the videos; ValueError if none of them can be decoded."""
     features, frames, broken = {}, {}, list(files.broken)
@@ -204,7 +241,7 @@ def _check_options(given: argparse.Namespace) -> None:
         videos.refuse_vain(given, ["seconds_per_snippet", "split"], "--video")
     else:
         names = [field.name for field in dataclasses.fields(videos.Sampling)]
-        videos.refuse_vain(given, ["encoder_weights", "fps", *names], "--features")
+        videos.refuse_vain(given, ["encoder_weights", "annotations", "fps", *names], "--features")
 
 
 def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
@@ -224,7 +261,9 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     else:
         inputs = read_inputs(Path(given.features), given.split, run, given.seconds_per_snippet)
         names = list(inputs.features)
-    formats.check_formats(chosen, names, len(classes))
+    known = {name: formats.VideoFile(v.path, v.fps) for name, v in files.opened.items()} if given.video else {}
+    formats.check_formats(chosen, names, len(classes), known)
+    truth = read_truth(given.annotations, names, classes) if given.annotations else {}
     make_folder(output, "output")
     if given.video:
         inputs = encode(files, given.batch_size)
@@ -233,13 +272,19 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     outputs = run_detector(run.model, run.variables, examples, **options)
     scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
     found = {v: rule(table, inputs.seconds[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
-    paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes)
+    paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes, files=known)
     for name, frames in inputs.frames.items():
-        paths.append(output / f"{name}.png")
-        timeline.draw(paths[-1], frames, duration=inputs.durations[name], detections=found[name], classes=classes)
+        picture, page = output / f"{name}.png", output / f"{name}.html"
+        timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
+        links = {"file": link(files.opened[name].path, output), "picture": quote(picture.name)}
+        tables = {run.config["run"]: scores[name][:, : len(classes)]}
+        recording = Recording(name, inputs.durations[name], truth.get(name), tables, **links)
+        write_page(page, recording, classes, given.threshold or timelines.THRESHOLDS[head])
+        paths += [picture, page]
+    browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
-    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}", inputs.broken
+    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}{browser}", inputs.broken
 
 
 def _count(number: int, noun: str) -> str:

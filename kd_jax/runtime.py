@@ -6,14 +6,19 @@ In a job of several processes all of them compute. Only the first one writes fil
 import functools
 import logging as std_logging
 import os
+import platform
 import re
 import sys
+from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import fsspec
 import jax
 from absl import flags, logging
 from jax.experimental import multihost_utils
+
+from kd_jax import __version__
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -100,6 +105,18 @@ def wait_for_all(place: str) -> None:
     """Waits until every process of the job has reached this call, so that all see the files of the first one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
+
+
+def environment() -> dict[str, str]:
+    """Returns the versions of kd_jax and of what it runs on, the system, and the number of devices of each kind."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return {
+        "kd_jax": __version__,
+        **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
+    }
 
 
 @functools.cache  # the handler gets its filter once

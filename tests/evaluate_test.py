@@ -64,10 +64,11 @@ def test_scores(files):
 def test_every_format_of_detections_gives_the_same(files):
     formats.write_native(files / "native.json", FOUND, CLASSES)
     formats.write_activitynet(files / "activitynet.json", FOUND, CLASSES)
+    formats.write_csv(files / "table.csv", FOUND, CLASSES)
     formats.write_pku_mmd(files / "pku", FOUND, 2, frames_per_second=25.0)
     truth = {video: np.array(ACTIONS[video], float) for video in FOUND}
     expected = event_map(FOUND, truth, num_classes=2)["mAP_action"]
-    for name in ("native.json", "activitynet.json", "pku"):
+    for name in ("native.json", "activitynet.json", "table.csv", "pku"):
         text = custom(files, files / name, "--protocols=event_map")
         for threshold, number in zip((0.1, 0.3, 0.5), expected, strict=True):
             assert value(text, f"event_map/mAP_action@{threshold}") == pytest.approx(number, abs=0.005), name

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -450,7 +451,9 @@ def predict_command(figures, trained):
 @pytest.mark.slow
 def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     command = predict_command(figures, trained)
-    printed = run(predict, *command, f"--output={tmp_path / 'out'}", "--format=native", "--format=pku_mmd")
+    truth = f"--annotations={figures / 'annotations.json'}"
+    kinds = [f"--format={kind}" for kind in ("native", "pku_mmd", "label_studio")]
+    printed = run(predict, *command, truth, f"--output={tmp_path / 'out'}", *kinds)
     manifest = read_json(features["rgb"] / "figure_002.json")
     seconds = manifest["frames"] / manifest["fps"] / manifest["snippets"]  # as labels are made
     assert "1 video, " in printed and f"{seconds:.4g} s a snippet" in printed and "figure_002.png" in printed
@@ -474,6 +477,19 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
     assert picture.shape[1] > 1000 and picture[: len(picture) // 3].std() > 20  # frames along the top
     assert (tmp_path / "out" / "pku_mmd" / "figure_002.txt").exists()
+    page = (tmp_path / "out" / "figure_002.html").read_text()
+    (content,) = re.findall(r'id="data">(.*?)</script>', page)
+    (video,) = json.loads(content)["videos"]
+    actions = read_json(figures / "annotations.json")["figure_002"]["actions"]
+    np.testing.assert_allclose(video["truth"], sorted(actions), atol=1e-3)
+    assert (tmp_path / "out" / video["file"]).samefile(figures / "videos" / "figure_002.mp4")
+    assert (tmp_path / "out" / video["picture"]).exists() and video["snippets"] == len(scores)
+    (task,) = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    assert task["data"] == {"video": "figure_002.mp4", "fps": 15.0}
+    assert len(task["predictions"][0]["result"]) == len(found)
+    (tmp_path / "others.json").write_text('{"x": {"subset": "testing", "duration": 1, "actions": []}}')
+    wrong = f"--annotations={tmp_path / 'others.json'}"
+    assert "has none of the videos figure_002" in run(predict, *command, wrong, f"--output={tmp_path}", code=1)
 
     damaged = bytearray((figures / "videos" / "figure_002.mp4").read_bytes())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 400] = bytes(400)

@@ -5,6 +5,7 @@ import re
 import string
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -148,6 +149,66 @@ def test_native_by_hand(tmp_path):
     assert_equal(formats.read_native(tmp_path / "x.json", CLASSES), {"v": detections["v"]})
 
 
+def test_csv_by_hand(tmp_path):
+    # As a spreadsheet in Germany saves it: a byte order mark, semicolons, another order, one more column.
+    text = 'Label;video;Score;start;end;note\r\n"Diving, 10 m";v;0.5;1;2.25;x\r\nrun;w 1;1;0;1e1;\r\n'
+    (tmp_path / "x.csv").write_bytes(text.encode("utf-8-sig"))
+    expected = {"v": np.array([[2, 1, 2.25, 0.5]]), "w 1": np.array([[0, 0, 10, 1]])}
+    assert_equal(formats.read_csv(tmp_path / "x.csv", CLASSES), expected)
+    formats.write_csv(tmp_path / "y.csv", {**expected, "z": []}, CLASSES)
+    lines = ["video,label,start,end,score", 'v,"Diving, 10 m",1.0,2.25,0.5', "w 1,run,0.0,10.0,1.0"]
+    assert (tmp_path / "y.csv").read_text().splitlines() == lines
+
+
+def test_webvtt_by_hand(tmp_path):
+    detections = {"v": np.array([[1, 3725.5, 3725.5001, 0.954], [0, -1, 1.2345, 1]]), "w": []}
+    formats.write_webvtt(tmp_path / "vtt", detections, ("run & <jump>", "sit\ndown"))
+    assert (tmp_path / "vtt" / "v.vtt").read_text() == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.234\nrun &amp; &lt;jump&gt; (1.00)\n\n"
+        "01:02:05.500 --> 01:02:05.501\nsit down (0.95)\n"
+    )
+    assert (tmp_path / "vtt" / "w.vtt").read_text() == "WEBVTT\n"
+
+
+def test_fiftyone_by_hand(tmp_path):
+    # The layout of FiftyOneTemporalDetectionDataset, in which labels are indices into the classes.
+    formats.write_fiftyone(tmp_path / "x.json", {"v": np.array([[1, 0.5, 2, 0.75]]), "w": []}, CLASSES)
+    labels = {"v": [{"label": 1, "timestamps": [0.5, 2.0], "confidence": 0.75}], "w": []}
+    assert json.loads((tmp_path / "x.json").read_text()) == {"classes": list(CLASSES), "labels": labels}
+
+
+def test_label_studio_by_hand(tmp_path):
+    detections = {"v": np.array([[1, 0.2, 0.4, 0.75], [0, 1, 1.001, 0.25]]), "w": []}
+    files = {video: formats.VideoFile(Path(f"films/{video}.mp4"), 25.0) for video in detections}
+    formats.write_label_studio(tmp_path / "x.json", detections, CLASSES, files)
+    # Frame 1 is that at 0 s. Frames 6 to 10 last from 0.2 s to 0.4 s.
+    regions = [
+        {
+            "id": f"region_{i}",
+            "type": "timelinelabels",
+            "from_name": "actions",
+            "to_name": "video",
+            "value": {"ranges": [{"start": first, "end": last}], "timelinelabels": [label]},
+            "score": score,
+        }
+        for i, (first, last, label, score) in enumerate([(6, 10, "sit down", 0.75), (26, 26, "run", 0.25)])
+    ]
+    assert json.loads((tmp_path / "x.json").read_text()) == [
+        {
+            "data": {"video": "v.mp4", "fps": 25.0},
+            "predictions": [{"model_version": "kd_jax", "result": regions, "score": 0.5}],
+        },
+        {"data": {"video": "w.mp4", "fps": 25.0}, "predictions": [{"model_version": "kd_jax", "result": []}]},
+    ]
+    config = ElementTree.fromstring((tmp_path / "x.xml").read_text())
+    assert [label.get("value") for label in config.iter("Label")] == list(CLASSES)
+    timeline, video = config.find("TimelineLabels"), config.find("Video")
+    assert (timeline.get("name"), timeline.get("toName"), video.get("name")) == ("actions", "video", "video")
+    assert video.get("frameRate") == "$fps" and video.get("value") == "$video"
+    with pytest.raises(ValueError, match="v: its file and frames per second are unknown"):
+        formats.write_label_studio(tmp_path / "y.json", detections, CLASSES, {"w": files["w"]})
+
+
 def test_scores_of_numpy(tmp_path):
     scores = {"b": np.ones((2, 3), np.float16), "a": np.zeros((1, 3))}
     np.savez_compressed(tmp_path / "x.npz", **scores)
@@ -168,6 +229,8 @@ def test_round_trip_of_detections(tmp_path, detections):
     formats.write_native(path, detections, CLASSES)
     seen = {video: table for video, table in detections.items() if len(table)}
     assert_equal(formats.read_native(path, CLASSES), seen)
+    formats.write_csv(path, detections, CLASSES)
+    assert_equal(formats.read_csv(path, CLASSES), seen)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -340,6 +403,23 @@ def test_charades_refuses(tmp_path, lines, message):
     refuses(lambda path: formats.read_charades(path, num_classes=2), tmp_path / "x.txt", re.escape(message))
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", 'the first line is ""; it lacks the column video, label, start, end, score'),
+        ("video,label,start,end\n", "it lacks the column score"),
+        ("video,label,start,end,score\nv,walk,0,1,1\n", 'line 2 label: "walk", expected one of the 3 classes'),
+        ("video,label,start,end,score\nv,run,0,x,1\n", 'line 2 end: "x", expected a finite number'),
+        ("video,label,start,end,score\nv,run,2,1,1\n", "line 2 end: 1, before the start 2"),
+        ("video,label,start,end,score\n\nv,run,0,1\n", 'line 3 score: "", expected a finite number'),
+        ("video,label,start,end,score\n../v,run,0,1,1\n", 'line 2: video "../v"'),
+    ],
+)
+def test_csv_refuses(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    refuses(lambda path: formats.read_csv(path, CLASSES), tmp_path / "x.csv", re.escape(message))
+
+
 def test_scores_refuse(tmp_path):
     path = tmp_path / "x.npz"
     for content in (b"", b"PK", b"text", b"\x93NUMPY"):
@@ -510,11 +590,14 @@ def test_every_format_of_a_folder(tmp_path):
     classes = [f"class {i}" for i in range(157)]
     scores = {"v": np.random.default_rng(0).random((30, 157), np.float32), "w": np.zeros((3, 157), np.float32)}
     detections = {"v": np.array([[156, 0, 2.5, 0.5]]), "w": np.zeros((0, 4))}
+    files = {video: formats.VideoFile(Path(f"{video}.mp4"), 25.0) for video in scores}
+    tables = {"scores": scores, "detections": detections}
     for _ in range(2):  # the second time replaces the first
-        paths = formats.write(tmp_path, formats.FORMATS, scores=scores, detections=detections, classes=classes)
-    assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 5
+        paths = formats.write(tmp_path, formats.FORMATS, **tables, classes=classes, files=files)
+    assert sorted(paths) == sorted(tmp_path.iterdir()) and len(paths) == 10
     assert_equal(formats.read_scores(tmp_path / "scores.npz"), scores)
     assert_equal(formats.read_native(tmp_path / "detections.json", classes), {"v": detections["v"]})
+    assert_equal(formats.read_csv(tmp_path / "detections.csv", classes), {"v": detections["v"]})
     assert_equal(formats.read_activitynet(tmp_path / "activitynet.json", classes), detections)
     assert_equal(formats.read_pku_mmd(tmp_path / "pku_mmd", 157), detections)
     frames = formats.read_charades(tmp_path / "charades_localize.txt")
@@ -523,9 +606,12 @@ def test_every_format_of_a_folder(tmp_path):
 
 def test_formats_can_be_checked_before_predicting():
     formats.check_formats(["native", "pku_mmd"], ["a b"], 3)
-    with pytest.raises(ValueError, match="'csv' is unknown; known formats: native, activitynet, pku_mmd, charades"):
-        formats.check_formats(["csv"], [], 3)
+    with pytest.raises(ValueError, match="'json' is unknown; known formats: native, activitynet, pku_mmd, charades"):
+        formats.check_formats(["json"], [], 3)
     with pytest.raises(ValueError, match="3 classes, the format charades has 157"):
         formats.check_formats(["charades"], [], 3)
+    formats.check_formats(["label_studio"], ["a"], 3, {"a"})
+    with pytest.raises(ValueError, match="'b': label_studio needs its frames per second; predict from --video"):
+        formats.check_formats(["label_studio"], ["a", "b"], 3, {"a"})
     with pytest.raises(ValueError, match="'a b' has blanks"):
         formats.check_formats(["charades"], ["a b"], 157)

@@ -39,6 +39,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "predict",
         "analyse",
         "evaluate",
+        "report",
         "build",
         "convert-annotations",
         "extract",
@@ -105,6 +106,7 @@ def test_the_wheel_has_everything_in_an_empty_folder(installed, tmp_path):
     assert where[0].startswith(str(installed.parent)) and where[1] == "atomic"
     package = Path(where[0]).parent
     assert (package / "py.typed").exists()
+    assert (package / "analysis/pages/timeline.js").exists()
     assert {p.name for p in (package / "configs").iterdir()} >= {p.name for p in (ROOT / "configs").glob("*.py")}
     modules = {p.relative_to(ROOT) for folder in ("kd_jax", "data_prep") for p in (ROOT / folder).rglob("*.py")}
     assert {module for module in modules if not (package.parent / module).exists()} == set()

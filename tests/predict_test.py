@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import kd_jax
-from kd_jax import main
+from kd_jax import main, report
 from kd_jax import predict as predict_command
 from kd_jax.data import records, synthetic
 from kd_jax.data.batches import Example
@@ -75,8 +76,33 @@ def run(tmp_path_factory):
     small = ["--config.model.hidden=8", "--config.model.num_layers=2"]
     result = run_command(main, "--config=demo:smoke", f"--workdir={workdir}", *small)
     assert result.returncode == 0, result.stderr
-    assert "gain over vanilla_rgb" in result.stdout
+    assert "gain over vanilla_rgb" in result.stdout and f"Open {workdir / 'report.html'} in a browser" in result.stdout
     return workdir / "augmented_rgb"
+
+
+def test_a_report_that_cannot_be_written_loses_no_results(run, monkeypatch):
+    def fail(workdirs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    small = ["--config.model.hidden=8", "--config.model.num_layers=2"]
+    result = run_command(main, "--config=demo:smoke", f"--workdir={run.parent}", *small)
+    assert result.returncode == 0 and "Saved in" in result.stdout
+    remedy = f"The report was not written (OSError: disk full); `kd-jax report {run.parent}` tries again."
+    assert result.stdout.splitlines()[-1] == remedy
+
+
+def test_the_report_of_a_trained_experiment_compares_it_with_another(run, tmp_path):
+    page = (run.parent / "report.html").read_text()
+    assert len(page) < 5e6 and "augmented_rgb" in page
+    other = tmp_path / "other"
+    shutil.copytree(run.parent, other)
+    both = run_command(report, str(run.parent), str(other), f"--output={tmp_path / 'both.html'}")
+    assert both.stdout == f"{tmp_path / 'both.html'}: open it in a browser\n"
+    assert f"{run.parent.name} / augmented_rgb" in (tmp_path / "both.html").read_text()
+    (other / "results.json").unlink()
+    gone = run_command(report, str(other))
+    assert gone.returncode == 1 and "holds no finished experiment" in gone.stderr
 
 
 def command(run, features, output, *more):
@@ -153,6 +179,8 @@ def test_command_line_on_records_knows_durations(run, tmp_path):
     [
         ("--proposals=background", "no background probability"),
         ("--format=charades", "the format charades has 157"),
+        ("--format=label_studio", "label_studio needs its frames per second; predict from --video"),
+        ("--annotations=a.json", "--annotations would have no effect on --features; leave it out"),
         ("--stride=8", "--stride would have no effect on --features; leave it out"),
         ("--encoder_weights=a.npz", "--encoder_weights would have no effect on --features"),
         ("--split=train", "--split=train would have no effect on"),

@@ -37,7 +37,7 @@ def perform(
       profile: write a trace of a few steps into a folder `profile` of the first run of each program.
 
     Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
-    'gain', 'test'}], …}. 'test' holds every measure of every protocol, also per class.
+    'gain', 'test'}], 'environment', …}. 'test' holds every measure of every protocol, also per class.
     """
     order, workdir = training_order(config), epath.Path(workdir)
     runtime.wait_for_all("the workdir has been checked")
@@ -55,7 +55,7 @@ def perform(
         for seed in seeds(config):
             directories = [run_directory(config, workdir, stream, seed) for stream in streams]
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
-    results = tabulate(config, source, scores)
+    results = {**tabulate(config, source, scores), "environment": runtime.environment()}
     if runtime.is_first():
         write_json(workdir / "results.json", results)
         write_atomically(workdir / "results.md", markdown(results).encode())
