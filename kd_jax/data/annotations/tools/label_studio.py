@@ -40,7 +40,7 @@ def make_regions(actions: Iterable[Region], fps: float) -> list[dict]:
     """Returns regions of whole frames, those nearest to the times; an action has at least one frame."""
     regions = []
     for i, (label, start, end) in enumerate(actions):
-        first = round(start * fps) + 1
+        first = max(round(start * fps), 0) + 1
         span = {"start": first, "end": max(first, round(end * fps))}
         region = {"id": f"region_{i}", "from_name": CONTROL, "to_name": OBJECT, "type": "timelinelabels"}
         regions.append(region | {"value": {"ranges": [span], "timelinelabels": [label]}})
