@@ -33,7 +33,7 @@ from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base, feature_files, records
-from kd_jax.data.annotations import describe
+from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import Findings
 from kd_jax.evaluation import formats
@@ -184,18 +184,17 @@ def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -
     return weights
 
 
-def read_truth(path: str, names: Sequence[str], classes: Sequence[str]) -> dict[str, np.ndarray]:
+def read_truth(path: str, files: Mapping[str, videos.Video], classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads the actions of these videos, {video: `[N, 3]` rows (class, start s, end s)}, from an annotation file.
 
     Raises ValueError if the file cannot be read or has none of the videos.
     """
     findings = Findings(path)
-    read = describe("custom").read
-    assert read is not None  # only the synthetic set has no annotation files
-    annotated = {video.id: video.segments for video in read([Path(path)], classes, findings)}
+    media = {name: custom.Media(video.duration, video.fps, video.path) for name, video in files.items()}
+    known = custom.read_actions([Path(path)], classes, media, findings)
     findings.raise_problems("nothing was read")
-    if not (known := {name: annotated[name] for name in names if name in annotated}):
-        raise ValueError(f"--annotations={path} has none of the videos {', '.join(names)}; leave it out")
+    if not known:
+        raise ValueError(f"--annotations={path} has none of the videos {', '.join(files)}; leave it out")
     return known
 
 
@@ -263,7 +262,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         names = list(inputs.features)
     known = {name: formats.VideoFile(v.path, v.fps) for name, v in files.opened.items()} if given.video else {}
     formats.check_formats(chosen, names, len(classes), known)
-    truth = read_truth(given.annotations, names, classes) if given.annotations else {}
+    truth = read_truth(given.annotations, files.opened, classes) if given.annotations else {}
     make_folder(output, "output")
     if given.video:
         inputs = encode(files, given.batch_size)

@@ -6,11 +6,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import stickfigures
 from kd_jax import __main__ as kd_jax_command
 from kd_jax.data import records
+from kd_jax.data.annotations.tools import label_studio
 
 PAGE = (Path(__file__).parents[1] / "docs/own-videos.md").read_text()
 SMALL = {  # words of a command: what makes it cheap
@@ -33,6 +35,21 @@ def write_via(path, annotations, classes):
     path.write_text("\n".join(lines))
 
 
+def submit(predicted, path):
+    """Write what Label Studio exports after a person moved the start of each prediction by a frame and submitted."""
+    tasks = json.loads(predicted.read_text())
+    for task in tasks:
+        result = task.pop("predictions")[0]["result"]
+        result = result or label_studio.make_regions([("wave", 1.0, 2.0)], task["data"]["fps"])  # none was predicted
+        for region in result:
+            region["value"]["ranges"][0]["start"] += 1
+            region["value"]["ranges"][0]["end"] += 1
+        task["data"]["video"] = f"/data/upload/1/3d3ad63e-{task['data']['video']}"
+        task["annotations"] = [{"id": 1, "was_cancelled": False, "result": result}]
+    path.write_text(json.dumps(tasks))
+    return [region["value"]["ranges"][0] for region in result]
+
+
 @pytest.mark.slow
 def test_every_command_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -50,23 +67,31 @@ def test_every_command_runs(tmp_path, monkeypatch, capsys):
         if arguments[0] == "predict":
             shutil.copy("films/figure_003.mp4", "films/new.mp4")
         run(*arguments, *SMALL.get(arguments[0], []))
+        if arguments[0] == "predict":
+            spans = submit(Path("OUT/label_studio.json"), Path("corrected.json"))
         if arguments[0] == "stickfigures":
             shutil.copytree("practice/videos", "films")
             shutil.copytree("practice/weights", "weights")
             annotations = json.loads(Path("practice/annotations.json").read_text())
-            later = {"figure_000": annotations.pop("figure_000")}
             classes = Path("practice/classes.txt").read_text().splitlines()
             write_via(Path("annotations.csv"), annotations, classes)
-            write_via(Path("corrected.csv"), later, classes)
             Path("test.txt").write_text("figure_003\n")
     shown = capsys.readouterr().out
     assert "annotations.csv: VIA 3\n" in shown and "split by --test_fraction=0.3, seed 0\n" in shown
-    assert "durations from films: 3 videos" in shown and "durations from films: 4 videos" in shown
-    assert Path("OUT/detections.json").exists() and Path("workdir/films_2/results.md").exists()
+    assert "durations from films: 4 videos" in shown and "durations from films: 5 videos" in shown
+    assert "corrected.json: Label Studio\n" in shown
+    assert (
+        Path("OUT/detections.json").exists()
+        and Path("OUT/new.html").exists()
+        and Path("workdir/films_2/results.md").exists()
+    )
     tasks = json.loads(Path("tasks.json").read_text())
-    assert len(tasks) == 3 and {task["data"]["fps"] for task in tasks} == {15.0}
+    assert len(tasks) == 4 and {task["data"]["fps"] for task in tasks} == {15.0}
     info, test = records.read_info(tmp_path / "data/films"), records.read(tmp_path / "data/films", "test")
     (video,) = test
+    new = next(v for v in records.read(tmp_path / "data/films", "train") if v.id == "new")
+    expected = [[(span["start"] - 1) / 15, min(span["end"] / 15, new.duration)] for span in spans]
+    np.testing.assert_allclose(new.segments[:, 1:], expected)
     assert video.id == "figure_003" and video.duration == annotations["figure_003"]["duration"]
     drawn = [(classes[c], start, end) for c, start, end in annotations["figure_003"]["actions"]]
     assert [(info.classes[int(c)], start, end) for c, start, end in video.segments] == drawn

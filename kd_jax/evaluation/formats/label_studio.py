@@ -5,19 +5,17 @@
           {"id": "region_0", "type": "timelinelabels", "from_name": "actions", "to_name": "video", "score": 0.93,
            "value": {"ranges": [{"start": 81, "end": 270}], "timelinelabels": ["cut bread"]}}]}]}]
 
-Frames are counted from 1, and the end is the last frame inside. Label Studio assumes 24 frames per second unless the
-project's labelling config says `frameRate="$fps"`, as `labelling_config` does. Source: the pages *Label Studio Task
-Format*, *Import pre-annotated data*, *Video* and *TimelineLabels* of labelstud.io.
+`kd_jax.data.annotations.tools.label_studio` describes the layout and reads the corrected tasks.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from kd_jax.data.annotations.tools.label_studio import labelling_config, make_regions, make_task
 from kd_jax.data.checks import Findings
 from kd_jax.evaluation.formats import fields
 from kd_jax.files import write_atomically
@@ -28,13 +26,6 @@ class VideoFile(NamedTuple):
 
     path: Path
     fps: float  # frames per second
-
-
-def labelling_config(classes: Sequence[str]) -> str:
-    """Returns the labelling config, XML, of a project that reads the tasks."""
-    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in classes)
-    video = '  <Video name="video" value="$video" frameRate="$fps" timelineHeight="120"/>\n'
-    return f'<View>\n{video}  <TimelineLabels name="actions" toName="video">\n{labels}  </TimelineLabels>\n</View>\n'
 
 
 def write_label_studio(
@@ -52,27 +43,13 @@ def write_label_studio(
     findings.raise_problems()
     tasks = []
     for video, table in fields.check_detections(detections, len(names)).items():
-        regions = [_region(i, row, names, files[video].fps) for i, row in enumerate(table.tolist())]
-        prediction: dict = {"model_version": "kd_jax", "result": regions}
-        if regions:
+        rows = table.tolist()
+        regions = make_regions([(names[int(c)], start, end) for c, start, end, _ in rows], files[video].fps)
+        result = [region | {"score": score} for region, (*_, score) in zip(regions, rows, strict=True)]
+        prediction: dict = {"model_version": "kd_jax", "result": result}
+        if result:
             prediction["score"] = float(table[:, 3].mean())
-        data = {"video": files[video].path.name, "fps": files[video].fps}
-        tasks.append({"data": data, "predictions": [prediction]})
+        file, fps = files[video]
+        tasks.append(make_task(file.name, {"fps": fps}, predictions=[prediction]))
     write_atomically(path, (json.dumps(tasks, ensure_ascii=False) + "\n").encode())
     write_atomically(path.with_suffix(".xml"), labelling_config(names).encode())
-
-
-def _region(index: int, row: Sequence[float], names: Sequence[str], fps: float) -> dict:
-    class_id, start, end, score = row
-    first = max(round(start * fps), 0) + 1
-    return {
-        "id": f"region_{index}",
-        "type": "timelinelabels",
-        "from_name": "actions",
-        "to_name": "video",
-        "value": {
-            "ranges": [{"start": first, "end": max(first, round(end * fps))}],
-            "timelinelabels": [names[int(class_id)]],
-        },
-        "score": score,
-    }
