@@ -19,7 +19,7 @@ import numpy as np
 
 from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax.command_line import Parser
-from kd_jax.data import base, records
+from kd_jax.data import base, checks, records
 from kd_jax.files import sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
@@ -27,7 +27,7 @@ from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.terms import TASKS
 from kd_jax.video.encoders.weights import write_weights
 
-_LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}  # that only layers of this filter have
+_LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}  # {filter: key in its layers alone}
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # its own message is a page about torch.load
         return "it is broken, or holds Python objects such as a whole model, which are not read"
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:120]}"
+    return checks.reason(error)
 
 
 def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:

@@ -46,7 +46,7 @@ class Settings:
     modality: str  # rgb, flow or pose
     weights: Path  # file of the encoder's weights
     sampling: Sampling
-    fps: float | None  # frames per second to sample videos at, None for their own; for skeletons, of the recording
+    fps: float | None  # frames per second to sample videos at, or of skeletons; None: the video's own, or SKELETON_FPS
     dtype: str  # of the encoder's computation
     persons: int = skeletons.PERSONS  # bodies per frame of skeletons that the encoder reads
 
@@ -133,7 +133,7 @@ class Progress:
         self._title, self._num_files, self._done = title, num_files, 0
         self._bar = tqdm(total=0, unit="frame", disable=quiet or not sys.stderr.isatty(), leave=False)
         self._lines = not quiet and not sys.stderr.isatty()
-        self.close, self.advance = self._bar.close, self._bar.update  # by a number of encoded frames
+        self.close, self.advance = self._bar.close, self._bar.update  # advance(n): n more frames are encoded
         self._show()
 
     def _show(self, name: str = "") -> None:
@@ -312,7 +312,7 @@ def _changed(manifest: Mapping, now: Mapping) -> str:
 
 
 def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
-    """The settings, and the file or folder to read; ValueError for options that are missing, invalid or in vain."""
+    """The settings, and the file or folder to read; ValueError if an option is missing, invalid or without effect."""
     if not given.modality:
         example = "--videos=DIR --modality=rgb --weights=i3d_rgb.npz --output=DIR"
         raise ValueError(f"--modality is missing; for example {example} (--help lists all options)")

@@ -8,7 +8,7 @@ import numpy as np
 from kd_jax.data import base
 from kd_jax.segments import labels_from_segments
 
-# Limits beyond which seconds and frames were probably mixed up; seconds.
+# Limits in seconds, beyond which seconds and frames were probably mixed up.
 LONGEST_SNIPPET, SHORTEST_SNIPPET = 60.0, 0.01
 MAX_RATIO = 2.0  # of the longest to the shortest snippet
 

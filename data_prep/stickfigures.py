@@ -25,7 +25,7 @@ from kd_jax.video.encoders.weights import random_variables, write_weights
 
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # square that the small I3D reads, and shorter side of the frame
-PERSONS, ROOMS = 5, 4  # numbers of clothes and of backgrounds
+PERSONS, ROOMS = 5, 4  # numbers of sets of clothes and of backgrounds
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pose:
 
     seat: float = 0.0  # from 0, standing, to 1, seated
     bend: float = 0.0  # forward angle of the trunk
-    lift: tuple[float, float] = (0.1, 0.1)  # angles of the left and the right arm from hanging
+    lift: tuple[float, float] = (0.1, 0.1)  # angles of the left and the right arm from straight down
     front: float = 0.0  # from 0, arms lifted to the side, to 1, forward
     elbow: tuple[float, float] = (0.1, 0.1)  # angles of the left and the right elbow
     swing: float = 0.0  # angle of the legs, one forward and one back
@@ -46,7 +46,7 @@ def joints(pose: Pose, height: float = 1.7) -> np.ndarray:
     found = np.zeros((25, 3))
 
     def towards(angle: float, side: float = 0.0, front: float = 1.0) -> np.ndarray:
-        """A unit vector, `angle` away from hanging, with these shares to the side and forward."""
+        """A unit vector, `angle` away from straight down, with these shares to the side and forward."""
         return np.array([side * np.sin(angle), -np.cos(angle), -front * np.sin(angle)])
 
     trunk = -towards(-pose.bend)

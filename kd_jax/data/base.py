@@ -80,7 +80,7 @@ class Info:
     # frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames to
     # seconds when the unit is frames.
     fps: float
-    seconds_per_snippet: float  # the median over all videos
+    seconds_per_snippet: float  # duration in seconds / T, the median over all videos
     # {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which that is known
     extraction: dict[str, dict] = dataclasses.field(default_factory=dict)
 
@@ -97,12 +97,12 @@ class Info:
 class Description:
     """An entry of DATASETS: what is known about a data set before its files are read."""
 
-    title: str  # its name and the kind of its actions
+    title: str  # the name of the data set and the kind of its actions
     needs: str  # the public files and the command that builds records from them
     head: str  # head, unit, fps: as in Info; the builder has options that replace them
     unit: str
     fps: float
-    names: tuple[str, ...]  # of the classes, replaceable by as many others; () if only the user's class list has them
+    names: tuple[str, ...]  # of the classes; a class list may replace them by as many others; () if it must give them
     protocols: tuple[str, ...]  # keys of `protocols.PROTOCOLS`: those of published results, the main one first
     # (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None without files
     read: Callable[..., list] | None
@@ -149,7 +149,7 @@ def check_video(video: Video, info: Info) -> None:
         if len(rows) and columns == 3 and not np.isin(rows[:, 0], np.arange(len(info.classes))).all():
             raise ValueError(f"video {video.id!r} has a class that is not one of 0 … {len(info.classes) - 1}")
     if not 0 < video.duration < math.inf:
-        raise ValueError(f"video {video.id!r} has the duration {video.duration}; it must be above 0")
+        raise ValueError(f"video {video.id!r} has the duration {video.duration}; it must be a finite number above 0")
 
 
 def is_file_name(name: str) -> bool:

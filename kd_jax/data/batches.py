@@ -143,7 +143,7 @@ def collate(
     """
     like = like or examples[0]
 
-    def stack(arrays: Sequence[Any], like: Any) -> Any:  # NumPy arrays, where Batch declares those of JAX
+    def stack(arrays: Sequence[Any], like: Any) -> np.ndarray:
         out = _zeros((rows, length, like.shape[-1]), like.dtype)
         for row, array in zip(out, arrays, strict=False):
             row[: len(array)] = array
@@ -159,12 +159,12 @@ def collate(
     features = stack([e.features for e in examples], like.features)
     labels = stack([e.labels for e in examples], like.labels)
     mask = stack([np.ones((len(e.features), 1), bool) for e in examples], np.zeros((0, 1), bool))[:, :, 0]
-    first: Any = None if starts is None else np.array(starts, np.int32)
+    first = None if starts is None else np.array(starts, np.int32)
     return Batch(features, labels, mask, first), teachers
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns zeros in memory of their own, which is released at once when they are freed.
+    """Returns zeros in a memory mapping, which is released as soon as the array is freed.
 
     malloc keeps an arena per thread and does not return freed memory. With 24 videos of the length of TSU the process
     grew to 0.7 GB; with np.zeros it grew to 1.4 GB.

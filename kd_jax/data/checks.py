@@ -54,7 +54,7 @@ class Findings:
     def __init__(self, subject: str | Path = "the input"):
         self.subject = subject  # what is read or written; the error names it
         self.problems: dict[str, list[str]] = defaultdict(list)  # {kind: one line per case} of what is wrong
-        self.handled: dict[str, list[str]] = defaultdict(list)  # likewise of what was dirty and handled
+        self.handled: dict[str, list[str]] = defaultdict(list)  # the same for what was dirty and handled
 
     def problem(self, kind: str, case: str) -> None:
         """Adds something wrong; `case` names place, value and what was expected."""
@@ -142,7 +142,7 @@ def number(value: object) -> float:
 
 
 def parse(text: str) -> float | str:
-    """The number that a text spells, or the text itself, which `number` turns into NaN."""
+    """Returns the number in a text, or the text itself, which `number` turns into NaN."""
     try:
         return float(text) if text.isascii() and "_" not in text else text
     except ValueError:

@@ -61,7 +61,7 @@ class Matched:
     annotated: Annotated  # with a finite duration
     files: tuple[tuple[FeatureFolder, Path], ...]  # (folder, file) of each folder
     num_snippets: int  # T of the record
-    cropped: int  # T that all modalities have in their files
+    cropped: int  # the fewest snippets in one of the files; longer files are cropped to it
     front: int = 0  # copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`
 
 

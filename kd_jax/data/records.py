@@ -143,7 +143,7 @@ def _entry(video: Video) -> dict:
 def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], report: Mapping | None) -> None:
     """Makes a data set of the shards in a folder: names them and writes the files that TFDS and `read` need.
 
-    `info` is that of the shards of each split. Raises ValueError if a video occurs twice, or if there are none.
+    `info` is the one that the shards were written with. Raises ValueError if a video occurs twice, or there are none.
     """
     from tensorflow_datasets.core import folder_dataset
     from tensorflow_datasets.core.splits import SplitInfo

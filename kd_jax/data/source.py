@@ -52,10 +52,10 @@ def open_source(
     """Opens a data set and holds out its validation videos.
 
     Args:
+      name: a key of DATASETS.
       data_dir: the folder of its records; unused for the synthetic set.
       modalities: those that the experiment reads.
-      validation_fraction: share of the training videos that is held out.
-      validation_seed: draws them.
+      validation_fraction, validation_seed: share of the training videos that is held out, and the seed that draws them.
       max_videos: the most videos to read of each split; 0 = all.
       synthetic_fallback: use the synthetic set if `data_dir` does not exist.
       streamed: always leave features on disk. By default they are read into memory if those of all `modalities` take no
@@ -64,7 +64,7 @@ def open_source(
     Raises FileNotFoundError if there are no records; ValueError for an unknown data set, a modality that the records
     lack, no training videos left, or validation or test videos without any action.
     """
-    describe(name)
+    describe(name)  # raises for an unknown name
     first = max_videos or None
     if name == "synthetic":
         data = _open_synthetic((), first)

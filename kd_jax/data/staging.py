@@ -27,9 +27,9 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     check_free(directory, marker=marker, overwrite=overwrite)
     with scratch(directory, "unfinished") as unfinished:
         yield unfinished
-        check_free(directory, marker=marker, overwrite=overwrite)  # it may have been hours
+        check_free(directory, marker=marker, overwrite=overwrite)  # the block may have taken hours
         if directory.exists():
-            replaced = _beside(directory, "replaced")
+            replaced = _sibling(directory, "replaced")
             directory.rename(replaced)
             unfinished.rename(directory)
             shutil.rmtree(replaced)
@@ -39,12 +39,12 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(directory: Path, state: str = "scratch") -> Iterator[Path]:
-    """Yields a hidden sibling folder for intermediate results, which is deleted when the block ends."""
+    """Yields a hidden sibling folder for intermediate results, named after `state` and deleted when the block ends."""
     directory = Path(os.path.abspath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory)
-    folder = _beside(directory, state)
-    shutil.rmtree(folder, ignore_errors=True)  # of an older process with the same number
+    folder = _sibling(directory, state)
+    shutil.rmtree(folder, ignore_errors=True)  # left by an older process with the same id
     folder.mkdir()
     try:
         yield folder
@@ -64,12 +64,12 @@ def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:
         raise FileExistsError(f"{directory} already holds records; {remedy}")
 
 
-def _beside(directory: Path, state: str) -> Path:
+def _sibling(directory: Path, state: str) -> Path:
     return directory.with_name(f".{directory.name}.{state}-{socket.gethostname()}-{os.getpid()}")
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Removes the folders of killed processes of this machine."""
+    """Removes the folders of killed processes of this machine, but no replaced folder that is the only copy."""
     pattern = re.compile(
         rf"\.{re.escape(directory.name)}\.(unfinished|scratch|replaced)-{re.escape(socket.gethostname())}-(\d+)"
     )

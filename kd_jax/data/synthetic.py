@@ -1,4 +1,4 @@
-"""The synthetic data set: videos made from a seed in which flow knows what RGB has to learn.
+"""The synthetic data set: videos made from a seed in which flow shows clearly what RGB shows faintly.
 
     info, splits = make(seed=0)          # {'train': [Video], 'test': [Video]}, three modalities: rgb, flow, pose
 
@@ -40,7 +40,7 @@ class Modality:
     appearance: float  # strength of the pair, equal for its two classes
     motion: float  # strength of the class within its pair
     bias: float  # strength of an offset that is constant within a video
-    style: float  # rotation of the class directions for each subject, relative to their length
+    style: float  # change of the class directions from subject to subject, relative to their length
     ramp: float  # seconds in which an action appears and vanishes
     correlation: float  # of the noise from snippet to snippet
 
@@ -72,7 +72,7 @@ def make(
 
     Args:
       seed: of all random numbers. A larger data set with the same seed and length starts with the same videos.
-      length: fewest and most snippets of a video.
+      num_train, num_test, length: number of videos of each split; fewest and most snippets of a video.
 
     Returns Info, and {'train': videos, 'test': videos} with float16 features.
     """

@@ -24,7 +24,7 @@ def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str
       **options: the keyword arguments of that function.
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
-    Raises: ValueError if the form is unknown, or as its function does; TypeError if the form does not have an option.
+    Raises: ValueError if the form is unknown or an option is out of range; TypeError for an option of another form.
     """
     if form not in ATOMIC_FORMS:
         raise ValueError(f"atomic: form must be one of {', '.join(ATOMIC_FORMS)}; got {form!r}.")
@@ -59,7 +59,7 @@ def atomic_nce(
         index, or one that points at padding, means no negative.
       num_negatives: N, negatives per snippet.
       temperature: τ.
-      noise_ratio: r = N/M.
+      noise_ratio: r; N/M in Contrastive Representation Distillation, where M counts the training snippets.
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     Raises: ValueError if an option is out of range, or neither a key nor negatives are given.
@@ -155,7 +155,7 @@ def _check_positive(name: str, **options: float) -> None:
 
 
 def _negatives(name, labels, mask, key, negatives, num_negatives) -> tuple[jax.Array, jax.Array]:
-    """Indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each exists, `[B, T, N]`."""
+    """Return indices `[B, T, N]` into the flattened snippets, given or drawn, and whether each exists, `[B, T, N]`."""
     if num_negatives < 0:
         raise ValueError(f"{name}: num_negatives must be at least 0, got {num_negatives}.")
     if negatives is None:

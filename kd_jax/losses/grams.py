@@ -25,10 +25,10 @@ gram.defvjp(
 
 
 def gram_distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`‖AAᵀ − BBᵀ‖²_F` of every video, `[B, T, H], [B, T, K] -> [B]`, from matrices of the width H or K.
+    """`‖AAᵀ − BBᵀ‖²_F` of every video, `[B, T, H], [B, T, K] -> [B]`, from matrices of size max(H, K).
 
     The textbook identity `‖AᵀA‖² + ‖BᵀB‖² − 2‖AᵀB‖²` subtracts large, nearly equal numbers when A and B agree. With
-    `E = A − B` and `U = A + B`, `AAᵀ − BBᵀ = ½(EUᵀ + UEᵀ)`, hence `‖AAᵀ − BBᵀ‖² = ½( ⟨EᵀE, UᵀU⟩ + tr(MM) )` with
+    `E = A − B` and `U = A + B`, `AAᵀ − BBᵀ = ½(EUᵀ + UEᵀ)`, so `‖AAᵀ − BBᵀ‖² = ½( ⟨EᵀE, UᵀU⟩ + tr(MM) )` with
     `M = UᵀE`. Every term is already quadratic in the difference. Cancellation remains only for a rotation of the
     channels, `B = AQ` far from A: its distance is 0 up to float32 rounding.
     """

@@ -1,6 +1,6 @@
 """Formulations and gradients for XLA's CPU backend, which is slow with the plain ones.
 
-    recur = cpu_kernels.by_platform(plain_lstm, cpu_kernels.lstm)   # the plain one is compiled for GPU and TPU
+    recur = cpu_kernels.by_platform(plain_lstm, cpu_kernels.run_lstm)   # the plain one is compiled for GPU and TPU
 
 `by_platform` is the only switch. Every function here computes what a plain formulation in this package computes, up to
 rounding and the random bits of dropout, and the tests compare the two. Each saves at least 10 % of the time, or a
@@ -32,7 +32,7 @@ def by_platform(plain: Callable, on_cpu: Callable) -> Callable:
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Dropout with 8 random bits for an element instead of 32."""
+    """Apply dropout with 8 random bits for an element instead of 32."""
     kept, scale = _kept(key, x.shape, rate)
     return jnp.where(kept, x * scale, jnp.zeros((), x.dtype))
 
@@ -41,7 +41,7 @@ def _kept(key: jax.Array, shape: tuple[int, ...], rate: float) -> tuple[jax.Arra
     """Draw which elements are kept, bool, and return the factor for them.
 
     Four elements share a 32-bit word, because the generator took a large part of a CPU step. The rate is rounded to a
-    multiple of 1/256; the factor is the inverse of the rounded probability of keeping.
+    multiple of 1/256, at most 255/256; the factor is the inverse of the rounded probability of keeping.
     """
     threshold = min(round(rate * 256), 255)
     words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
@@ -182,10 +182,10 @@ def shift(x: jax.Array, steps: jax.Array | int, most: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(query, key, value, relative, dilation, most):
-    """The attention of `DilatedAttention` over query, key and value `[B, T, H]` with `r` `[3, H]`; d ≤ `most`.
+    """The attention of `DilatedAttention` of query, key and value `[B, T, H]`, r = `relative` `[3, H]`; d ≤ `most`.
 
-    Only the arguments are kept for the backward pass. It shifts finished arrays over time; JAX's own shifts the
-    gradient of each tap, which XLA computes again for every shift.
+    Only the arguments are kept for the backward pass. It shifts finished arrays over time; JAX's own gradient
+    shifts that of each tap, which XLA computes again for every shift.
     """
     weights = _weights(query, _taps(key, dilation, most))
     return _mix(weights, _taps(value, dilation, most), relative)
@@ -216,10 +216,10 @@ def _attend_backward(most, saved, gradient):
     keys, values = _taps(key, dilation, most), _taps(value, dilation, most)
     weights = _weights(query, keys)
     mixed = _mix(weights, values, relative)
-    pulls = [weight * gradient for weight in weights]  # at a tap's value; times value − mixed, at its score
+    pulls = [weight * gradient for weight in weights]  # at the taps' values; times (value − mixed), at their scores
     taps = zip(pulls, values, relative, keys, strict=True)
     of_query = sum(p * (v + r[None, None] - mixed) * k for p, v, r, k in taps)
-    # Back from the taps to their snippets: v + r is there already, and query and mixed are the ones that move.
+    # The sums for key and value are taken at the snippet of the tap. There v + r needs no shift; query and mixed do.
     *back, queries, products = [_taps(x, -dilation, most) for x in (*pulls, query, query * mixed)]
     arrived = [moved[tap] for tap, moved in enumerate(back)]
     taps = zip(arrived, relative, queries, products, strict=True)
@@ -244,11 +244,11 @@ def _contract_rows(rows, columns):
 
 
 @jax.custom_vjp
-def lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
-    """`kd_jax.models.lstm.lstm` with its own gradient.
+def run_lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+    """`kd_jax.models.lstm.run_lstm` with a hand-written gradient.
 
     The backward pass keeps the gradients of the gates and computes that of the kernel from them in one product at the
-    end; JAX's own adds to an array of the kernel's size in every step.
+    end; JAX's own gradient adds to an array of the kernel's size in every step.
     """
     return _lstm_forward(gates, kernel, mask)[0]
 
@@ -301,7 +301,7 @@ def _lstm_backward(saved, gradient):
     return of_gates.astype(kernel.dtype), jnp.stack(of_kernel), None
 
 
-lstm.defvjp(_lstm_forward, _lstm_backward)
+run_lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 # TGM.

@@ -92,8 +92,8 @@ class Detector(nn.Module):
       standardize: first normalise the input by the collection 'standardization', `mean` and `std` `[D]`, in float32.
         They start as 0 and 1. The caller sets them, std positive, and they are saved in the checkpoint.
       num_stages: number of stages; None for the filter's default, 4 for MS-TCN and 1 for the others.
-      entry: the entry of `FILTERS`, looked up at construction. Programs are cached by the detector, so one that is
-        built after the name is registered anew compiles the new code.
+      entry: the entry of `FILTERS`, looked up at construction. It is part of the detector's identity, by which programs
+        are cached, so replacing an entry of `FILTERS` compiles new programs for later detectors.
 
     Raises: ValueError for an unknown filter or a dropout rate out of range, at construction.
     """
@@ -141,7 +141,7 @@ class Detector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> Outputs:
-        """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool; with `train`, under rng 'dropout'.
+        """Detect in `x` `[B, T, D]`, any float dtype, under `mask` `[B, T]` bool; `train` needs the rng 'dropout'.
 
         Returns: features `[B, T, H]` and logits `[B, T, C]` of the last stage, float32, 0 in the padding; in training
           also the logits of the earlier stages.

@@ -47,12 +47,12 @@ class BothDirections(nn.Module):
         kernel = self.param("recurrent", _orthogonal, (2, size, 4 * size), jnp.float32)
         gates = _reverse_second(jnp.moveaxis(gates.reshape(*mask.shape, 2, 4 * size), (1, 2), (0, 1)))
         valid = _reverse_second(jnp.broadcast_to(mask.T[:, None], (mask.shape[1], 2, mask.shape[0])))
-        recur = cpu_kernels.by_platform(lstm, cpu_kernels.lstm)
+        recur = cpu_kernels.by_platform(run_lstm, cpu_kernels.run_lstm)
         hidden = _reverse_second(recur(gates, kernel.astype(self.dtype), valid))
         return jnp.moveaxis(hidden, (0, 1), (1, 2)).reshape(*mask.shape, 2 * size).astype(self.dtype)
 
 
-def lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+def run_lstm(gates: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
     """Run `i, f, g, o = gates_t + h_{t−1} K`, `c_t = σ(f) c_{t−1} + σ(i) tanh g`, `h_t = σ(o) tanh c_t`.
 
     For two directions, `gates` `[T, 2, B, 4h]` is the contribution of the input, and `kernel` K `[2, h, 4h]` has its

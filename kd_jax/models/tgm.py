@@ -14,7 +14,7 @@ CURVES = ("cauchy", "gaussian")
 class TGM(nn.Module):
     """Temporal Gaussian mixture layers next to the features of the snippet itself.
 
-    The layers turn the video into 1 → 8 → 8 → 8 images `[T, D]`. Then
+    The first layer turns the video, one image `[T, D]`, into 8 images; each later layer turns 8 into 8. Then
     `features = relu(conv1×1(relu([dropout(x), dropout(max over the 8)])))`.
 
     Attributes, next to those of `TemporalFilter`:
@@ -63,7 +63,7 @@ class TGM(nn.Module):
 class TGMSuperEvents(TGM):
     """TGM with super-events, `Hierarchy` in the released code: every snippet also reads a summary of the whole video.
 
-    There are `num_outputs` super-events, one for each logit of the detector, which sets it.
+    There are `num_outputs` super-events, one for each logit; the detector sets it.
 
     References: Piergiovanni and Ryoo, Learning Latent Super-Events, CVPR 2018 [code]. In the released code the curves
       reach into the padding; here they end with the video, which is the same without padding. The released code applies

@@ -39,7 +39,7 @@ class Memory:
 
 
 def new_memory(key: jax.Array, num_snippets: int, width: int = 128) -> Memory:
-    """Make a memory of random embeddings, uniform within ±√(3/E) as in the public code."""
+    """Make a memory of random embeddings `[num_snippets, width]`, uniform within ±√(3/width) as in the public code."""
     bound = (width / 3) ** -0.5
     student, teacher = jax.random.uniform(key, (2, num_snippets, width), jnp.float32, -bound, bound)
     return Memory(student, teacher, jnp.zeros(2))

@@ -11,7 +11,7 @@ from kd_jax.types import Batch, Outputs
 
 
 class Critic(nn.Module):
-    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions over three snippets, mean, linear."""
+    """Scores whole videos, `[B, T, C], [B, T] -> [B]`: two convolutions of three snippets to `width`, mean, linear."""
 
     width: int = 64
 
@@ -29,11 +29,11 @@ class HolisticDistillation(nn.Module):
     """Adversarial distillation (WGAN-GP): a critic D distinguishes the logits z of student and teacher.
 
     The student minimises `−mean D(z^S)` over videos. The critic minimises
-    `mean D(z^S) − mean D(z^T) + λ mean (‖∇D(z')‖ − 1)²`, z' a random point between z^S and z^T. Both take one step at
-    the same time. The returned value is the critic's loss. The critic's parameters and the student's logits each get
-    the gradient of their own loss: `2 D(sg z^S) − D(z^S)`, where sg stops the gradient, has the value of D(z^S), the
-    same gradient at the critic's parameters, and the opposite gradient at z^S. The loss is summed over teachers, each
-    with its critic.
+    `mean D(z^S) − mean D(z^T) + λ mean (‖∇D(z')‖ − 1)²`, where the rng 'sample' draws z' between z^S and z^T. Both
+    take one step at the same time. The returned value is the critic's loss. The critic's parameters and the student's
+    logits each get the gradient of their own loss: `2 D(sg z^S) − D(z^S)`, where sg stops the gradient, has the value
+    of D(z^S), the same gradient at the critic's parameters, and the opposite gradient at z^S. The loss is summed over
+    teachers, each with its own critic.
 
     Attributes:
       num_snippets: unused; every term with parameters takes it.
