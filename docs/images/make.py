@@ -1,7 +1,7 @@
 """Draws docs/images/detections.png from a finished demo: what three detectors predict for one test video.
 
     kd-jax train --config=demo --workdir=workdir/demo
-    python docs/images/make.py workdir/demo           # needs matplotlib: pip install -e '.[video]'
+    python docs/images/make.py workdir/demo
 
 The video is the one in which distillation gains most, so the picture shows more than the mean gain.
 """

@@ -32,9 +32,9 @@ def distance_to_boundary(labels: np.ndarray) -> np.ndarray:
     result = np.full(labels.shape, np.inf)
     index = np.arange(num_snippets)
     for class_id, column in enumerate(change.T):
-        before = np.flatnonzero(column)  # the boundary is at b + 1/2
-        if len(before):
-            result[:, class_id] = np.abs(index[:, None] - (before + 0.5)).min(axis=1) + 0.5
+        places = np.concatenate([[-np.inf], np.flatnonzero(column) + 0.5, [np.inf]])
+        following = np.searchsorted(places, index)
+        result[:, class_id] = np.minimum(index - places[following - 1], places[following] - index) + 0.5
     return result
 
 

@@ -48,7 +48,7 @@ def signed(mean: float, half_width: float) -> str:
 
 
 def how(num_seeds: int, num_videos: int) -> str:
-    """Says what an interval is about, for a caption."""
+    """Describes an interval in words, for a caption."""
     if num_seeds > 1:
         return f"95 % interval over {num_seeds} seeds"
     return f"95 % interval by bootstrap over the {num_videos} test videos, one seed"

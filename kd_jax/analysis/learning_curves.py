@@ -82,7 +82,7 @@ def draw(
         style.write_panel_title(axis, title)
     if weights and shown:
         _draw_terms(axes[len(panels)], shown)
-        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented or '')}: {unit}loss")
+        style.write_panel_title(axes[len(panels)], f"{style.readable(roles.augmented)}: {unit}loss")
     if gradients:
         _draw_terms(axes[-1], gradients)
         style.write_panel_title(axes[-1], f"{unit}gradient at features")

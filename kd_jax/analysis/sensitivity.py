@@ -82,16 +82,17 @@ def draw(
         axis.plot(places, means, color=look.color, zorder=2)
         axis.axhline(0, color=style.INK, linewidth=0.8)
         axis.axvline(published[parameter], color=style.MUTED, linestyle=(0, (4, 2)), linewidth=1, zorder=1)
+        at_left = published[parameter] <= min(places)
         axis.annotate(
             f"published {published[parameter]:g}",
-            (published[parameter], 0.02),
+            (published[parameter], 0.98),
             xycoords=("data", "axes fraction"),
-            xytext=(-2, 0),
+            xytext=(3 if at_left else -2, 0),
             textcoords="offset points",
             rotation=90,
-            ha="right",
+            ha="left" if at_left else "right",
+            va="top",
             fontsize=7.5,
-            color=style.INK,
         )
         title = parameter if parameter == NEGATIVES else f"weight of {style.readable(parameter)}"
         style.write_panel_title(axis, title)

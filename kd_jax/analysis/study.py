@@ -146,7 +146,7 @@ class Study:
 
     @property
     def detecting(self) -> Scoring:
-        """The same, for detections, whatever the protocols of the experiment are."""
+        """How detections are made, with a protocol that needs them."""
         return dataclasses.replace(self.scoring, protocols=("event_map_strict",))
 
     def logits(self, name: str, index: int) -> dict[str, np.ndarray]:
