@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kd_jax.data.annotations.tools import label_studio
 from kd_jax.data.base import is_file_name
+from kd_jax.data.checks import Findings
 from kd_jax.evaluation import formats
 
 CLASSES = ("run", "sit down", "Diving, 10 m")
@@ -193,13 +195,17 @@ def test_label_studio_by_hand(tmp_path):
         }
         for i, (first, last, label, score) in enumerate([(6, 10, "sit down", 0.75), (26, 26, "run", 0.25)])
     ]
-    assert json.loads((tmp_path / "x.json").read_text()) == [
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == [
         {
             "data": {"video": "v.mp4", "fps": 25.0},
             "predictions": [{"model_version": "kd_jax", "result": regions, "score": 0.5}],
         },
         {"data": {"video": "w.mp4", "fps": 25.0}, "predictions": [{"model_version": "kd_jax", "result": []}]},
     ]
+    submitted = [{"data": task["data"], "annotations": task["predictions"]} for task in json.loads(text)]
+    actions = label_studio.read(submitted, "x.json", Findings())["v"]["actions"]
+    assert actions == [["sit down", 5, 10], ["run", 25, 26]]  # what a person who changes nothing gets back, in frames
     config = ElementTree.fromstring((tmp_path / "x.xml").read_text())
     assert [label.get("value") for label in config.iter("Label")] == list(CLASSES)
     timeline, video = config.find("TimelineLabels"), config.find("Video")

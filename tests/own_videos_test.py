@@ -17,7 +17,12 @@ from kd_jax.data.annotations.tools import label_studio
 PAGE = (Path(__file__).parents[1] / "docs/own-videos.md").read_text()
 SMALL = {  # words of a command: what makes it cheap
     "stickfigures": ["--train=3", "--test=1", "--seconds=4"],
-    "train": ["--config.training.epochs=1", "--config.model.hidden=8", "--config.dataset.validation_fraction=0.0"],
+    "train": [
+        "--noreport",
+        "--config.training.epochs=1",
+        "--config.model.hidden=8",
+        "--config.dataset.validation_fraction=0.0",
+    ],
 }
 
 
