@@ -85,12 +85,12 @@ def test_the_finding_says_whether_the_seeds_show_a_gain():
     )
     certain = finding(results_of(rgb, row("distilled", [38.0, 38.2], teachers=["flow"], gain=[-2.1, -2.0])))
     assert certain == ("distilled reaches 38.10 frame mAP, 2.05 ± 0.64 points below rgb (95 % interval over 2 seeds).")
-    rows = (
-        row("worse", [1.0, 1.0], teachers=["flow"], gain=[0, 0]),
-        row("best", [1, 1], teachers=["flow"], gain=[3, -1]),
+    lucky, chosen = (row(name, [1.0, 1.0], teachers=["flow"], gain=[3.0, -1.0]) for name in ("lucky", "chosen"))
+    lucky["scores"]["validation"], chosen["scores"]["validation"] = [5.0, 5.0], [6.0, 5.0]
+    assert finding(results_of(rgb, lucky | {"gain": [9.0, 9.0]}, chosen)) == (
+        "chosen has the best validation score of 2 distilled students. It reaches 1.00 frame mAP, 1.00 ± 25.41 points "
+        "above rgb (95 % interval over 2 seeds). The interval contains 0, so no difference is shown."
     )
-    assert finding(results_of(rgb, *rows)).endswith("The interval contains 0, so no difference is shown.")
-    assert finding(results_of(rgb, *rows)).startswith("best reaches")
 
 
 def test_every_figure_has_a_title():
@@ -245,6 +245,11 @@ def test_the_report_opens_without_network_on_any_screen(visit, report, width, sc
     )
     expect(page.locator(".finding")).to_contain_text("2.50 ± 6.35 points above rgb (95 % interval over 2 seeds)")
     expect(page.locator("#results tbody tr").nth(2)).to_contain_text("40.50 ± 6.35")
+    gains = page.locator("#results tbody span:not(.dot)")  # green only if the interval does not contain 0
+    assert [(gain.text_content(), gain.get_attribute("class")) for gain in gains.all()] == [
+        ("+21.00 ± 12.71", "up"),
+        ("+2.50 ± 6.35", ""),
+    ]
     expect(page.locator("figcaption")).to_have_text("Still improving.")
     expect(page.locator("figure")).to_contain_text("Learning curves")
     expect(page.locator("#record")).to_contain_text("1 × cpu")

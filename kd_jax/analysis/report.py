@@ -85,9 +85,12 @@ def roles(results: Mapping) -> dict[str, str]:
 
 
 def best_student(results: Mapping) -> Mapping | None:
-    """Returns the row with the largest mean gain among those that learn from teachers; None without any."""
+    """Returns the row with the best mean validation score among those that learn from teachers; None without any.
+
+    Without validation videos it is the first of them. Test scores would favour the luckiest of many students.
+    """
     gained = [row for row in results["rows"] if row["teachers"] and row["gain"]]
-    return max(gained, key=lambda row: np.mean(row["gain"]), default=None)
+    return max(gained, key=lambda row: np.mean(row["scores"].get("validation") or 0.0), default=None)
 
 
 def finding(results: Mapping) -> str:
@@ -97,7 +100,9 @@ def finding(results: Mapping) -> str:
         return ""
     scores, gain = row["scores"].get(results["gain_of"]), interval(row["gain"])
     direction = "above" if gain["mean"] >= 0 else "below"
-    score = f"{row['run']} reaches {np.mean(scores):.2f} {results['gain_of']}, "
+    students = sum(bool(other["teachers"]) for other in results["rows"])
+    chosen = f"{row['run']} has the best validation score of {students} distilled students. It"
+    score = f"{row['run'] if students == 1 else chosen} reaches {np.mean(scores):.2f} {results['gain_of']}, "
     if gain["half"] is None:
         how = "One seed does not show how certain this is; --config.seeds=5 trains five."
         return f"{score}{abs(gain['mean']):.2f} points {direction} {row['baseline']}. {how}"

@@ -17,6 +17,12 @@ function written({ mean, half }, sign = "") {
   return half == null ? text : `${text} ± ${half.toFixed(2)}`;
 }
 
+/** Writes a gain in a colour, unless its interval contains 0. */
+function writtenGain(gain) {
+  const shown = gain.half == null || Math.abs(gain.mean) > gain.half;
+  return element("span", { class: shown ? (gain.mean >= 0 ? "up" : "down") : "" }, written(gain, "+"));
+}
+
 function section(id, title, ...content) {
   document.getElementById("sections").append(element("a", { href: `#${id}` }, title));
   const made = element("section", { id }, element("h2", {}, title), ...content);
@@ -98,18 +104,17 @@ function resultsSection({ results, experiments }) {
   const seeds = Math.max(...experiments.map((experiment) => experiment.seeds.length));
   const interval = seeds > 1 ? "mean ± half of the 95 % interval over seeds (Student's t)" : "one seed, so no intervals";
   const best = Object.fromEntries(columns.map((title) => [title, Math.max(...rows.map((row) => row.scores[title]?.mean ?? -1))]));
-  const gain = (row) => element("span", { class: row.gain.mean >= 0 ? "up" : "down" }, written(row.gain, "+"));
+  const gain = (row) => writtenGain(row.gain);
   const cells = [
     { title: "run", text: true, value: (row) => row.run, cell: (row) => [dot(row.role), readable(row.run)] },
     ...(several ? [{ title: "experiment", text: true, value: (row) => row.experiment, cell: (row) => row.experiment }] : []),
     { title: "reads", text: true, value: (row) => row.reads, cell: (row) => row.reads },
     { title: "learns from", text: true, value: (row) => row.teachers.join(), cell: (row) => readable(row.teachers.join(", ")) || "–" },
-    ...columns.map((title) => ({
+    ...columns.flatMap((title) => [{
       title, value: (row) => row.scores[title]?.mean,
       cell: (row) => !row.scores[title] ? "–" : row.scores[title].mean === best[title]
         ? element("b", {}, written(row.scores[title])) : written(row.scores[title]),
-    })),
-    { title: `gain in ${gainOf}`, value: (row) => row.gain?.mean, cell: (row) => (row.gain ? gain(row) : "–") },
+    }, ...(title === gainOf ? [{ title: "gain", value: (row) => row.gain?.mean, cell: (row) => (row.gain ? gain(row) : "–") }] : [])]),
   ];
   section("results", "Results",
     ...experiments.filter((experiment) => experiment.finding)
@@ -136,7 +141,7 @@ function classesSection({ data }) {
     const cell = (column, { index }) => {
       const value = column.values[index];
       if (!value) return "–";
-      return column.role === "gain" ? element("span", { class: value.mean >= 0 ? "up" : "down" }, written(value, "+")) : written(value);
+      return column.role === "gain" ? writtenGain(value) : written(value);
     };
     const caption = `Average precision in percent (${readable(classes.protocol)})${data.length > 1 ? `, ${name}` : ""}. Click a title to sort.`;
     made.append(sortableTable(caption, [
