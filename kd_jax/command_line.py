@@ -14,13 +14,20 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Fits the paragraphs of a description to the terminal; indented ones, which are examples, stay as they are."""
+
+    def _fill_text(self, text, width, indent):
+        fill = super()._fill_text
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(p if p.startswith(" ") else fill(p, width, indent) for p in paragraphs)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations; a mistake ends the program with one sentence and exit code 1."""
 
     def __init__(self, prog: str, description: str | None):
-        super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(f"{self.prog}: {message.removeprefix('argument ')}")

@@ -102,14 +102,14 @@ def load(name: str, variant: str = "") -> ConfigDict:
     """Load the config of a file; `name` as in `find_file`."""
     path = find_file(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec and spec.loader  # every .py file has them
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module.get_config(variant) if variant else module.get_config()
 
 
 def find_file(name: str) -> Path:
     """Find a config file by its path, or by the name of one that kd_jax ships; FileNotFoundError if there is none."""
-    if (path := Path(name)).is_file():
+    if (path := Path(name)).suffix == ".py" and path.is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
     if path.parent in (Path("."), Path("configs")) and path.stem in shipped:

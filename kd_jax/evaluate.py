@@ -39,8 +39,8 @@ def parser() -> Parser:
     )
     add("--classes", help="File of class names, one per line; line number = class id.")
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
-    protocols = "Instead of those of the data set's benchmark; may be repeated."
-    add("--protocols", action="append", choices=list(PROTOCOLS), help=protocols)
+    protocols = f"Instead of those of the data set's benchmark; may be repeated. One of {', '.join(PROTOCOLS)}."
+    add("--protocols", action="append", choices=list(PROTOCOLS), metavar="PROTOCOL", help=protocols)
     add("--logits", action="store_true", help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
     add("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")

@@ -60,7 +60,8 @@ def parser() -> Parser:
     videos.add_options(options, "as the run's features, else ")
     add("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
     add("--output", help="Folder for scores.npz and detections.json.")
-    add("--format", action="append", choices=list(formats.FORMATS), help="What to write (native); may be repeated.")
+    what = f"What to write (native): {', '.join(formats.FORMATS)}; may be repeated."
+    add("--format", action="append", choices=list(formats.FORMATS), metavar="FORMAT", help=what)
     add("--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background).")
     threshold = "Probability from which a snippet counts as action (classes 0.5, background 0.4)."
     add("--threshold", type=between(0, 1), help=threshold)

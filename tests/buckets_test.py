@@ -114,7 +114,7 @@ def test_an_experiment_in_a_bucket(bucket, tmp_path):
 
     (tmp_path / "given.py").write_text(CONFIG_WITH_TEACHER_IN_BUCKET)
     student = [f"--config={tmp_path / 'given.py'}", "--config.training.epochs=1", f"--workdir={tmp_path / 'given'}"]
-    assert "learns from flow_teacher, best epoch" in run("main", *student)
+    assert "teacher flow_teacher: best epoch" in run("main", *student)
     taught = json.loads((tmp_path / "given" / "augmented_rgb" / "config.json").read_text())["teachers"]
     folder = "gs://kdjax/work/flow_teacher"
     assert taught == {

@@ -161,6 +161,8 @@ def test_a_users_file_precedes_a_shipped_one(tmp_path):
     assert schema.find_file("configs/tsu.py") == Path("configs/tsu.py")
     assert schema.find_file("tsu") == schema.FOLDER / "tsu.py"
     assert "configs/tsu.py, line 1: mine" in mistake("--config=configs/tsu.py")
+    (tmp_path / "tsu").write_text("no config file")
+    assert schema.find_file("tsu") == schema.FOLDER / "tsu.py"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Losses: pure functions of arrays, `loss(student, teacher, mask, *, options) -> scalar`.
 
-    total = detection.sigmoid_cross_entropy(logits, labels, mask) + 5 * boundary(student, teacher, mask)
+    total = losses.sigmoid_cross_entropy(logits, labels, mask) + losses.boundary(student, teacher, mask) / 60
 
 All losses compute in float32, ignore the content of the padding, stop the gradient at the teacher, return 0 with finite
 gradients for an empty mask, and raise ValueError for shapes that disagree.
+
+References mark where a formula is from: [supp] the supplementary material of Augmented-RGB (Dai, Das, Bremond, ICCV
+2021), [code] public training code, [default] a choice of this library.
 """
 
 from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives

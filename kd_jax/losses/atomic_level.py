@@ -63,8 +63,8 @@ def atomic_nce(
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     Raises: ValueError if an option is out of range, or neither a key nor negatives are given.
-    References: METHOD §2, Atomic. N = 1 and the positive are [supp]; this form, τ = 0.1, r = 1, the sum over negatives
-      and the choice of negatives are [default].
+    References: The atomic level of Augmented-RGB. N = 1 and the positive are [supp]; this form,
+      τ = 0.1, r = 1, the sum over negatives and their choice are [default].
     """
     _check_positive("atomic_nce", temperature=temperature, noise_ratio=noise_ratio)
     student, teacher = masked_pair("atomic_nce", student, teacher, mask)
@@ -94,7 +94,7 @@ def atomic_infonce(
 
     Args, returns and errors are those of `atomic_nce`, without `noise_ratio`.
 
-    References: METHOD §2, Atomic [default].
+    References: The atomic level of Augmented-RGB [default].
     """
     _check_positive("atomic_infonce", temperature=temperature)
     student, teacher = masked_pair("atomic_infonce", student, teacher, mask)
@@ -128,7 +128,7 @@ def atomic_margin(
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     Raises: ValueError as in `atomic_nce`, and if the margin is negative or not finite.
-    References: METHOD §2, Atomic; this form and its margins are [default].
+    References: The atomic level of Augmented-RGB; this form and its margins are [default].
     """
     if isinstance(margin, (int, float)) and not 0 <= margin < np.inf:
         raise ValueError(f"atomic_margin: margin must be a finite number of at least 0, got {margin}.")

@@ -12,7 +12,7 @@ def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     Features are `[B, T, H]`, the mask `[B, T]` bool. The result is `[B, T-1]`, float32, and 0 where one snippet of the
     pair is padding.
 
-    References: METHOD §2, Boundary [supp Fig. 4: one scalar curve per stream].
+    References: The boundary level of Augmented-RGB [supp Fig. 4: one scalar curve per stream].
     """
     check_mask("saliency", mask, features=features)
     features = mask_out(features.astype(jnp.float32), mask)
@@ -33,8 +33,8 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
 
     Returns: a float32 scalar, the mean over valid pairs of all videos; 0 if there is none.
     Raises: ValueError if the form is unknown.
-    References: METHOD §2, Boundary: L1 distance of saliency curves [supp]; the L1 norm over channels, not divided by
-      their number, is [default].
+    References: The boundary level of Augmented-RGB: L1 distance of saliency curves [supp]; the L1 norm over
+      channels, not divided by their number, is [default].
     """
     if form not in ("curve", "vector"):
         raise ValueError(f"boundary: form must be 'curve' or 'vector', got {form!r}.")

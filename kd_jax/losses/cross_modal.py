@@ -16,7 +16,7 @@ def hint(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     References: Romero et al., FitNets, ICLR 2015. Weight 50 gives MARS (Crasto et al., CVPR 2019); weight 0.5 gives the
-      L2 hint of Chen et al., NIPS 2017 (METHOD §5).
+      L2 hint of Chen et al., NIPS 2017.
     """
     student, teacher = masked_pair("hint", student, teacher, mask)
     return masked_mean(jnp.square(student - teacher), mask)
@@ -32,7 +32,7 @@ def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) ->
       mask: `[B, T]` bool.
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
-    References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018 (METHOD §5).
+    References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018.
     """
     student, teacher = masked_pair("cosine_imitation", student, teacher, mask)
     return masked_mean(cosine_distance(student, teacher), mask)
@@ -58,7 +58,7 @@ def graph_distillation(
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     Raises: ValueError if student or teacher is not an `Outputs`.
     References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018. The default
-      weights are from METHOD §5.
+      weights are those of the public code.
     """
     for name, outputs in (("student", student), ("teacher", teacher)):
         if not isinstance(outputs, Outputs):

@@ -19,7 +19,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
       mask: `[B, T]` bool.
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
-    References: The public training code sums over classes (METHOD §2 [code]). That code also sums over the padding;
+    References: The public training code sums over classes [code]. That code also sums over the padding;
       this does not.
     """
     check_mask("sigmoid_cross_entropy", mask, logits=logits, labels=labels)
@@ -45,7 +45,7 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
       mask: `[B, T]` bool.
 
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
-    References: The extra class is METHOD §1 [supp]. Sharing a snippet evenly between simultaneous actions is [default].
+    References: The extra class is [supp]. Sharing a snippet evenly between simultaneous actions is [default].
     """
     check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
     if logits.shape[-1] != labels.shape[-1] + 1:

@@ -26,8 +26,8 @@ def global_context(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, r
 
     Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
     Raises: ValueError if the relation is unknown.
-    References: METHOD §2, Global: a covariance matrix is [supp]. Correlation instead of covariance, the choice of
-      channel or snippet, and the division by H² or T² are [default].
+    References: The global level of Augmented-RGB: a covariance matrix is [supp]. Correlation instead of
+      covariance, the choice of channel or snippet, and the division by H² or T² are [default].
     """
     if relation not in ("channel", "snippet"):
         raise ValueError(f"global_context: relation must be 'channel' or 'snippet', got {relation!r}.")

@@ -34,8 +34,7 @@ def rkd_distance(
 
     Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
     Raises: ValueError if an option is out of range or the key is missing.
-    References: Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code. Weight 25 (METHOD
-      §5).
+    References: Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code. Weight 25.
     """
     student, teacher = masked_pair("rkd_distance", student, teacher, mask, same_width=False)
     index, exists = _sample_snippets("rkd_distance", mask, key, "max_anchors", max_anchors)
@@ -81,7 +80,7 @@ def rkd_angle(
     Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
     Raises: ValueError if an option is out of range or the key is missing.
     References: Park et al., Relational Knowledge Distillation, CVPR 2019. Equal to the public code up to
-      `max_snippets`. Weight 50 (METHOD §5).
+      `max_snippets`. Weight 50.
     """
     student, teacher = masked_pair("rkd_angle", student, teacher, mask, same_width=False)
     index, exists = _sample_snippets("rkd_angle", mask, key, "max_snippets", max_snippets)
@@ -205,7 +204,7 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array, mask: jax.Arra
 
     Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
     References: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019. Equal to RepDistiller's code.
-      Weight 3000 (METHOD §5).
+      Weight 3000.
     """
     student, teacher = masked_pair("similarity_preserving", student, teacher, mask, same_width=False)
 
@@ -234,7 +233,7 @@ def pairwise_similarity(student: jax.Array, teacher: jax.Array, mask: jax.Array)
       mask: `[B, T]` bool.
 
     Returns: a float32 scalar, the mean over videos with valid snippets; 0 for an empty mask.
-    References: Liu et al., Structured Knowledge Distillation, CVPR 2019. Weight 0.5 (METHOD §5).
+    References: Liu et al., Structured Knowledge Distillation, CVPR 2019. Weight 0.5.
     """
     student, teacher = masked_pair("pairwise_similarity", student, teacher, mask, same_width=False)
     return masked_mean(gram_distance(unit(student), unit(teacher)) / num_pairs(mask), real_videos(mask))

@@ -25,7 +25,7 @@ def logit_distillation(
     Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
     Raises: ValueError if the activation is unknown or the temperature is not above 0.
     References: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015. Equal to RepDistiller's code,
-      which uses τ = 4. The binary form is METHOD §5 [default].
+      which uses τ = 4. The binary form is [default].
     """
     if isinstance(temperature, (int, float)) and not 0 < temperature < np.inf:
         raise ValueError(f"logit_distillation: temperature must be a finite number above 0, got {temperature}.")

@@ -48,7 +48,7 @@ def taps(x: jax.Array, dilation: int) -> jax.Array:
 class PDAN(ResidualStack):
     """Pyramid dilated attention network: SS-TCN with `DilatedAttention` in place of its convolution.
 
-    References: Dai et al., PDAN, WACV 2021, METHOD §3 [code]. The public code does not mask the first 1×1 convolution,
+    References: Dai et al., PDAN, WACV 2021 [code]. The public code does not mask the first 1×1 convolution,
       so its bias leaks from the padding into the last valid snippets of a short video; here it is masked. A further
       stage reads the logits of the previous one without a softmax.
     """

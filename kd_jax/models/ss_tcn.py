@@ -24,7 +24,7 @@ class SSTCN(ResidualStack):
     `h = conv1×1(x)`, then for i = 0 … num_layers − 1: `u = relu(conv3(h, dilation 2^i))`,
     `h = h + dropout(conv1×1(u))`. The padding is cleared after every layer.
 
-    References: Stage 1 of MS-TCN (Farha and Gall, CVPR 2019), METHOD §3 [code]. The public code does not mask the first
+    References: Stage 1 of MS-TCN (Farha and Gall, CVPR 2019) [code]. The public code does not mask the first
       1×1 convolution, so its bias leaks from the padding into the last valid snippets of a short video; here it is
       masked.
     """
@@ -36,7 +36,7 @@ class SSTCN(ResidualStack):
 class MSTCN(SSTCN):
     """One stage of MS-TCN: SS-TCN with ten layers. The detector stacks four stages, see `FILTERS`.
 
-    References: Farha and Gall, MS-TCN, CVPR 2019, where a stage has 10 layers of 64 channels; METHOD §3 [code]. As
+    References: Farha and Gall, MS-TCN, CVPR 2019, where a stage has 10 layers of 64 channels [code]. As
       there, the task loss is summed over the stages; its smoothing term is left out.
     """
 

@@ -23,7 +23,7 @@ class TGM(nn.Module):
       taps: L, number of snippets that a kernel covers, odd.
       mixture: N, number of curves that a layer mixes into its kernels.
 
-    References: Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019; METHOD §3 [code]. The
+    References: Piergiovanni and Ryoo, Temporal Gaussian Mixture Layer for Videos, ICML 2019 [code]. The
       released code does not mask, so biases leak from the padding; here every layer is masked. Its parameter `delta`,
       which has no effect, is left out, and its uninitialised attention starts as N(0, 1).
     """

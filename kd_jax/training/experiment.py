@@ -94,8 +94,8 @@ def groups(config: ConfigDict, order: Sequence[str]) -> list[list[str]]:
 def _program_key(config: ConfigDict, name: str) -> tuple:
     """Equal for runs that can share a program; they differ in seed, weights, learning rate and teachers.
 
-    A program computes the terms of all its runs for the teachers of each run. The widths of the teachers are therefore
-    part of the key, and so are costly terms.
+    In a program, every run computes every term, with weight 0 where it does not use the term. The widths of the
+    teachers are therefore part of the key, and so are costly terms.
     """
 
     def width(teacher):  # of a teacher from outside the experiment: its name instead

@@ -88,6 +88,8 @@ def train_runs(
     if waiting:
         profiled = waiting[0].directory if profile else None
         diverged = _train_all(_make_job(config, runs, source, show_parameters, profiled), waiting)
+    elif profile:
+        logging.warning("%s: no trace is written, because nothing is trained; use --noresume", runs[0].title)
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
@@ -214,7 +216,7 @@ def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, inpu
 
 
 def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
-    """`states` with the parameters of the finished runs that some of `runs` start from."""
+    """Replaces the initial parameters of runs that start from a finished run."""
     params = dict(states.params)
     for i, run in enumerate(runs):
         if run.starts_from is not None:

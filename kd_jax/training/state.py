@@ -20,7 +20,7 @@ class TrainState:
     """Everything that a step updates. Teachers, weights, learning rate and key are arguments of the step."""
 
     step: jax.Array  # int32, steps taken
-    params: dict  # float32 parameters of the model; under OWNED those of the terms
+    params: dict  # float32 parameters of the model; those of the terms are in params[OWNED]
     constants: dict  # flax collections that are read but not trained: the input standardisation
     opt_state: optax.OptState
     memory: dict = flax.struct.field(default_factory=dict)  # {term: collections} of terms with a memory

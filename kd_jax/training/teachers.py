@@ -60,7 +60,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_run(folder)
     results = json.loads((folder / "results.json").read_text())
-    logging.info("learns from %s, %s", teacher.config["run"], summary(results))
+    logging.info("teacher %s: %s", teacher.config["run"], summary(results))
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))

@@ -76,7 +76,7 @@ def crd(
     Returns: a float32 scalar, the mean over valid snippets of all videos, 0 for an empty mask; and the new memory.
     Raises: ValueError if an option is out of range.
     References: Tian et al., Contrastive Representation Distillation, ICLR 2020. Equal to its public code
-      (RepDistiller), which uses K = 16384. Weight 0.8 (METHOD §5).
+      (RepDistiller), which uses K = 16384. Weight 0.8.
     """
     if not 0 < temperature < np.inf or not 0 <= momentum < 1:
         raise ValueError(f"crd: temperature must be above 0 and momentum in [0, 1); got {temperature}, {momentum}.")

@@ -40,7 +40,7 @@ class HolisticDistillation(nn.Module):
       width: the critic's number of channels.
       penalty: λ.
 
-    References: Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2. Weight 0.1 (METHOD §5). The published
+    References: Liu et al., Structured Knowledge Distillation, CVPR 2019, §3.2. Weight 0.1. The published
       critic reads an image and its score map; this one is small, and reads only logits over time [default].
     """
 

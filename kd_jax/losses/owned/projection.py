@@ -11,7 +11,7 @@ class ProjectionHead(nn.Module):
     """Linear map to `width` dimensions and L2 normalisation, `[B, T, H] -> [B, T, width]`, float32.
 
     `crd` needs one head for the student and one for the teacher. `atomic` can also compare the outputs of two heads,
-    which is off by default (METHOD §2, Atomic [default]). The teacher's head then gets no gradient from `atomic`, which
+    which is off by default [default]. The teacher's head then gets no gradient from `atomic`, which
     stops the gradient at its second argument.
     """
 
