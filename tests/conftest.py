@@ -1,6 +1,6 @@
 """The environment of every test: strict rank promotion, CPU only, fast compilation, one compilation cache.
 
-The cache is kept between runs. Delete the folder `.test_cache` to empty it.
+The cache is kept between runs, and all clones share it. Delete the folder `~/.cache/kd_jax_tests` to empty it.
 """
 
 import json
@@ -20,7 +20,7 @@ FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-CACHE = Path(__file__).parents[1] / ".test_cache"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kd_jax_tests"
 COMPILED, COMPILED_BYTES = CACHE / "compiled", 2 * 2**30
 USER_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS")
 
@@ -41,7 +41,7 @@ def remembered_flags(file: Path) -> list[str]:
     if file.exists() and (answer := json.loads(file.read_text()))["asked"] == list(FLAGS):
         return answer["known"]
     answer = {"asked": FLAGS, "known": known_flags(FLAGS)}
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(answer))
     unfinished.replace(file)
