@@ -201,7 +201,7 @@ def read_truth(path: str, files: Mapping[str, videos.Video], classes: Sequence[s
 
 def write_page(path: epath.Path, recording: Recording, classes: Sequence[str], threshold: float) -> None:
     """Writes a page that plays a video above a timeline of the probabilities of a run."""
-    lanes = [Lane(run, "student") for run in recording.probabilities]
+    lanes = [Lane(run, "augmented") for run in recording.probabilities]
     content = timelines.as_json(Timeline(classes, lanes, [recording], threshold))
     page = make_page("video.html", title=recording.id, data=content, scripts=["timeline.js"])
     write_atomically(path, page.encode())

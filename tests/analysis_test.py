@@ -32,19 +32,29 @@ def test_the_interval_over_seeds_by_hand():
     assert mean.tolist() == [1, 5] and np.isnan(half).all()
 
 
-def test_the_bootstrap_over_videos_is_that_of_a_mean():
+@pytest.mark.parametrize("size", [100, 25])
+def test_the_bootstrap_over_videos_is_that_of_a_mean(size):
     values = np.random.default_rng(0).normal(size=100)
-    half = intervals.over_videos(lambda videos: np.array([values[videos].mean(), 3.0]), 100, draws=2000)
-    np.testing.assert_allclose(half, [1.96 * values.std() / 10, 0], rtol=0.05)
-    assert np.isnan(intervals.over_videos(lambda videos: np.array([1.0]), 1, draws=3)).all()
-    missing = intervals.over_videos(lambda videos: np.array([np.nan, 1.0]), 4, draws=20)
+    found = intervals.Bootstrap(2000, size, 100).half_width(lambda videos: np.array([values[videos].mean(), 3.0]))
+    np.testing.assert_allclose(found, [1.96 * values.std() / 10, 0], rtol=0.05)
+    assert np.isnan(intervals.Bootstrap(3, 1, 1).half_width(lambda videos: np.array([1.0]))).all()
+    missing = intervals.Bootstrap(20, 4, 4).half_width(lambda videos: np.array([np.nan, 1.0]))
     assert np.isnan(missing[0]) and missing[1] == 0
+
+
+def test_the_cost_of_the_bootstrap_is_bounded():
+    within = intervals.Bootstrap.within
+    assert within(1000, 20, 50, at_most=30) == (30, 50, 50) and within(1000, 50, 50, at_most=30) == (20, 50, 50)
+    assert within(1000, 1000, 50, at_most=30) == (10, 5, 50)  # 10 draws of a tenth
+    assert within(1000, 1e9, 50, at_most=30) == (10, 1, 50)
 
 
 def test_intervals_in_words():
     assert intervals.signed(1.74, 0.36) == "+1.7 ± 0.4" and intervals.signed(-0.06, np.nan) == "-0.1"
-    assert intervals.how(3, 24) == "95 % interval over 3 seeds"
-    assert intervals.how(1, 24) == "95 % interval by bootstrap over the 24 test videos, one seed"
+    assert intervals.describe_seeds(3) == "95 % interval over 3 seeds"
+    every, fewer = intervals.Bootstrap(30, 24, 24), intervals.Bootstrap(10, 6, 24)
+    assert str(every) == "95 % interval by bootstrap over the 24 test videos, one seed, 30 draws"
+    assert str(fewer) == "95 % interval by bootstrap over the 24 test videos, one seed, 10 draws of 6 videos"
 
 
 def test_learning_curves_are_means_over_seeds_up_to_the_shortest_log():

@@ -16,7 +16,7 @@ from kd_jax.analysis import timelines
 from kd_jax.analysis.figures import FIGURES, Made
 from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
 from kd_jax.analysis.page import embed, make_page
-from kd_jax.analysis.report import TITLES, finding, interval, make_report, results_table, roles
+from kd_jax.analysis.report import TITLES, finding, interval, make_report, results_table
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.data.source import open_source
 from kd_jax.files import write_arrays
@@ -64,6 +64,7 @@ def row(run, scores, *, teachers=(), members=(), gain=None):
         "modality": "rgb",
         "members": list(members),
         "teachers": list(teachers),
+        "weights": {"atomic": 1.0} if teachers else {},
         "scores": {"frame mAP": scores},
         "test": [{"frame_map/present_classes": v, "per_class": {"frame_map": c}} for v, c in zip(scores, per_class)],  # noqa: B905
         "baseline": "rgb",
@@ -81,26 +82,21 @@ def test_the_finding_says_whether_the_seeds_show_a_gain():
     one = finding(results_of(rgb, flow, row("distilled", [43.0], teachers=["flow"], gain=[3.0])))
     assert one == (
         "distilled reaches 43.00 frame mAP, 3.00 points above rgb. "
-        "One seed does not show how certain this is; --config.seeds=5 trains five."
+        "One seed does not show how certain this is; `--config.seeds=5` trains five."
     )
     certain = finding(results_of(rgb, row("distilled", [38.0, 38.2], teachers=["flow"], gain=[-2.1, -2.0])))
     assert certain == ("distilled reaches 38.10 frame mAP, 2.05 ± 0.64 points below rgb (95 % interval over 2 seeds).")
     lucky, chosen = (row(name, [1.0, 1.0], teachers=["flow"], gain=[3.0, -1.0]) for name in ("lucky", "chosen"))
     lucky["scores"]["validation"], chosen["scores"]["validation"] = [5.0, 5.0], [6.0, 5.0]
     assert finding(results_of(rgb, lucky | {"gain": [9.0, 9.0]}, chosen)) == (
-        "chosen has the best validation score of 2 distilled students. It reaches 1.00 frame mAP, 1.00 ± 25.41 points "
-        "above rgb (95 % interval over 2 seeds). The interval contains 0, so no difference is shown."
+        "chosen was chosen from 2 distilled students by number of levels and validation score. It reaches "
+        "1.00 frame mAP, 1.00 ± 25.41 points above rgb (95 % interval over 2 seeds). "
+        "The interval contains 0, so no difference is shown."
     )
 
 
 def test_every_figure_has_a_title():
     assert TITLES.keys() == FIGURES.keys()
-
-
-def test_roles_follow_from_the_table():
-    rows = row("flow", [1.0]), row("rgb", [1.0]), row("s", [1.0], teachers=["flow"]), row("two", [1.0], members=["s"])
-    found = roles(results_of(*rows, row("pose", [1.0])))
-    assert found == {"flow": "teacher", "rgb": "baseline", "s": "student", "two": "fusion", "pose": "other"}
 
 
 @pytest.mark.parametrize("text", ["</script><b>", "<!-- <script>", "\u2028 ä", "{{title}}", "\\1"])
@@ -286,7 +282,7 @@ def browsed(tmp_path_factory):
         Recording("first", 20.0, TRUTH, {"plain": FLAT, "other": FLAT}),
         Recording("second", 20.0, TRUTH, {"plain": FLAT, "other": DIFFERENT}),
     ]
-    lanes = [Lane("plain", "baseline"), Lane("other", "student")]
+    lanes = [Lane("plain", "vanilla"), Lane("other", "augmented")]
     content = timelines.as_json(Timeline(["walk", "sit_down"], lanes, recordings, 0.5, ("plain", "other"), 7))
     path = tmp_path_factory.mktemp("browsed") / "page.html"
     path.write_text(make_page("video.html", title="two", data=content, scripts=["timeline.js"]))
@@ -420,7 +416,7 @@ def video_page(tmp_path_factory):
     write_video(folder / "figure.mp4", draw(scene))
     scores = np.random.default_rng(0).random((8, 2))
     found = Recording("figure", len(scene.poses) / FPS, TRUTH, {"rgb": scores}, file="figure.mp4", picture="figure.png")
-    content = timelines.as_json(Timeline(["walk", "sit"], [Lane("rgb", "student")], [found]))
+    content = timelines.as_json(Timeline(["walk", "sit"], [Lane("rgb", "augmented")], [found]))
     (folder / "figure.html").write_text(make_page("video.html", title="figure", data=content, scripts=["timeline.js"]))
     return folder / "figure.html"
 

@@ -16,7 +16,7 @@ from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMO
 from kd_jax.evaluation.scoring import ranking_scores
 
 DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
-_DRAWS, _CHEAP = 30, 1e7  # bootstrap samples, fewer where they would rank more scores than _CHEAP; at least 10
+_DRAWS, _BUDGET = 30, 1e7  # of the bootstrap; the budget counts scores of a run, and 1e6 take two seconds
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
 
@@ -174,16 +174,19 @@ def make(study: Study) -> Drawing:
     }
     values = {kind: {name: intervals.over_seeds(arrays[name][kind]) for name in names} for kind in kinds}
     gains = {kind: intervals.over_seeds(arrays[roles.augmented][kind] - arrays[roles.vanilla][kind]) for kind in kinds}
+    how = intervals.describe_seeds(study.num_seeds)
     if study.num_seeds == 1:
+        cost = sum(map(np.size, labels))
+        bootstrap = intervals.Bootstrap.within(_BUDGET, cost, len(labels), at_most=_DRAWS)
         pair = [scores_of(name, 0) for name in (roles.augmented, roles.vanilla)]
-        gains = _bootstrapped(gains, pair, measure, kinds, sum(map(np.size, labels)), len(labels))
+        gains, how = _with_intervals(gains, pair, measure, kinds, bootstrap), str(bootstrap)
     titles = {
         "length": "length of the action, s",
         "concurrent actions": "concurrent actions",
         "distance": "snippets to a boundary",
     }
     shown = {**kinds, "length": [f"{name}\n{_limits(length_bins[name])}" for name in kinds.get("length", [])]}
-    caption = f"above: gain over {style.readable(roles.vanilla)}, {intervals.how(study.num_seeds, len(labels))}"
+    caption = f"above: gain over {style.readable(roles.vanilla)}, {how}"
     figure = draw(values, {name: roles.of(name) for name in names}, gains, shown, titles, caption)
     table = [
         {"by": kind, "bin": name, **{run: float(values[kind][run][0][b]) for run in names}}
@@ -194,8 +197,12 @@ def make(study: Study) -> Drawing:
     return Drawing(figure, table, _sentences(kinds, gains))
 
 
-def _bootstrapped(
-    gains: Mapping, pair: Sequence, measure: Callable, kinds: Mapping[str, Sequence[str]], size: int, num_videos: int
+def _with_intervals(
+    gains: Mapping,
+    pair: Sequence,
+    measure: Callable,
+    kinds: Mapping[str, Sequence[str]],
+    bootstrap: intervals.Bootstrap,
 ) -> dict:
     """Adds intervals over the test videos to the gains of one seed."""
 
@@ -203,10 +210,9 @@ def _bootstrapped(
         after, before = (measure(scores, videos) for scores in pair)
         return np.concatenate([[after[k][b] - before[k][b] for b in bins] for k, bins in kinds.items()])
 
-    widths = intervals.over_videos(gain, num_videos, draws=int(np.clip(_CHEAP / size, 10, _DRAWS)))
     edges = np.cumsum([len(means) for means, _ in gains.values()])[:-1]
-    parts = zip(gains.items(), np.split(widths, edges), strict=True)
-    return {kind: (means, half) for (kind, (means, _)), half in parts}
+    parts = np.split(bootstrap.half_width(gain), edges)
+    return {kind: (means, half) for (kind, (means, _)), half in zip(gains.items(), parts, strict=True)}
 
 
 def _limits(limits: tuple[float, float]) -> str:

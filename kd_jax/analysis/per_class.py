@@ -12,7 +12,7 @@ from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.evaluation.protocols import Predictions, Truth, score
 from kd_jax.evaluation.scoring import make_predictions
 
-_DRAWS, _CHEAP = 200, 2e8  # bootstrap samples, fewer where they would score more values than _CHEAP; at least 20
+_DRAWS, _BUDGET = 200, 2e8  # of the bootstrap; the budget counts scores of a run
 _MOST = 40  # classes that are drawn: those at both ends
 
 
@@ -112,20 +112,20 @@ def make(study: Study) -> Drawing:
     }
     scores = {name: np.array([class_scores(p, truth, protocol) for p in found]) for name, found in predictions.items()}
     means, widths = intervals.over_seeds(scores[roles.augmented] - scores[roles.vanilla])
-    num_videos = len(truth.segments)
+    caption = intervals.describe_seeds(study.num_seeds)
     if study.num_seeds == 1:
         before, after = predictions[roles.vanilla][0], predictions[roles.augmented][0]
-        size = sum(len(table) for table in study.labels.values()) * truth.num_classes
+        cost = sum(map(np.size, study.labels.values()))
 
         def gain(videos: np.ndarray) -> np.ndarray:
             return np.subtract(*(class_scores(*resample(p, truth, videos), protocol) for p in (after, before)))
 
-        widths = intervals.over_videos(gain, num_videos, draws=int(np.clip(_CHEAP / size, 20, _DRAWS)))
+        bootstrap = intervals.Bootstrap.within(_BUDGET, cost, len(truth.segments), at_most=_DRAWS)
+        widths, caption = bootstrap.half_width(gain), str(bootstrap)
     classes = study.experiment.source.info.classes
     shown = {name: values.mean(axis=0) for name, values in scores.items()}
     run_roles = {name: roles.of(name) for name in names}
     titles = (f"AP ({style.readable(protocol)})", f"gain over {style.readable(roles.vanilla)}")
-    caption = intervals.how(study.num_seeds, num_videos)
     figure = draw(classes, shown, run_roles, (means, widths), titles, caption)
     table = [
         {"class": name, **{run: float(values[c]) for run, values in shown.items()}}

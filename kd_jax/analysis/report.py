@@ -16,8 +16,9 @@ from etils import epath
 from kd_jax.analysis import timelines
 from kd_jax.analysis.figures import Made
 from kd_jax.analysis.finished import FinishedExperiment
-from kd_jax.analysis.intervals import over_seeds
+from kd_jax.analysis.intervals import describe_seeds, over_seeds
 from kd_jax.analysis.page import make_page
+from kd_jax.analysis.study import find_roles
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.evaluation.scoring import make_truth, probabilities
 
@@ -68,60 +69,38 @@ def interval(values: Sequence[float]) -> dict:
     return {"mean": mean, "half": None if math.isnan(half) else half, "values": [float(value) for value in values]}
 
 
-def roles(results: Mapping) -> dict[str, str]:
-    """Returns {row of the table: 'baseline', 'student', 'teacher', 'fusion' or 'other'}."""
-    teachers = {teacher for row in results["rows"] for teacher in row["teachers"]}
-
-    def role(row: Mapping) -> str:
-        if row["run"] == results["baseline"]:
-            return "baseline"
-        if row["members"]:
-            return "fusion"
-        if row["teachers"]:
-            return "student"
-        return "teacher" if row["run"] in teachers else "other"
-
-    return {row["run"]: role(row) for row in results["rows"]}
-
-
-def best_student(results: Mapping) -> Mapping | None:
-    """Returns the row with the best mean validation score among those that learn from teachers; None without any.
-
-    Without validation videos it is the first of them. Test scores would favour the luckiest of many students.
-    """
-    gained = [row for row in results["rows"] if row["teachers"] and row["gain"]]
-    return max(gained, key=lambda row: np.mean(row["scores"].get("validation") or 0.0), default=None)
-
-
 def finding(results: Mapping) -> str:
-    """Says what distillation gained, with its interval, and whether the seeds show it."""
-    row = best_student(results)
+    """Says what the augmented student gained, with its interval, and whether the seeds show it.
+
+    Backticks enclose code. Returns '' without an augmented student, see `find_roles`.
+    """
+    roles = find_roles(results)
+    row = next((row for row in results["rows"] if row["run"] == roles.augmented and row["gain"]), None)
     if row is None:
         return ""
-    scores, gain = row["scores"].get(results["gain_of"]), interval(row["gain"])
+    among = (
+        f" was chosen from {len(roles.distilled)} distilled students by its number of levels and validation score. It"
+    )
+    chosen = row["run"] + (among if len(roles.distilled) > 1 else "")
+    gain, score = interval(row["gain"]), np.mean(row["scores"][results["gain_of"]])
+    size = f"{abs(gain['mean']):.2f}" + ("" if gain["half"] is None else f" ± {gain['half']:.2f}")
     direction = "above" if gain["mean"] >= 0 else "below"
-    students = sum(bool(other["teachers"]) for other in results["rows"])
-    chosen = f"{row['run']} has the best validation score of {students} distilled students. It"
-    score = f"{row['run'] if students == 1 else chosen} reaches {np.mean(scores):.2f} {results['gain_of']}, "
+    reached = f"{chosen} reaches {score:.2f} {results['gain_of']}, {size} points {direction} {roles.vanilla}"
     if gain["half"] is None:
-        how = "One seed does not show how certain this is; --config.seeds=5 trains five."
-        return f"{score}{abs(gain['mean']):.2f} points {direction} {row['baseline']}. {how}"
-    size = f"{score}{abs(gain['mean']):.2f} ± {gain['half']:.2f} points {direction} {row['baseline']}"
-    seeds = f"95 % interval over {len(row['gain'])} seeds"
-    if abs(gain["mean"]) < gain["half"]:
-        return f"{size} ({seeds}). The interval contains 0, so no difference is shown."
-    return f"{size} ({seeds})."
+        return f"{reached}. One seed does not show how certain this is; `--config.seeds=5` trains five."
+    unproven = " The interval contains 0, so no difference is shown." if abs(gain["mean"]) < gain["half"] else ""
+    return f"{reached} ({describe_seeds(len(row['gain']))}).{unproven}"
 
 
 def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
     """Returns the columns and rows of the table of results: each score is an `interval`."""
     columns, rows = dict[str, None](), []
     for name, experiment in experiments.items():
-        role = roles(experiment.results)
+        roles = find_roles(experiment.results)
         for row in experiment.results["rows"]:
             scores = {title: interval(v) for title, v in row["scores"].items() if v and None not in v}
             columns |= dict.fromkeys(scores)
-            found = {"experiment": name, "run": row["run"], "role": role[row["run"]], "reads": row["modality"]}
+            found = {"experiment": name, "run": row["run"], "role": roles.of(row["run"]), "reads": row["modality"]}
             found |= {"teachers": row["teachers"], "scores": scores, "baseline": row["baseline"]}
             rows.append(found | {"gain": interval(row["gain"]) if row["gain"] else None})
     gain_of = next(iter(experiments.values())).results["gain_of"]
@@ -169,85 +148,68 @@ def _compare_on_data(group: Mapping[str, FinishedExperiment]) -> dict:
     first = next(iter(group.values()))
     info, videos = first.source.info, first.source.videos("test", [])
     lanes, compared = _choose_lanes(group)
-    logits = {
-        _lane_name(group, name, lane): group[name].logits(lane, 0) for name, chosen in lanes.items() for lane in chosen
+    tables = {
+        lane.name: {
+            video: probabilities(table, info.head)[:, : len(info.classes)]
+            for video, table in group[name].logits(run, 0).items()
+        }
+        for (name, run), lane in lanes.items()
     }
     truth = make_truth(videos, info)
-    tables = {
-        run: {video: probabilities(table, info.head)[:, : len(info.classes)] for video, table in found.items()}
-        for run, found in logits.items()
-    }
     recordings = [
-        Recording(
-            v.id, truth.durations[v.id], truth.segments[v.id], {run: found[v.id] for run, found in tables.items()}
-        )
-        for v in videos
+        Recording(video, truth.durations[video], rows, {run: found[video] for run, found in tables.items()})
+        for video, rows in truth.segments.items()
     ]
-    shown = timelines.select_recordings(recordings, compared)
-    timeline = Timeline(
-        info.classes, _lanes(group, lanes), shown, timelines.THRESHOLDS[info.head], compared, available=len(recordings)
-    )
-    counts = np.bincount(
-        np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int), minlength=len(info.classes)
-    )
-    return {
-        "name": " and ".join(group),
-        "timeline": timelines.as_json(timeline),
-        "classes": _per_class(group, info.classes, counts.tolist()),
-    }
+    shown, threshold = timelines.select_recordings(recordings, compared), timelines.THRESHOLDS[info.head]
+    timeline = Timeline(info.classes, list(lanes.values()), shown, threshold, compared, available=len(recordings))
+    class_ids = np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int)
+    counts = np.bincount(class_ids, minlength=len(info.classes)).tolist()
+    classes = _per_class(group, info.classes, counts)
+    return {"name": " and ".join(group), "timeline": timelines.as_json(timeline), "classes": classes}
 
 
 def _lane_name(group: Mapping, experiment: str, run: str) -> str:
     return run if len(group) == 1 else f"{experiment} / {run}"
 
 
-def _choose_lanes(group: Mapping[str, FinishedExperiment]) -> tuple[dict[str, list[str]], tuple[str, str] | None]:
-    """The runs of each experiment to draw, and the two to compare: the plain and the best distilled student."""
-    chosen, compared = {}, None
+def _choose_lanes(
+    group: Mapping[str, FinishedExperiment],
+) -> tuple[dict[tuple[str, str], Lane], tuple[str, str] | None]:
+    """The lanes {(experiment, run): Lane}, and the names of the two to compare: the plain and the augmented student."""
+    lanes: dict[tuple[str, str], Lane] = {}
+    names: list[list[str]] = []
     for name, experiment in group.items():
-        rows, student = experiment.results["rows"], best_student(experiment.results)
-        wanted = [student["baseline"], student["run"], *student["teachers"]] if student else []
-        known = [row["run"] for row in rows]
-        order = [run for run in dict.fromkeys([*wanted, *known]) if run in known]
-        chosen[name] = order[:MAX_LANES]
-        pair = wanted[:2] if student else order[:2]
-        if compared is None and len(pair) == 2:
-            compared = _lane_name(group, name, pair[0]), _lane_name(group, name, pair[1])
-    if compared is None and len(chosen) > 1:
-        (one, first), (other, second) = list(chosen.items())[:2]
-        compared = _lane_name(group, one, first[0]), _lane_name(group, other, second[0])
-    return chosen, compared
-
-
-def _lanes(group: Mapping[str, FinishedExperiment], chosen: Mapping[str, Sequence[str]]) -> list[Lane]:
-    lanes = []
-    for name, runs in chosen.items():
-        role, student = roles(group[name].results), best_student(group[name].results)
-        first = {student["baseline"], student["run"], *student["teachers"]} if student else set(runs[:3])
-        lanes += [Lane(_lane_name(group, name, run), role[run], run in first) for run in runs]
-    return lanes
+        roles, known = find_roles(experiment.results), [row["run"] for row in experiment.results["rows"]]
+        first = [roles.vanilla, roles.augmented, *roles.teachers] if roles.augmented else known[:3]
+        own = {
+            (name, run): Lane(_lane_name(group, name, run), roles.of(run), run in first)
+            for run in list(dict.fromkeys([*first, *known]))[:MAX_LANES]
+        }
+        lanes |= own
+        names.append([lane.name for lane in own.values()])
+    compared = next((own[:2] for own in names if len(own) > 1), [own[0] for own in names[:2]])
+    return lanes, (compared[0], compared[1]) if len(compared) == 2 else None
 
 
 def _per_class(group: Mapping[str, FinishedExperiment], classes: Sequence[str], counts: Sequence[int]) -> dict:
-    """The AP of each class by the first protocol that has one: a column per run, and the gain of the best student."""
+    """The AP of each class by the first protocol that has one: a column per run, and the gain of the augmented one."""
     first = next(iter(group.values())).results["rows"][0]["test"][0].get("per_class", {})
     if not first:
         return {}
     protocol, columns = next(iter(first)), []
     for name, experiment in group.items():
-        role, student = roles(experiment.results), best_student(experiment.results)
+        roles = find_roles(experiment.results)
         found = {
             row["run"]: [scores["per_class"].get(protocol, {}) for scores in row["test"]]
             for row in experiment.results["rows"]
         }
         for run, seeds in found.items():
             title = _lane_name(group, name, run)
-            columns.append({"title": title, "role": role[run], "values": _seed_values(seeds, classes)})
-        if student:
-            pairs = zip(found[student["run"]], found.get(student["baseline"], []), strict=False)
+            columns.append({"title": title, "role": roles.of(run), "values": _seed_values(seeds, classes)})
+        if roles.augmented:
             gains = [
                 {c: ours[c] - theirs[c] for c in classes if ours.get(c) is not None and theirs.get(c) is not None}
-                for ours, theirs in pairs
+                for ours, theirs in zip(found[roles.augmented], found[roles.vanilla], strict=True)
             ]
             title = "gain" if len(group) == 1 else f"gain in {name}"
             columns.append({"title": title, "role": "gain", "values": _seed_values(gains, classes)})

@@ -140,8 +140,8 @@ def make(study: Study) -> Drawing:
         best = int(means.argmax())
         where = f"{list(runs)[best]:.3g}, {intervals.signed(means[best], widths[best])}"
         sentences.append(f"{parameter}: best at {where}; the paper has {_PUBLISHED[parameter]:g}.")
-    note = "" if study.num_seeds > 1 else ", one seed, no interval"
-    caption = intervals.how(study.num_seeds, 0) if study.num_seeds > 1 else f"gain over {baseline}{note}"
+    one_seed = f"gain over {baseline}, one seed, no interval"
+    caption = intervals.describe_seeds(study.num_seeds) if study.num_seeds > 1 else one_seed
     figure = draw(curves, _PUBLISHED, metric, caption)
     return Drawing(figure, table, [f"Gain in {metric} over {baseline}.", *sentences])
 

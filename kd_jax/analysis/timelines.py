@@ -1,6 +1,6 @@
 """Probabilities and ground truth of videos → the data that `pages/timeline.js` draws.
 
-    timeline = Timeline(["walk"], [Lane("rgb", "baseline")], [Recording("v1", 61.5, truth, {"rgb": probabilities})])
+    timeline = Timeline(["walk"], [Lane("rgb", "vanilla")], [Recording("v1", 61.5, truth, {"rgb": probabilities})])
     as_json(timeline)
 
 Probabilities have 8 bits in the page. If the page would become too large, it has the videos on which two runs differ
@@ -22,7 +22,7 @@ class Lane:
     """A run that is drawn."""
 
     name: str
-    role: str  # 'baseline', 'student', 'teacher', 'fusion' or 'other'; decides the colour
+    role: str  # a key of `style.ROLES`; decides the colour
     shown: bool = True  # at first; a checkbox changes it
 
 

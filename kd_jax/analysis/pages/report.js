@@ -23,6 +23,9 @@ function writtenGain(gain) {
   return element("span", { class: shown ? (gain.mean >= 0 ? "up" : "down") : "" }, written(gain, "+"));
 }
 
+/** Turns what backticks enclose into <code> elements. */
+const withCode = (text) => text.split("`").map((part, place) => (place % 2 ? element("code", {}, part) : part));
+
 function section(id, title, ...content) {
   document.getElementById("sections").append(element("a", { href: `#${id}` }, title));
   const made = element("section", { id }, element("h2", {}, title), ...content);
@@ -118,7 +121,7 @@ function resultsSection({ results, experiments }) {
   ];
   section("results", "Results",
     ...experiments.filter((experiment) => experiment.finding)
-      .map(({ name, finding }) => element("p", { class: "finding" }, several ? `${name}: ${finding}` : finding)),
+      .map(({ name, finding }) => element("p", { class: "finding" }, ...withCode(several ? `${name}: ${finding}` : finding))),
     dotPlot(rows, gainOf, several),
     sortableTable(`Percent on the test videos; ${interval}. The highest score of each column is bold.`, cells, rows));
 }
