@@ -35,6 +35,7 @@ from kd_jax.data.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
+TEST_LIST = "test.txt"  # the names of the test videos, next to the records; `--test` reads it
 SMALL = 512 * 2**20  # bytes of features below which a second process does not pay off
 
 
@@ -264,6 +265,8 @@ def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dic
         for (split, _), result in zip(groups, _run_all(run, write_shard, tasks, "writing"), strict=True):
             shards[split].append(records.Shard(**result))
         records.finish(folder, info, shards, report)
+        test = sorted(video.annotated.id for video in videos if video.annotated.split == "test")
+        (folder / TEST_LIST).write_text("".join(f"{video}\n" for video in test))
 
 
 def write_shard(videos: Sequence[Matched], path: str, info: base.Info) -> dict:

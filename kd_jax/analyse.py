@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"kd_jax.analyse: {error}")
     for name, figure in made.items():
         print(f"{name}: {' '.join(figure.sentences)}")
+    if all(figure.path is None for figure in made.values()):
+        sys.exit("kd_jax.analyse: none of these figures can be made from this experiment")
     print(f"Saved in {output}, each as .png, .svg and .csv.")
 
 

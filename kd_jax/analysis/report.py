@@ -78,9 +78,7 @@ def finding(results: Mapping) -> str:
     row = next((row for row in results["rows"] if row["run"] == roles.augmented and row["gain"]), None)
     if row is None:
         return ""
-    among = (
-        f" was chosen from {len(roles.distilled)} distilled students by its number of levels and validation score. It"
-    )
+    among = f" was chosen from {len(roles.distilled)} distilled students by number of levels and validation score. It"
     chosen = row["run"] + (among if len(roles.distilled) > 1 else "")
     gain, score = interval(row["gain"]), np.mean(row["scores"][results["gain_of"]])
     size = f"{abs(gain['mean']):.2f}" + ("" if gain["half"] is None else f" ± {gain['half']:.2f}")

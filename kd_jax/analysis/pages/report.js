@@ -19,7 +19,7 @@ function written({ mean, half }, sign = "") {
 
 /** Writes a gain in a colour, unless its interval contains 0. */
 function writtenGain(gain) {
-  const shown = gain.half == null || Math.abs(gain.mean) > gain.half;
+  const shown = gain.half != null && Math.abs(gain.mean) > gain.half;  // one seed proves nothing
   return element("span", { class: shown ? (gain.mean >= 0 ? "up" : "down") : "" }, written(gain, "+"));
 }
 

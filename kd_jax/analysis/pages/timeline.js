@@ -172,7 +172,7 @@ class TimelineBrowser {
       input: () => {
         this.threshold = Number(slider.value);
         output.textContent = this.threshold.toFixed(2);
-        this.redraw();
+        this.layout();
       } });
     this.filter = element("input", { type: "search", placeholder: "all classes", input: () => this.layout() });
     this.every = element("input", { type: "checkbox", change: () => this.layout() });
@@ -265,6 +265,7 @@ class TimelineBrowser {
     this.filter.value = "";
     this.show(span.video);
     this.mark = span;
+    this.layout();
     const around = Math.max(3 * (span.end - span.start), 20 * (this.video.duration / this.video.snippets));
     this.move(span.start - around, span.end + around);
     this.reveal(span.classId);
@@ -301,18 +302,18 @@ class TimelineBrowser {
 
   // ---- layout and drawing
 
-  /** The classes with a row: those that the filter names and, unless all are wanted, that occur or are predicted. */
+  /** The classes with a row: those that the filter names and, unless all are wanted, that occur, are predicted or marked. */
   visibleClasses() {
-    const { classes, threshold } = this.data, wanted = this.filter.value.trim().toLowerCase();
+    const { classes } = this.data, wanted = this.filter.value.trim().toLowerCase();
     const occurs = new Set((this.video.truth ?? []).map(([classId]) => classId));
     const tables = [...this.shown].map((run) => tablesOf(this.video)[run]);
     const predicted = (classId) => tables.some((table) => {
-      for (let i = classId; i < table.length; i += classes.length) if (table[i] >= 255 * threshold) return true;
+      for (let i = classId; i < table.length; i += classes.length) if (table[i] >= 255 * this.threshold) return true;
       return false;
     });
     return classes.map((_, classId) => classId).filter((classId) =>
       readable(classes[classId]).toLowerCase().includes(readable(wanted)) &&
-      (this.every.checked || wanted || occurs.has(classId) || predicted(classId)));
+      (this.every.checked || wanted || occurs.has(classId) || predicted(classId) || this.mark?.classId === classId));
   }
 
   layout() {
@@ -361,7 +362,7 @@ class TimelineBrowser {
     if (!this.layoutRows.length) {
       context.fillStyle = this.palette.muted;
       context.font = "14px system-ui, sans-serif";
-      context.fillText("No class here: change the filter, or show classes that do not occur.", 12, 34);
+      context.fillText("No class reaches the threshold: lower it, change the filter, or show classes that do not occur.", 12, 34);
     }
     this.drawCursor(context, this.layoutRows.length * (this.layoutRows[0]?.height ?? 0));
   }
