@@ -38,7 +38,6 @@ def parser() -> Parser:
     add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")
     add("--process", type=int, help="Index of this process, from 0.")
     add("--noresume", dest="resume", action="store_false", help="Train every run anew.")
-    add("--report", action="store_true", default=True, help=argparse.SUPPRESS)
     add("--noreport", dest="report", action="store_false", help="Write neither report.html nor figures.")
     profile = "Write a trace of a few steps of each compiled program to WORKDIR/RUN/profile (TensorBoard, Perfetto)."
     add("--profile", action="store_true", help=profile)

@@ -26,7 +26,7 @@ def parser() -> Parser:
     options.add_argument("workdirs", nargs="*", metavar="WORKDIR", help="Folder of a finished experiment.")
     output = "The page to write; default: report.html in the workdir, or comparison.html for several."
     options.add_argument("--output", metavar="FILE", help=output)
-    options.add_argument("--data_dir", help="Folder of the records, if it has moved.")
+    options.add_argument("--data_dir", help="Folder of the records, if they have moved.")
     return options
 
 
@@ -38,9 +38,9 @@ def write_report(
     Args:
       workdirs: folders of finished experiments.
       output: the file; None = report.html in the workdir, or comparison.html in the current folder for several.
-      data_dir: folder of the records, if it has moved.
+      data_dir: folder of the records, if they have moved.
 
-    Raises FileNotFoundError or ValueError as `open_experiment`, and OSError if the file cannot be written.
+    Raises FileNotFoundError or ValueError as `open_experiment` does, and OSError if the file cannot be written.
     """
     experiments = [open_experiment(workdir, data_dir) for workdir in workdirs]
     default = "comparison.html" if len(experiments) > 1 else experiments[0].workdir / "report.html"

@@ -419,6 +419,7 @@ def test_charades_refuses(tmp_path, lines, message):
         ("video,label,start,end,score\nv,run,2,1,1\n", "line 2 end: 1, before the start 2"),
         ("video,label,start,end,score\n\nv,run,0,1\n", 'line 3 score: "", expected a finite number'),
         ("video,label,start,end,score\n../v,run,0,1,1\n", 'line 2: video "../v"'),
+        (f"video,label,start,end,score\nv,{'x' * 200_000},0,1,1\n", "field larger than field limit"),
     ],
 )
 def test_csv_refuses(tmp_path, text, message):

@@ -198,11 +198,7 @@ def make(study: Study) -> Drawing:
 
 
 def _with_intervals(
-    gains: Mapping,
-    pair: Sequence,
-    measure: Callable,
-    kinds: Mapping[str, Sequence[str]],
-    bootstrap: intervals.Bootstrap,
+    gains: Mapping, pair: Sequence, measure: Callable, kinds: Mapping, bootstrap: intervals.Bootstrap
 ) -> dict:
     """Adds intervals over the test videos to the gains of one seed."""
 

@@ -1,4 +1,4 @@
-"""Kinds of false positives among detections, as in DETAD.
+"""Kinds of false positives among detections, after DETAD.
 
 kinds = classify({"video": detections}, {"video": actions}, num_classes=20)
 """
@@ -117,8 +117,7 @@ def make(study: Study) -> Drawing:
     """Draws the kinds of the detections of teachers, plain and augmented student and two-stream, mean over seeds."""
     roles, truth = study.roles, study.truth
     study.need(vanilla=roles.vanilla)
-    names = [*study.roles.compared(), *([roles.two_stream] if roles.two_stream else [])]
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(name for name in (*roles.compared(), roles.two_stream) if name))
     class_ids = np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(np.int64)
     num_truths = np.bincount(class_ids, minlength=truth.num_classes)
     shares, table = {}, []
@@ -147,4 +146,4 @@ def _sentences(shares: Mapping[str, np.ndarray], names: Sequence[str]) -> list[s
         listed = ", ".join(f"{name} {100 * shares[name][kind]:.0f} %" for name in names)
         lines.append((max(shares[name][kind] for name in names), f"{title}: {listed}"))
     false = sorted(lines[1:], reverse=True)[:2]
-    return ["Of as many detections as actions, " + "; ".join(line for _, line in [lines[0], *false]) + "."]
+    return ["Share of the actions: " + "; ".join(line for _, line in [lines[0], *false]) + "."]

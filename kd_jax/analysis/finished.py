@@ -1,9 +1,9 @@
 """A finished experiment: its results, runs and videos, read from the workdir and the records.
 
 experiment = open_experiment("workdir/demo")
-run = experiment.runs["augmented_rgb"][0]                       # the first seed
-logits = experiment.logits("two_stream", 0)                     # {test video: [T, C]}, of a run or a fusion
-outputs = experiment.outputs(run)                               # {test video: Outputs}, features and logits
+experiment.logits("two_stream", 0)["test_003"]                 # [T, C], of a run or fusion, the first seed
+run = experiment.runs["augmented_rgb"][0]                      # the first seed
+experiment.outputs(run)["test_003"].features                   # [T, H]
 """
 
 import json
@@ -23,9 +23,9 @@ from kd_jax.types import Outputs
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One training: a row of the table and one of its seeds."""
+    """One seed of a row of the table."""
 
-    name: str  # of the row in the table
+    name: str  # of the row
     seed: int
     directory: epath.Path
     config: Mapping  # config.json: what was trained
@@ -35,7 +35,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class FinishedExperiment:
-    """What an experiment has left behind, and the videos that it was scored on."""
+    """The files that an experiment wrote, and the videos that it was scored on."""
 
     workdir: epath.Path
     results: Mapping  # results.json
@@ -60,7 +60,7 @@ class FinishedExperiment:
         return fuse([read_arrays(file) for file in files])
 
     def outputs(self, run: FinishedRun, split: str = "test") -> dict[str, Outputs]:
-        """Computes {video: Outputs} with `[T, H]` features and `[T, C]` logits, by the parameters of the best epoch."""
+        """Computes {video: Outputs}, `[T, H]` features and `[T, C]` logits, with the parameters of the best epoch."""
         trained, modality = load_run(run.directory), run.config["modality"]
         videos = self.source.videos(split, [modality])
         examples = make_examples(videos, modality, len(self.source.info.classes))
@@ -78,7 +78,7 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
     results = read_json(workdir / "results.json")
     if results is None or "rows" not in results:
         remedy = "run its experiment to the end, or give another workdir, e.g. workdir/demo"
-        raise FileNotFoundError(f"{workdir} holds no finished experiment (no results.json of one there); {remedy}")
+        raise FileNotFoundError(f"{workdir} holds no finished experiment (without its results.json); {remedy}")
     runs = {
         row["run"]: [_open_run(workdir, row, seed, results["seeds"][0]) for seed in results["seeds"]]
         for row in results["rows"]

@@ -127,10 +127,6 @@ class Study:
         return np.any([table.any(axis=0) for table in self.labels.values()], axis=0)
 
     @property
-    def seconds_per_snippet(self) -> float:
-        return self.experiment.source.info.seconds_per_snippet
-
-    @property
     def head(self) -> str:
         return self.experiment.source.info.head
 

@@ -51,12 +51,16 @@ def read_csv(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
         findings.problem("layout", f"the first line is {short(header)}; it lacks the column {', '.join(missing)}")
     findings.raise_problems("nothing was read")
     rows = defaultdict(list)
-    for row in reader:
-        where = f"line {reader.line_num}"
-        if check_video_id(row["video"], findings, where):
+    try:
+        for row in reader:
+            where = f"line {reader.line_num}"
+            if not check_video_id(row["video"], findings, where):
+                continue
             class_id = fields.class_of_name(f"{where} label", row["label"], ids, findings)
             start, end, score = (parse(row[name] or "") for name in ("start", "end", "score"))
             times = fields.start_and_end(where, (start, end), findings)
             rows[row["video"]].append((class_id, *times, fields.finite(f"{where} score", score, findings)))
+    except csv.Error as error:
+        findings.problem("layout", f"line {reader.line_num}: {error}")
     findings.raise_problems("nothing was read")
     return {video: np.array(found, np.float64).reshape(-1, 4) for video, found in rows.items()}
