@@ -48,7 +48,7 @@ def convert(given) -> str:
     scale = (given.fps or DESCRIPTION.fps) if given.unit == "frames" else 1.0
     written: dict[str, dict] = {}
     for video in videos:
-        actions = [[names[int(c)], start / scale, end / scale] for c, start, end in video.written.tolist()]
+        actions = [[names[int(c)], start / scale, end / scale] for c, start, end in video.segments.tolist()]
         fps = given.fps or entries[video.id].get("fps")
         known = {"subset": SUBSETS[video.split], "duration": video.duration / scale} | ({"fps": fps} if fps else {})
         written[video.id] = {**known, "actions": actions}

@@ -55,6 +55,15 @@ def test_numbers_and_frames_become_names_and_seconds(tmp_path):
     assert (tmp_path / "b.csv").read_text() == ("video,label,start,end,duration,subset\na,wash,0.5,5.0,6.0,training\n")
 
 
+def test_the_output_is_cleaned_as_the_message_says(tmp_path, capsys):
+    actions = [["cut", 1, 2], ["cut", 1, 2], ["cut", 3, 90], ["cut", 4, 4], ["cut", 70, 80]]
+    (tmp_path / "a.json").write_text(json.dumps({"a": {"subset": "training", "duration": 6.0, "actions": actions}}))
+    convert(tmp_path / "a.json", "--to=json", f"--output={tmp_path / 'b.json'}")
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["a"]["actions"] == [["cut", 1.0, 2.0], ["cut", 3.0, 6.0]]
+    assert "1 videos, 2 actions" in capsys.readouterr().out
+
+
 def test_mistakes_end_in_one_sentence(tmp_path):
     output = f"--output={tmp_path / 'out'}"
     text = refused(convert_annotations, SAMPLES / "table.csv", "--to=label_studio", output)
