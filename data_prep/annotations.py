@@ -1,7 +1,7 @@
 """Annotations of your own data, as the commands read them: with durations from videos or from manifests of features.
 
 add_options(parser)                                                  # --label_from, --videos, --test, …
-annotated, names, facts = read_annotated(["a.eaf", "b.eaf"], None, options, videos, folders, findings)
+entries, names, facts = collect_entries(["a.eaf", "b.eaf"], (), options, videos, folders, findings)
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kd_jax.command_line import Parser, at_least, between
 from kd_jax.data import feature_files
-from kd_jax.data.annotations import common_layout, custom
-from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations import custom
 from kd_jax.data.annotations.custom import Media, ReadOptions
 from kd_jax.data.checks import Findings, number
 from kd_jax.data.feature_files import FeatureFolder
@@ -57,19 +56,6 @@ def collect_entries(
     media = _from_manifests(found, features) | (_from_videos(found, Path(folder), findings) if folder else {})
     entries, more = custom.fill_in(found, media, options, findings)
     return entries, tuple(names), facts + more
-
-
-def read_annotated(
-    paths: Sequence[str],
-    names: Sequence[str],
-    options: ReadOptions,
-    folder: str | None,
-    features: Sequence[FeatureFolder],
-    findings: Findings,
-) -> tuple[list[Annotated], tuple[str, ...], list[str]]:
-    """Reads and cleans annotation files; arguments and result are those of `collect_entries`."""
-    entries, names, facts = collect_entries(paths, names, options, folder, features, findings)
-    return common_layout.read_entries(entries, names, findings, where=", ".join(paths)), names, facts
 
 
 def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -> dict[str, Media]:

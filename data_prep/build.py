@@ -21,13 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
-from data_prep.annotations import add_options, read_annotated
+from data_prep.annotations import add_options, collect_entries
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits
-from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import FeatureFolder, Matched
@@ -99,7 +99,8 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     if options.dataset == "custom":
         given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
         given = dataclasses.replace(given, test_fraction=options.test_fraction, seed=options.seed or 0)
-        annotated, names, facts = read_annotated(options.annotations, names, given, options.videos, folders, findings)
+        entries, names, facts = collect_entries(options.annotations, names, given, options.videos, folders, findings)
+        annotated = read_entries(entries, names, findings, where=", ".join(options.annotations))
     else:
         annotated = read([Path(path) for path in options.annotations], names, findings)
     check_splits(annotated, ", ".join(options.annotations), findings)

@@ -279,7 +279,8 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         links = {"file": link(files.opened[name].path, output), "picture": quote(picture.name)}
         tables = {run.config["run"]: scores[name][:, : len(classes)]}
         recording = Recording(name, inputs.durations[name], truth.get(name), tables, **links)
-        write_page(page, recording, classes, given.threshold or timelines.THRESHOLDS[head])
+        threshold = timelines.THRESHOLDS[head] if given.threshold is None else given.threshold
+        write_page(page, recording, classes, threshold)
         paths += [picture, page]
     browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]

@@ -138,9 +138,7 @@ def draw(
         axis.grid(axis="y")
     axes[0].set_ylabel("frame mAP, percent")
     axes[0].set_ylim(0, None)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
-    figure.supxlabel(caption, fontsize=8.5)
+    style.write_legend_and_caption(figure, axes[0], caption)
     return figure
 
 

@@ -92,9 +92,7 @@ def draw(
         axis.tick_params(axis="y", length=0)
     left.set_xlabel("percent")
     right.set_xlabel("points; filled: the interval leaves out 0")
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
-    figure.supxlabel(caption, fontsize=8.5)
+    style.write_legend_and_caption(figure, left, caption)
     return figure
 
 

@@ -92,6 +92,13 @@ def write_panel_title(axis: Axes, title: str, note: str = "") -> None:
     axis.set_title(note, loc="right", fontweight="normal", fontsize=8.5)
 
 
+def write_legend_and_caption(figure: Figure, axis: Axes, caption: str) -> None:
+    """Writes the meaning of the markers of a panel above all panels, and a caption below them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
+    figure.supxlabel(caption, fontsize=8.5)
+
+
 def save(figure: Figure, table: Sequence[Mapping[str, object]], path: Path) -> None:
     """Writes `path`.png, `path`.svg and, with the numbers of the figure, `path`.csv, each file whole or not at all.
 
