@@ -30,7 +30,7 @@ from kd_jax.data.annotations.cleaning import Annotated, check_splits
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
-from kd_jax.data.feature_files import FeatureFolder, Matched
+from kd_jax.data.feature_files import FeatureFolder, Matched, Timing
 from kd_jax.data.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
@@ -41,7 +41,7 @@ SMALL = 512 * 2**20  # bytes of features below which a second process does not p
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to build, and how. Values of `head`, `unit`, `fps` and `stride` replace the data set's own."""
+    """What to build, and how. Values of `head`, `unit`, `fps`, `stride`, `window` replace the data set's own."""
 
     dataset: str  # a key of DATASETS
     output: str | None = None  # folder of the records; optional with `check`
@@ -53,6 +53,7 @@ class Options:
     unit: str | None = None  # only for 'custom'
     fps: float | None = None
     stride: float | None = None
+    window: float | None = None
     skip_missing: bool = False  # leave out, and list, videos that lack a feature file
     overwrite: bool = False  # replace older records in `output`
     check: bool = False  # read everything and write nothing
@@ -87,7 +88,7 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         return _build_synthetic(options)
     _check_options(options, description)
     folders = parse_features(options.features, options.channels_first)
-    chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride")}
+    chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride", "window")}
     description = dataclasses.replace(description, **{name: value for name, value in chosen.items() if value})
     findings = Findings()
     names = read_classes(Path(options.classes), findings) if options.classes else description.names
@@ -106,11 +107,15 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     check_splits(annotated, ", ".join(options.annotations), findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
-        videos, sizes = _match_features(annotated, folders, findings, description, options.skip_missing, run)
+        timing = _timing(options, description)
+        videos, sizes = _match_features(annotated, folders, findings, timing, options.skip_missing, run)
         extraction = feature_files.how_made(videos, folders, findings)
         findings.raise_problems()
         info = _make_info(options, description, names, sizes, videos, extraction)
-        rows = [Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets) for v in videos]
+        rows = [
+            Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets, v.grid) for v in videos
+        ]
+        facts += _describe_times(info, videos, options)
         features = {folder.name: str(folder.path) for folder in folders}
         source = {"annotations": list(options.annotations), "features": features}
         expected_seconds = description.stride / description.fps if description.stride else None
@@ -131,11 +136,11 @@ def _check_options(options: Options, description: base.Description) -> None:
         _refuse(dataset, "has annotations of a known format", own)
     if options.test and options.test_fraction is not None:
         raise ValueError("--test lists the test videos and --test_fraction draws them; leave one out")
-    if not description.stride:
-        _refuse(dataset, "spreads T snippets over the whole video", {"stride": options.stride})
+    if options.window and not (options.stride or description.stride):
+        raise ValueError("--window needs --stride: frames from one snippet to the next")
     if lacking := [f"--{name}" for name in ("annotations", "features") if not getattr(options, name)]:
         raise ValueError(f"--dataset={dataset} also needs {', '.join(lacking)}; `--list` shows a whole command")
-    for name, value in {"fps": options.fps, "stride": options.stride}.items():
+    for name, value in {"fps": options.fps, "stride": options.stride, "window": options.window}.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name}={value}; it must be a finite number above 0")
     if options.beam_options and not options.runner:
@@ -145,12 +150,13 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
-    names = ("annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "skip_missing")
-    vain = {name: getattr(options, name) for name in (*names, *OWN_OPTIONS, "workers", "runner", "beam_options")}
+    names = ["annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "window"]
+    names += ["skip_missing", *OWN_OPTIONS, "workers", "runner", "beam_options"]
+    vain = {name: getattr(options, name) for name in names}
     _refuse(options.dataset, "is made from a seed", vain)
     seed = options.seed or 0
     info, splits = synthetic.make(seed)
-    rows = [Row(s, v.segments, v.duration, v.num_snippets) for s, videos in splits.items() for v in videos]
+    rows = [Row(s, v.segments, v.duration, v.num_snippets, v.grid) for s, videos in splits.items() for v in videos]
     report = make_report(info, rows, {}, {"seed": seed})
     if not options.check:
         records.write(Path(options.output or ""), info, splits, report, overwrite=options.overwrite)
@@ -202,7 +208,12 @@ def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -
 
 
 def _match_features(
-    annotated: Sequence[Annotated], folders: Sequence[FeatureFolder], findings: Findings, description, skip_missing, run
+    annotated: Sequence[Annotated],
+    folders: Sequence[FeatureFolder],
+    findings: Findings,
+    timing: Timing,
+    skip_missing: bool,
+    run: Callable,
 ) -> tuple[list[Matched], dict[str, int]]:
     """Reads all feature files; returns the videos without a problem, and {modality: D}."""
     ids = [video.id for video in annotated]
@@ -212,8 +223,7 @@ def _match_features(
     for result in _run_all(run, check_videos, tasks, "checking"):
         shapes |= result["shapes"]
         findings.add(result["findings"])
-    options = {name: getattr(description, name) for name in ("fps", "stride", "window")}
-    return feature_files.match(annotated, folders, shapes, findings, **options)
+    return feature_files.match(annotated, folders, shapes, findings, timing)
 
 
 def _run_all(run: Callable, function: Callable, tasks: Sequence[tuple], title: str) -> list[dict]:
@@ -240,8 +250,11 @@ def _make_info(
     options: Options, description: base.Description, names, sizes: dict[str, int], videos: Sequence[Matched], extraction
 ) -> base.Info:
     folder_name = Path(options.output or "").resolve().name
-    scale = description.fps if description.unit == "frames" else 1.0
-    seconds = [video.annotated.duration / scale / video.num_snippets for video in videos]
+    cuts = [video.cut for video in videos]
+    seconds = [
+        cut.step if cut else video.length.duration / video.num_snippets for cut, video in zip(cuts, videos, strict=True)
+    ]
+    known = [cut for cut in cuts if cut]
     return base.Info(
         name=folder_name if options.dataset == "custom" and base.is_name(folder_name) else options.dataset,
         classes=tuple(names),
@@ -251,7 +264,36 @@ def _make_info(
         fps=description.fps,
         seconds_per_snippet=float(np.median(seconds)),
         extraction=extraction,
+        first_snippet=float(np.median([cut.start for cut in known])) if known else 0.0,
+        label_at=known[0].label_at if known else 0.0,
     )
+
+
+def _timing(options: Options, description: base.Description) -> Timing:
+    """What the options and the data set say about the times of snippets."""
+    return Timing(
+        fps=description.fps,
+        unit=description.unit,
+        stride=description.stride,
+        window=description.window,
+        features_fps=options.fps,  # read only if `known`
+        default_fps=None if options.dataset == "custom" else description.fps,
+        known=bool(options.stride or options.window),
+    )
+
+
+def _describe_times(info: base.Info, videos: Sequence[Matched], options: Options) -> list[str]:
+    """Says in a line of the report where the times of snippets come from."""
+    known = [video for video in videos if video.cut]
+    if not known:
+        return ["times: the snippets of each video divide its duration evenly (--stride and --fps state their times)"]
+    cut = known[0].cut
+    assert cut
+    source = "from --stride" if options.stride or options.window else "from manifests, time stamps or the data set"
+    facts = [f"times: a snippet every {info.seconds_per_snippet:.4g} s, from {cut.window:.4g} s of video, {source}"]
+    if rest := len(videos) - len(known):
+        facts.append(f"times: of {rest} videos unknown; their snippets divide the duration evenly")
+    return facts
 
 
 def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dict, run: Callable, *, overwrite: bool):
@@ -302,6 +344,7 @@ def parser() -> Parser:
     add("--unit", choices=["seconds", "frames"], help="Unit of times in the file, for custom (seconds).")
     add("--fps", type=float, help="Frames per second of the ground truth (the data set's own; custom: 25).")
     add("--stride", type=float, help="Frames from one snippet to the next (that of the public features).")
+    add("--window", type=float, help="Frames that one snippet covers (that of the public features, or the stride).")
     add("--skip_missing", action="store_true", help="Leave out, and list, videos that lack a feature file.")
     add("--overwrite", action="store_true", help="Replace older records in --output.")
     add("--check", action="store_true", help="Read and check everything, write nothing.")

@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.segments import labels_from_segments
+from kd_jax.segments import Grid
 
 # Limits in seconds, beyond which seconds and frames were probably mixed up.
 LONGEST_SNIPPET, SHORTEST_SNIPPET = 60.0, 0.01
-MAX_RATIO = 2.0  # of the longest to the shortest snippet
 
 
 class Row(NamedTuple):
@@ -20,6 +19,7 @@ class Row(NamedTuple):
     segments: np.ndarray
     duration: float
     num_snippets: int
+    grid: Grid  # the times of the snippets, in the same unit
 
 
 def make_report(
@@ -73,15 +73,13 @@ def _notes(info: base.Info, rows: Sequence[Row], seconds: np.ndarray, expected: 
         notes.append(f"{found}: does the stride differ?")
     if longest > LONGEST_SNIPPET or shortest < SHORTEST_SNIPPET:
         notes.append(f"a snippet lasts {span}: are the times of the annotations really {info.unit}? (--unit, --fps)")
-    elif longest > MAX_RATIO * shortest:
-        notes.append(f"the length of a snippet varies from {span}: do the durations belong to these features?")
     for split in base.SPLITS:
         present = {int(c) for row in rows if row.split == split for c in row.segments[:, 0]}
         if absent := [name for i, name in enumerate(info.classes) if i not in present]:
             more = f" … and {len(absent) - 8} more" if len(absent) > 8 else ""
             notes.append(f"{split} has no action of {len(absent)} classes: {', '.join(absent[:8])}{more}")
     if info.head == "sparse":
-        labels = (labels_from_segments(r.segments, r.duration, r.num_snippets, len(info.classes)) for r in rows)
+        labels = (row.grid.labels(row.segments, row.num_snippets, len(info.classes)) for row in rows)
         if several := sum(int((table.sum(axis=1) > 1).sum()) for table in labels):
             notes.append(f"{several} snippets carry several classes at once, but the head is sparse (--head=dense?)")
     return notes

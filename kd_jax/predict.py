@@ -36,11 +36,13 @@ from kd_jax.data import base, feature_files, records
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import Findings
+from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
-from kd_jax.evaluation.scoring import probabilities
+from kd_jax.evaluation.scoring import in_seconds, probabilities
 from kd_jax.files import make_folder, sha256, write_atomically
 from kd_jax.inference.predict import run_detector
+from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun, load_run
 from kd_jax.video import timeline, videos
 from kd_jax.video.encode import encode_video
@@ -78,7 +80,7 @@ class Inputs:
     """The videos to predict; every mapping is {video: value}."""
 
     features: Mapping[str, np.ndarray | base.OnDisk]  # [T, D], in memory or on disk
-    seconds: dict[str, float]  # seconds per snippet
+    grids: dict[str, Grid]  # the times of the snippets, in seconds
     durations: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, where they are known
     frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)  # of video files, to draw
     broken: list[str] = dataclasses.field(default_factory=list)  # one sentence per video file that cannot be used
@@ -125,7 +127,7 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         tables = read_features(path, modality, size)
-        return Inputs(tables, dict.fromkeys(tables, seconds or run.config["seconds_per_snippet"]))
+        return Inputs(tables, {video: run.grid(len(table), seconds) for video, table in tables.items()})
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
     info, split = records.read_info(path), split or "test"
@@ -136,7 +138,7 @@ def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float |
         raise ValueError(f"{path}: {split} has no videos; choose another --split")
     durations = {video.id: info.seconds(video.duration) for video in found}
     features = {video.id: video.features[modality] for video in found}
-    return Inputs(features, {video: durations[video] / len(table) for video, table in features.items()}, durations)
+    return Inputs(features, {video.id: in_seconds(video, info) for video in found}, durations)
 
 
 def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
@@ -227,8 +229,10 @@ def encode(files: VideoFiles, batch_size: int) -> Inputs:
     if not features:
         raise ValueError("; ".join(broken))
     durations = {name: files.opened[name].duration for name in features}
-    seconds = {name: durations[name] / len(table) for name, table in features.items()}  # as labels are made
-    return Inputs(features, seconds, durations, frames, broken)
+    sampling = files.sampling
+    cuts = {n: Cut(sampling.stride / files.opened[n].fps, sampling.length / files.opened[n].fps) for n in features}
+    grids = {name: cuts[name].grid(len(table)) for name, table in features.items()}
+    return Inputs(features, grids, durations, frames, broken)
 
 
 def _check_options(given: argparse.Namespace) -> None:
@@ -271,30 +275,32 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     options = {"batch_size": given.batch_size, "num_buckets": 4, "progress": "predicting", "with_features": False}
     outputs = run_detector(run.model, run.variables, examples, **options)
     scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
-    found = {v: rule(table, inputs.seconds[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
+    found = {v: rule(table, inputs.grids[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
     paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes, files=known)
     for name, frames in inputs.frames.items():
         picture, page = output / f"{name}.png", output / f"{name}.html"
         timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
         links = {"file": link(files.opened[name].path, output), "picture": quote(picture.name)}
-        tables = {run.config["run"]: scores[name][:, : len(classes)]}
-        recording = Recording(name, inputs.durations[name], truth.get(name), tables, **links)
+        duration, table = inputs.durations[name], scores[name][:, : len(classes)]
+        tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
+        recording = Recording(name, duration, truth.get(name), tables, **links)
         threshold = timelines.THRESHOLDS[head] if given.threshold is None else given.threshold
         write_page(page, recording, classes, threshold)
         paths += [picture, page]
     browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
-    return f"{', '.join(counts)}, {_range(inputs.seconds)} s a snippet: {written}{browser}", inputs.broken
+    steps = [grid.length / len(scores[video]) for video, grid in inputs.grids.items()]
+    return f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}", inputs.broken
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s'[: number != 1]}"
 
 
-def _range(values: Mapping[str, float]) -> str:
+def _range(values: Sequence[float]) -> str:
     """'0.64', or '0.13 to 0.16'."""
-    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values.values()), max(values.values()))))
+    return " to ".join(dict.fromkeys(f"{value:.4g}" for value in (min(values), max(values))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,10 +4,49 @@
 
 In ground truth, snippet i of n is the *instant* `i·duration/n`. It is positive if the instant lies strictly inside a
 segment, so no segment that starts at 0 or later labels snippet 0. `kd_jax.evaluation.proposals` converts predictions to
-segments and describes a second convention for the position of a snippet.
+segments and describes a second convention for the position of a snippet. A `Grid` applies the same rules to features
+that do not divide the whole video evenly.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Grid(NamedTuple):
+    """The times of the T snippets of a video.
+
+    Snippet i covers `[start + i·step, start + (i + 1)·step]`, where `step = length / T`. `Grid(0, duration)` divides
+    the whole video, as all public loaders do.
+    """
+
+    start: float
+    length: float
+    label_at: float = 0.0  # the position of the label inside a snippet: 0 is its start, 0.5 its centre
+
+    def shift(self, segments: np.ndarray, num_snippets: int) -> np.ndarray:
+        """Returns `[N, 3]` rows (class, start, end) with times relative to the label of the first snippet."""
+        first = self.start + self.label_at * self.length / num_snippets
+        return np.asarray(segments, np.float64).reshape(-1, 3) - np.array([0.0, first, first])
+
+    def labels(self, segments: np.ndarray, num_snippets: int, num_classes: int) -> np.ndarray:
+        """Returns `[T, C]` labels of `[N, 3]` rows (class, start, end), see `labels_from_segments`."""
+        return labels_from_segments(self.shift(segments, num_snippets), self.length, num_snippets, num_classes)
+
+    def snippets_inside(self, segments: np.ndarray, num_snippets: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns first and stop index, `[N]` each, of the snippets whose label is inside each segment."""
+        return snippets_inside(self.shift(segments, num_snippets), self.length, num_snippets)
+
+    def resample(self, scores: np.ndarray, duration: float, num_frames: int) -> np.ndarray:
+        """Returns `[F, C]` scores of F frames that divide the whole video of this duration, see `resample_scores`.
+
+        Frames outside the grid have the scores of its first or last snippet.
+        """
+        if (self.start, self.length) == (0, duration):
+            return resample_scores(scores, num_frames)
+        times = np.arange(num_frames) * duration / num_frames
+        index = np.floor((times - self.start) / self.length * len(scores) + 1e-9).astype(int)  # a start is inside
+        return np.asarray(scores)[np.clip(index, 0, len(scores) - 1)]
 
 
 def _instants(duration: float, num_snippets: int) -> np.ndarray:

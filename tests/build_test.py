@@ -333,7 +333,7 @@ def test_tsu(tree):
         ("custom", {"test": "x", "test_fraction": 0.3}, "--test lists the test videos and --test_fraction draws"),
         ("tsu", {"test": "x", "label_from": "tier"}, "--test, --label_from would be ignored"),
         ("tsu", {"unit": "seconds"}, "--unit would be ignored"),
-        ("custom", {"stride": 8.0}, "--stride would be ignored"),
+        ("custom", {"annotations": ["x"], "features": ["rgb=x"], "window": 8.0}, "--window needs --stride"),
         ("tsu", {"seed": 0}, "--seed would be ignored"),
         ("synthetic", {"features": ["rgb=x"], "fps": 25.0}, "--features, --fps would be ignored"),
         ("tvseries", {}, "'tvseries' is unknown"),

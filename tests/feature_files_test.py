@@ -7,7 +7,18 @@ import pytest
 
 from kd_jax.data import feature_files
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
-from kd_jax.data.checks import CLIPPED, CROPPED, LATE, NO_MANIFEST, PADDED, SKIPPED, TOO_SHORT, UNANNOTATED, Findings
+from kd_jax.data.checks import (
+    CLIPPED,
+    CROPPED,
+    LATE,
+    LENGTH_DIFFERS,
+    NO_MANIFEST,
+    PADDED,
+    SKIPPED,
+    TOO_SHORT,
+    UNANNOTATED,
+    Findings,
+)
 from kd_jax.data.feature_files import FeatureFolder, check_file, load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
@@ -87,9 +98,8 @@ def match(videos, folders, findings, **options):
     for video in videos:
         shapes[video.id], found = feature_files.check_video_files(video.id, folders)
         findings.add(found.as_json())
-    return feature_files.match(
-        videos, folders, shapes, findings, **{"fps": 30.0, "stride": None, "window": None, **options}
-    )
+    timing = feature_files.Timing(**{"fps": 30.0, "default_fps": 30.0, **options})
+    return feature_files.match(videos, folders, shapes, findings, timing)
 
 
 def test_two_modalities_in_one_file(folders):
@@ -150,7 +160,11 @@ def test_features_of_another_length_are_not_padded(folders, length):
     fill(folders, {"v": (length, length)})
     findings = Findings()
     (matched,), _ = match([annotated("v", 100 / 25, fps=25.0)], folders, findings, stride=4, window=16)
-    assert feature_files.load(matched).num_snippets == length and not findings.handled
+    assert feature_files.load(matched).num_snippets == length
+    assert findings.handled.get(LENGTH_DIFFERS, []) == (
+        ["v: 12 snippets every 0.16 s end at 2.4 s, but the video at 4 s"] if length == 12 else []
+    )
+    assert matched.grid.length == (4.0 if length == 12 else pytest.approx(0.16 * length))
 
 
 def test_a_duration_known_only_from_the_features(folders):

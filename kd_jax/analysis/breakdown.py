@@ -147,7 +147,7 @@ def make(study: Study) -> Drawing:
     roles, truth = study.roles, study.truth
     study.need(vanilla=roles.vanilla, augmented=roles.augmented)
     names, labels = roles.compared(), list(study.labels.values())
-    segments, durations = list(truth.segments.values()), list(truth.durations.values())
+    segments, durations = truth.relative(study.labels)
     length_bins = choose_length_bins(segments)
 
     def measure(scores: Sequence[np.ndarray], videos: Sequence[int]) -> Values:

@@ -40,7 +40,7 @@ def resample(predictions: Predictions, truth: Truth, draw: np.ndarray) -> tuple[
             return None
         return {f"{n}": tables[videos[v]] for n, v in enumerate(draw) if videos[v] in tables}
 
-    per_video = ("segments", "written", "durations", "num_frames", "ambiguous")
+    per_video = ("segments", "written", "durations", "num_frames", "ambiguous", "grids")
     fields: dict[str, Any] = {name: take(getattr(truth, name)) for name in per_video}
     drawn = dataclasses.replace(truth, **fields)
     return Predictions(take(predictions.scores), take(predictions.detections), take(predictions.instants)), drawn

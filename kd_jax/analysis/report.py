@@ -155,7 +155,12 @@ def _compare_on_data(group: Mapping[str, FinishedExperiment]) -> dict:
     }
     truth = make_truth(videos, info)
     recordings = [
-        Recording(video, truth.durations[video], rows, {run: found[video] for run, found in tables.items()})
+        Recording(
+            video,
+            duration := truth.durations[video],
+            rows,
+            {run: truth.grid(video).resample(of[video], duration, len(of[video])) for run, of in tables.items()},
+        )
         for video, rows in truth.segments.items()
     ]
     shown, threshold = timelines.select_recordings(recordings, compared), timelines.THRESHOLDS[info.head]

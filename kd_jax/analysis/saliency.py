@@ -154,8 +154,9 @@ def make(study: Study) -> Drawing:
             mean, width = intervals.over_seeds(np.array([seed[key] for seed in seeds]))
             measured[name, key] = float(mean)
             table.append({"run": name, "measure": key, "value": float(mean), "±": float(width)})
-    duration = list(study.truth.durations.values())[span.video]
-    times = np.arange(span.start, span.stop) * duration / len(labels[span.video])
+    video = list(study.labels)[span.video]
+    grid, num_snippets = study.truth.grid(video), len(labels[span.video])
+    times = grid.start + (np.arange(span.start, span.stop) + grid.label_at) * grid.length / num_snippets
     notes = {
         name: f"at boundaries ×{measured[name, 'ratio']:.2f}, AP {100 * measured[name, 'average_precision']:.0f} %"
         for name in names
@@ -163,7 +164,6 @@ def make(study: Study) -> Drawing:
     roles = {name: study.roles.of(name) for name in names}
     inside = labels[span.video][span.start : span.stop]
     figure = draw(curves, roles, inside, study.experiment.source.info.classes, times, notes)
-    video = list(study.labels)[span.video]
     for name, curve in curves.items():
         for time, value in zip(((times[1:] + times[:-1]) / 2).tolist(), curve.tolist(), strict=True):
             table.append({"run": name, "measure": f"saliency / mean, {video}", "value": value, "seconds": time})

@@ -15,6 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from kd_jax.segments import Grid
+
 SPLITS = ("train", "test")
 
 
@@ -55,10 +57,14 @@ class Video:
     written: np.ndarray = None  # type: ignore[assignment]  # __post_init__ replaces None
     # `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
+    # the times of the snippets, in the same unit. None means that they divide the duration evenly
+    grid: Grid = None  # type: ignore[assignment]  # __post_init__ replaces None
 
     def __post_init__(self):
         if self.written is None:
             object.__setattr__(self, "written", self.segments)
+        if self.grid is None:
+            object.__setattr__(self, "grid", Grid(0.0, self.duration))
 
     @property
     def num_snippets(self) -> int:
@@ -80,9 +86,11 @@ class Info:
     # frames per second. It sets the resolution of the ground truth when scores are up-sampled, and converts frames to
     # seconds when the unit is frames.
     fps: float
-    seconds_per_snippet: float  # duration in seconds / T, the median over all videos
+    seconds_per_snippet: float  # from one snippet to the next, the median over all videos
     # {modality: how its features were extracted}, see `feature_files.how_made`; only modalities for which that is known
     extraction: dict[str, dict] = dataclasses.field(default_factory=dict)
+    first_snippet: float = 0.0  # seconds from the start of a video to the first row of its feature file
+    label_at: float = 0.0  # as in `segments.Grid`
 
     def seconds(self, value: float) -> float:
         """Converts a time of this data set to seconds."""
@@ -150,6 +158,8 @@ def check_video(video: Video, info: Info) -> None:
             raise ValueError(f"video {video.id!r} has a class that is not one of 0 … {len(info.classes) - 1}")
     if not 0 < video.duration < math.inf:
         raise ValueError(f"video {video.id!r} has the duration {video.duration}; it must be a finite number above 0")
+    if not (np.isfinite(video.grid).all() and video.grid.length > 0):
+        raise ValueError(f"video {video.id!r} has the grid {video.grid}; it must be finite, with a length above 0")
 
 
 def is_file_name(name: str) -> bool:

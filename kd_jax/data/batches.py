@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.segments import labels_from_segments
 from kd_jax.sharding import device_rows, local_rows, shard
 from kd_jax.types import Batch, Outputs
 
@@ -41,7 +40,7 @@ class Example:
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
     """Pairs one modality of each video with its snippet labels."""
-    labels = [labels_from_segments(v.segments, v.duration, v.num_snippets, num_classes) for v in videos]
+    labels = [v.grid.labels(v.segments, v.num_snippets, num_classes) for v in videos]
     return [Example(v.id, v.features[modality], of_video) for v, of_video in zip(videos, labels, strict=True)]
 
 

@@ -15,16 +15,17 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
-from kd_jax.data.checks import Findings, reason, short
+from kd_jax.data.checks import Findings, number, reason, short
+from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.files import read_json
-from kd_jax.segments import snippets_inside
+from kd_jax.segments import Grid
 
 CHUNK_VALUES = 2**20  # values of a feature file that are checked at once
 SUFFIXES = (".npy", ".npz")
@@ -61,8 +62,10 @@ class Matched:
     annotated: Annotated  # with a finite duration
     files: tuple[tuple[FeatureFolder, Path], ...]  # (folder, file) of each folder
     num_snippets: int  # T of the record
-    cropped: int  # the fewest snippets in one of the files; longer files are cropped to it
-    front: int = 0  # copies of the first snippet that precede it; copies of the last one fill up to `num_snippets`
+    rows: tuple[np.ndarray, ...]  # for each file, `[T]`: the row that each snippet has
+    length: Length  # of the video and of its first file
+    cut: Cut | None  # how its rows were cut from the video; None if they are taken to divide the duration
+    grid: Grid  # the times of the snippets in the unit of `annotated`
 
 
 Shape = tuple[int, int]  # (T, D)
@@ -206,25 +209,75 @@ def _open(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What the command and the data set say about the times of snippets."""
+
+    fps: float  # frames per second of a video whose annotation has none
+    unit: str = "seconds"  # 'seconds' or 'frames', of the annotation
+    stride: float | None = None  # frames from one snippet to the next; None if unknown
+    window: float | None = None  # frames that one snippet covers; None if unknown
+    features_fps: float | None = None  # frames per second of all features; None if those of each video hold
+    default_fps: float | None = None  # frames per second of the features of a video whose annotation has none
+    known: bool = False  # whether `stride` is that of these features, and not only that of the public ones
+
+    def in_seconds(self, time: float) -> float:
+        """Converts a time of the annotation to seconds."""
+        return time / self.fps if self.unit == "frames" else time
+
+    def cut(self, annotated: Annotated, folder: FeatureFolder, path: Path, findings: Findings) -> Cut | None:
+        """Returns how a file was cut: as the command says, its manifest or its time stamps; None if they do not."""
+        stated = stated_cut(annotated.id, folder.name, path, findings)
+        if not self.known:
+            return stated
+        if not (fps := self.features_fps or annotated.fps or self.default_fps):
+            remedy = "give --fps, or --videos=DIR with the videos"
+            findings.problem("fps", f"{annotated.id}: --stride counts frames, but their rate is unknown; {remedy}")
+            return None
+        of_options = self._cut_at(fps)
+        if stated and abs(stated.step / of_options.step - 1) > 0.01:
+            case = f"{folder.name}: {path}: a snippet every {stated.step:.4g} s, but --stride and --fps make it"
+            findings.problem("stride", f"{case} {of_options.step:.4g} s; leave --stride out or make the features again")
+        return of_options
+
+    def public_cut(self, annotated: Annotated) -> Cut | None:
+        """Returns how the public features of the data set are cut, if their windows overlap."""
+        return self._cut_at(annotated.fps or self.fps) if self.stride and self.window else None
+
+    def _cut_at(self, fps: float) -> Cut:
+        assert self.stride
+        return Cut(self.stride / fps, (self.window or self.stride) / fps)
+
+
+def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
+    """Returns how a file was cut by the files next to it, a manifest or time stamps."""
+    manifest, stamps = _manifest(path.with_suffix(".json")), path.with_name(f"{video}_timestamps_ms.npy")
+    if manifest:
+        length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
+        if 0 < length < math.inf and 0 < fps < math.inf:
+            return Cut(manifest["seconds_per_snippet"], length / fps)
+    if stamps.is_file():
+        try:
+            return read_timestamps(stamps)
+        except UNREADABLE as error:
+            findings.problem("time stamps", f"{folder}: {reason(error)}")
+    return None
+
+
 def match(
     videos: Sequence[Annotated],
     folders: Sequence[FeatureFolder],
     shapes: Mapping[str, Mapping[str, Shape] | None],
     findings: Findings,
-    *,
-    fps: float,
-    stride: float | None,
-    window: float | None,
+    timing: Timing,
 ) -> tuple[list[Matched], dict[str, int]]:
     """Compares the files of each video with each other, with those of other videos, and with the annotation.
 
     Args:
       folders: all that the user named.
       shapes: {video: {folder name: (T, D)}} from `check_video_files`; None for a skipped video.
-      findings: gets problems and what was cropped, padded, clipped or too short.
-      fps: frames per second of a video whose annotation has none.
-      stride: frames from one snippet to the next; None if unknown.
-      window: frames that one snippet covers; None if unknown.
+      findings: gets problems and what was resampled, cropped, padded, clipped or too short.
+      timing: what is known about the times of snippets.
 
     Returns the videos without a problem, and {modality: D}.
     """
@@ -239,15 +292,12 @@ def match(
     matched = []
     for video in videos:
         found = shapes.get(video.id, {})
-        if found is not None and _check_shapes(video.id, folders, found, sizes, findings):
-            files = tuple((folder, folder.find(video.id)[0]) for folder in folders)
-            cropped = min(length for length, _ in found.values())
-            if math.isinf(video.duration) and stride:
-                video = with_duration(video, cropped * stride, findings)
-                matched.append(Matched(video, files, cropped, cropped))
-            else:
-                matched.append(_pad(Matched(video, files, cropped, cropped), findings, fps, stride, window))
-            _note_short_actions(matched[-1], findings)
+        if found is not None and _check_sizes(video.id, folders, found, sizes, findings):
+            rows = {folder.name: found[folder.name][0] for folder in folders}
+            if (of_video := _match_rows(video, folders, rows, findings, timing)) is not None:
+                matched.append(of_video)
+                _note_short_actions(of_video, findings)
+    compare_lengths([of_video.length for of_video in matched], findings)
     modalities = {
         modality: sizes[folder.name] // len(folder.modalities)
         for folder in folders
@@ -257,10 +307,50 @@ def match(
     return matched, modalities
 
 
-def _check_shapes(
+def _match_rows(
+    video: Annotated, folders: Sequence[FeatureFolder], num_rows: dict[str, int], findings: Findings, timing: Timing
+) -> Matched | None:
+    """Chooses the rows of each file that are the snippets of a video; None after a problem."""
+    paths = [folder.find(video.id)[0] for folder in folders]
+    cuts = [timing.cut(video, *file, findings) for file in zip(folders, paths, strict=True)]
+    counts, cut = list(num_rows.values()), next((each for each in cuts if each), None)
+    resampled = {i: each for i, each in enumerate(cuts) if each and cuts[0] and not _agree(cuts[0], each)}
+    if cut and resampled:
+        case = ", ".join(f"{folders[i].name} every {each.step:.4g} s" for i, each in enumerate(cuts) if each)
+        findings.note(checks.RESAMPLED, f"{video.id}: {case}")
+    elif not _agree_in_length(video.id, num_rows, findings):
+        return None
+    common = counts[0] if resampled else min(counts)
+    rows = [np.arange(common)] * len(folders)
+    for i, other in resampled.items():
+        assert cut
+        rows[i] = nearest_rows(cut, common, other, counts[i])
+    if math.isinf(video.duration) and timing.stride:
+        video = with_duration(video, common * timing.stride, findings)
+    duration, snippets = timing.in_seconds(video.duration), np.arange(common)
+    length, grid = Length(video.id, common, duration, cut or timing.public_cut(video)), Grid(0.0, video.duration)
+    if not cut and length.cut and length.fits():
+        cut = length.cut
+    if cut and 0 < duration < math.inf:
+        placed = place(cut, common, duration)
+        snippets = np.clip(np.arange(placed.num_snippets) - placed.front, 0, common - 1)
+        scale = video.duration / duration
+        grid = Grid(placed.grid.start * scale, placed.grid.length * scale, placed.grid.label_at)
+        if missing := placed.num_snippets - common:
+            findings.note(checks.PADDED, f"{video.id}: {placed.front} before, {missing - placed.front} after {common}")
+    files = tuple(zip(folders, paths, strict=True))
+    return Matched(video, files, len(snippets), tuple(of[snippets] for of in rows), length, cut, grid)
+
+
+def _agree(one: Cut, other: Cut) -> bool:
+    """Whether the snippets of two files of a video have the same times: equal steps, and starts within one."""
+    return abs(one.step / other.step - 1) < 1e-3 and abs(one.start - other.start) < one.step
+
+
+def _check_sizes(
     video: str, folders: Sequence[FeatureFolder], found: Mapping[str, Shape], sizes: dict[str, int], findings: Findings
 ) -> bool:
-    """Whether all files of a video were found, with the D of the other videos and one T."""
+    """Whether all files of a video were found, with the D of the other videos."""
     good = len(found) == len(folders)
     for folder in folders:
         if folder.name in found and found[folder.name][1] != sizes[folder.name]:
@@ -268,37 +358,25 @@ def _check_shapes(
             case = f"{folder.name}: {path}: D = {size}, most files have {sizes[folder.name]}"
             findings.problem("wrong dimension", case)
             good = False
-    if not found:
-        return False
-    lengths = {name: length for name, (length, _) in found.items()}
-    case = f"{video}: " + ", ".join(f"{name} {length}" for name, length in lengths.items())
-    difference = max(lengths.values()) - min(lengths.values())
-    if difference > 1:
-        findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
-        return False
-    if difference and good:
-        findings.note(checks.CROPPED, case)
     return good
 
 
-def _pad(video: Matched, findings: Findings, fps: float, stride: float | None, window: float | None) -> Matched:
-    """Adds the snippets that are missing at both ends because overlapping windows must lie inside the video."""
-    annotated = video.annotated
-    if not stride or not window or not annotated.duration > 0:
-        return video
-    missing = round(annotated.duration * (annotated.fps or fps) / stride) - video.cropped
-    if not 0 < missing <= window / stride + 1:
-        return video
-    front = min(missing, round(window / stride / 2))  # the first window is centred half a window after the start
-    findings.note(checks.PADDED, f"{annotated.id}: {front} before, {missing - front} after {video.cropped}")
-    return replace(video, num_snippets=video.cropped + missing, front=front)
+def _agree_in_length(video: str, num_rows: Mapping[str, int], findings: Findings) -> bool:
+    """Whether the files of a video have one T, or differ by one."""
+    case = f"{video}: " + ", ".join(f"{name} {length}" for name, length in num_rows.items())
+    difference = max(num_rows.values()) - min(num_rows.values())
+    if difference > 1:
+        findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
+    elif difference:
+        findings.note(checks.CROPPED, case)
+    return difference <= 1
 
 
 def _note_short_actions(video: Matched, findings: Findings) -> None:
     """Notes actions without a snippet inside."""
     annotated = video.annotated
     if annotated.duration > 0:
-        first, stop = snippets_inside(annotated.segments, annotated.duration, video.num_snippets)
+        first, stop = video.grid.snippets_inside(annotated.segments, video.num_snippets)
         for class_id, start, end in annotated.segments[first >= stop]:
             findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
 
@@ -306,18 +384,22 @@ def _note_short_actions(video: Matched, findings: Findings) -> None:
 def load(video: Matched) -> base.Video:
     """Reads the features of a video into memory, as float16."""
     features: dict[str, base.Features] = {}
-    for folder, path in video.files:
-        table = load_file(path, channels_first=folder.channels_first)[: video.cropped]
-        table = np.pad(table, ((video.front, video.num_snippets - video.cropped - video.front), (0, 0)), mode="edge")
+    for (folder, path), rows in zip(video.files, video.rows, strict=True):
+        table = load_file(path, channels_first=folder.channels_first)[rows]
         parts = np.split(table, len(folder.modalities), axis=1)
         features |= zip(folder.modalities, parts, strict=True)
     of = video.annotated
-    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous)
+    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, video.grid)
 
 
 def is_manifest(content: object) -> bool:
     """Whether JSON content is a manifest that `data_prep.extract` writes next to a feature file."""
-    return isinstance(content, dict) and content.keys() >= {*MANIFEST_FIELDS, "seconds_per_snippet"}
+    return (
+        isinstance(content, dict)
+        and content.keys() >= {*MANIFEST_FIELDS, "seconds_per_snippet"}
+        and isinstance(content["sampling"], dict)
+        and 0 < number(content["seconds_per_snippet"]) < math.inf
+    )
 
 
 def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:

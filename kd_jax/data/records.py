@@ -26,6 +26,7 @@ import numpy as np
 
 from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_float16
 from kd_jax.data.staging import staged
+from kd_jax.segments import Grid
 
 INFO_FILE = "kd_jax.json"  # Info and the size of every shard; written last
 VIDEOS_FILE = "videos.jsonl"  # one line per video: everything but the features, and checksums
@@ -137,7 +138,14 @@ def _tables(video: Video) -> dict[str, np.ndarray]:
 def _entry(video: Video) -> dict:
     """The line of a video in VIDEOS_FILE. JSON keeps every bit of a float64."""
     known = {"id": video.id, "snippets": video.num_snippets, "duration": float(video.duration)}
+    if _has_grid(video):
+        known["grid"] = list(video.grid)
     return known | {name: table.tolist() for name, table in _tables(video).items()} | {"crc32": checksums(video)}
+
+
+def _has_grid(video: Video) -> bool:
+    """Whether the snippets do not divide the duration evenly; only then is their grid stored."""
+    return video.grid != Grid(0.0, video.duration)
 
 
 def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], report: Mapping | None) -> None:
@@ -207,7 +215,8 @@ def checksums(video: Video) -> dict[str, int]:
     They are checksums of the content, because the files of two equal builds can differ.
     """
     tables = {name: table.tolist() for name, table in _tables(video).items()}
-    parts = {"": zlib.crc32(repr((video.id, float(video.duration), tables)).encode())}
+    known = (video.id, float(video.duration), tables, *([list(video.grid)] if _has_grid(video) else []))
+    parts = {"": zlib.crc32(repr(known).encode())}
     for modality, features in video.features.items():
         parts[modality] = zlib.crc32(np.ascontiguousarray(features, np.float16).data)
     return parts
@@ -216,7 +225,8 @@ def checksums(video: Video) -> dict[str, int]:
 def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
     """A short hash of a data set: equal only for an equal Info and equal `checksums` of the videos of each split."""
     known = dataclasses.asdict(info)
-    del known["extraction"]  # it is not content: the same features may have been written without it
+    for name in ("extraction", "first_snippet", "label_at"):  # not content: the videos have the times of their snippets
+        del known[name]
     text = json.dumps([known, checksums_of], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -331,7 +341,8 @@ def read(
 
 def _to_video(entry: Mapping, features: Mapping[str, Features]) -> Video:
     tables = {name: np.array(entry[name], np.float64).reshape(-1, columns) for name, columns in TABLES.items()}
-    return Video(entry["id"], features, duration=entry["duration"], **tables)
+    grid = Grid(*entry["grid"]) if "grid" in entry else Grid(0.0, entry["duration"])
+    return Video(entry["id"], features, duration=entry["duration"], grid=grid, **tables)
 
 
 class _Records:
@@ -359,8 +370,8 @@ class _Records:
         """Reads features of a video and checks them against its entry in VIDEOS_FILE."""
         with self._named_damage():
             record = _features(self._info, modalities).deserialize_example_np(self._source[index])
-            tables = {name: record[name] for name in TABLES}
-            video = Video(record["id"].decode(), record["features"], duration=float(record["duration"]), **tables)
+            known = {name: record[name] for name in TABLES} | {"duration": float(record["duration"])}
+            video = Video(record["id"].decode(), record["features"], grid=_to_video(entry, {}).grid, **known)
             if any(checksum != entry["crc32"][part] for part, checksum in checksums(video).items()):
                 raise ValueError(f"{video.id!r} is not what was written; was a shard swapped or changed?")
         return video.features

@@ -12,7 +12,6 @@ from absl import logging
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.annotations import describe
 from kd_jax.runtime import host_memory
-from kd_jax.segments import snippets_inside
 
 HOST_SHARE = 0.5  # the share of the host's memory that the features of an experiment may take
 REMEDIES = {  # how to get a split with an action in it
@@ -128,7 +127,7 @@ def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozens
         if (videos or split == "test") and not any(len(video.segments) for video in videos):
             what = f"none of the {len(videos)} {split} videos has an action"
             raise ValueError(f"{what}, so nothing can be scored; {REMEDIES[split]}")
-    inside = (snippets_inside(v.segments, v.duration, v.num_snippets) for v in validation)
+    inside = (v.grid.snippets_inside(v.segments, v.num_snippets) for v in validation)
     if validation and with_features and not any((first < stop).any() for first, stop in inside):
         what = f"no action of the {len(validation)} validation videos has a snippet inside"
         raise ValueError(f"{what}, so nothing can be scored; {REMEDIES['validation']}")

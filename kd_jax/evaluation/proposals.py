@@ -18,6 +18,9 @@ The *convention* defines the instant of snippet i; s is the seconds per snippet:
 that starts at 0 or later can mark. 'centre', the default, is the convention of detectors (ActionFormer, OpenTAD, and
 Graph Distillation, which ends one frame earlier): a detection contains the centres of exactly the snippets of its run.
 Starts are clipped at 0 and ends at the duration, if known; a detection that starts after it is dropped.
+
+A `Grid` in place of s moves the snippets to their times. Windows that overlap are labelled at their centres, so the two
+conventions are one there.
 """
 
 import functools
@@ -27,7 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from kd_jax.evaluation.metrics.segment_matching import temporal_iou
-from kd_jax.segments import runs
+from kd_jax.segments import Grid, runs
 
 DEFAULTS = {"dense": "classes", "sparse": "background"}  # {head: its rule in PROPOSALS}
 CONVENTIONS = {"start": -0.5, "centre": 0.0}  # from the index of a snippet to the boundary before it, in snippets
@@ -42,7 +45,7 @@ SUPPRESSION: dict[str, Callable] = {  # factor of a score, given the tIoU with a
 
 def segments_from_scores(
     scores: np.ndarray,
-    seconds_per_snippet: float,
+    seconds_per_snippet: float | Grid,
     *,
     head: str = "dense",
     threshold: float = 0.5,
@@ -55,7 +58,7 @@ def segments_from_scores(
 
     Args:
       scores: `[T, C]` probabilities, or `[T, C + 1]` for a sparse head, whose last column, the background, is ignored.
-      seconds_per_snippet: s in the table of the module docstring.
+      seconds_per_snippet: s in the table of the module docstring, or the `Grid` of the snippets in seconds.
       threshold: lowest score of a snippet in a run.
       convention: 'start' or 'centre', see the module docstring.
       duration: seconds of the video; None if unknown, and then ends are not clipped.
@@ -70,12 +73,12 @@ def segments_from_scores(
     class_id, first, stop = _clean_runs(classes >= _finite("threshold", threshold), min_length, max_gap)
     # The runs are slices of one long column, class after class.
     mean = _means(classes.T.reshape(-1, 1), class_id * len(scores) + first, class_id * len(scores) + stop)[:, 0]
-    return _table((class_id, first, stop, mean), seconds_per_snippet, convention, duration)
+    return _table((class_id, first, stop, mean), seconds_per_snippet, len(scores), convention, duration)
 
 
 def segments_from_background(
     probabilities: np.ndarray,
-    seconds_per_snippet: float,
+    seconds_per_snippet: float | Grid,
     *,
     head: str = "sparse",
     threshold: float = 0.4,
@@ -106,12 +109,12 @@ def segments_from_background(
     _, first, stop = _clean_runs(active, min_length, max_gap)
     mean = _means(probabilities[:, :-1], first, stop)
     found = mean.argmax(axis=1), first, stop, mean.max(axis=1)
-    return _table(found, seconds_per_snippet, convention, duration)
+    return _table(found, seconds_per_snippet, len(probabilities), convention, duration)
 
 
 def segments_from_thresholds(
     scores: np.ndarray,
-    seconds_per_snippet: float,
+    seconds_per_snippet: float | Grid,
     *,
     head: str = "dense",
     thresholds: Sequence[float] = THRESHOLDS,
@@ -281,17 +284,26 @@ def _means(values: np.ndarray, first: np.ndarray, stop: np.ndarray) -> np.ndarra
 
 
 def _table(
-    rows: tuple[np.ndarray, ...], seconds_per_snippet: float, convention: str, duration: float | None
+    rows: tuple[np.ndarray, ...],
+    seconds_per_snippet: float | Grid,
+    num_snippets: int,
+    convention: str,
+    duration: float | None,
 ) -> np.ndarray:
     """Converts runs (class, first, stop, score) to a detection table in seconds."""
     class_id, first, stop, score = rows
     shift = CONVENTIONS[_one_of("convention", convention, CONVENTIONS)]
+    origin = 0.0
+    if isinstance(seconds_per_snippet, Grid):
+        grid, origin = seconds_per_snippet, seconds_per_snippet.start
+        seconds_per_snippet = grid.length / num_snippets
+        shift *= 1 - 2 * grid.label_at  # the two conventions are one if labels are those of the centres
     if not 0 < seconds_per_snippet < math.inf:
         raise ValueError(f"seconds_per_snippet={seconds_per_snippet} must be a number above 0")
     if duration is not None and not 0 < duration < math.inf:
         raise ValueError(f"duration={duration} must be a number of seconds above 0, or None")
-    start = np.maximum((first + shift) * seconds_per_snippet, 0)
-    end = (stop + shift) * seconds_per_snippet
+    start = np.maximum(origin + (first + shift) * seconds_per_snippet, 0)
+    end = origin + (stop + shift) * seconds_per_snippet
     if duration is not None:
         end = np.minimum(end, duration)
     table = np.stack([class_id, start, end, score], axis=1).astype(np.float64)

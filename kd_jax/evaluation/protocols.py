@@ -23,7 +23,7 @@ from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
 from kd_jax.evaluation.metrics.segment_rows import Tables
-from kd_jax.segments import labels_from_segments, resample_scores
+from kd_jax.segments import Grid, labels_from_segments
 
 Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {measure: `[C]` percent per class}
 
@@ -50,11 +50,29 @@ class Truth:
     # {video: `[M, 2]` rows (start s, end s)} in which a detection is neither right nor wrong
     ambiguous: Tables = field(default_factory=dict)
     units_per_second: float = 1.0  # frames per second of an annotation file in frames; 1 for one in seconds
+    grids: Mapping[str, Grid] = field(default_factory=dict)  # {video: the times of its snippets in seconds}
+
+    def grid(self, video: str) -> Grid:
+        """Returns the times of the snippets of a video; they divide its duration evenly unless `grids` has them."""
+        return self.grids.get(video) or Grid(0.0, self.durations[video])
 
     def labels(self, num_snippets: Mapping[str, int]) -> list[np.ndarray]:
-        """Returns the labels `[T, C]` of each video, with T from `num_snippets`."""
+        """Returns the labels `[T, C]` of the snippets of each video, with T from `num_snippets`."""
         return [
-            labels_from_segments(segments, self.durations[video], num_snippets[video], self.num_classes)
+            self.grid(video).labels(segments, num_snippets[video], self.num_classes)
+            for video, segments in self.segments.items()
+        ]
+
+    def relative(self, tables: Tables) -> tuple[list[np.ndarray], list[float]]:
+        """Returns the segments of each video relative to its first snippet of `tables`, and the length of its grid."""
+        grids = {video: self.grid(video) for video in self.segments}
+        rows = [grids[video].shift(table, len(tables[video])) for video, table in self.segments.items()]
+        return rows, [grid.length for grid in grids.values()]
+
+    def frame_labels(self) -> list[np.ndarray]:
+        """Returns the labels `[F, C]` of the frames of each video."""
+        return [
+            labels_from_segments(segments, self.durations[video], self.num_frames[video], self.num_classes)
             for video, segments in self.segments.items()
         ]
 
@@ -74,8 +92,11 @@ def _frame_map(scores: Tables, truth: Truth) -> Scored:
 
 
 def _frame_map_upsampled(scores: Tables, truth: Truth) -> Scored:
-    upsampled = [resample_scores(scores[video], truth.num_frames[video]) for video in truth.segments]
-    return _frame_map_means(frame_map(upsampled, truth.labels(truth.num_frames)))
+    upsampled = [
+        truth.grid(video).resample(scores[video], truth.durations[video], truth.num_frames[video])
+        for video in truth.segments
+    ]
+    return _frame_map_means(frame_map(upsampled, truth.frame_labels()))
 
 
 def _frame_map_means(result: Mapping) -> Scored:
@@ -84,9 +105,8 @@ def _frame_map_means(result: Mapping) -> Scored:
 
 
 def _frame_map_by_length(scores: Tables, truth: Truth) -> Scored:
-    durations = [truth.durations[video] for video in truth.segments]
     tables = [scores[video] for video in truth.segments]
-    return _by_bin(frame_map_by_length(tables, list(truth.segments.values()), durations), "mean_over_present_classes")
+    return _by_bin(frame_map_by_length(tables, *truth.relative(scores)), "mean_over_present_classes")
 
 
 def _frame_map_by_concurrency(scores: Tables, truth: Truth) -> Scored:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.evaluation.formats import charades_frames
+from kd_jax.evaluation.metrics.charades import NUM_TIME_POINTS
 from kd_jax.evaluation.proposals import Rule, choose
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_complete, check_protocols, score
+from kd_jax.segments import Grid
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,12 @@ def make_predictions(
         found = {}
         for video, duration in truth.durations.items():
             table = probabilities(tables[video], head) if logits else tables[video]
-            found[video] = rule(table, duration / len(table), duration=duration)
+            found[video] = rule(table, truth.grid(video), duration=duration)
     if "instants" in needs:
-        instants = {video: charades_frames(table) for video, table in scores.items()}
+        instants = {
+            video: truth.grid(video).resample(table, truth.durations[video], NUM_TIME_POINTS)
+            for video, table in scores.items()
+        }
     return Predictions(scores, found, instants)
 
 
@@ -102,7 +106,13 @@ def make_truth(videos: Sequence[base.Video], info: base.Info) -> Truth:
         num_classes=len(info.classes),
         ambiguous={video.id: video.ambiguous * scale[1:] for video in videos},
         units_per_second=info.fps if info.unit == "frames" else 1.0,
+        grids={video.id: in_seconds(video, info) for video in videos},
     )
+
+
+def in_seconds(video: base.Video, info: base.Info) -> Grid:
+    """Returns the times of the snippets of a video in seconds."""
+    return Grid(info.seconds(video.grid.start), info.seconds(video.grid.length), video.grid.label_at)
 
 
 def score_split(

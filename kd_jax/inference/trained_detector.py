@@ -2,7 +2,7 @@
 
 detect = load("workdir/demo/augmented_rgb")
 probabilities = detect(features)                                              # [T, D] -> [T, C]
-rows = choose(None, detect.head)(probabilities, detect.seconds_per_snippet)   # kd_jax.evaluation.proposals
+rows = choose(None, detect.head)(probabilities, detect.grid(len(probabilities)))   # kd_jax.evaluation.proposals
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from etils import epath
 from kd_jax.data.batches import Example
 from kd_jax.evaluation.scoring import probabilities
 from kd_jax.inference.predict import run_detector
+from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun, load_run
 
 
@@ -44,8 +45,12 @@ class TrainedDetector:
 
     @property
     def seconds_per_snippet(self) -> float:
-        """The duration of a snippet of the training videos, in seconds."""
+        """The time from one snippet of the training videos to the next, in seconds."""
         return self.run.config["seconds_per_snippet"]
+
+    def grid(self, num_snippets: int) -> Grid:
+        """Returns the times of T snippets that were made like those of the training videos, in seconds."""
+        return self.run.grid(num_snippets)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Predicts one whole video: `[T, D]` features of any real dtype → `[T, C]` float32 probabilities.

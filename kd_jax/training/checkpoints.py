@@ -19,6 +19,7 @@ from etils import epath
 
 from kd_jax.files import read_json
 from kd_jax.models import FILTERS, Detector
+from kd_jax.segments import Grid
 from kd_jax.training.state import TrainState
 
 
@@ -80,6 +81,11 @@ class TrainedRun:
     model: Detector
     variables: dict
     config: dict  # the content of config.json: run, modality, classes, head, seconds_per_snippet, …
+
+    def grid(self, num_snippets: int, seconds_per_snippet: float | None = None) -> Grid:
+        """Returns the times, in seconds, of the rows of a feature file that was made like those of the training set."""
+        step = seconds_per_snippet or self.config["seconds_per_snippet"]
+        return Grid(self.config.get("first_snippet", 0.0), num_snippets * step, self.config.get("label_at", 0.0))
 
 
 def build_model(config: Mapping) -> Detector:

@@ -108,6 +108,8 @@ def make_manifest(config: ConfigDict, name: str, seed: int, source: Source) -> d
         "head": info.head,
         "classes": info.classes,
         "seconds_per_snippet": info.seconds_per_snippet,
+        "first_snippet": info.first_snippet,
+        "label_at": info.label_at,
         "extraction": info.extraction.get(run["modality"]),
     }
     return json.loads(json.dumps(manifest))

@@ -7,13 +7,14 @@ A class is its number or its name.
 Dirt is cleaned by rules and counted; errors are refused. No entry is skipped without a report.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive
-from kd_jax.data.checks import Findings, check_video_id, load_json, read_text, short
+from kd_jax.data.checks import Findings, check_video_id, load_json, number, read_text, short
 
 SUBSETS = {"training": "train", "testing": "test"}
 FIELDS = ("subset", "duration", "actions")
@@ -81,7 +82,8 @@ def _read_video(name: str, entry: object, labels: Labels, findings: Findings) ->
     duration = check_positive(name, "duration", entry["duration"], findings) if known else float("nan")
     actions = list_field(name, entry, "actions", findings)
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
-    return annotate(name, split, duration, rows, findings)
+    fps = number(entry.get("fps"))
+    return annotate(name, split, duration, rows, findings, fps=fps if 0 < fps < math.inf else None)
 
 
 def read_classes(path: Path, findings: Findings) -> tuple[str, ...]:

@@ -1,0 +1,186 @@
+"""Times of snippets: how features were cut from their videos, and whether that agrees with the durations.
+
+cut = Cut(step=4 / 30, window=16 / 30)                  # 16 frames every 4 frames, at 30 frames per second
+front, num_snippets, grid = place(cut, 22, duration=3.4)
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kd_jax.data import checks
+from kd_jax.data.checks import Findings
+from kd_jax.segments import Grid
+
+SHORTEST, LONGEST = 1e-3, 600.0  # seconds from one snippet to the next, beyond which a unit must be wrong
+MOST = 0.75  # the share of the videos that must agree before the others are named
+MEANINGS = {  # ratio of two lengths of a video → what may have been mixed up
+    30 / 25: "30 and 25 frames per second",
+    25 / 30: "25 and 30 frames per second",
+    30 / 24: "30 and 24 frames per second",
+    24 / 30: "24 and 30 frames per second",
+    25 / 24: "25 and 24 frames per second",
+    24 / 25: "24 and 25 frames per second",
+    **{float(fps): f"frames and seconds, at {fps} frames per second" for fps in (15, 24, 25, 30, 50, 60)},
+    **{1 / fps: f"seconds and frames, at {fps} frames per second" for fps in (15, 24, 25, 30, 50, 60)},
+    1000.0: "milliseconds and seconds",
+    0.001: "seconds and milliseconds",
+    60.0 * 60.0: "seconds and hours",
+    2.0: "one frame and every second frame",
+    0.5: "every second frame and one frame",
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a feature file were cut from their video, in seconds."""
+
+    step: float  # from one row to the next
+    window: float  # that a row covers
+    offset: float = 0.0  # from the start of the video to that of the first window
+
+    @property
+    def start(self) -> float:
+        """The start of the first snippet; a snippet has the length `step` and the centre of its window."""
+        return self.offset + (self.window - self.step) / 2
+
+    @property
+    def label_at(self) -> float:
+        """The position of labels, as in `Grid`: snippets that touch are labelled at their start, as public loaders do.
+
+        Snippets of windows that overlap, or have gaps, are labelled at their centre.
+        """
+        return 0.0 if math.isclose(self.window, self.step, rel_tol=1e-6) else 0.5
+
+    def grid(self, num_rows: int) -> Grid:
+        """Returns the times of the rows, in seconds."""
+        return Grid(self.start, num_rows * self.step, self.label_at)
+
+    def covered(self, num_rows: int) -> float:
+        """Returns the end of the last window."""
+        return self.offset + (num_rows - 1) * self.step + self.window
+
+
+class Placed(NamedTuple):
+    """Where the rows of a feature file are among the snippets of a video."""
+
+    front: int  # copies of the first row that precede it; copies of the last one follow it up to `num_snippets`
+    num_snippets: int
+    grid: Grid  # in seconds
+
+
+def place(cut: Cut, num_rows: int, duration: float) -> Placed:
+    """Adds the snippets at both ends of a video that have no row because windows must lie inside the video.
+
+    `duration` is in seconds. If more snippets are missing than a window explains, none is added.
+    """
+    missing = math.floor(duration / cut.step + 0.5) - num_rows
+    if not 0 < missing <= cut.window / cut.step + 1:
+        missing = 0
+    front = min(missing, max(0, math.floor(cut.start / cut.step + 0.5)))
+    num_snippets = num_rows + missing
+    return Placed(front, num_snippets, Grid(cut.start - front * cut.step, num_snippets * cut.step, cut.label_at))
+
+
+def nearest_rows(cut: Cut, num_rows: int, other: Cut, num_other: int) -> np.ndarray:
+    """Returns the row of another feature file of the same video that is nearest to each row, `[num_rows]`."""
+    centres = cut.start + (np.arange(num_rows) + 0.5) * cut.step
+    return np.clip(np.floor((centres - other.start) / other.step + 1e-9), 0, num_other - 1).astype(int)
+
+
+def read_timestamps(path: Path) -> Cut:
+    """Reads `<video>_timestamps_ms.npy` of video_features: for each row the time at which its window ends, in ms.
+
+    The first window starts at 0. Raises ValueError or OSError for another content, or for times that are uneven.
+    """
+    times = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64) / 1000
+    if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all() or times[0] < 0:
+        raise ValueError(f"{path} holds {list(times.shape)} values, expected at least two finite times in milliseconds")
+    steps = np.diff(times)
+    step = float(np.median(steps))
+    if step <= 0 or np.abs(times - times[0] - np.arange(len(times)) * step).max() > max(step, 0.01 * times[-1]):
+        raise ValueError(f"{path}: its times are uneven, from {steps.min():.4g} to {steps.max():.4g} s apart")
+    return Cut(float(times[-1] - times[0]) / (len(times) - 1), float(times[0]))
+
+
+class Length(NamedTuple):
+    """What is known about the length of a video."""
+
+    video: str
+    num_rows: int  # of its features
+    duration: float  # seconds, of the annotation
+    cut: Cut | None  # of its features, or of the public ones; None if unknown
+
+    def fits(self) -> bool:
+        """Whether the rows end within a window of the end of the video."""
+        assert self.cut
+        off = abs(self.cut.covered(self.num_rows) - self.duration)
+        return off <= max(self.cut.window, self.cut.step) * (1 + 1e-6)
+
+
+def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
+    """Compares the features of each video with its duration, and reports what differs by more than a window.
+
+    A factor that most videos share is reported once. Without a `Cut`, the videos are compared with each other.
+    """
+    lengths = [length for length in lengths if 0 < length.duration < math.inf]
+    for video, num_rows, duration, cut in lengths:
+        seconds = cut.step if cut else duration / num_rows
+        if not SHORTEST <= seconds <= LONGEST:
+            case = f"{video}: {duration:.4g} s and {num_rows} snippets, so a snippet lasts {seconds:.4g} s"
+            findings.problem("snippet length", f"{case}; check the unit of the times and --unit, --fps, --stride")
+    _compare_with_durations([length for length in lengths if length.cut], findings)
+    _compare_with_each_other([length for length in lengths if not length.cut], findings)
+
+
+def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> None:
+    """Compares the time that the rows cover with the duration."""
+    ratios = np.array([length.cut.covered(length.num_rows) / length.duration for length in lengths if length.cut])
+    factor = common_factor(ratios)
+    explained = np.abs(ratios / factor - 1) < 0.02 if factor else np.zeros(len(lengths), bool)
+    if factor:
+        case = f"the features last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
+        findings.note(checks.FACTOR, f"{case}{suggest(factor)}")
+    for length, known in zip(lengths, explained, strict=True):
+        if not known and not length.fits():
+            assert length.cut
+            end = length.cut.covered(length.num_rows)
+            case = f"{length.video}: {length.num_rows} snippets every {length.cut.step:.4g} s end at {end:.4g} s"
+            findings.note(checks.LENGTH_DIFFERS, f"{case}, but the video at {length.duration:.4g} s")
+
+
+def _compare_with_each_other(lengths: Sequence[Length], findings: Findings) -> None:
+    """Compares the seconds per snippet of videos whose rows are taken to divide the duration."""
+    if not lengths:
+        return
+    seconds = np.array([length.duration / length.num_rows for length in lengths])
+    usual = float(np.median(seconds))
+    off = [abs(length.num_rows * usual - length.duration) for length in lengths]
+    differ = [of for of, by in zip(lengths, off, strict=True) if by > max(2 * usual, 0.02 * of.duration)]
+    if len(lengths) - len(differ) < MOST * len(lengths):
+        span = f"{seconds.min():.4g} to {seconds.max():.4g} s"
+        findings.note(checks.LENGTHS_VARY, f"{span}; do the durations belong to these features?")
+        return
+    for video, num_rows, duration, _ in differ:
+        here = f"{video}: a snippet lasts {duration / num_rows:.4g} s, {usual:.4g} s in most videos"
+        case = f"{here} ({num_rows} snippets, {duration:.4g} s); are its features complete?"
+        findings.note(checks.LENGTH_DIFFERS, case)
+
+
+def common_factor(ratios: np.ndarray) -> float | None:
+    """Returns the factor that most of at least three ratios above 0 share, unless it is 1 within 2 %."""
+    if len(ratios) < 3:
+        return None
+    factor = float(np.median(ratios))
+    shared = np.abs(ratios / factor - 1) < 0.02
+    return factor if shared.mean() >= MOST and abs(factor - 1) > 0.02 else None
+
+
+def suggest(factor: float) -> str:
+    """Returns '; were … mixed up?' for a ratio that has a usual cause, or ''."""
+    near = min(MEANINGS, key=lambda known: abs(math.log(factor / known)))
+    return f"; were {MEANINGS[near]} mixed up?" if abs(factor / near - 1) < 0.025 else ""
