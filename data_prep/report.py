@@ -45,7 +45,7 @@ def make_report(
         return {split: count([row for row in rows if row.split == split]) for split in base.SPLITS}
 
     lengths = np.array([row.num_snippets for row in rows])
-    seconds = np.array([info.seconds(row.duration) / row.num_snippets for row in rows])
+    seconds = np.array([info.seconds(row.grid.length) / row.num_snippets for row in rows])
     mean, median = round(float(lengths.mean()), 1), info.seconds_per_snippet
     return {
         "dataset": info.name,

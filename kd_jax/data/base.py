@@ -57,14 +57,17 @@ class Video:
     written: np.ndarray = None  # type: ignore[assignment]  # __post_init__ replaces None
     # `[K, 2]` rows (start, end) in which a detection is neither right nor wrong; only THUMOS14 has any
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
-    # the times of the snippets, in the same unit. None means that they divide the duration evenly
-    grid: Grid = None  # type: ignore[assignment]  # __post_init__ replaces None
+    # the times of the snippets, in the same unit; None if they divide the duration evenly
+    known_grid: Grid | None = None
 
     def __post_init__(self):
         if self.written is None:
             object.__setattr__(self, "written", self.segments)
-        if self.grid is None:
-            object.__setattr__(self, "grid", Grid(0.0, self.duration))
+
+    @property
+    def grid(self) -> Grid:
+        """The times of the snippets."""
+        return self.known_grid or Grid(0.0, self.duration)
 
     @property
     def num_snippets(self) -> int:

@@ -389,7 +389,8 @@ def load(video: Matched) -> base.Video:
         parts = np.split(table, len(folder.modalities), axis=1)
         features |= zip(folder.modalities, parts, strict=True)
     of = video.annotated
-    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, video.grid)
+    known_grid = video.grid if video.cut else None
+    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, known_grid)
 
 
 def is_manifest(content: object) -> bool:

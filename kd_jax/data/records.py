@@ -138,14 +138,9 @@ def _tables(video: Video) -> dict[str, np.ndarray]:
 def _entry(video: Video) -> dict:
     """The line of a video in VIDEOS_FILE. JSON keeps every bit of a float64."""
     known = {"id": video.id, "snippets": video.num_snippets, "duration": float(video.duration)}
-    if _has_grid(video):
-        known["grid"] = list(video.grid)
+    if video.known_grid:  # older records have none
+        known["grid"] = list(video.known_grid)
     return known | {name: table.tolist() for name, table in _tables(video).items()} | {"crc32": checksums(video)}
-
-
-def _has_grid(video: Video) -> bool:
-    """Whether the snippets do not divide the duration evenly; only then is their grid stored."""
-    return video.grid != Grid(0.0, video.duration)
 
 
 def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], report: Mapping | None) -> None:
@@ -215,7 +210,7 @@ def checksums(video: Video) -> dict[str, int]:
     They are checksums of the content, because the files of two equal builds can differ.
     """
     tables = {name: table.tolist() for name, table in _tables(video).items()}
-    known = (video.id, float(video.duration), tables, *([list(video.grid)] if _has_grid(video) else []))
+    known = (video.id, float(video.duration), tables, *([list(video.known_grid)] if video.known_grid else []))
     parts = {"": zlib.crc32(repr(known).encode())}
     for modality, features in video.features.items():
         parts[modality] = zlib.crc32(np.ascontiguousarray(features, np.float16).data)
@@ -341,8 +336,8 @@ def read(
 
 def _to_video(entry: Mapping, features: Mapping[str, Features]) -> Video:
     tables = {name: np.array(entry[name], np.float64).reshape(-1, columns) for name, columns in TABLES.items()}
-    grid = Grid(*entry["grid"]) if "grid" in entry else Grid(0.0, entry["duration"])
-    return Video(entry["id"], features, duration=entry["duration"], grid=grid, **tables)
+    grid = Grid(*entry["grid"]) if "grid" in entry else None
+    return Video(entry["id"], features, duration=entry["duration"], known_grid=grid, **tables)
 
 
 class _Records:
@@ -371,7 +366,8 @@ class _Records:
         with self._named_damage():
             record = _features(self._info, modalities).deserialize_example_np(self._source[index])
             known = {name: record[name] for name in TABLES} | {"duration": float(record["duration"])}
-            video = Video(record["id"].decode(), record["features"], grid=_to_video(entry, {}).grid, **known)
+            known["known_grid"] = _to_video(entry, {}).known_grid
+            video = Video(record["id"].decode(), record["features"], **known)
             if any(checksum != entry["crc32"][part] for part, checksum in checksums(video).items()):
                 raise ValueError(f"{video.id!r} is not what was written; was a shard swapped or changed?")
         return video.features
