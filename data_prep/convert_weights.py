@@ -242,7 +242,8 @@ def _run_config(name: str, model: Detector, size: int, info: base.Info, modality
     options = {"dtype": "float32", **{name: getattr(model, name) for name in attributes}}
     config = {"run": name, "seed": 0, "modality": modality, "filter": model.filter, "teachers": {}, "weights": {}}
     config |= {"options": {}, "model": options, "converted_from": source, "input_size": size, "head": info.head}
-    config |= {"classes": list(info.classes), "seconds_per_snippet": info.seconds_per_snippet}
+    config |= {name: getattr(info, name) for name in ("seconds_per_snippet", "first_snippet", "label_at")}
+    config |= {"classes": list(info.classes)}
     return config | {"extraction": info.extraction.get(modality)}
 
 
