@@ -31,6 +31,7 @@ def rows_of(config):
     return list(dict.fromkeys(chosen_for.get(name, name) for name in (*config.runs, *config.fusions)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_smoke_variant_runs_from_start_to_table(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # without a folder `data`, the synthetic set replaces the records
@@ -227,6 +228,7 @@ def test_every_field_of_the_defaults_is_commented():
     assert [f for f in fields if "#" not in f and not f.strip().startswith(names_explain_themselves)] == []
 
 
+@pytest.mark.slow
 def test_overrides_on_the_command_line_reach_every_term_and_option(tmp_path):
     file = tmp_path / "mine.py"  # in any folder
     file.write_text("""

@@ -120,6 +120,7 @@ def test_the_command_names_missing_options_and_reads_a_tensorflow_checkpoint(tmp
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_an_encoder_becomes_one_file_with_its_source(tmp_path):
     torch = pytest.importorskip("torch")
     shapes = json.loads((DATA / "recipe_keys.json").read_text())["agcn_ntu60"]["keys"]

@@ -172,6 +172,7 @@ def test_the_term_owns_embeddings_and_a_memory_that_steps_change():
     np.testing.assert_array_equal(again.memory["crd"]["memory"]["memory_0"].normalizers, new.normalizers)
 
 
+@pytest.mark.slow
 def test_a_run_with_crd_trains_stops_and_resumes(tmp_path):
     """Two epochs equal two epochs with a stop between them. The checkpoint of the best epoch has only the model."""
     config = schema.get_config()

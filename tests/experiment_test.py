@@ -282,6 +282,7 @@ def test_rebuilt_records_are_refused_but_moved_records_and_another_checkpoint_in
         prepare(config("moved"), tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_streamed_and_in_memory_experiments_are_equal_bit_for_bit(tmp_path, monkeypatch):
     info, splits = synthetic.tiny()
     records.write(tmp_path / "records", info, splits)
@@ -482,6 +483,7 @@ def test_kill_and_restart_ends_with_the_same_scores(tmp_path):
     assert finish(killed) == finish(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_several_seeds_give_mean_and_deviation(tmp_path):
     config = tiny_config()
     config.seeds, config.seed = 2, 5
@@ -556,6 +558,7 @@ def test_validation_videos_are_not_training_videos():
     assert not ids["train"] & ids["validation"] and not ids["train"] & ids["test"]
 
 
+@pytest.mark.slow
 def test_runs_share_a_program_only_if_their_teachers_have_equal_widths(tmp_path):
     """A program computes every term of its runs for the teachers of each."""
     config = tiny_config(epochs=1)

@@ -31,6 +31,7 @@ def mine(tmp_path):
     del TERMS["change_points"], models.FILTERS["neighbours"]
 
 
+@pytest.mark.slow
 def test_the_example_trains(tmp_path):
     (tmp_path / "mine.py").write_text(EXAMPLE)
     command = [sys.executable, "-m", "kd_jax.main", f"--config={tmp_path}/mine.py:smoke", f"--workdir={tmp_path}/work"]

@@ -137,6 +137,7 @@ def features(figures, tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(figures, features, tmp_path):
     lengths = [{path.name: len(np.load(path)) for path in sorted(folder.glob("*.npy"))} for folder in features.values()]
     assert lengths[0] == lengths[1] == lengths[2] and len(lengths[0]) == 3
@@ -148,6 +149,7 @@ def test_all_modalities_of_a_recording_have_equal_lengths_whatever_the_batch(fig
         np.testing.assert_allclose(np.load(tmp_path / f"{modality}.npy"), expected, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_features_are_bitwise_equal_whatever_else_is_extracted(figures, features, tmp_path):
     """A video is encoded alone, with others, again, in another process, as a task of a pipeline, and by predict."""
     made, paths = settings(figures, stride=4), extract.files_of(figures / "videos", "rgb")[0]
@@ -309,6 +311,7 @@ def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
     assert f"features of {5 - len(tables)} file" in printed
 
 
+@pytest.mark.slow
 def test_a_pipeline_gives_the_same(figures, tmp_path):
     command = [f"--videos={figures / 'videos'}", "--modality=flow", f"--weights={figures / 'weights' / 'flow.npz'}"]
     run(extract, *command, f"--output={tmp_path / 'here'}")

@@ -186,6 +186,7 @@ def test_figures_say_what_their_numbers_are(dense):
     assert float(flow["neighbour accuracy"]) > float(plain["neighbour accuracy"]) and flow["silhouette ±"]
 
 
+@pytest.mark.slow
 def test_figures_of_a_sparse_experiment_with_one_seed_and_without_fusion(tmp_path):
     teachers = [row("flow", "flow", gain=[1.0]), row("pose", "pose", gain=[1.0])]
     student = {**distilled("light", LEVELS), "teachers": ["flow", "pose"]}

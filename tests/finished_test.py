@@ -14,6 +14,8 @@ from kd_jax.data import records, synthetic
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 
+pytestmark = pytest.mark.slow  # a demo experiment
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -89,6 +89,7 @@ def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
         assert outputs.logits.shape == (len(example.features), 0)
 
 
+@pytest.mark.slow
 def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     """Teachers are two runs, an ensemble, a run of another workdir and features of another width."""
     config = make_config(
