@@ -1,18 +1,21 @@
 """Annotations of your own data, as the commands read them: with durations from videos or from manifests of features.
 
 add_options(parser)                                                  # --label_from, --videos, --test, …
-entries, names, facts = collect_entries(["a.eaf", "b.eaf"], (), options, videos, folders, findings)
+entries, names, facts = collect_entries(["a.eaf", "b.eaf"], (), options, folders, findings)
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kd_jax.command_line import Parser, at_least, between
 from kd_jax.data import feature_files
 from kd_jax.data.annotations import custom
-from kd_jax.data.annotations.custom import Media, ReadOptions
-from kd_jax.data.checks import Findings, number
+from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.custom import Media, ReadOptions, read_list
+from kd_jax.data.checks import Findings, check_common, number
 from kd_jax.data.feature_files import FeatureFolder
+from kd_jax.data.text_files import find_file
 from kd_jax.files import read_json
 from kd_jax.video import videos
 
@@ -22,7 +25,8 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument_group("your own annotations").add_argument
     add("--videos", help="Folder of the videos; durations and frame rates are those of these files.")
     add("--test", help="File with the names of the test videos, one a line.")
-    add("--test_fraction", type=between(0, 1), help="Part of the videos to draw for testing.")
+    add("--test_fraction", type=between(0, 1), help="Part of the videos to draw for testing; 0 for none.")
+    add("--validation", help="File with the names of training videos that choose the best epoch, one a line.")
     add("--seed", type=at_least(0), help="Seed of --test_fraction, and of the synthetic data set (0).")
     add(
         "--label_from",
@@ -34,7 +38,6 @@ def collect_entries(
     paths: Sequence[str],
     names: Sequence[str],
     options: ReadOptions,
-    folder: str | None,
     features: Sequence[FeatureFolder],
     findings: Findings,
 ) -> tuple[custom.Entries, tuple[str, ...], list[str]]:
@@ -43,7 +46,6 @@ def collect_entries(
     Args:
       paths: annotation files.
       names: of the classes; () for those found in the annotations.
-      folder: of the videos; None if they are not at hand.
       features: folders whose manifests state the durations of videos.
 
     Returns {video: entry}, the names of the classes, and lines for the report.
@@ -53,16 +55,34 @@ def collect_entries(
     if not names:
         names = custom.class_names(found, findings)
         facts.append(f"classes: the {len(names)} names in the annotations, sorted")
-    media = _from_manifests(found, features) | (_from_videos(found, Path(folder), findings) if folder else {})
+    media = _from_manifests(found, features)
+    media |= _from_videos(found, Path(options.videos), findings) if options.videos else {}
     entries, more = custom.fill_in(found, media, options, findings)
     return entries, tuple(names), facts + more
+
+
+def hold_out(videos: Sequence[Annotated], path: str | None, findings: Findings) -> list[Annotated]:
+    """Returns the videos; if a file is given, those that it lists are held out for validation."""
+    if not path:
+        return list(videos)
+    if stated := [video.id for video in videos if video.validation]:
+        what = f"--validation={path}: the annotations state the validation videos too, such as {stated[0]}"
+        findings.problem("validation list", f"{what}; leave out one of the two")
+    split_of = {video.id: video.split for video in videos}
+    listed = read_list(path, "validation list", split_of.keys(), findings)
+    for video in sorted(listed & split_of.keys()):
+        if split_of[video] == "test":
+            findings.problem("validation list", f"{path}: {video} is a test video; list training videos")
+    if not listed and not findings.problems:
+        findings.problem("validation list", f"{path}: it lists no video")
+    return [replace(video, validation=video.id in listed) for video in videos]
 
 
 def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -> dict[str, Media]:
     """What the manifests next to feature files state about videos."""
     found: dict[str, Media] = {}
     for video in entries:
-        for path in [folder.path / f"{video}.json" for folder in features]:
+        for path in [find_file(folder.path / f"{video}.json") for folder in features]:
             try:
                 manifest = read_json(path)
             except (ValueError, OSError):
@@ -80,9 +100,12 @@ def _from_videos(entries: custom.Entries, folder: Path, findings: Findings) -> d
     if not folder.is_dir():
         findings.problem("videos", f"--videos={folder} is not a folder")
         return found
-    for path in sorted(folder.iterdir()):
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in videos.SUFFIXES]
+    if apart := check_common("the annotations", entries, f"--videos={folder}", list(map(videos.name_of, files))):
+        findings.problem("videos", apart)
+    for path in files:
         name = videos.name_of(path)
-        if path.suffix.lower() not in videos.SUFFIXES or name not in entries:
+        if name not in entries:
             continue
         if name in found:
             findings.problem("videos", f"{found[name].source} and {path.name} have the same name; remove one")

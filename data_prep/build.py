@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
-from data_prep.annotations import add_options, collect_entries
+from data_prep.annotations import add_options, collect_entries, hold_out
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
-from kd_jax.data.annotations.cleaning import Annotated, check_splits
+from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
@@ -36,6 +36,7 @@ from kd_jax.data.staging import check_free, scratch, staged
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
 TEST_LIST = "test.txt"  # the names of the test videos, next to the records; `--test` reads it
+VALIDATION_LIST = "validation.txt"  # those of the validation videos, if the user chose them; `--validation` reads it
 SMALL = 512 * 2**20  # bytes of features below which a second process does not pay off
 
 
@@ -62,6 +63,7 @@ class Options:
     test: str | None = None
     test_fraction: float | None = None
     label_from: str | None = None
+    validation: str | None = None  # file with the names of training videos that choose the best epoch
     workers: int | None = None  # processes; None for one per processor, or a single one if there is little to read
     runner: str | None = None  # of an Apache Beam pipeline, which replaces `workers`
     beam_options: Sequence[str] = ()  # of the runner
@@ -99,16 +101,21 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     facts: list[str] = []
     if options.dataset == "custom":
         given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
-        given = dataclasses.replace(given, test_fraction=options.test_fraction, seed=options.seed or 0)
-        entries, names, facts = collect_entries(options.annotations, names, given, options.videos, folders, findings)
+        more = {name: getattr(options, name) for name in ("test_fraction", "videos")}
+        given = dataclasses.replace(given, seed=options.seed or 0, **more)
+        entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
         annotated = read_entries(entries, names, findings, where=", ".join(options.annotations))
     else:
         annotated = read([Path(path) for path in options.annotations], names, findings)
+    annotated = hold_out(annotated, options.validation, findings)
+    facts += _describe_splits(annotated, options)
     check_splits(annotated, ", ".join(options.annotations), findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
         timing = _timing(options, description)
         videos, sizes = _match_features(annotated, folders, findings, timing, options.skip_missing, run)
+        with_durations = {video.annotated.id: video.annotated for video in videos}  # of data sets that lack them
+        check_units([with_durations.get(video.id, video) for video in annotated], findings)
         extraction = feature_files.how_made(videos, folders, findings)
         findings.raise_problems()
         info = _make_info(options, description, names, sizes, videos, extraction)
@@ -123,6 +130,18 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.check:
             _write(output, info, videos, report, run, overwrite=options.overwrite)
     return info, report
+
+
+def _describe_splits(annotated: Sequence[Annotated], options: Options) -> list[str]:
+    """Lines for the report: what chose the validation videos, and that there is nothing to score in the test."""
+    facts, test = [], [video for video in annotated if video.split == "test"]
+    if held_out := sum(video.validation for video in annotated):
+        source = f"--validation={options.validation}" if options.validation else "the annotations (subset validation)"
+        facts.append(f"validation: {held_out} of the training videos, named by {source}")
+    if not any(len(video.segments) for video in test):
+        why = f"none of the {len(test)} test videos has an action" if test else "there are no test videos"
+        facts.append(f"{why}: runs will have predictions and no test scores")
+    return facts
 
 
 def _check_options(options: Options, description: base.Description) -> None:
@@ -151,7 +170,7 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
     names = ["annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "window"]
-    names += ["skip_missing", *OWN_OPTIONS, "workers", "runner", "beam_options"]
+    names += ["skip_missing", *OWN_OPTIONS, "validation", "workers", "runner", "beam_options"]
     vain = {name: getattr(options, name) for name in names}
     _refuse(options.dataset, "is made from a seed", vain)
     seed = options.seed or 0
@@ -308,8 +327,11 @@ def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dic
         for (split, _), result in zip(groups, _run_all(run, write_shard, tasks, "writing"), strict=True):
             shards[split].append(records.Shard(**result))
         records.finish(folder, info, shards, report)
-        test = sorted(video.annotated.id for video in videos if video.annotated.split == "test")
-        (folder / TEST_LIST).write_text("".join(f"{video}\n" for video in test))
+        annotated = sorted((video.annotated for video in videos), key=lambda video: video.id)
+        test = [video.id for video in annotated if video.split == "test"]
+        (folder / TEST_LIST).write_text("".join(f"{video}\n" for video in test), encoding="utf-8")
+        if held_out := [video.id for video in annotated if video.validation]:
+            (folder / VALIDATION_LIST).write_text("".join(f"{video}\n" for video in held_out), encoding="utf-8")
 
 
 def write_shard(videos: Sequence[Matched], path: str, info: base.Info) -> dict:

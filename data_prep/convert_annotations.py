@@ -6,19 +6,23 @@ All formats that `data_prep.build --dataset=custom` reads are recognised. `--to=
 `--to=label_studio`, the labelling config of the project is written too, as an .xml file next to the output.
 """
 
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from data_prep.annotations import add_options, collect_entries
+from data_prep.annotations import add_options, collect_entries, hold_out
 from kd_jax.command_line import Parser, positive
 from kd_jax.data.annotations import common_layout, tools
+from kd_jax.data.annotations.cleaning import check_units
 from kd_jax.data.annotations.custom import DESCRIPTION, ReadOptions
 from kd_jax.data.annotations.tools import label_studio
 from kd_jax.data.checks import Findings
 from kd_jax.files import write_atomically
 
-SUBSETS = {split: subset for subset, split in common_layout.SUBSETS.items()}
+SUBSETS = {"train": "training", "test": "testing"}
+NEEDS = {"csv": (), "label_studio": ()}  # {format: what it must state of a video}; others need all of the common layout
 
 
 def parser() -> Parser:
@@ -39,19 +43,23 @@ def convert(given) -> str:
     """Reads the input, writes the output and returns a line about it; raises DataError that lists all problems."""
     findings = Findings(", ".join(given.input))
     names = common_layout.read_classes(Path(given.classes), findings) if given.classes else ()
-    options = ReadOptions(
-        given.unit, given.fps, given.label_from or "", given.test, given.test_fraction, given.seed or 0
-    )
-    entries, names, facts = collect_entries(given.input, names, options, given.videos, (), findings)
-    videos = common_layout.read_entries(entries, names, findings, where=str(findings.subject))
+    needs = NEEDS.get(given.to, common_layout.NEEDS)
+    options = ReadOptions(given.unit, given.fps, given.label_from or "", given.test, given.test_fraction)
+    options = replace(options, seed=given.seed or 0, videos=given.videos, needs=needs)
+    entries, names, facts = collect_entries(given.input, names, options, (), findings)
+    videos = common_layout.read_entries(entries, names, findings, where=str(findings.subject), needs=needs)
+    videos = hold_out(videos, given.validation, findings)
+    check_units(videos, findings)
     findings.raise_problems()
     scale = (given.fps or DESCRIPTION.fps) if given.unit == "frames" else 1.0
     written: dict[str, dict] = {}
     for video in videos:
         actions = [[names[int(c)], start / scale, end / scale] for c, start, end in video.segments.tolist()]
         fps = given.fps or entries[video.id].get("fps")
-        known = {"subset": SUBSETS[video.split], "duration": video.duration / scale} | ({"fps": fps} if fps else {})
-        written[video.id] = {**known, "actions": actions}
+        subset = "validation" if video.validation else SUBSETS.get(video.split)
+        duration = video.duration / scale if video.duration < math.inf else None
+        known = {"subset": subset, "duration": duration, "fps": fps}
+        written[video.id] = {**{name: value for name, value in known.items() if value}, "actions": actions}
     if given.to == "label_studio":
         if lacking := [video for video, entry in written.items() if "fps" not in entry]:
             raise ValueError(f"{lacking[0]}: Label Studio counts frames; give --fps or --videos=DIR")

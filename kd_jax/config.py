@@ -245,8 +245,12 @@ def get_config() -> ConfigDict:
         "dataset": {
             "name": "custom",  # a key of kd_jax.data.annotations.DATASETS
             "data_dir": "",  # records from `python -m data_prep.build`; the synthetic set needs none
-            "validation_fraction": 0.2,  # of training videos, held out to choose the best epoch; 0 = keep the last
+            # Validation videos are training videos that are held out to choose the best epoch. They are drawn, unless
+            # the records name them (data_prep.build).
+            "validation_fraction": 0.2,  # of training videos, or of their groups; 0 = keep the last epoch
             "validation_seed": 0,  # selects the held-out videos
+            "validation_groups": "",  # regular expression whose match in a video's name is its group, e.g. '^S\d+';
+            #                           whole groups are held out, so that no person is in both parts
             "max_videos": 0,  # maximum number of videos read from each split; 0 = all
             "synthetic_fallback": False,  # use the synthetic set if data_dir has no records (smoke variant)
         },
@@ -305,7 +309,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
     It reads the records if they exist, and otherwise the synthetic set (with a message), so that it runs anywhere.
     """
-    config.dataset.update({"max_videos": 8, "synthetic_fallback": True})
+    config.dataset.update({"max_videos": 8, "synthetic_fallback": True, "validation_groups": ""})
     config.training.update({"epochs": 2, "batch_size": 2, "length_buckets": 1, "checkpoint_every": 1})
     config.model.hidden, config.seeds = 16, 1
     return config

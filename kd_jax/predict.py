@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from kd_jax import runtime
@@ -35,7 +36,8 @@ from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base, feature_files, records
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
-from kd_jax.data.checks import Findings
+from kd_jax.data.checks import ENCODED, UNITS_DIFFER, Findings
+from kd_jax.data.text_files import normalize
 from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
@@ -101,7 +103,7 @@ def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.nd
 
     Raises FileNotFoundError or ValueError, which lists every file that cannot be used.
     """
-    files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {path.stem: path}
+    files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {normalize(path.stem): path}
     if not files or not all(file.exists() for file in files.values()):
         remedy = "give a folder of <video>.npy files, one file, or records"
         raise FileNotFoundError(f"--features={path}: no feature file there; {remedy}")
@@ -196,8 +198,9 @@ def read_truth(path: str, files: Mapping[str, videos.Video], classes: Sequence[s
     media = {name: custom.Media(video.duration, video.fps, video.path) for name, video in files.items()}
     known = custom.read_actions([Path(path)], classes, media, findings)
     findings.raise_problems("nothing was read")
-    if not known:
-        raise ValueError(f"--annotations={path} has none of the videos {', '.join(files)}; leave it out")
+    for kind in (ENCODED, UNITS_DIFFER):
+        for case in findings.handled.get(kind, ()):
+            logging.warning("--annotations: %s: %s", kind, case)
     return known
 
 

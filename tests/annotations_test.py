@@ -5,6 +5,9 @@ The real files of Charades, THUMOS14 and PKU-MMD may not be redistributed. The t
 
 import csv
 import json
+import re
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +16,26 @@ from hypothesis import strategies as st
 
 from kd_jax.data import base, synthetic
 from kd_jax.data.annotations import DATASETS, describe
+from kd_jax.data.annotations.cleaning import annotate, check_units
 from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.annotations.tools.media import video_name
 from kd_jax.data.checks import (
     AMBIGUOUS,
     CLIPPED,
     DUPLICATE,
     EMPTY,
+    ENCODED,
     LATE,
     NO_ACTIONS,
     TRIMMED,
+    UNITS_DIFFER,
     UNLISTED,
     DataError,
     Findings,
+    parse_json,
 )
+from kd_jax.data.feature_files import FeatureFolder
+from kd_jax.video.videos import name_of as name_of_video
 
 CHARADES_COLUMNS = [
     "id",
@@ -228,7 +238,7 @@ def test_thumos14_of_one_split_is_known_by_its_names(tmp_path):
         ({"database": {"v": thumos("nowhere", DIVE)}}, '"nowhere" (v); expected validation and test'),
         (
             {"database": {"v": thumos("test", instance("Dive", 1, 2)), "w": thumos("validation")}},
-            'label "Dive" is unknown',
+            'BasketballDunk", "Billiards", "CleanAn…; did you mean \'Diving\'?',
         ),
         (
             {"database": {"v": thumos("test", ["Diving", 1, 2]), "w": thumos("validation")}},
@@ -268,7 +278,8 @@ def test_pku_mmd(tmp_path):
         ("0,1,2,1", 'a: line 1 of a.txt, "0,1,2,1": the class is not one of 1 … 51'),
         ("1,2,3,2\n52,1,2,1", "a: line 2 of a.txt"),
         ("1,2", 'a: line 1 of a.txt, "1,2", expected label,start,end,confidence'),
-        ("walk,1,2,1", "the class is not an integer"),
+        ("walk,1,2,1", 'a: line 1 of a.txt, "walk,1,2,1": the class is not one of ["action_01", '),
+        ("1.5,1,2,1", "the class is neither an integer nor a name"),
         ("1,1_0,20,1", "start and end must be finite numbers"),
         ("1,nan,20,1", "start and end must be finite numbers"),
         ("1,-4,20,1", "it starts before the video"),
@@ -303,6 +314,165 @@ def test_bad_pku_mmd_splits(tmp_path):
 def test_class_lists_with_numbers(tmp_path, lines, names):
     (tmp_path / "classes.txt").write_text(lines)
     assert read_classes(tmp_path / "classes.txt", Findings()) == names
+
+
+CHINESE = ("切菜", "洗碗", "拿起手机")
+
+
+@pytest.mark.parametrize(
+    "codec, encoding",
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+        ("gbk", "GB18030"),
+        ("gb18030", "GB18030"),
+    ],
+)
+def test_class_lists_in_other_encodings_are_read_and_said(tmp_path, codec, encoding):
+    path, findings = tmp_path / "classes.txt", Findings()
+    path.write_bytes("\r\n".join(CHINESE).encode(codec))
+    assert read_classes(path, findings) == CHINESE
+    expected = {ENCODED: [f'{path}: {encoding}, e.g. "切菜"']} if encoding else {}
+    assert findings.handled == expected and not findings.problems
+
+
+@pytest.mark.parametrize(
+    "text, codec",
+    [
+        ("Größe\nöffnen", "latin-1"),
+        ("naïve\nrôle", "latin-1"),
+        ("“cut”", "cp1252"),
+        ("идти\nесть", "cp1251"),
+        ("手を洗う", "shift-jis"),
+        ("手を洗う", "euc-jp"),
+        ("開門", "big5"),
+        ("切菜", "utf-32"),
+        ("切菜", "utf-16-le"),  # nothing shows the order of its bytes
+    ],
+)
+def test_class_lists_in_unknown_encodings_are_refused(tmp_path, text, codec):
+    path, findings = tmp_path / "classes.txt", Findings()
+    path.write_bytes(text.encode(codec))
+    assert read_classes(path, findings) == ()
+    (problem,) = findings.problems["unreadable file"]
+    assert problem.startswith(f"{path}: not readable as text (it ") and problem.endswith("save it as UTF-8)")
+
+
+def test_every_text_file_is_read_in_its_encoding(tmp_path):
+    row = {"id": "家", "length": "9", "actions": "c001 1 2"}
+    path = write_charades(tmp_path / "train.csv", [row])
+    path.write_bytes(path.read_text(encoding="utf-8").encode("gbk"))
+    assert list(read("charades", path)[0]) == ["家"]
+    tree = PkuMmd(tmp_path, {"a": "1,1,2,1\n", "b": ""}, ["a"], ["b"])
+    for text_file in (tree.split, tree.labels / "a.txt"):
+        text_file.write_bytes(text_file.read_text().encode("utf-16"))
+    videos, handled = read("pku_mmd", *tree.paths())
+    assert len(videos["a"].segments) == 1 and handled[ENCODED] == 2
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_names_are_compared_in_one_unicode_form(tmp_path, ascii_only):
+    names = {form: unicodedata.normalize(form, "Zoë schält Äpfel") for form in ("NFC", "NFD")}
+    content = {names["NFD"]: {"subset": "training", "duration": 9.0, "actions": [[names["NFD"], 1, 2]]}}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, ensure_ascii=ascii_only))
+    findings = Findings()
+    (video,) = describe("tsu").read([path], [names["NFC"]], findings)
+    assert video.id == names["NFC"] and video.segments.tolist() == [[0, 1, 2]] and not findings.problems
+    file = tmp_path / f"{names['NFD']}.npy"
+    file.write_bytes(b"")
+    folder = FeatureFolder(("rgb",), tmp_path)
+    assert folder.files() == {names["NFC"]: file} and folder.find(names["NFC"]) == [file]
+    assert video_name(f"/films/{names['NFD']}.mp4") == name_of_video(Path(f"{names['NFD']}.mp4")) == names["NFC"]
+
+
+def test_escapes_of_json_keep_their_meaning(tmp_path):
+    text = r'{"v\\u00e9": ["\"\u0065\u0301\\\u00e9\ud83d\ude00\u0022\u005c\u000a", 1]}'
+    assert parse_json(text, tmp_path, dict, "", Findings()) == json.loads(text.replace(r"\u0065\u0301", "é"))
+
+
+def test_an_unknown_class_is_named_once(tmp_path):
+    actions = [["cut", 1, 2], ["cutt", 1, 2], ["wash", 3, 4], ["cutt", 3, 4], [7, 1, 2], [7, 2, 3]]
+    path = write_json(tmp_path / "a.json", {"v": {"subset": "training", "duration": 9, "actions": actions}})
+    findings = Findings()
+    describe("tsu").read([path], ("cut", "stir"), findings)
+    assert findings.problems == {
+        "class": [
+            'v: ["cutt", 1, 2]: the class is not one of ["cut", "stir"]; did you mean \'cut\'? '
+            "(2 actions have this class)",
+            'v: ["wash", 3, 4]: the class is not one of ["cut", "stir"]',
+            "v: [7, 1, 2]: the class is not one of 0 … 1 (2 actions have this class)",
+        ]
+    }
+
+
+def test_class_names_instead_of_numbers(tmp_path):
+    names, findings = [f"class {i}" for i in range(51)], Findings()
+    tree = PkuMmd(tmp_path, {"a": "class 7,1,2,1\n8,3,4,1\n", "b": ""}, ["a"], ["b"])
+    videos = describe("pku_mmd").read(tree.paths(), names, findings)
+    assert videos[0].segments.tolist() == [[7, 1, 2], [7, 3, 4]]
+    path = write_charades(tmp_path / "train.csv", [{"id": "A", "length": "9", "actions": "class 2 1 2;c002 3 4"}])
+    assert describe("charades").read([path], names, findings)[0].segments[:, 0].tolist() == [2, 2]
+    assert not findings.problems
+
+
+def test_label_files_of_other_videos_are_one_problem(tmp_path):
+    tree = PkuMmd(tmp_path, {"0002-L": ""}, ["2-L", "3-L"], ["4-L"])
+    problem = f"none of the 3 names in {tree.split}, such as '2-L', is in {tree.labels}, which has '0002-L'"
+    assert f"missing label file (1):\n  {problem}" in problems("pku_mmd", *tree.paths())
+
+
+def timed(factor=1.0, duration=1.0, count=6, **others):
+    """Annotate videos with an action every five seconds, in a unit of `factor` times a second."""
+    videos = []
+    for i in range(count):
+        seconds = 60.0 + 13 * i
+        scale = others.get(f"v{i}", factor)
+        rows = [(0.0, 5.0 * k * scale, (5.0 * k + 4) * scale) for k in range(int(seconds // 5))]
+        videos.append(annotate(f"v{i}", "train", seconds * duration, rows, Findings()))
+    return videos
+
+
+def unit_findings(videos):
+    findings = Findings()
+    check_units(videos, findings)
+    return findings.problems.get("units", []), findings.handled.get(UNITS_DIFFER, [])
+
+
+def test_times_and_durations_in_one_unit_are_no_finding():
+    for factor in (1.0, 25.0, 1000.0):
+        assert unit_findings(timed(factor, factor)) == ([], [])
+    assert unit_findings(timed(0.3)) == ([], [])  # nothing happens in most of each video
+
+
+@pytest.mark.parametrize(
+    "factor, duration, pair",
+    [
+        (24, 1, "seconds and frames at 24 per second"),
+        (25, 1, "seconds and frames at 25 per second"),
+        (30, 1, "seconds and frames at 30 per second"),
+        (1000, 1, "seconds and milliseconds"),
+        (1000, 25, "frames at 25 per second and milliseconds"),
+        (1e7, 1, "seconds and ticks of 100 nanoseconds"),
+    ],
+)
+def test_times_in_another_unit_than_durations(factor, duration, pair):
+    (problem,), _ = unit_findings(timed(factor, duration))
+    assert re.match(r"10\d of 109 actions of train start at or after the end of their video; the ratio is", problem)
+    assert pair in problem and problem.endswith("give times and durations in one unit")
+    problems, (note,) = unit_findings(timed(duration, factor))
+    assert not problems and note.startswith("in 6 videos, the last action ends within the first ") and pair in note
+
+
+def test_one_video_in_another_unit():
+    (problem,), _ = unit_findings(timed(v3=25.0))
+    assert problem.startswith("v3: 18 of 19 actions start at or after its end; the ratio is about 23.")
+    assert "seconds and frames at 25 per second" in problem
+    _, (note,) = unit_findings([*timed(), annotate("late", "train", 9.0, [(0, 10, 11), (0, 12, 13)], Findings())])
+    assert note == "late: 2 of 2 actions start at or after its end, 9"
 
 
 # Properties: valid values are read back; broken values are named.

@@ -168,7 +168,7 @@ def test_one_error_lists_all_problems(tree):
         "": entry(),
         "no_object": 3,
         "no_fields": {},
-        "subset": entry(subset="validation"),
+        "subset": entry(subset="dev"),
         "zero": entry(duration=0),
         "words": entry(duration="61.5"),
         "nan": entry(duration=float("nan")),
@@ -230,9 +230,9 @@ def test_one_error_lists_all_problems(tree):
 
 
 def test_long_lists_of_problems_are_cut(tree):
-    tree.action(*[[7, 1, 2]] * 47)
+    tree.action(*[[1, -1, 2]] * 47)
     text = tree.problems()
-    assert "class (47):" in text and "… and 27 more" in text
+    assert "time (47):" in text and "… and 27 more" in text
     assert len(text.splitlines()) == 23
 
 
@@ -262,7 +262,9 @@ def test_missing_files_and_folders(tree):
 def test_a_folder_of_other_videos_is_one_problem(tree):
     for path in (tree.root / "flow").iterdir():
         path.rename(path.with_name(f"flow_{path.name}"))
-    assert "has no file <video>.npy, but 3 other feature files, e.g. flow_a.npy" in tree.problems(skip_missing=True)
+    folder = tree.root / "flow"
+    why = f"none of the 3 names in the annotations, such as 'a', is in {folder}, which has 'flow_a'"
+    assert f"flow: {folder} has no file <video>.npy: {why}" in tree.problems(skip_missing=True)
 
 
 def test_class_lists(tree):
@@ -277,11 +279,56 @@ def test_classes_counted_from_one_are_recognised(tree):
     assert "this file counts from 1" in tree.problems()
 
 
-@pytest.mark.parametrize("subset", ["training", "testing"])
-def test_an_empty_split_is_refused(tree, subset):
+@pytest.mark.parametrize("subset", ["validation", "testing"])
+def test_annotations_without_training_videos_are_refused(tree, subset):
+    for video in ("a", "b"):
+        tree.annotations[video]["subset"] = subset
+    message = {"validation": "all training videos are for validation", "testing": "would be empty"}
+    assert message[subset] in tree.problems()
+
+
+def test_a_list_chooses_the_validation_videos(tree):
+    path = tree.root / "validation.txt"
+    for names, message in {
+        "a b": "all training videos are for validation; leave some to train on",
+        "c": f"validation list (1):\n  {path}: c is a test video; list training videos",
+        "d": f"validation list (1):\n  {path}: d is no annotated video; one of the 3 is a",
+        "": f"validation list (1):\n  {path}: it lists no video",
+    }.items():
+        path.write_text("\n".join(names.split()))
+        assert message in tree.problems(validation=str(path))
+    path.write_text("b.mp4\n", encoding="utf-16")
+    _, report = tree.build(validation=str(path))
+    assert [(v.id, v.validation) for v in records.read(tree.root / "out", "train")] == [("a", False), ("b", True)]
+    assert f"validation: 1 of the training videos, named by --validation={path}" in report["facts"]
+    assert (tree.root / "out/validation.txt").read_text() == "b\n"
+
+
+def test_a_third_subset_chooses_the_validation_videos(tree):
+    tree.annotations["a"]["subset"] = "validation"
+    (tree.root / "list.txt").write_text("b\n")
+    text = tree.problems(validation=str(tree.root / "list.txt"))
+    assert "the annotations state the validation videos too, such as a; leave out one of the two" in text
+    _, report = tree.build()
+    assert [(v.id, v.validation) for v in records.read(tree.root / "out", "train")] == [("a", True), ("b", False)]
+    assert "validation: 1 of the training videos, named by the annotations (subset validation)" in report["facts"]
+
+
+def test_times_and_durations_in_different_units_are_refused(tree):
     for video in tree.annotations.values():
-        video["subset"] = subset
-    assert "would be empty" in tree.problems()
+        video["actions"] = [[c, 25 * start + 25, 25 * end] for c, start, end in video["actions"]]
+    text = tree.problems()
+    late = "3 of 3 actions of train start at or after the end of their video"
+    assert f"units (2):\n  {late}; the ratio is about 22" in text
+    assert "seconds and frames at 25 per second" in text
+
+
+def test_without_test_videos_the_report_announces_no_test_scores(tree):
+    for video in tree.annotations.values():
+        video["subset"] = "training"
+    _, report = tree.build()
+    assert report["videos"] == {"train": 3, "test": 0} and records.read(tree.root / "out", "test") == []
+    assert report["facts"][1:] == ["there are no test videos: runs will have predictions and no test scores"]
 
 
 def test_skipping_videos_needs_the_option_and_is_listed(tree):

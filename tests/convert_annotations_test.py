@@ -64,6 +64,27 @@ def test_the_output_is_cleaned_as_the_message_says(tmp_path, capsys):
     assert "1 videos, 2 actions" in capsys.readouterr().out
 
 
+def test_a_format_without_durations_and_subsets_asks_for_neither(tmp_path, capsys):
+    convert(SAMPLES / "via.csv", "--to=csv", f"--output={tmp_path / 'b.csv'}")
+    assert (tmp_path / "b.csv").read_text().splitlines()[:2] == ["video,label,start,end", "kitchen,cut,1.2,4.8"]
+    convert(SAMPLES / "via.csv", "--to=label_studio", "--fps=25", f"--output={tmp_path / 'tasks.json'}")
+    assert "duration" not in json.loads((tmp_path / "tasks.json").read_text())[0]["data"]
+    text = refused(convert_annotations, SAMPLES / "via.csv", "--to=activitynet", f"--output={tmp_path / 'c.json'}")
+    assert "kitchen: the annotation does not state it; give --videos=DIR" in text
+    capsys.readouterr()
+
+
+def test_the_subset_validation_is_kept(tmp_path):
+    content = {
+        name: {"subset": subset, "duration": 6.0, "actions": [["cut", 1, 2]]}
+        for name, subset in (("a", "train"), ("b", "val"), ("c", "test"))
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    convert(tmp_path / "a.json", "--to=json", f"--output={tmp_path / 'b.json'}")
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert [entry["subset"] for entry in written.values()] == ["training", "validation", "testing"]
+
+
 def test_mistakes_end_in_one_sentence(tmp_path):
     output = f"--output={tmp_path / 'out'}"
     text = refused(convert_annotations, SAMPLES / "table.csv", "--to=label_studio", output)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from kd_jax.data import base, records, synthetic
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import open_source
 from kd_jax.files import read_arrays, read_json, write_json
+from kd_jax.report import write_report
 from kd_jax.training import experiment, on_device, population
 from kd_jax.training import run as run_module
 from kd_jax.training.checkpoints import load_run
@@ -139,6 +141,10 @@ WRONG_TURNS = {
     "folder": (lambda c: c.teachers.update(given=5), "teachers.given=5: it must be a folder"),
     "seed": (lambda c: c.update(seed=-1), "seed=-1; it must be at least 0"),
     "validation seed": (lambda c: c.dataset.update(validation_seed=-1), "validation_seed=-1; it must be at least 0"),
+    "validation groups without validation videos": (
+        lambda c: c.dataset.update(validation_fraction=0.0, validation_groups="S"),
+        "dataset.validation_groups has no effect, because dataset.validation_fraction is 0; leave it out",
+    ),
     "validation seed without validation videos": (
         lambda c: c.dataset.update(validation_fraction=0.0, validation_seed=1),
         "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out",
@@ -305,16 +311,65 @@ def test_streamed_and_in_memory_experiments_are_equal_bit_for_bit(tmp_path, monk
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("split, remedy", [("validation", "dataset.validation_seed"), ("test", "subset 'testing'")])
-def test_a_split_without_any_action_is_refused(split, remedy, tmp_path):
+def without_actions(videos):
+    return [dataclasses.replace(video, segments=np.zeros((0, 3))) for video in videos]
+
+
+def test_validation_without_any_action_is_refused(tmp_path):
     info, splits = synthetic.tiny()
-    part = {"validation": "train", "test": "test"}[split]
-    splits[part] = [dataclasses.replace(video, segments=np.zeros((0, 3))) for video in splits[part]]
-    records.write(tmp_path / "records", info, splits)
+    records.write(tmp_path / "records", info, splits | {"train": without_actions(splits["train"])})
     config = tiny_config()
     config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
-    with pytest.raises(ValueError, match=f"none of the . {split} videos has an action, .*{remedy}"):
+    with pytest.raises(ValueError, match="none of the . validation videos has an action, .*dataset.validation_seed"):
         prepare(config, tmp_path / "work")
+
+
+@pytest.mark.parametrize("annotated", [True, False], ids=["no test video", "no test action"])
+def test_without_test_actions_runs_have_predictions_and_no_scores(annotated, tmp_path):
+    info, splits = synthetic.tiny()
+    test = [] if annotated else without_actions(splits["test"])
+    records.write(tmp_path / "records", info, splits | {"test": test})
+    config = tiny_config(epochs=1, checkpoint_every=1)
+    del config.runs.augmented_rgb
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
+    results = perform(config, tmp_path / "work")
+    assert {tuple(row["scores"]) for row in results["rows"]} == {("validation",)}
+    assert [(row["gain"], row["test"]) for row in results["rows"]] == [(None, [])] * 3
+    saved = read_arrays(tmp_path / "work" / "vanilla_rgb" / "predictions_test.npz")
+    assert list(saved) == [video.id for video in test]
+    why = "there are no test videos" if annotated else "none of the 2 test videos has an action"
+    assert f"no test scores, because {why}; validation: frame mAP on 1 training video, dataset." in markdown(results)
+    page = write_report([tmp_path / "work"]).read_text()
+    (content,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert [found["scored"] for found in json.loads(content)["experiments"]] == [False]
+    assert [len(group["timeline"]["videos"]) for group in json.loads(content)["data"]] == ([] if annotated else [2])
+
+
+def test_records_and_groups_choose_the_validation_videos(tmp_path):
+    info, splits = synthetic.tiny()
+    names = ["S1_a", "S1_b", "S2_a", "S2_b"]
+    train = [dataclasses.replace(v, id=name) for v, name in zip(splits["train"], names, strict=True)]
+    records.write(tmp_path / "drawn", info, splits | {"train": train})
+    chosen = [dataclasses.replace(v, validation=v.id == "S2_a") for v in train]
+    records.write(tmp_path / "named", info, splits | {"train": chosen})
+    config = tiny_config(epochs=1)
+    del config.fusions.two_stream, config.runs.augmented_rgb, config.runs.flow_teacher
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "named")})
+    results = perform(config, tmp_path / "work")
+    assert list(read_arrays(tmp_path / "work" / "vanilla_rgb" / "predictions_validation.npz")) == ["S2_a"]
+    assert results["validation"] == {"videos": 1, "rule": "named by the records", "groups": []}
+    assert "validation: frame mAP on 1 training video, named by the records." in markdown(results)
+    config.dataset.data_dir = str(tmp_path / "drawn")
+    with pytest.raises(ValueError, match="was trained with other settings .dataset.fingerprint"):
+        prepare(config, tmp_path / "work")
+
+    config.dataset.validation_groups = r"^(S\d+)"
+    source = prepare(config, tmp_path / "groups")
+    (group,) = source.validation.groups
+    assert source.validation.ids == {f"{group}_a", f"{group}_b"}
+    line = f"validation_groups={config.dataset.validation_groups!r}: 1 of 2 groups ({group})."
+    assert line in markdown(tabulate(config, source, {"vanilla_rgb": scores_of([1], [2])}))
+    assert make_manifest(config, "vanilla_rgb", 0, source)["dataset"]["validation_groups"] == r"^(S\d+)"
 
 
 def test_validation_videos_without_a_positive_snippet_are_refused(tmp_path):
@@ -526,12 +581,14 @@ def test_markdown_by_hand():
         {
             "dataset": "demo",
             "test_videos": 7,
+            "test_actions": 9,
+            "validation": {"videos": 0, "rule": "", "groups": []},
             "seeds": [0],
             "baseline": "a",
             "rows": [row("a", "rgb", [], 10.0, None), row("bb", "rgb", ["t"], 12.5, [2.5])],
         }
     )
-    assert table.splitlines()[0].startswith("demo: percent on the 7 test videos")
+    assert table.splitlines()[0] == "demo: percent on the 7 test videos; no validation videos."
     assert table.splitlines()[2:] == [
         "| run | reads | learns from | frame mAP | gain over a |",
         "| --- | ----- | ----------- | --------: | ----------: |",

@@ -89,7 +89,7 @@ def fill(folders, lengths):
 
 def annotated(video, duration, rows=(), **others) -> Annotated:
     findings = Findings()
-    checked = [check_action(video, list(row), Labels(9), findings) for row in rows]
+    checked = [check_action(video, list(row), Labels("abcdefghi"), findings) for row in rows]
     return annotate(video, "train", duration, checked, findings, **others)
 
 

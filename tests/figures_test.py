@@ -13,7 +13,7 @@ from kd_jax.analysis.figures import FIGURES, make_figures
 from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
 from kd_jax.analysis.study import Roles, Study, Unavailable, find_roles
 from kd_jax.data import synthetic
-from kd_jax.data.source import Source
+from kd_jax.data.source import Source, Validation
 from kd_jax.inference.predict import fuse
 from kd_jax.segments import labels_from_segments
 from kd_jax.types import Outputs
@@ -89,7 +89,7 @@ def experiment(rows=ROWS, head="dense", seeds=(0, 1), protocols=("frame_map", "e
         results = {"best_epoch": 3, "scoring": scoring}
         runs[name] = [FinishedRun(name, seed, epath.Path(name), config, results, epochs) for seed in seeds]
     results = {"seeds": list(seeds), "baseline": "plain", "gain_of": "frame mAP", "rows": rows, "test_videos": 3}
-    source = Source(info, "", lambda split, modalities: splits[split], frozenset())
+    source = Source(info, "", lambda split, modalities: splits[split], Validation(frozenset(), ""))
     return InMemory(epath.Path("memory"), results, runs, source, made)
 
 

@@ -285,3 +285,16 @@ def test_info_converts_times():
     assert frames.seconds(101) == 5.05 and frames.num_frames(video) == 101
     assert INFO.seconds(101) == 101 and INFO.num_frames(video) == 2525
     assert INFO.num_frames(dataclasses.replace(video, duration=0.001)) == 1
+
+
+def test_videos_for_validation_are_read_back_and_counted_apart(twelve_videos, tmp_path):
+    info = records.read_info(twelve_videos)
+    videos = {split: records.read(twelve_videos, split) for split in base.SPLITS}
+    chosen = [dataclasses.replace(video, validation=i in (5, 7, 9)) for i, video in enumerate(videos["train"])]
+    records.write(tmp_path / "named", info, videos | {"train": chosen})
+    assert [v.id for v in records.read(tmp_path / "named", "train") if v.validation] == ["v5", "v7", "v9"]
+    first = records.read(tmp_path / "named", "train", ["rgb"], first=2)
+    assert [video.id for video in first] == ["v0", "v1", "v5", "v7"]
+    np.testing.assert_array_equal(first[2].features["rgb"], videos["train"][5].features["rgb"])
+    assert records.read_fingerprint(tmp_path / "named") != records.read_fingerprint(twelve_videos)
+    assert "validation" not in (twelve_videos / records.VIDEOS_FILE).read_text()  # as in older records

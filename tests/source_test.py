@@ -6,7 +6,7 @@ import pytest
 from kd_jax import runtime
 from kd_jax.data import base
 from kd_jax.data import source as source_module
-from kd_jax.data.source import open_source, split_validation
+from kd_jax.data.source import choose_validation, open_source, split_validation
 
 
 @pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.01, 1), (0.2, 2), (0.5, 5)])
@@ -20,6 +20,43 @@ def test_validation_split(fraction, held_out):
 def test_validation_must_leave_training_videos():
     with pytest.raises(ValueError, match=r"validation_fraction=0.9 of 2 training videos leaves none"):
         split_validation(["a", "b"], 0.9, 0)
+
+
+def videos(*names, validation=()):
+    segments = np.zeros((0, 3))
+    return [base.Video(name, {}, segments, 1.0, validation=name in validation) for name in names]
+
+
+def test_whole_groups_are_held_out():
+    names = [f"S{i:02d}_{take}" for i in range(10) for take in "abc"]
+    chosen = choose_validation(videos(*names), 0.3, 1, r"^(S\d+)_")
+    assert len(chosen.groups) == 3 and chosen.ids == {name for name in names if name[:3] in chosen.groups}
+    whole_match = choose_validation(videos(*names), 0.3, 1, r"^S\d+")
+    assert whole_match.ids == chosen.ids
+    assert chosen.rule.endswith("validation_groups='^(S\\\\d+)_': 3 of 10 groups")
+
+
+def test_videos_that_the_records_name_are_held_out():
+    chosen = choose_validation(videos("a", "b", "c", validation="b"), 0.2, 0)
+    assert (chosen.ids, chosen.rule, chosen.groups) == ({"b"}, "named by the records", ())
+
+
+@pytest.mark.parametrize(
+    "named, options, message",
+    [
+        ("", (0.2, 0, "^P"), r"validation_groups='\^P' matches 0 of 2 training videos, and not 'S1_a'"),
+        ("", (0.2, 0, "S1"), "matches 1 of 2 training videos, and not 'S2_a'; every video needs a group"),
+        ("", (0.2, 0, "^S"), "validation_fraction=0.2 of 1 groups by '\\^S' leaves none to train on"),
+        ("", (0.2, 0, "("), r"validation_groups='\(' is no regular expression"),
+        ("S1_a", (0.2, 0, "^S"), "validation_groups='\\^S' has no effect, because the records name 1 validation"),
+        ("S1_a", (0.2, 3, ""), "validation_seed=3 has no effect, because the records name 1 validation videos"),
+        ("S1_a", (0.0, 0, ""), "validation_fraction=0 has no effect, because the records name"),
+        ("S1_a S2_a", (0.2, 0, ""), "the records name all training videos for validation"),
+    ],
+)
+def test_contradictions_about_validation_are_refused(named, options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_validation(videos("S1_a", "S2_a", validation=named.split()), *options)
 
 
 def test_features_stay_on_disk_if_they_do_not_fit_the_host(twelve_videos, monkeypatch):

@@ -12,7 +12,16 @@ from kd_jax.data.annotations import common_layout, custom, tools
 from kd_jax.data.annotations.custom import Media, ReadOptions
 from kd_jax.data.annotations.tools import label_studio
 from kd_jax.data.annotations.tools.media import video_name
-from kd_jax.data.checks import DURATION_DIFFERS, NO_SPAN, NOT_SUBMITTED, TIMES_DIFFER, TRIMMED, DataError, Findings
+from kd_jax.data.checks import (
+    DURATION_DIFFERS,
+    NO_SPAN,
+    NOT_SUBMITTED,
+    TIERS,
+    TIMES_DIFFER,
+    TRIMMED,
+    DataError,
+    Findings,
+)
 
 SAMPLES = Path(__file__).parent / "data/annotations"
 ACTIONS = {"kitchen": [["cut", 1.2, 4.8], ["wash", 4.0, 9.6]], "garden": [], "hall": [["cut", 0.0, 2.4]]}
@@ -181,6 +190,24 @@ def test_elan_annotations_that_refer_to_others(tmp_path):
     assert not findings.problems
 
 
+def test_elan_tiers_that_depend_on_others_are_left_out_and_named(tmp_path, test_list):
+    text = (SAMPLES / "elan_kitchen.eaf").read_text()
+    tier = """<TIER TIER_ID="note" PARENT_REF="left hand"><ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a3"
+        ANNOTATION_REF="a1"><ANNOTATION_VALUE>blurred</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION></TIER>"""
+    path = tmp_path / "a.eaf"
+    path.write_text(text.replace("<LINGUISTIC_TYPE", tier + "<LINGUISTIC_TYPE", 1), encoding="utf-16")
+    for label_from, labels in (("", ["cut", "wash"]), ("tier", ["left hand", "right hand"])):
+        findings = Findings()
+        _, entries = tools.read_file(path, findings, label_from)
+        assert [action[0] for action in entries["kitchen"]["actions"]] == labels
+        used = "actions are those of left hand, right hand; left out: note (--label_from chooses another tier)"
+        assert findings.handled[TIERS] == [f"{path}: {used}"]
+    findings = Findings()
+    _, entries = tools.read_file(path, findings, "value")
+    assert [action[0] for action in entries["kitchen"]["actions"]] == ["cut", "wash", "blurred"]
+    assert TIERS not in findings.handled
+
+
 def test_via_segments_with_two_attributes(tmp_path, test_list):
     text = (SAMPLES / "via.csv").read_text().replace('{""1"":""cut""}', '{""1"":""cut"",""2"":""slowly""}')
     path = tmp_path / "via.csv"
@@ -216,10 +243,13 @@ def test_frames_of_label_studio(tmp_path, test_list):
 
 def test_split_by_list_and_by_fraction(tmp_path, test_list):
     path = SAMPLES / "via.csv"
+    (tmp_path / "list.txt").write_text("x1\nx2\n")
+    text = problems(path, test=str(tmp_path / "list.txt"))
+    assert "none of the 2 names in" in text and "such as 'x1', is in the annotations, which has" in text
     (tmp_path / "list.txt").write_text("halls\n")
     assert "halls is no annotated video; did you mean hall?" in problems(path, test=str(tmp_path / "list.txt"))
     assert "which of the 3 videos are for testing; give --test=LIST" in problems(path)
-    for fraction, count in ((0.0, 1), (0.3, 1), (0.7, 2), (1.0, 2)):
+    for fraction, count in ((0.0, 0), (0.3, 1), (0.7, 2), (1.0, 2)):
         drawn = [read([path], test_fraction=fraction, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
         tested = [{video for video, entry in entries.items() if entry["subset"] == "testing"} for entries in drawn]
         assert {len(videos) for videos in tested} == {count} and tested[0] == tested[1]
@@ -283,7 +313,7 @@ TABLE = "video,label,start,end,duration,subset\n"
         (TABLE + ",cut,1,2,9,train\n", "line 2: "),
         (TABLE + "a,cut,1,2,9,train\na,cut,1,2,8,train\n", 'line 3: duration "8", but 9.0 in an earlier row'),
         (TABLE + "a,cut,1,2,9,train\na,cut,1,2,9,test\n", 'line 3: subset "test", but "train" in an earlier row'),
-        (TABLE + "a,cut,1,2,9,dev\nb,cut,1,2,9,test\n", 'a: "dev", expected training or testing'),
+        (TABLE + "a,cut,1,2,9,dev\nb,cut,1,2,9,test\n", 'a: "dev", expected training, validation or testing'),
         (TABLE + 'a,"cut,1,2\n', "line 2"),
         ("<html></html>", "its first element is html, expected ANNOTATION_DOCUMENT"),
         ("<ANNOTATION_DOCUMENT>", "not readable as ELAN XML (ParseError: no element found"),
@@ -302,7 +332,7 @@ TABLE = "video,label,start,end,duration,subset\n"
         ('[{"data": {"video": "a.mp4"}, "annotations": [{}]}]', "a: result null, expected a list"),
         ('{"type": "video_classification"}', "video null, expected a file name"),
         ('# CSV_HEADER = file_list,metadata\n"[]","{}"\n', "KeyError: 'temporal_segment_start'"),
-        (b"\xff\xfev\0", "not readable as text"),
+        (b"\xff\xfev", "not readable as text"),
     ],
 )
 def test_what_is_no_annotation_is_said_in_one_sentence(tmp_path, text, message):

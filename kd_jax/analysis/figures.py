@@ -39,6 +39,9 @@ FIGURES: dict[str, FigureFunction] = {
 }
 
 
+OF_TRAINING = ("learning_curves",)  # the figures that need no actions in the test videos
+
+
 class Made(NamedTuple):
     """A figure that was made, or the reason why it was not."""
 
@@ -74,6 +77,8 @@ def make_figures(
     made = {}
     for name in names:
         try:
+            if name not in OF_TRAINING and not experiment.source.scored_videos("test"):
+                raise Unavailable("no test video has an action, so there are no test scores")
             drawing = FIGURES[name](study)
         except Unavailable as reason:
             made[name] = Made(None, [f"Not made: {reason}."])

@@ -123,6 +123,8 @@ def _describe(name: str, experiment: FinishedExperiment) -> dict:
         "workdir": str(experiment.workdir),
         "dataset": results["dataset"],
         "test_videos": results["test_videos"],
+        "scored": bool(experiment.source.scored_videos("test")),
+        "validation": results.get("validation", {}),  # older results do not have it
         "seeds": results["seeds"],
         "finding": finding(results),
         "environment": results.get("environment", {}),
@@ -132,12 +134,13 @@ def _describe(name: str, experiment: FinishedExperiment) -> dict:
 
 
 def _groups_by_data(named: Mapping[str, FinishedExperiment]) -> list[dict[str, FinishedExperiment]]:
-    """The experiments in groups with the same test videos and classes."""
+    """The experiments with test videos, in groups with the same test videos and classes."""
     groups: dict[tuple, dict[str, FinishedExperiment]] = {}
     for name, experiment in named.items():
         videos = tuple(video.id for video in experiment.source.videos("test", []))
         key = experiment.source.fingerprint, experiment.source.info.classes, videos
-        groups.setdefault(key, {})[name] = experiment
+        if videos:
+            groups.setdefault(key, {})[name] = experiment
     return list(groups.values())
 
 
@@ -195,8 +198,12 @@ def _choose_lanes(
 
 
 def _per_class(group: Mapping[str, FinishedExperiment], classes: Sequence[str], counts: Sequence[int]) -> dict:
-    """The AP of each class by the first protocol that has one: a column per run, and the gain of the augmented one."""
-    first = next(iter(group.values())).results["rows"][0]["test"][0].get("per_class", {})
+    """The AP of each class by the first protocol that has one: a column per run, and the gain of the augmented one.
+
+    {} without a score per class.
+    """
+    scored = next(iter(group.values())).results["rows"][0]["test"]
+    first = scored[0].get("per_class", {}) if scored else {}
     if not first:
         return {}
     protocol, columns = next(iter(first)), []

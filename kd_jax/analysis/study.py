@@ -124,7 +124,8 @@ class Study:
 
     @functools.cached_property
     def _occurs(self) -> np.ndarray:
-        return np.any([table.any(axis=0) for table in self.labels.values()], axis=0)
+        none = np.zeros(len(self.experiment.source.info.classes), bool)
+        return np.any([none, *(table.any(axis=0) for table in self.labels.values())], axis=0)
 
     @property
     def head(self) -> str:

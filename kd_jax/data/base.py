@@ -59,6 +59,7 @@ class Video:
     ambiguous: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
     # the times of the snippets, in the same unit; None if they divide the duration evenly
     known_grid: Grid | None = None
+    validation: bool = False  # a training video that the user chose for validation
 
     def __post_init__(self):
         if self.written is None:

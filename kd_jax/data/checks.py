@@ -9,14 +9,16 @@ The functions below read files and values; each reports what it cannot read to a
 """
 
 import contextlib
+import difflib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from kd_jax.data.base import is_file_name
+from kd_jax.data.text_files import decode, normalize, unescape
 
 LINES_PER_KIND = 20  # problems of one kind that the error lists; it counts the others
 
@@ -44,6 +46,9 @@ TIMES_DIFFER = "kept: time in milliseconds, although the file's frame number dif
 DURATION_DIFFERS = "kept: duration of the annotation, although that of the video or its features differs"
 TRIMMED = "ignored: video of a subset that is neither trained nor tested on"
 SKIPPED = "skipped: video without a feature file"
+ENCODED = "read: text file in another encoding than UTF-8"
+TIERS = "ignored: some tiers of an ELAN file"
+UNITS_DIFFER = "kept: times and durations that are probably not in one unit"
 
 Content = TypeVar("Content", dict, list)
 
@@ -94,6 +99,12 @@ class Findings:
 
 def load_json(path: Path, kind: type[Content], expected: str, findings: Findings) -> Content:
     """Reads a JSON object with at least one key and none twice, or a list; returns an empty `kind` after a problem."""
+    text = read_text(path, findings)
+    return kind() if text is None else parse_json(text, path, kind, expected, findings)
+
+
+def parse_json(text: str, path: Path, kind: type[Content], expected: str, findings: Findings) -> Content:
+    """Reads the text of a JSON file as `load_json` does; names are in one Unicode form, see `text_files.normalize`."""
 
     def to_dict(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:  # json keeps the last of equal keys
         entry = dict(pairs)
@@ -104,8 +115,8 @@ def load_json(path: Path, kind: type[Content], expected: str, findings: Findings
         return entry
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=to_dict)
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(normalize(unescape(text)), object_pairs_hook=to_dict)
+    except (ValueError, RecursionError) as error:
         findings.problem("unreadable file", f"{path}: not readable as JSON ({reason(error)})")
         return kind()
     if not isinstance(content, kind) or content == {}:
@@ -115,12 +126,38 @@ def load_json(path: Path, kind: type[Content], expected: str, findings: Findings
 
 
 def read_text(path: Path, findings: Findings) -> str | None:
-    """Reads a UTF-8 file; returns None and reports a problem if it cannot be read."""
+    """Reads a text file as `text_files.decode` does, and notes an encoding other than UTF-8.
+
+    Returns None and reports a problem if it cannot be read.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        findings.problem("unreadable file", f"{path}: not readable as text ({reason(error)})")
+        text, encoding = decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = error if type(error) is ValueError else reason(error)
+        findings.problem("unreadable file", f"{path}: not readable as text ({why})")
         return None
+    if encoding != "UTF-8":
+        words = [word for word in text.split() if not word.isascii()]
+        shown = f", e.g. {short(words[0])}" if words else ""
+        findings.note(ENCODED, f"{path}: {encoding}{shown}")
+    return text
+
+
+def check_common(what: str, names: Collection[str], where: str, others: Collection[str]) -> str:
+    """Compares two sets of names that must overlap.
+
+    Returns a sentence that shows a name of each if they have none in common; '' if they have, or if one is empty.
+
+    Args:
+      what: the first set, e.g. 'the annotations'.
+      names: of videos or classes, in one Unicode form.
+      where: the second set, e.g. 'the folder features/rgb'.
+    """
+    if not names or not others or not set(names).isdisjoint(others):
+        return ""
+    name = min(names)
+    closest = difflib.get_close_matches(name, list(others)[:1000], 1, 0.0)[0]
+    return f"none of the {len(names)} names in {what}, such as {name!r}, is in {where}, which has {closest!r}"
 
 
 def check_video_id(video: object, findings: Findings, where: str = "", *, blanks: bool = True) -> bool:

@@ -22,7 +22,8 @@ import numpy as np
 
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
-from kd_jax.data.checks import Findings, number, reason, short
+from kd_jax.data.checks import Findings, check_common, number, reason, short
+from kd_jax.data.text_files import find_file, normalize
 from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.files import read_json
 from kd_jax.segments import Grid
@@ -48,11 +49,11 @@ class FeatureFolder:
 
     def files(self) -> dict[str, Path]:
         """Returns {video: file} of all feature files; the `.npz` if a video has two."""
-        return {path.stem: path for suffix in SUFFIXES for path in sorted(self.path.glob(f"*{suffix}"))}
+        return {normalize(path.stem): path for suffix in SUFFIXES for path in sorted(self.path.glob(f"*{suffix}"))}
 
     def find(self, video: str) -> list[Path]:
         """Returns the files of one video; two are a mistake."""
-        return [path for suffix in SUFFIXES if (path := self.path / f"{video}{suffix}").is_file()]
+        return [path for suffix in SUFFIXES if (path := find_file(self.path / f"{video}{suffix}")).is_file()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +81,8 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
             continue
         files = folder.files()
         if videos and not files.keys() & set(videos):
-            others = f"{len(files)} other feature files, e.g. {files[min(files)].name}" if files else "no feature file"
-            case = f"{folder.name}: {folder.path} has no file <video>.npy, but {others}"
+            why = check_common("the annotations", videos, str(folder.path), files) or "there is no feature file"
+            case = f"{folder.name}: {folder.path} has no file <video>.npy: {why}"
             findings.problem("missing feature folder", case)
             continue
         present.append(folder)
@@ -390,7 +391,7 @@ def load(video: Matched) -> base.Video:
         features |= zip(folder.modalities, parts, strict=True)
     of = video.annotated
     known_grid = video.grid if video.cut else None
-    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, known_grid)
+    return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, known_grid, of.validation)
 
 
 def is_manifest(content: object) -> bool:

@@ -140,6 +140,8 @@ def _entry(video: Video) -> dict:
     known = {"id": video.id, "snippets": video.num_snippets, "duration": float(video.duration)}
     if video.known_grid:  # older records have none
         known["grid"] = list(video.known_grid)
+    if video.validation:
+        known["validation"] = True
     return known | {name: table.tolist() for name, table in _tables(video).items()} | {"crc32": checksums(video)}
 
 
@@ -211,6 +213,7 @@ def checksums(video: Video) -> dict[str, int]:
     """
     tables = {name: table.tolist() for name, table in _tables(video).items()}
     known = (video.id, float(video.duration), tables, *([list(video.known_grid)] if video.known_grid else []))
+    known += ("validation",) if video.validation else ()
     parts = {"": zlib.crc32(repr(known).encode())}
     for modality, features in video.features.items():
         parts[modality] = zlib.crc32(np.ascontiguousarray(features, np.float16).data)
@@ -310,7 +313,7 @@ def read(
     Args:
       split: 'train' or 'test'.
       modalities: those to decode; None = all, empty = none.
-      first: the number of videos to read, from the start; None = all.
+      first: the number of videos to read, from the start; None = all. Videos for validation are counted apart.
       on_disk: leave the features in their records, see `base.OnDisk`; damage is found when the features are read.
 
     Returns the videos in the order in which they were written; features are read-only float16 arrays, or OnDisk. Raises
@@ -325,19 +328,28 @@ def read(
         known, remedy = ", ".join(info.modalities), f"Build it again with --features={missing[0]}=DIR to add it"
         raise ValueError(f"{directory} has no modality {missing[0]!r}; it has {known}. {remedy}")
     _check_shards(Path(directory), splits[split]["shards"])
-    entries = _read_entries(directory)[split][:first]
+    entries = _first_of_each(_read_entries(directory)[split], first)
     if not entries or not modalities:
-        return [_to_video(entry, {}) for entry in entries]
+        return [_to_video(entry, {}) for _, entry in entries]
     records = _Records(directory, split, info)
     if on_disk:
-        return [_to_video(e, {m: records.on_disk(i, e, m) for m in modalities}) for i, e in enumerate(entries)]
-    return [_to_video(entry, records.features(i, entry, modalities)) for i, entry in enumerate(entries)]
+        return [_to_video(e, {m: records.on_disk(i, e, m) for m in modalities}) for i, e in entries]
+    return [_to_video(entry, records.features(i, entry, modalities)) for i, entry in entries]
+
+
+def _first_of_each(entries: Sequence[Mapping], first: int | None) -> list[tuple[int, Mapping]]:
+    """(index, entry) of the first videos for training, and of the first ones for validation."""
+    groups: dict[bool, list[tuple[int, Mapping]]] = {False: [], True: []}
+    for index, entry in enumerate(entries):
+        groups[entry.get("validation", False)].append((index, entry))
+    return sorted(groups[False][:first] + groups[True][:first], key=lambda found: found[0])
 
 
 def _to_video(entry: Mapping, features: Mapping[str, Features]) -> Video:
     tables = {name: np.array(entry[name], np.float64).reshape(-1, columns) for name, columns in TABLES.items()}
-    grid = Grid(*entry["grid"]) if "grid" in entry else None
-    return Video(entry["id"], features, duration=entry["duration"], known_grid=grid, **tables)
+    grid, validation = Grid(*entry["grid"]) if "grid" in entry else None, entry.get("validation", False)
+    duration = entry["duration"]
+    return Video(entry["id"], features, duration=duration, known_grid=grid, validation=validation, **tables)
 
 
 class _Records:
@@ -366,8 +378,8 @@ class _Records:
         with self._named_damage():
             record = _features(self._info, modalities).deserialize_example_np(self._source[index])
             known = {name: record[name] for name in TABLES} | {"duration": float(record["duration"])}
-            known["known_grid"] = _to_video(entry, {}).known_grid
-            video = Video(record["id"].decode(), record["features"], **known)
+            known |= {"id": record["id"].decode(), "features": record["features"]}
+            video = dataclasses.replace(_to_video(entry, {}), **known)
             if any(checksum != entry["crc32"][part] for part, checksum in checksums(video).items()):
                 raise ValueError(f"{video.id!r} is not what was written; was a shard swapped or changed?")
         return video.features

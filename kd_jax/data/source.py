@@ -1,7 +1,8 @@
 """Source: the videos of an experiment, from records on disk or from the synthetic set in memory."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,16 @@ from kd_jax.data.annotations import describe
 from kd_jax.runtime import host_memory
 
 HOST_SHARE = 0.5  # the share of the host's memory that the features of an experiment may take
-REMEDIES = {  # how to get a split with an action in it
-    "validation": "choose others with dataset.validation_seed or hold out more with dataset.validation_fraction",
-    "test": "give annotated videos the subset 'testing' when you build the records",
-}
+REMEDY = "choose others with dataset.validation_seed or hold out more with dataset.validation_fraction"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The training videos that are held out to choose the best epoch."""
+
+    ids: frozenset[str]
+    rule: str  # what chose them: 'named by the records', or fields of config.dataset with their values
+    groups: tuple[str, ...] = ()  # those that are held out, if whole groups are
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,19 @@ class Source:
     info: base.Info  # what they share
     fingerprint: str  # a hash of the content, equal only for equal videos
     read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
-    validation: frozenset[str]  # ids of the training videos that are held out
+    validation: Validation
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """Returns the videos of 'train', 'validation' or 'test' with these modalities; 'train' has no held-out ones."""
         if split == "test":
             return self.read("test", tuple(modalities))
         held_out = split == "validation"
-        return [v for v in self.read("train", tuple(modalities)) if (v.id in self.validation) == held_out]
+        return [v for v in self.read("train", tuple(modalities)) if (v.id in self.validation.ids) == held_out]
+
+    def scored_videos(self, split: str) -> list[base.Video]:
+        """Returns the videos of 'validation' or 'test', without features; [] if none has an action to score."""
+        videos = self.videos(split, [])
+        return videos if any(len(video.segments) for video in videos) else []
 
 
 def open_source(
@@ -44,6 +56,7 @@ def open_source(
     *,
     validation_fraction: float,
     validation_seed: int,
+    validation_groups: str = "",
     max_videos: int = 0,
     synthetic_fallback: bool = False,
     streamed: bool = False,
@@ -54,14 +67,14 @@ def open_source(
       name: a key of DATASETS.
       data_dir: the folder of its records; unused for the synthetic set.
       modalities: those that the experiment reads.
-      validation_fraction, validation_seed: share of the training videos that is held out, and the seed that draws them.
+      validation_fraction, validation_seed, validation_groups: how `choose_validation` draws the videos to hold out.
       max_videos: the most videos to read of each split; 0 = all.
       synthetic_fallback: use the synthetic set if `data_dir` does not exist.
       streamed: always leave features on disk. By default they are read into memory if those of all `modalities` take no
         more than HOST_SHARE of the host's memory.
 
     Raises FileNotFoundError if there are no records; ValueError for an unknown data set, a modality that the records
-    lack, no training videos left, or validation or test videos without any action.
+    lack, no training videos left, fields that contradict the records, or validation videos without any action.
     """
     describe(name)  # raises for an unknown name
     first = max_videos or None
@@ -73,10 +86,10 @@ def open_source(
     else:
         data = _open_records(name, data_dir, modalities, first, streamed)
     _check_modalities(data.info, modalities)
-    train_ids = [video.id for video in data.listed["train"]]
-    held_out = frozenset(split_validation(train_ids, validation_fraction, validation_seed)[1])
-    _check_actions(data.listed, held_out, with_features=bool(modalities))
-    return Source(data.info, data.fingerprint, data.read, held_out)
+    chosen = choose_validation(data.listed["train"], validation_fraction, validation_seed, validation_groups)
+    held_out = [video for video in data.listed["train"] if video.id in chosen.ids]
+    _check_actions(held_out, with_features=bool(modalities))
+    return Source(data.info, data.fingerprint, data.read, chosen)
 
 
 class _Data(NamedTuple):
@@ -120,17 +133,15 @@ def _check_modalities(info: base.Info, modalities: Sequence[str]) -> None:
         raise ValueError(f"the data set {info.name!r} has {found}: {remedy}")
 
 
-def _check_actions(listed: Mapping[str, Sequence[base.Video]], held_out: frozenset[str], with_features: bool) -> None:
-    """Raises ValueError if the validation or test videos have no action, so that no score exists."""
-    validation = [video for video in listed["train"] if video.id in held_out]
-    for split, videos in (("validation", validation), ("test", listed["test"])):
-        if (videos or split == "test") and not any(len(video.segments) for video in videos):
-            what = f"none of the {len(videos)} {split} videos has an action"
-            raise ValueError(f"{what}, so nothing can be scored; {REMEDIES[split]}")
+def _check_actions(validation: Sequence[base.Video], with_features: bool) -> None:
+    """Raises ValueError if the validation videos have no action, so that no score exists."""
+    if validation and not any(len(video.segments) for video in validation):
+        what = f"none of the {len(validation)} validation videos has an action"
+        raise ValueError(f"{what}, so nothing can be scored; {REMEDY}")
     inside = (v.grid.snippets_inside(v.segments, v.num_snippets) for v in validation)
     if validation and with_features and not any((first < stop).any() for first, stop in inside):
         what = f"no action of the {len(validation)} validation videos has a snippet inside"
-        raise ValueError(f"{what}, so nothing can be scored; {REMEDIES['validation']}")
+        raise ValueError(f"{what}, so nothing can be scored; {REMEDY}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -151,14 +162,67 @@ def _synthetic_as(modalities: tuple[str, ...]) -> tuple[base.Info, dict[str, lis
     return info, splits, records.fingerprint(info, checksums)
 
 
-def split_validation(ids: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Splits training ids into (train, validation), each sorted; validation is empty only if `fraction` is 0."""
-    ids = sorted(ids)
+def choose_validation(videos: Sequence[base.Video], fraction: float, seed: int, groups: str = "") -> Validation:
+    """Chooses the training videos to hold out: those that the records name, or a draw of videos or of whole groups.
+
+    Args:
+      videos: for training.
+      fraction: share of the videos, or of the groups, to draw; 0 draws none.
+      seed: of the draw.
+      groups: a regular expression. Its first group in the name of a video, or else its match, is the video's group.
+        '' draws single videos.
+
+    Raises ValueError for fields that contradict the records or leave no video to train on, and for a video without a
+    group.
+    """
+    if named := [video.id for video in videos if video.validation]:
+        others = {"fraction=0": not fraction, f"seed={seed}": seed, f"groups={groups!r}": groups}
+        if given := [f"dataset.validation_{field}" for field, differs in others.items() if differs]:
+            what = f"{given[0]} has no effect, because the records name {len(named)} validation videos"
+            raise ValueError(f"{what}; leave it out, or build the records without them")
+        if len(named) == len(videos):
+            raise ValueError("the records name all training videos for validation; build them with others to train on")
+        return Validation(frozenset(named), "named by the records")
+    ids = [video.id for video in videos]
+    rule = f"dataset.validation_fraction={fraction}, validation_seed={seed}"
+    if not groups:
+        return Validation(frozenset(split_validation(ids, fraction, seed)[1]), rule)
+    group_of = _find_groups(ids, groups)
+    kept, held_out = split_validation(sorted(set(group_of.values())), fraction, seed, f"groups by {groups!r}")
+    chosen = frozenset(video for video, group in group_of.items() if group in held_out)
+    return Validation(
+        chosen,
+        f"{rule}, validation_groups={groups!r}: {len(held_out)} of {len(kept + held_out)} groups",
+        tuple(held_out),
+    )
+
+
+def _find_groups(ids: Sequence[str], groups: str) -> dict[str, str]:
+    """Returns {video: group}; raises ValueError for a video without one."""
+    field = f"dataset.validation_groups={groups!r}"
+    try:
+        matches = {video: re.search(groups, video) for video in ids}
+    except re.error as error:
+        raise ValueError(f"{field} is no regular expression ({error})") from None
+    found = {video: match[1] if match.re.groups else match[0] for video, match in matches.items() if match}
+    if lacking := [video for video in ids if not found.get(video)]:
+        raise ValueError(
+            f"{field} matches {len(ids) - len(lacking)} of {len(ids)} training videos, and not {lacking[0]!r}; every "
+            "video needs a group"
+        )
+    return found
+
+
+def split_validation(
+    names: Sequence[str], fraction: float, seed: int, what: str = "training videos"
+) -> tuple[list[str], list[str]]:
+    """Splits names into (train, validation), each sorted; validation is empty only if `fraction` is 0."""
+    names = sorted(names)
     if not fraction:
-        return ids, []
-    count = max(1, round(fraction * len(ids)))
-    if count >= len(ids):
-        what = f"dataset.validation_fraction={fraction} of {len(ids)} training videos"
-        raise ValueError(f"{what} leaves none to train on; lower it")
-    chosen = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:count]}
-    return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
+        return names, []
+    count = max(1, round(fraction * len(names)))
+    if count >= len(names):
+        held_out = f"dataset.validation_fraction={fraction} of {len(names)} {what}"
+        raise ValueError(f"{held_out} leaves none to train on; lower it")
+    chosen = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+    return [name for name in names if name not in chosen], [name for name in names if name in chosen]

@@ -224,6 +224,8 @@ def check_config(config: ConfigDict) -> None:
     _check_fields("", config, _NUMBERS, _TEXTS)
     idle = "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out"
     _require(config.dataset.validation_fraction or not config.dataset.validation_seed, idle)
+    idle = "dataset.validation_groups has no effect, because dataset.validation_fraction is 0; leave it out"
+    _require(config.dataset.validation_fraction or not config.dataset.validation_groups, idle)
     training_order(config)
     for name in config.runs:
         _check_run(config, name)

@@ -23,11 +23,11 @@ def scoring_of(config) -> Scoring:
 def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:
     """Scores the saved logits of a finished run, or the mean logits of several: {'validation': …, 'test': scores}.
 
-    The validation videos, if there are any, are scored with VALIDATION.
+    The validation videos are scored with VALIDATION. A split without actions has no scores.
     """
     scores = {}
     for split, how in {"validation": VALIDATION, "test": scoring}.items():
-        if videos := source.videos(split, []):
+        if videos := source.scored_videos(split):
             logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
             scores[split] = score_split(logits, videos, source.info, how)
     return scores

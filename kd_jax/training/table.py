@@ -14,7 +14,7 @@ from kd_jax.training.scores import scoring_of
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{title of a column: (split, key of the scores)}; the gain is that of the first column."""
+    """{title of a column: (split, key of the scores)}; the gain is that of the first column, a score of the test."""
     titles: dict[str, tuple[str, str]] = {}
     for protocol in protocols:
         for measure, title in PROTOCOLS[protocol].columns.items():
@@ -41,11 +41,14 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         if tried:
             row |= {"chosen": name, "tried": tried}
         baseline = scores.get(row["baseline"])
-        gain = _gain(row["scores"][gain_of], _values(baseline or [], titles[gain_of]))
+        gain = _gain(row["scores"].get(gain_of), _values(baseline or [], titles[gain_of]))
         row["gain"] = None if baseline is scores[name] else gain
         rows.append(row)
     data_dir = os.path.abspath(config.dataset.data_dir) if config.dataset.data_dir else ""
-    data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(source.videos("test", []))}
+    test, held_out = source.videos("test", []), source.validation
+    data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(test)}
+    data["test_actions"] = sum(len(video.segments) for video in test)
+    data["validation"] = {"videos": len(held_out.ids), "rule": held_out.rule, "groups": list(held_out.groups)}
     gains = {"baseline": config.baseline, "gain_of": gain_of, "reported_for": config.reported_for}
     return {**data, "seeds": list(seeds(config)), **gains, "rows": rows}
 
@@ -63,7 +66,7 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "balance": run.balance if run else None,
         "starts_from": run.starts_from if run else None,
         "scores": {column: found for column, place in titles.items() if (found := _values(results, place))},
-        "test": [result["test"] for result in results],
+        "test": [result["test"] for result in results if "test" in result],  # [] if no test video has an action
         "baseline": (run and run.baseline) or config.baseline,
     }
     if config.reported:
@@ -77,9 +80,9 @@ def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
     return [result[split][key] for result in results] if all(key in r.get(split, {}) for r in results) else None
 
 
-def _gain(values: Sequence[float | None], baseline: Sequence[float | None] | None) -> list[float] | None:
+def _gain(values: Sequence[float | None] | None, baseline: Sequence[float | None] | None) -> list[float] | None:
     """The differences, seed by seed; None without a baseline or where a value does not exist."""
-    if not baseline or None in (*values, *baseline):
+    if not values or not baseline or None in (*values, *baseline):
         return None
     return [ours - theirs for ours, theirs in zip(values, baseline, strict=True)]  # type: ignore[operator]
 
@@ -110,8 +113,21 @@ def markdown(results: Mapping) -> str:
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    caption = f"{results['dataset']}: percent on the {results['test_videos']} test videos; validation: frame mAP"
-    return "\n".join([f"{caption}{several}.", "", *_lines(cells, left)]) + "\n"
+    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left)]) + "\n"
+
+
+def _caption(results: Mapping) -> str:
+    """What the columns are: scores of the test videos, if they have any, and of the validation videos."""
+    test, held_out = results["test_videos"], results["validation"]
+    scored = f"percent on the {test} test videos"
+    if not results["test_actions"]:
+        why = f"none of the {test} test videos has an action" if test else "there are no test videos"
+        scored = f"no test scores, because {why}"
+    if not (count := held_out["videos"]):
+        return f"{results['dataset']}: {scored}; no validation videos"
+    groups = f" ({', '.join(held_out['groups'])})" if held_out["groups"] else ""
+    rule = f"{count} training video{'s'[: count != 1]}, {held_out['rule']}{groups}"
+    return f"{results['dataset']}: {scored}; validation: frame mAP on {rule}"
 
 
 def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:

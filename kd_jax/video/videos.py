@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_jax.data.text_files import normalize
+
 # File endings that are recognised in a folder.
 SUFFIXES: tuple[str, ...] = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
 SUFFIXES += (".ts", ".webm", ".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
@@ -137,8 +139,11 @@ def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -
 
 
 def name_of(path: PurePath) -> str:
-    """Returns the name of a video: its file name without ending and, for NTU RGB+D, `_rgb`, which skeletons lack."""
-    return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", path.stem)
+    """Returns the name of a video: its file name without ending and, for NTU RGB+D, `_rgb`, which skeletons lack.
+
+    It is in the Unicode form of all names, see `kd_jax.data.text_files`.
+    """
+    return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", normalize(path.stem))
 
 
 def probe_video(path: Path, fps: float | None = None) -> Video:

@@ -81,6 +81,7 @@ function sortableTable(caption, columns, rows) {
 /** Scores of all runs as dots on one scale, with intervals and the value of each seed. */
 function dotPlot(rows, title, several) {
   const known = rows.filter((row) => row.scores[title]);
+  if (!known.length) return "";
   const narrow = innerWidth < 640, width = narrow ? 370 : 720, left = (narrow ? 120 : 190) * (several ? 1.25 : 1);
   const line = 30, right = 62, top = 8, height = top + known.length * line + 24;
   const ends = known.flatMap(({ scores }) => [...scores[title].values, scores[title].mean + (scores[title].half ?? 0)]);
@@ -119,14 +120,17 @@ function resultsSection({ results, experiments }) {
         ? element("b", {}, written(row.scores[title])) : written(row.scores[title]),
     }, ...(title === gainOf ? [{ title: "gain", value: (row) => row.gain?.mean, cell: (row) => (row.gain ? gain(row) : "–") }] : [])]),
   ];
-  section("results", "Results",
+  const unscored = experiments.filter((experiment) => !experiment.scored).map(({ name }) => element("p", {},
+    `${several ? `${name}: no` : "No"} test scores, because no test video has an action. The predictions are in the folders of the runs.`));
+  section("results", "Results", ...unscored,
     ...experiments.filter((experiment) => experiment.finding)
       .map(({ name, finding }) => element("p", { class: "finding" }, ...withCode(several ? `${name}: ${finding}` : finding))),
     dotPlot(rows, gainOf, several),
-    sortableTable(`Percent on the test videos; ${interval}. The highest score of each column is bold.`, cells, rows));
+    sortableTable(`Percent on the test videos${columns.includes("validation") ? ", and on the validation videos" : ""}; ${interval}. The highest score of each column is bold.`, cells, rows));
 }
 
 function timelineSection({ data }) {
+  if (!data.length) return;
   const made = section("timeline", "Timeline",
     element("p", { class: "muted" }, "Probability of each class over time, with the model of the first seed. What reaches the threshold is drawn in full colour."));
   for (const { name, timeline } of data) {
@@ -171,9 +175,11 @@ const facts = (entries) => element("dl", {}, ...Object.entries(entries).flatMap(
 
 function recordSection({ experiments }) {
   const made = section("record", "How it was made");
-  for (const { name, workdir, dataset, seeds, environment, timings, configs } of experiments) {
+  for (const { name, workdir, dataset, seeds, environment, timings, configs, validation } of experiments) {
     if (experiments.length > 1) made.append(element("h3", {}, name));
-    made.append(facts({ workdir, "data set": dataset, seeds, ...environment }));
+    const { videos, rule, groups = [] } = validation;
+    const heldOut = videos ? { validation: [`${videos} training videos (${rule})`, ...groups] } : {};
+    made.append(facts({ workdir, "data set": dataset, seeds, ...heldOut, ...environment }));
     if (timings.length) made.append(sortableTable("Training time, all seeds. The first epoch also compiles the program.", [
       { title: "run", text: true, value: (row) => row.run, cell: (row) => readable(row.run) },
       { title: "epochs", value: (row) => row.epochs, cell: (row) => String(row.epochs) },

@@ -24,7 +24,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
     """
     if not any(path.suffix.lower() == ".csv" for path in paths):
         return common_layout.read_annotations(paths, names, findings)
-    labels = Labels(len(names))
+    labels = Labels(names)
     videos: dict[str, Annotated] = {}
     for path in paths:
         splits = [split for split in base.SPLITS if split in path.name.lower()]
@@ -35,6 +35,7 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
             if video.id in videos:
                 findings.problem("repeated video", f"{path}: {video.id} occurs twice; remove all but one")
             videos[video.id] = video
+    labels.report_unknown(findings)
     return list(videos.values())
 
 
@@ -64,11 +65,12 @@ def _read_row(row: dict[str, str], split: str, labels: Labels, findings: Finding
     duration = check_positive(video, "length", parse(row["length"]), findings)
     rows = []
     for text in row["actions"].split(";") if row["actions"].strip() else []:
-        parts = text.split()
-        if len(parts) != 3 or not (parts[0][:1] == "c" and parts[0][1:].isdecimal()):
+        label, *times = text.rsplit(maxsplit=2) if text.strip() else [""]
+        is_code = label[:1] == "c" and label[1:].isdecimal()
+        if len(times) != 2 or not (is_code or label in labels.names):
             findings.problem("action", f"{video}: {short(text)}, expected cNNN START END")
             continue
-        action = [float(parts[0][1:]), *map(parse, parts[1:])]
+        action = [float(label[1:]) if is_code else label, *map(parse, times)]
         if checked := check_action(video, action, labels, findings, shown=short(text)):
             rows.append(checked)
     return annotate(video, split, duration, rows, findings)

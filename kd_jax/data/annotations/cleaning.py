@@ -4,6 +4,7 @@ rows = [row for action in actions if (row := check_action("kitchen_1", action, l
 video = annotate("kitchen_1", "train", 61.5, rows, findings)
 """
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, Findings, number, short
+from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, UNITS_DIFFER, Findings, number, short
 
 Action = tuple[float, float, float]  # (class, start, end)
+
+FRAME_RATES = (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 100, 120)
+PAIRS = {  # factor between two units of time: their names
+    **{float(fps): f"seconds and frames at {fps} per second" for fps in FRAME_RATES},
+    **{1000 / fps: f"frames at {fps} per second and milliseconds" for fps in (24, 25, 30)},
+    1e3: "seconds and milliseconds",
+    1e6: "seconds and microseconds",
+    1e7: "seconds and ticks of 100 nanoseconds",
+    1e9: "seconds and nanoseconds",
+}
+OTHER_UNIT = 5.0  # times the duration, from which the last end of a video has another unit
+SLACK, LOOSE = 1.02, 1.3  # a last action that reaches the end of its video, and one that ends well before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +41,45 @@ class Annotated:
     written: np.ndarray
     ambiguous: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     fps: float | None = None  # frames per second of this video, if the file has it
+    validation: bool = False  # whether the file or the user chose this training video to be held out
 
 
 @dataclass
 class Labels:
-    """The classes of a file: numbers `first` … `first + count - 1`, `count` 0 if it is unknown, or `names`."""
+    """The classes of a file: numbers from `first`, or their `names`; both are unchecked without names.
 
-    count: int
+    `check_action` counts numbers and unknown classes. Call `report_unknown` after the last action.
+    """
+
+    names: Sequence[str]
     first: int = 0
-    names: Sequence[str] = ()  # that a file may use instead of numbers
     seen: Counter[int] = field(default_factory=Counter)
+    unknown: Counter[str | float] = field(default_factory=Counter)
+    places: dict[str | float, str] = field(default_factory=dict)  # the first action of each unknown class
+
+    def find(self, label: str | float, case: str) -> float | None:
+        """Returns the class id of a number or name; None, and a count, for a class that is not in the list."""
+        if isinstance(label, str):
+            class_id = self.names.index(label) if label in self.names else -1.0
+        else:
+            self.seen[int(label)] += 1
+            class_id = label - self.first
+        if not self.names or 0 <= class_id < len(self.names):
+            return max(class_id, 0.0)
+        self.unknown[label] += 1
+        self.places.setdefault(label, case)
+        return None
+
+    def report_unknown(self, findings: Findings) -> None:
+        """Reports each class that is not in the list once, with its first action and the number of its actions."""
+        for label, count in self.unknown.items():
+            known: object = f"{self.first} … {self.first + len(self.names) - 1}"
+            if isinstance(label, str):
+                known = short(list(self.names))
+                if closest := difflib.get_close_matches(label, self.names, 1):
+                    known = f"{known}; did you mean {closest[0]!r}?"
+            more = f" ({count} actions have this class)" if count > 1 else ""
+            findings.problem("class", f"{self.places[label]}: the class is not one of {known}{more}")
 
 
 def annotate(
@@ -49,6 +91,7 @@ def annotate(
     *,
     ambiguous: Sequence[tuple[float, float]] = (),
     fps: float | None = None,
+    validation: bool = False,
 ) -> Annotated:
     """Cleans the checked rows (class, start, end) of one video."""
     written = [row for row in rows if row[2] >= row[1]]  # no script can score an end before its start
@@ -56,7 +99,7 @@ def annotate(
     if not len(segments):
         findings.note(NO_ACTIONS, video)
     spans = np.array(ambiguous, np.float64).reshape(-1, 2)
-    return Annotated(video, split, duration, segments, _table(written), spans, fps)
+    return Annotated(video, split, duration, segments, _table(written), spans, fps, validation)
 
 
 def with_duration(video: Annotated, duration: float, findings: Findings) -> Annotated:
@@ -99,29 +142,21 @@ def check_positive(video: str, field: str, value: object, findings: Findings) ->
 def check_action(video: str, action: object, labels: Labels, findings: Findings, *, shown: str = "") -> Action | None:
     """Returns (class from 0, start, end) of [class, start, end] in a file; None after a problem.
 
-    The class is a number or a name. `labels` counts the class numbers. Messages name the action as `shown`, by default
-    its JSON.
+    The class is a number or a name of `labels`, which counts classes that are not in its list. Messages name the action
+    as `shown`, by default its JSON.
     """
     case = f"{video}: {shown or short(action)}"
     if not isinstance(action, (list, tuple)) or len(action) != 3:
         findings.problem("action", f"{case}, expected [class, start, end]")
         return None
-    if isinstance(action[0], str) and labels.names:
-        if action[0] not in labels.names:
-            findings.problem("class", f"{case}: the class is not one of {short(list(labels.names))}")
-            return None
-        action = [labels.names.index(action[0]) + labels.first, *action[1:]]
-    class_id, start, end = map(number, action)
-    if not class_id.is_integer():
-        findings.problem("class", f"{case}: the class is not an integer")
+    label = action[0] if isinstance(action[0], str) else number(action[0])
+    if isinstance(label, float) and not label.is_integer():
+        findings.problem("class", f"{case}: the class is neither an integer nor a name")
         return None
-    labels.seen[int(class_id)] += 1
-    class_id -= labels.first
-    if labels.count and not 0 <= class_id < labels.count:
-        last = labels.first + labels.count - 1
-        findings.problem("class", f"{case}: the class is not one of {labels.first} … {last}")
-        return None
-    return (class_id, start, end) if check_times(case, start, end, findings) else None
+    class_id = labels.find(label, case)
+    start, end = map(number, action[1:])
+    good = check_times(case, start, end, findings)
+    return (class_id, start, end) if good and class_id is not None else None
 
 
 def check_times(case: str, start: float, end: float, findings: Findings) -> bool:
@@ -136,11 +171,52 @@ def check_times(case: str, start: float, end: float, findings: Findings) -> bool
 
 
 def check_splits(videos: Sequence[Annotated], source: str, findings: Findings) -> None:
-    """Reports a split without videos, unless the split of a video is already a problem."""
-    for split in base.SPLITS if videos else ():
-        if not {video.split for video in videos} & {split, ""}:
-            case = f"{source}: none of its {len(videos)} videos is for {split}, so it would be empty"
-            findings.problem("empty split", case)
+    """Reports that there are no training videos, or none that are not held out, unless a split is already a problem."""
+    splits = {video.split for video in videos}
+    if videos and not splits & {"train", ""}:
+        case = f"{source}: none of its {len(videos)} videos is for train, so it would be empty"
+        findings.problem("empty split", case)
+    elif videos and "" not in splits and all(video.validation for video in videos if video.split == "train"):
+        case = f"{source}: all training videos are for validation; leave some to train on"
+        findings.problem("empty split", case)
+
+
+def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
+    """Compares the times of actions with the durations of their videos, which must be in one unit.
+
+    Problems: a split of which more than half of the actions start at or after the end of their video; a video of which
+    nearly all do, many times later. Notes: other videos of which nearly all do; actions that all lie within the first
+    tenth of their videos, in nearly all videos.
+    """
+    timed = [v for v in videos if 0 < v.duration < math.inf and len(v.written)]
+    late = {video.id: int((video.written[:, 1] >= video.duration).sum()) for video in timed}
+    reached = {video.id: float(video.written[:, 2].max() / video.duration) for video in timed}
+    for split in base.SPLITS:
+        of_split = [video for video in timed if video.split == split]
+        total, later = sum(len(v.written) for v in of_split), sum(late[v.id] for v in of_split)
+        if 2 * later > total:
+            what = f"{later} of {total} actions of {split} start at or after the end of their video"
+            usual = np.quantile([reached[v.id] for v in of_split if late[v.id]], 0.9)
+            findings.problem("units", f"{what}; {_units(float(usual))}; give times and durations in one unit")
+            continue
+        for video in of_split:
+            if late[video.id] < 2 or late[video.id] < 0.9 * len(video.written):
+                continue
+            what = f"{video.id}: {late[video.id]} of {len(video.written)} actions start at or after its end"
+            if reached[video.id] >= OTHER_UNIT:
+                case = f"{what}; {_units(reached[video.id])}; give times and durations in one unit"
+                findings.problem("units", case)
+            else:
+                findings.note(UNITS_DIFFER, f"{what}, {video.duration:.10g}")
+    if len(timed) > 2 and (usual := np.quantile(list(reached.values()), 0.9)) < 1 / FRAME_RATES[0]:
+        what = f"in {len(timed)} videos, the last action ends within the first {100 * usual:.2g} % of the video"
+        findings.note(UNITS_DIFFER, f"{what}; {_units(float(1 / usual), LOOSE, SLACK)}")
+
+
+def _units(ratio: float, below: float = SLACK, above: float = LOOSE) -> str:
+    """Names the pairs of units whose factor is between `ratio / below` and `ratio * above`."""
+    fitting = [names for factor, names in sorted(PAIRS.items()) if ratio / below <= factor <= ratio * above]
+    return f"the ratio is about {ratio:.3g}" + (f", as between {' or '.join(fitting)}" if fitting else "")
 
 
 def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:

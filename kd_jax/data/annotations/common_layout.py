@@ -2,7 +2,7 @@
 
     {video: {"subset": "training" or "testing", "duration": 61.5, "actions": [[class, start, end], …]}}
 
-A class is its number or its name.
+A class is its number or its name. The subset "validation" has training videos that choose the best epoch.
 
 Dirt is cleaned by rules and counted; errors are refused. No entry is skipped without a report.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive
 from kd_jax.data.checks import Findings, check_video_id, load_json, number, read_text, short
 
-SUBSETS = {"training": "train", "testing": "test"}
-FIELDS = ("subset", "duration", "actions")
+SUBSETS = {"training": "train", "validation": "train", "testing": "test"}  # validation videos are held out of train
+NEEDS = ("subset", "duration")  # of every video, next to its actions
 
 
 def load_one_file(paths: Sequence[Path], expected: str, findings: Findings) -> dict:
@@ -61,29 +61,41 @@ def read_annotations(
 
 
 def read_entries(
-    entries: Mapping[str, object], names: Sequence[str], findings: Findings, *, where: str, first_class: int = 0
+    entries: Mapping[str, object],
+    names: Sequence[str],
+    findings: Findings,
+    *,
+    where: str,
+    first_class: int = 0,
+    needs: Sequence[str] = NEEDS,
 ) -> list[Annotated]:
-    """Checks and cleans {video: entry}, like `read_annotations`; `where` is the file or files they come from."""
-    labels = Labels(len(names), first_class, names)
-    videos = [_read_video(name, entry, labels, findings) for name, entry in entries.items()]
-    if labels.count and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == labels.count:
-        case = f"they run from 1 to {labels.count}: this file counts from 1, subtract 1 from each"
+    """Checks and cleans {video: entry}, like `read_annotations`; `where` is the file or files they come from.
+
+    A video without a field that is not in `needs` has the split '' or an infinite duration.
+    """
+    labels = Labels(names, first_class)
+    videos = [_read_video(name, entry, labels, needs, findings) for name, entry in entries.items()]
+    labels.report_unknown(findings)
+    if names and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == len(names):
+        case = f"they run from 1 to {len(names)}: this file counts from 1, subtract 1 from each"
         findings.problem("class ids", case)
     return [video for video in videos if check_video_id(video.id, findings, where)]
 
 
-def _read_video(name: str, entry: object, labels: Labels, findings: Findings) -> Annotated:
-    entry = check_fields(name, entry, FIELDS, findings)
+def _read_video(name: str, entry: object, labels: Labels, needs: Sequence[str], findings: Findings) -> Annotated:
+    entry = check_fields(name, entry, (*needs, "actions"), findings)
     subset = entry.get("subset")
     split = SUBSETS.get(subset, "") if isinstance(subset, str) else ""
     if "subset" in entry and not split:
-        findings.problem("subset", f"{name}: {short(subset)}, expected {' or '.join(SUBSETS)}")
-    known = "duration" in entry
-    duration = check_positive(name, "duration", entry["duration"], findings) if known else float("nan")
+        findings.problem("subset", f"{name}: {short(subset)}, expected training, validation or testing")
+    duration = math.nan if "duration" in needs else math.inf
+    if "duration" in entry:
+        duration = check_positive(name, "duration", entry["duration"], findings)
     actions = list_field(name, entry, "actions", findings)
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
-    fps = number(entry.get("fps"))
-    return annotate(name, split, duration, rows, findings, fps=fps if 0 < fps < math.inf else None)
+    fps, validation = number(entry.get("fps")), subset == "validation"
+    known_fps = fps if 0 < fps < math.inf else None
+    return annotate(name, split, duration, rows, findings, fps=known_fps, validation=validation)
 
 
 def read_classes(path: Path, findings: Findings) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ import numpy as np
 
 from kd_jax.data import base
 from kd_jax.data.annotations import common_layout, tools
-from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.cleaning import Annotated, check_units
 from kd_jax.data.annotations.tools.media import video_name
-from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, number, read_text
+from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, check_common, number, read_text
 
 SUBSETS = {  # in small letters → subset of the common layout
     **dict.fromkeys(("training", "train"), "training"),
@@ -39,6 +39,8 @@ class ReadOptions:
     test: str | None = None  # file with the names of the test videos, one a line
     test_fraction: float | None = None  # part of the videos that is drawn for testing
     seed: int = 0  # of this draw
+    videos: str | None = None  # folder of the videos
+    needs: Sequence[str] = common_layout.NEEDS  # what every entry must have after `fill_in`
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,10 @@ def _add_durations(
         elif found:
             entry["duration"] = found.seconds * scale
             used[f"durations from {found.source.parent}"] += 1
-        elif not some_stated:  # otherwise it is a missing field of this entry
+        elif "duration" in options.needs and (options.videos or not some_stated):  # otherwise a missing field
             remedy = "give --videos=DIR with the videos, or features with the manifests of data_prep.extract"
+            if options.videos:
+                remedy = f"--videos={options.videos} has no video of this name; add it, or state the duration"
             findings.problem("duration", f"{video}: the annotation does not state it; {remedy}")
             del entries[video]
 
@@ -174,12 +178,15 @@ def _with_subsets(
     """Gives each video the subset that the options or the files state; `videos` are all that the files annotate."""
     known = {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
     if options.test or options.test_fraction is not None:
-        test = _listed(options.test, videos, findings) if options.test else _drawn(options, known, findings)
+        listed = read_list(options.test, "test list", videos, findings) if options.test else None
+        test = _drawn(options, known, findings) if listed is None else listed
         drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
-        facts.append(f"split by {f'--test={options.test}' if options.test else drawn}")
+        replaced = any("subset" in entry for entry in known.values())
+        instead = ", instead of the subsets in the annotations" if replaced else ""
+        facts.append(f"split by {f'--test={options.test}' if options.test else drawn}{instead}")
         subsets: dict[str, str | None] = {v: "testing" if v in test else "training" for v in known}
-    elif known and not any("subset" in entry for entry in known.values()):
-        remedy = "give --test=LIST, a file with the names of the test videos, or --test_fraction=0.3"
+    elif known and "subset" in options.needs and not any("subset" in entry for entry in known.values()):
+        remedy = "give --test=LIST, a file with the names of the test videos, --test_fraction=0.3, or 0 for none"
         case = f"the annotations do not state which of the {len(known)} videos are for testing; {remedy}"
         findings.problem("subset", case)
         return {}
@@ -205,19 +212,27 @@ def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | N
     return subsets
 
 
-def _listed(path: str, videos: Set[str], findings: Findings) -> set[str]:
-    """The videos that a file lists, one a line, with or without the ending of a video file."""
+def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set[str]:
+    """Reads the videos that a file lists, one a line, with or without the ending of a video file.
+
+    Names that are none of `videos` are problems of this kind.
+    """
     lines = (read_text(Path(path), findings) or "").splitlines()
     names = [video_name(line) for line in lines if line.strip()]
+    if len(names) > 1 and (apart := check_common(path, names, "the annotations", videos)):
+        findings.problem(kind, apart)
+        return set()
     for name in [name for name in names if name not in videos]:
         closest = difflib.get_close_matches(name, videos, 1)
         remedy = f"did you mean {closest[0]}?" if closest else f"one of the {len(videos)} is {min(videos, default='')}"
-        findings.problem("test list", f"{path}: {name} is no annotated video; {remedy}")
+        findings.problem(kind, f"{path}: {name} is no annotated video; {remedy}")
     return set(names)
 
 
 def _drawn(options: ReadOptions, known: Mapping[str, Any], findings: Findings) -> set[str]:
     """A part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
+    if options.test_fraction == 0:
+        return set()
     if len(known) < 2:  # none are left if all have a problem that was reported
         case = f"--test_fraction needs two videos at least, the annotations have {len(known)}"
         if known:
@@ -237,10 +252,14 @@ def read_actions(
     Returns {video: `[N, 3]` rows (class, start s, end s)}, cleaned.
     """
     found, _ = read_files(paths, names, ReadOptions(), findings)
+    where = ", ".join(map(str, paths))
+    if apart := check_common("the videos", media, where, found):
+        findings.problem("video id", apart)
     known = {v: entry | {"subset": "testing"} for v, entry in found.items() if v in media and isinstance(entry, dict)}
     entries, _ = fill_in(known, media, ReadOptions(), findings)
-    where = ", ".join(map(str, paths))
-    return {video.id: video.segments for video in common_layout.read_entries(entries, names, findings, where=where)}
+    videos = common_layout.read_entries(entries, names, findings, where=where)
+    check_units(videos, findings)
+    return {video.id: video.segments for video in videos}
 
 
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
@@ -260,6 +279,7 @@ DESCRIPTION = base.Description(
 annotation files   of VIA 3, ELAN, Label Studio, X-AnyLabeling, ActivityNet; CSV video,label,start,end; or
                    {"kitchen_1": {"subset": "training", "duration": 61.5, "actions": [["cut", 3.2, 10.8], …]}, …}
 --test=LIST, --test_fraction=0.3   if the annotations do not state which videos are for testing
+--validation=LIST  training videos that choose the best epoch (drawn in training, unless the annotations state them)
 --videos=DIR       if they do not state durations, and the features have no manifests
 --classes=FILE     one name per line, the line number from 0 is the class id (the names in the annotations, sorted)
 one folder of <video>.npy per modality

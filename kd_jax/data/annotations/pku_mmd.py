@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kd_jax.data import base
 from kd_jax.data.annotations.cleaning import Action, Annotated, Labels, annotate, check_action
-from kd_jax.data.checks import UNLISTED, Findings, check_video_id, parse, read_text, short
+from kd_jax.data.checks import UNLISTED, Findings, check_common, check_video_id, parse, read_text, short
+from kd_jax.data.text_files import normalize
 
 LINES = ("a heading", "the training videos", "a heading", "the test videos")
 
@@ -28,16 +29,20 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
         findings.problem("annotation files", f"expected {expected}; got {', '.join(map(str, paths))}")
         return []
     split_of = _read_split(files[0], findings)
-    labels, videos = Labels(len(names), first=1), []
+    labels, videos = Labels(names, first=1), []
+    label_files = {normalize(path.stem): path for path in folders[0].glob("*.txt")}
+    if apart := check_common(str(files[0]), split_of, str(folders[0]), label_files):
+        findings.problem("missing label file", apart)
+        return []
     for video, split in split_of.items():
         if check_video_id(video, findings, str(files[0])):
-            path = folders[0] / f"{video}.txt"
-            if path.is_file():
+            if path := label_files.get(video):
                 videos.append(annotate(video, split, math.inf, _read_labels(path, video, labels, findings), findings))
             else:
-                findings.problem("missing label file", str(path))
-    for name in sorted(path.stem for path in folders[0].glob("*.txt") if path.stem not in split_of):
-        findings.note(UNLISTED, f"{folders[0] / name}.txt")
+                findings.problem("missing label file", f"{folders[0] / video}.txt")
+    labels.report_unknown(findings)
+    for name in sorted(label_files.keys() - split_of.keys()):
+        findings.note(UNLISTED, str(label_files[name]))
     return videos
 
 

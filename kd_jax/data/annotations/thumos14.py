@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.data import base
-from kd_jax.data.annotations.cleaning import Annotated, annotate, check_positive, check_times
+from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive, check_times
 from kd_jax.data.annotations.common_layout import check_fields, list_field, load_one_file
 from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, check_video_id, number, short
 
@@ -59,13 +59,14 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
         found = ", ".join(f"{short(subset)} ({name})" for subset, name in sorted(first.items()))
         case = f"{paths[0]}: {found}; expected validation and test, or training and validation"
         findings.problem("subset", case)
-    videos, class_of = [], {name: i for i, name in enumerate(names)}
+    videos, labels = [], Labels(names)
     for name, entry in entries.items():
         split = split_of.get(subsets[name], "")
         if split_of and not split:
             findings.note(TRIMMED, f"{name}: {subsets[name]}")
         else:
-            videos.append(_read_video(name, entry, split, class_of, findings))
+            videos.append(_read_video(name, entry, split, labels, findings))
+    labels.report_unknown(findings)
     return videos
 
 
@@ -78,7 +79,7 @@ def _split_by_names(subsets: dict[str, str]) -> dict[str, str]:
     return dict.fromkeys(subsets.values(), found.pop()) if len(found) == 1 else {}
 
 
-def _read_video(name: str, entry: dict, split: str, class_of: dict[str, int], findings: Findings) -> Annotated:
+def _read_video(name: str, entry: dict, split: str, labels: Labels, findings: Findings) -> Annotated:
     duration = check_positive(name, "duration", entry["duration"], findings)
     fps = math.nan
     if "fps" in entry:
@@ -92,16 +93,13 @@ def _read_video(name: str, entry: dict, split: str, class_of: dict[str, int], fi
         if not isinstance(label, str) or not isinstance(segment, list) or len(segment) != 2:
             findings.problem("action", f'{name}: {short(action)}, expected {{"label": NAME, "segment": [start, end]}}')
             continue
-        start, end = map(number, segment)
-        good = check_times(f"{name}: {short(action)}", start, end, findings)
         if label.lower() == "ambiguous":
-            if good and end >= start:
+            start, end = map(number, segment)
+            if check_times(f"{name}: {short(action)}", start, end, findings) and end >= start:
                 ambiguous.append((start, end))
             findings.note(AMBIGUOUS, f"{name}: {short(segment)}")
-        elif class_of and label not in class_of:
-            findings.problem("class", f"{name}: {short(action)}: the label {short(label)} is unknown")
-        elif good:
-            rows.append((float(class_of.get(label, 0)), start, end))
+        elif row := check_action(name, [label, *segment], labels, findings, shown=short(action)):
+            rows.append(row)
     known_fps = fps if math.isfinite(fps) else None
     return annotate(name, split, duration, rows, findings, ambiguous=ambiguous, fps=known_fps)
 

@@ -25,7 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kd_jax.data.annotations.tools import activitynet, elan, label_studio, segment_table, via, x_anylabeling
-from kd_jax.data.checks import Findings, load_json, read_text, short
+from kd_jax.data.checks import Findings, parse_json, read_text, short
+from kd_jax.data.text_files import normalize
 from kd_jax.files import write_atomically
 
 COMMON = "the common layout"
@@ -49,7 +50,7 @@ def read_file(path: Path, findings: Findings, label_from: str = "") -> tuple[str
 
     Returns the name of the format and {video: entry}; ('', {}) after a problem.
     """
-    text = read_text(path, findings)
+    text, label_from = read_text(path, findings), normalize(label_from)
     if text is None:
         return "", {}
     start = text.lstrip()[:1]
@@ -57,7 +58,7 @@ def read_file(path: Path, findings: Findings, label_from: str = "") -> tuple[str
         findings.problem("annotation layout", f"{path}: it is empty")
         return "", {}
     if start in "{[":
-        return _read_json(path, list if start == "[" else dict, findings, label_from)
+        return _read_json(text, path, findings, label_from)
     if start == "<":
         return "ELAN", elan.read(text, str(path), findings, label_from)
     if re.search(r'^"?# *CSV_HEADER *=', text, re.MULTILINE):
@@ -65,8 +66,10 @@ def read_file(path: Path, findings: Findings, label_from: str = "") -> tuple[str
     return "CSV", segment_table.read(text, str(path), findings)
 
 
-def _read_json(path: Path, kind: type, findings: Findings, label_from: str) -> tuple[str, dict]:
-    content, where = load_json(path, kind, "an object with at least one video, or a list of tasks", findings), str(path)
+def _read_json(text: str, path: Path, findings: Findings, label_from: str) -> tuple[str, dict]:
+    kind: type = list if text.lstrip().startswith("[") else dict
+    where = str(path)
+    content = parse_json(text, path, kind, "an object with at least one video, or a list of tasks", findings)
     if not content:
         if isinstance(content, list) and not findings.problems:
             findings.problem("annotation layout", f"{path}: [], expected an object with at least one video, or tasks")

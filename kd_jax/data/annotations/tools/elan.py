@@ -5,7 +5,8 @@
       <TIER TIER_ID="actions"><ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="ts1"
         TIME_SLOT_REF2="ts2"><ANNOTATION_VALUE>cut</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER>…
 
-The value of an annotation is its class, or with `label_from="tier"` the name of its tier. The first video of a file
+The value of an annotation is its class, or with `label_from="tier"` the name of its tier. Tiers that depend on another
+one (PARENT_REF), such as comments on actions, are left out unless `label_from` asks for them. The first video of a file
 names it, and its TIME_ORIGIN is the time in the video at which the document starts.
 
 Source: EAF Annotation Format, Max Planck Institute for Psycholinguistics.
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from kd_jax.data.annotations.tools.media import video_name
-from kd_jax.data.checks import Findings, number, parse, reason
+from kd_jax.data.checks import TIERS, Findings, number, parse, reason
 
 
 class _NoEntities(ElementTree.TreeBuilder):
@@ -30,8 +31,8 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
 
     Args:
       where: path of the file.
-      label_from: '' or 'value': the values of all tiers are classes; 'tier': the names of tiers; otherwise the name of
-        the tier whose values are classes.
+      label_from: '': the values of tiers that depend on no other are classes; 'value': those of all tiers; 'tier': the
+        names of tiers that depend on no other; otherwise the name of the tier whose values are classes.
     """
     try:
         root = ElementTree.fromstring(text.encode(), ElementTree.XMLParser(target=_NoEntities(), encoding="utf-8"))
@@ -47,13 +48,7 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
     video = video_name(media[0].get("MEDIA_URL") or media[0].get("RELATIVE_MEDIA_URL") or "") if media else ""
     video = video or video_name(where).removesuffix(".eaf")
     origin = number(parse((media[0].get("TIME_ORIGIN") if media else None) or "0"))
-    tiers = {tier.get("TIER_ID") or "": tier for tier in root.iter("TIER")}
-    if label_from in tiers:
-        tiers = {label_from: tiers[label_from]}
-    elif label_from not in ("", "tier", "value"):
-        known = ", ".join(tiers)
-        findings.problem("tier", f"{where}: there is no tier {label_from!r} (--label_from); its tiers are {known}")
-        return {}
+    tiers = _choose_tiers({tier.get("TIER_ID") or "": tier for tier in root.iter("TIER")}, where, findings, label_from)
     actions = []
     for name, tier in tiers.items():
         for found in tier.findall("ANNOTATION/*"):
@@ -69,6 +64,26 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
                 times = [(number(parse(time)) + origin) / 1000 for time in (start, end)]
                 actions.append([label, *times])
     return {video: {"actions": actions, "unit": "seconds"}}
+
+
+def _choose_tiers(
+    tiers: Mapping[str, ElementTree.Element], where: str, findings: Findings, label_from: str
+) -> dict[str, ElementTree.Element]:
+    """The tiers whose annotations are read, by name; notes them if others are left out."""
+    if label_from in tiers:
+        chosen = {label_from: tiers[label_from]}
+    elif label_from in ("", "tier"):
+        chosen = {name: tier for name, tier in tiers.items() if not tier.get("PARENT_REF")}
+    elif label_from == "value":
+        chosen = dict(tiers)
+    else:
+        known = ", ".join(tiers)
+        findings.problem("tier", f"{where}: there is no tier {label_from!r} (--label_from); its tiers are {known}")
+        return {}
+    if left := [name for name in tiers if name not in chosen]:
+        used = f"{where}: actions are those of {', '.join(chosen)}"
+        findings.note(TIERS, f"{used}; left out: {', '.join(left)} (--label_from chooses another tier)")
+    return chosen
 
 
 def _times(found: ElementTree.Element, by_id: Mapping, slots: Mapping) -> tuple[str | None, str | None]:

@@ -4,6 +4,7 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kd_jax.data.text_files import normalize
 from kd_jax.video import videos
 
 SOUND = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".wav")  # a tool may have annotated the sound of a video
@@ -22,7 +23,7 @@ def video_name(text: str) -> str:
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if uploaded:
         path = path.with_name(re.sub(r"^[0-9a-f]{8}-", "", path.name))
-    return videos.name_of(path) if is_media(path.name) else path.name
+    return videos.name_of(path) if is_media(path.name) else normalize(path.name)
 
 
 def is_media(name: str) -> bool:
