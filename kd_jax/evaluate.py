@@ -3,7 +3,8 @@
     python -m kd_jax.evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
 
 Predictions are snippet scores (.npz), detections (.json of kd_jax or ActivityNet, .csv, a folder of PKU-MMD text files)
-or the text file of Charades localize; kd_jax/evaluation/formats describes the formats.
+or the text file of Charades localize; kd_jax/evaluation/formats describes the formats. Annotations may also be the
+folder of THUMOS14's kit and, with --dataset=custom, folders of text files or of labels per frame.
 """
 
 import argparse
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.command_line import Parser, at_least, between
+from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base
 from kd_jax.data.annotations import DATASETS, describe
-from kd_jax.data.annotations.cleaning import Annotated
+from kd_jax.data.annotations.cleaning import Annotated, describe_ratio
 from kd_jax.data.annotations.common_layout import read_classes
-from kd_jax.data.checks import Findings
+from kd_jax.data.annotations.custom import ReadOptions, read_truth
+from kd_jax.data.checks import Findings, check_common
+from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats, proposals
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
 from kd_jax.files import write_json
+from kd_jax.segments import Grid
 
 
 def parser() -> Parser:
@@ -31,7 +35,7 @@ def parser() -> Parser:
     options = Parser("kd_jax.evaluate", __doc__)
     add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
-    add("--annotations", action="append", required=True, help="A public annotation file; may be repeated.")
+    add("--annotations", action="append", required=True, help="A public annotation file or folder; may be repeated.")
     add(
         "--predictions",
         required=True,
@@ -41,15 +45,20 @@ def parser() -> Parser:
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
     protocols = f"Instead of those of the data set's benchmark; may be repeated. One of {', '.join(PROTOCOLS)}."
     add("--protocols", action="append", choices=list(PROTOCOLS), metavar="PROTOCOL", help=protocols)
+    tiou = "tIoU threshold instead of those of the benchmark, for detections; may be repeated."
+    add("--tiou", action="append", type=between(1e-6, 1), help=tiou)
     add("--logits", action="store_true", help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
     add("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
     add("--convention", choices=list(proposals.CONVENTIONS), help=convention)
-    add("--first_label", type=at_least(0), help="Number of the first class in PKU-MMD files (1; TSU has 0).")
+    first = "Number of the first class in folders of text files (predictions: 1; TSU has 0)."
+    add("--first_label", type=at_least(0), help=first)
     add("--head", choices=["dense", "sparse"], help="Instead of the data set's own.")
     add("--unit", choices=["seconds", "frames"], help="With custom: unit of times in the annotations.")
-    add("--fps", type=float, help="Frames per second; default: the data set's own.")
+    add("--fps", type=positive, help="Frames per second; default: the data set's own.")
+    add("--stride", type=positive, help="Frames from one snippet of the scores to the next (they divide the duration).")
+    add("--window", type=positive, help="Frames that one snippet covers, with --stride (the stride).")
     add("--output", help="JSON file for every value, also per class.")
     return options
 
@@ -89,9 +98,11 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
     """
     if given.output and not (folder := Path(given.output).absolute().parent).is_dir():
         raise ValueError(f"--output={given.output}: there is no folder {folder}; make it first")
-    info, annotated, stride, findings = _read_truth(given)
+    info, annotated, findings = _read_truth(given)
     first_label = 1 if given.first_label is None else given.first_label
     kind, arrays = read_predictions(Path(given.predictions), info, first_label=first_label)
+    if apart := check_common(given.predictions, arrays, ", ".join(given.annotations), [v.id for v in annotated]):
+        raise ValueError(f"{apart}; rename one of them")
     wanted = given.protocols or describe(given.dataset).protocols
     check_protocols(wanted)
     _refuse_idle_options(kind, wanted, given)
@@ -102,14 +113,18 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
         reason = f"{given.predictions} holds {kind}, but {', '.join(wanted)} cannot be computed from them"
         raise ValueError(f"{reason}; choose --protocols that can")
     scoring.check(info.head)
-    truth = make_truth([_as_video(video, arrays.get(video.id), stride) for video in annotated], info)
+    if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
+        raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
+    truth = make_truth([_as_video(video, arrays.get(video.id), info, given) for video in annotated], info)
+    _check_durations(truth, scoring.protocols, kind)
     of_split = {video: array for video, array in arrays.items() if video in truth.segments}
     if kind == "scores":
         _check_probabilities(of_split, given)
         predictions = make_predictions(of_split, truth, info.head, scoring, logits=given.logits)
     else:
         predictions = Predictions(**{kind: of_split})
-    results = as_results(*score(predictions, truth, scoring.protocols), info.classes)
+    scored = score(predictions, truth, scoring.protocols, thresholds=tuple(sorted(set(given.tiou or ()))))
+    results = as_results(*scored, info.classes)
     _report(info, truth, kind, arrays, findings, results, given)
 
 
@@ -117,26 +132,32 @@ def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Names
     """Raises ValueError for an option that has no effect on these predictions."""
     options = {name: getattr(given, name) for name in ("proposals", "threshold", "convention", "head", "first_label")}
     options["logits"] = given.logits or None
-    used = {"first_label"} if Path(given.predictions).is_dir() else set()
+    options |= {"stride": given.stride, "window": given.window}
+    folders = [given.predictions, *(given.annotations if given.dataset == "custom" else ())]
+    used = {"first_label"} if any(Path(folder).is_dir() for folder in folders) else set()
     if kind == "scores":
-        used = {"logits", "head"}
+        used |= {"logits", "head", "stride", *(["window"] if given.stride else [])}
         if any(PROTOCOLS[name].needs == "detections" for name in wanted):
             used |= {"proposals", "threshold", "convention"}
     if idle := [f"--{name}" for name, value in options.items() if value is not None and name not in used]:
         raise ValueError(f"{', '.join(idle)} would be ignored for these predictions and protocols; leave it out")
 
 
-def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], float | None, Findings]:
-    """Reads the videos of the split: their classes, annotations, frames per snippet, and what was cleaned."""
+def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], Findings]:
+    """Reads the videos of the split: their classes, annotations, and what was cleaned."""
     description, findings = describe(given.dataset), Findings()
     if given.unit and given.dataset != "custom":
         raise ValueError(f"--dataset={given.dataset} is in {description.unit}: --unit would be ignored; leave it out")
-    if given.fps is not None and not 0 < given.fps < math.inf:
-        raise ValueError(f"--fps={given.fps}; it must be a finite number above 0")
     names = read_classes(Path(given.classes), findings) if given.classes else description.names
     assert description.read is not None  # only the synthetic set has no annotation files
-    annotated = description.read([Path(path) for path in given.annotations], names, findings)
-    findings.raise_problems()
+    paths = [Path(path) for path in given.annotations]
+    if given.dataset == "custom":
+        options = ReadOptions(given.unit or description.unit, given.fps, needs=("subset",))
+        first_class = (given.first_label or 0) if any(path.is_dir() for path in paths) else 0
+        annotated, names = read_truth(paths, names, given.split, options, findings, first_class)
+    else:
+        annotated = description.read(paths, names, findings)
+    findings.raise_problems("nothing was scored")
     if not names:
         raise ValueError(f"--dataset={given.dataset} also needs --classes, a file with one name a line")
     head, unit, fps = (getattr(given, field) or getattr(description, field) for field in ("head", "unit", "fps"))
@@ -144,15 +165,31 @@ def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], 
     of_split = [video for video in annotated if video.split == given.split]
     if not of_split:
         raise ValueError(f"{', '.join(given.annotations)}: none of the {len(annotated)} videos is for {given.split}")
-    return info, of_split, description.stride, findings
+    return info, of_split, findings
 
 
-def _as_video(video: Annotated, table: np.ndarray | None, stride: float | None) -> base.Video:
-    """Makes a video of annotations. A duration that they do not state is T · `stride` frames of the scores."""
-    duration = video.duration
-    if math.isinf(duration) and table is not None and stride is not None:
-        duration = len(table) * stride
-    return base.Video(video.id, {}, video.segments, duration, video.written, video.ambiguous)
+def _as_video(video: Annotated, table: np.ndarray | None, info: base.Info, given: argparse.Namespace) -> base.Video:
+    """Makes a video of annotations, whose scores are at the times that --stride states.
+
+    A duration that the annotations do not state is that of the scores.
+    """
+    stride, duration, grid = given.stride or describe(given.dataset).stride, video.duration, None
+    if stride and table is not None:
+        per_second = info.fps if info.unit == "frames" else 1.0
+        fps = video.fps or info.fps
+        cut = Cut(stride / fps, (given.window or stride) / fps)
+        duration = cut.covered(len(table)) * per_second if math.isinf(duration) else duration
+        if given.stride:
+            grid = Grid(cut.start * per_second, len(table) * cut.step * per_second, cut.label_at)
+    return base.Video(video.id, {}, video.segments, duration, video.written, video.ambiguous, grid)
+
+
+def _check_durations(truth: Truth, protocols: Sequence[str], kind: str) -> None:
+    """Raises ValueError if a protocol needs durations that the annotations do not state."""
+    unknown = [video for video, duration in truth.durations.items() if math.isinf(duration)]
+    if unknown and (kind == "scores" or any(PROTOCOLS[name].needs != "detections" for name in protocols)):
+        what = f"the annotations do not state the duration of {len(unknown)} videos, such as {unknown[0]}"
+        raise ValueError(f"{what}; give --stride, frames from one snippet of the scores to the next, or add durations")
 
 
 def _check_probabilities(tables: Mapping[str, np.ndarray], given: argparse.Namespace) -> None:
@@ -178,6 +215,8 @@ def _report(
         print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{effect}")
     if unknown:
         print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
+    if kind == "detections" and (note := _describe_late(arrays, truth)):
+        print(f"  note: {note}")
     print(f"{kind} of {given.predictions}, percent:")
     values = {key: value for key, value in results.items() if key != "per_class"}
     width = max(map(len, values))
@@ -188,6 +227,22 @@ def _report(
     if given.output:
         write_json(Path(given.output), results)
         print(f"With every class in {given.output}")
+
+
+def _describe_late(detections: Mapping[str, np.ndarray], truth: Truth) -> str:
+    """Says how many detections start after the end of their video; '' if none does."""
+    known = {video: table for video, table in detections.items() if truth.durations.get(video, math.inf) < math.inf}
+    late = {video: table[table[:, 1] >= truth.durations[video]] for video, table in known.items()}
+    total, count = sum(map(len, known.values())), sum(map(len, late.values()))
+    if not count:
+        return ""
+    video = next(video for video, rows in late.items() if len(rows))
+    example = f"{video} lasts {truth.durations[video]:.4g} s and has one at {late[video][0, 1]:.4g} s"
+    units = ""
+    if 2 * count > total:
+        last = [table[:, 2].max() / truth.durations[v] for v, table in known.items() if len(table)]
+        units = f"; {describe_ratio(float(np.median(last)))}"
+    return f"{count} of {total} detections start after the end of their video: {example}{units}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

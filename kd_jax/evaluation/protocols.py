@@ -15,10 +15,11 @@ from kd_jax.evaluation.metrics.charades import charades_localize
 from kd_jax.evaluation.metrics.detection_map import (
     ACTIVITYNET_THRESHOLDS,
     THUMOS14_KIT_THRESHOLDS,
+    THUMOS14_THRESHOLDS,
     detection_map,
     detection_map_by_length,
 )
-from kd_jax.evaluation.metrics.event_map import event_map, event_map_strict
+from kd_jax.evaluation.metrics.event_map import EVENT_THRESHOLDS, event_map, event_map_strict
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
@@ -82,8 +83,10 @@ class Protocol:
     """One way of scoring."""
 
     needs: str  # the attribute of `Predictions` that it reads
-    score: Callable[[Tables, Truth], Scored]  # (that attribute, truth) → values and values per class
+    # (that attribute, truth) → values and values per class; with the keyword `thresholds` if the protocol has any
+    score: Callable[..., Scored]
     columns: Mapping[str, str]  # {measure: title} of the columns in a table of results; results.json has all measures
+    thresholds: tuple[float, ...] = ()  # tIoUs of the benchmark, in (0, 1]; () if the protocol matches no segments
 
 
 def _frame_map(scores: Tables, truth: Truth) -> Scored:
@@ -126,7 +129,7 @@ def _charades_localize(instants: Tables, truth: Truth) -> Scored:
 
 
 def _at(thresholds: Sequence[float], values: Iterable, name: str) -> dict:
-    return {f"{name}@{threshold:g}": value for threshold, value in zip(thresholds, values, strict=True)}
+    return {f"{name}@{threshold:.10g}": value for threshold, value in zip(thresholds, values, strict=True)}
 
 
 def _in_file_units(segments: Tables, per_second: float) -> Tables:
@@ -139,11 +142,11 @@ def _in_file_units(segments: Tables, per_second: float) -> Tables:
     return tables
 
 
-def _event(function: Callable[..., dict], rows: str) -> Callable[[Tables, Truth], Scored]:
-    def score(detections: Tables, truth: Truth) -> Scored:
+def _event(function: Callable[..., dict], rows: str) -> Callable[..., Scored]:
+    def score(detections: Tables, truth: Truth, *, thresholds: Sequence[float]) -> Scored:
         found = _in_file_units(detections, truth.units_per_second)
         actions = _in_file_units(getattr(truth, rows), truth.units_per_second)
-        result = function(found, actions, num_classes=truth.num_classes)
+        result = function(found, actions, num_classes=truth.num_classes, thresholds=thresholds)
         limits = result["thresholds"]
         means = [_at(limits, result[mean], mean) for mean in ("mAP_action", "mAP_video")]
         return means[0] | means[1], _at(limits, result["per_class"], "")
@@ -151,9 +154,10 @@ def _event(function: Callable[..., dict], rows: str) -> Callable[[Tables, Truth]
     return score
 
 
-def _detection(**options) -> Callable[[Tables, Truth], Scored]:
-    def score(detections: Tables, truth: Truth) -> Scored:
-        choices = options | ({"ignored": truth.ambiguous} if options.get("matching") == "by_ground_truth" else {})
+def _detection(**options) -> Callable[..., Scored]:
+    def score(detections: Tables, truth: Truth, *, thresholds: Sequence[float]) -> Scored:
+        choices = options | {"thresholds": thresholds}
+        choices |= {"ignored": truth.ambiguous} if options.get("matching") == "by_ground_truth" else {}
         result = detection_map(detections, truth.written, num_classes=truth.num_classes, **choices)
         values = _at(result["thresholds"], result["mAP"], "mAP") | {"average_mAP": result["average_mAP"]}
         return values, _at(result["thresholds"], result["per_class"], "")
@@ -161,9 +165,10 @@ def _detection(**options) -> Callable[[Tables, Truth], Scored]:
     return score
 
 
-def _detection_by_length(**options) -> Callable[[Tables, Truth], Scored]:
-    def score(detections: Tables, truth: Truth) -> Scored:
-        results = detection_map_by_length(detections, truth.written, num_classes=truth.num_classes, **options)
+def _detection_by_length(bins: Mapping[str, tuple[float, float]]) -> Callable[..., Scored]:
+    def score(detections: Tables, truth: Truth, *, thresholds: Sequence[float]) -> Scored:
+        choices = {"num_classes": truth.num_classes, "bins": bins, "thresholds": thresholds}
+        results = detection_map_by_length(detections, truth.written, **choices)
         return _by_bin(results, "average_mAP")
 
     return score
@@ -180,21 +185,26 @@ PROTOCOLS: dict[str, Protocol] = {
     "charades_localize": Protocol(
         "instants", _charades_localize, {"official_mean": "localize", "mean_over_present_classes": "present"}
     ),
-    "event_map": Protocol("detections", _event(event_map, "written"), _EVENT_COLUMNS),
-    "event_map_strict": Protocol("detections", _event(event_map_strict, "segments"), {"mAP_action@0.5": "strict@0.5"}),
+    "event_map": Protocol("detections", _event(event_map, "written"), _EVENT_COLUMNS, EVENT_THRESHOLDS),
+    "event_map_strict": Protocol(
+        "detections", _event(event_map_strict, "segments"), {"mAP_action@0.5": "strict@0.5"}, EVENT_THRESHOLDS
+    ),
     # THUMOS14 as ActionFormer and OpenTAD score it, and as the kit of the challenge does.
-    "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS),
+    "detection_map_thumos14": Protocol("detections", _detection(), _THUMOS14_COLUMNS, THUMOS14_THRESHOLDS),
     "detection_map_thumos14_kit": Protocol(
-        "detections", _detection(thresholds=THUMOS14_KIT_THRESHOLDS, **_THUMOS14_KIT), {"average_mAP": "kit"}
+        "detections", _detection(**_THUMOS14_KIT), {"average_mAP": "kit"}, THUMOS14_KIT_THRESHOLDS
     ),
     "detection_map_activitynet": Protocol(
         "detections",
-        _detection(thresholds=ACTIVITYNET_THRESHOLDS, cleaning="activitynet"),
+        _detection(cleaning="activitynet"),
         {"mAP@0.5": "mAP@0.5", "mAP@0.75": "@0.75", "average_mAP": "average"},
+        ACTIVITYNET_THRESHOLDS,
     ),
-    "detection_map_by_length": Protocol("detections", _detection_by_length(bins=THUMOS14_LENGTH_BINS), {}),
+    "detection_map_by_length": Protocol(
+        "detections", _detection_by_length(THUMOS14_LENGTH_BINS), {}, THUMOS14_THRESHOLDS
+    ),
     "detection_map_by_length_activitynet": Protocol(
-        "detections", _detection_by_length(bins=ACTIVITYNET_LENGTH_BINS, thresholds=ACTIVITYNET_THRESHOLDS), {}
+        "detections", _detection_by_length(ACTIVITYNET_LENGTH_BINS), {}, ACTIVITYNET_THRESHOLDS
     ),
 }
 
@@ -214,13 +224,14 @@ def check_complete(tables: Tables, truth: Truth) -> None:
 
 
 def score(
-    predictions: Predictions, truth: Truth, names: Sequence[str]
+    predictions: Predictions, truth: Truth, names: Sequence[str], *, thresholds: Sequence[float] = ()
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Scores predictions under several protocols.
 
     Args:
       predictions: what these protocols need; `scores` must have every video of the ground truth.
       names: keys of PROTOCOLS.
+      thresholds: tIoUs in (0, 1], instead of those of each protocol that has any; () keeps them.
 
     Returns {'protocol/measure': percent} and {'protocol' or 'protocol@threshold': `[C]` percent}. A value that does not
     exist is NaN, for instance the AP of a class without ground truth. Raises ValueError for an unknown protocol,
@@ -236,7 +247,8 @@ def score(
             raise ValueError(f"the protocol {name} needs {protocol.needs}, and these predictions hold none")
         if protocol.needs == "scores":
             check_complete(tables, truth)
-        measures, classes = protocol.score(tables, truth)
+        limits = {"thresholds": thresholds or protocol.thresholds} if protocol.thresholds else {}
+        measures, classes = protocol.score(tables, truth, **limits)
         values |= {f"{name}/{measure}": float(value) for measure, value in measures.items()}
         per_class |= {f"{name}{measure}": value for measure, value in classes.items()}
     return values, per_class

@@ -197,23 +197,23 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
         if 2 * later > total:
             what = f"{later} of {total} actions of {split} start at or after the end of their video"
             usual = np.quantile([reached[v.id] for v in of_split if late[v.id]], 0.9)
-            findings.problem("units", f"{what}; {_units(float(usual))}; give times and durations in one unit")
+            findings.problem("units", f"{what}; {describe_ratio(float(usual))}; give times and durations in one unit")
             continue
         for video in of_split:
             if late[video.id] < 2 or late[video.id] < 0.9 * len(video.written):
                 continue
             what = f"{video.id}: {late[video.id]} of {len(video.written)} actions start at or after its end"
             if reached[video.id] >= OTHER_UNIT:
-                case = f"{what}; {_units(reached[video.id])}; give times and durations in one unit"
+                case = f"{what}; {describe_ratio(reached[video.id])}; give times and durations in one unit"
                 findings.problem("units", case)
             else:
                 findings.note(UNITS_DIFFER, f"{what}, {video.duration:.10g}")
     if len(timed) > 2 and (usual := np.quantile(list(reached.values()), 0.9)) < 1 / FRAME_RATES[0]:
         what = f"in {len(timed)} videos, the last action ends within the first {100 * usual:.2g} % of the video"
-        findings.note(UNITS_DIFFER, f"{what}; {_units(float(1 / usual), LOOSE, SLACK)}")
+        findings.note(UNITS_DIFFER, f"{what}; {describe_ratio(float(1 / usual), LOOSE, SLACK)}")
 
 
-def _units(ratio: float, below: float = SLACK, above: float = LOOSE) -> str:
+def describe_ratio(ratio: float, below: float = SLACK, above: float = LOOSE) -> str:
     """Names the pairs of units whose factor is between `ratio / below` and `ratio * above`."""
     fitting = [names for factor, names in sorted(PAIRS.items()) if ratio / below <= factor <= ratio * above]
     return f"the ratio is about {ratio:.3g}" + (f", as between {' or '.join(fitting)}" if fitting else "")

@@ -141,7 +141,9 @@ def _in_seconds(
         return None
     source, fps = known[0]
     used[f"frames converted with {fps:g} per second, from {source}"] += 1
-    return entry | {"fps": fps, "actions": [[label, start / fps, end / fps] for label, start, end in entry["actions"]]}
+    actions = [[label, start / fps, end / fps] for label, start, end in entry["actions"]]
+    length = {"duration": entry["num_frames"] / fps} if "num_frames" in entry else {}
+    return entry | length | {"fps": fps, "actions": actions}
 
 
 def _add_durations(
@@ -260,6 +262,25 @@ def read_actions(
     videos = common_layout.read_entries(entries, names, findings, where=where)
     check_units(videos, findings)
     return {video.id: video.segments for video in videos}
+
+
+def read_truth(
+    paths: Sequence[Path], names: Sequence[str], split: str, options: ReadOptions, findings: Findings, first_class: int
+) -> tuple[list[Annotated], tuple[str, ...]]:
+    """Reads annotation files to score predictions with: durations may be unknown, and subsets where all videos count.
+
+    Returns the videos, those without a subset in `split`, and the names of the classes. `first_class` is the number of
+    the first class in files that have numbers.
+    """
+    found, _ = read_files(paths, names, options, findings)
+    names = tuple(names) or class_names(found, findings)
+    if not any("subset" in entry for entry in found.values() if isinstance(entry, dict)):
+        subset = {"train": "training", "test": "testing"}[split]
+        found = {v: entry | {"subset": subset} if isinstance(entry, dict) else entry for v, entry in found.items()}
+    entries, _ = fill_in(found, {}, options, findings)
+    where = ", ".join(map(str, paths))
+    choices: dict = {"where": where, "first_class": first_class, "needs": options.needs}
+    return common_layout.read_entries(entries, names, findings, **choices), names
 
 
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:

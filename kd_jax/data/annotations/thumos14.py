@@ -2,7 +2,7 @@
 
     {"database": {video: {"subset": …, "duration": s, "fps": …, "annotations": [{"label": …, "segment": [s, s]}]}}}
 
-OpenTAD has the number of frames, `frame`, instead of `fps`.
+OpenTAD has the number of frames, `frame`, instead of `fps`. `read_annotations` also reads the folder of the kit.
 
 The challenge trains on its 200 validation videos and tests on 213 test videos. ActionFormer uses these names; OpenTAD
 calls the two subsets training and validation. Segments labelled Ambiguous are not actions, and a detection there is
@@ -10,13 +10,14 @@ neither right nor wrong, as in the kit of the challenge. (ActionFormer and OpenT
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.data import base
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive, check_times
 from kd_jax.data.annotations.common_layout import check_fields, list_field, load_one_file
-from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, check_video_id, number, short
+from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, check_video_id, number, parse, read_text, short
 
 NAMES = (
     "BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving", "CricketBowling", "CricketShot",
@@ -32,6 +33,7 @@ SUBSETS = {
     # The training videos of the challenge are trimmed clips of one action each.
     frozenset({"training", "validation", "test"}): {"training": "", "validation": "train", "test": "test"},
 }
+KIT_SPLITS = {"val": "train", "test": "test"}  # ending of a file of the kit → split
 FIELDS = ("subset", "duration", "annotations")
 
 
@@ -40,6 +42,8 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
 
     Arguments and result are those of `common_layout.read_annotations`; classes are found by their name.
     """
+    if len(paths) == 1 and paths[0].is_dir():
+        return _read_kit(paths[0], names, findings)
     layout = '{"database": {video: …}} with at least one video'
     content = load_one_file(paths, layout, findings)
     database = content.get("database")
@@ -68,6 +72,37 @@ def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Find
             videos.append(_read_video(name, entry, split, labels, findings))
     labels.report_unknown(findings)
     return videos
+
+
+def _read_kit(folder: Path, names: Sequence[str], findings: Findings) -> list[Annotated]:
+    """Reads the folder of the challenge's kit: `<Class>_val.txt`, `<Class>_test.txt`, lines `video start end`.
+
+    The files have no durations, which stay infinite, and no video without an action.
+    """
+    labels, rows, spans = Labels(names), defaultdict(list), defaultdict(list)
+    files = [(path, *path.stem.rsplit("_", 1)) for path in sorted(folder.glob("*_*.txt"))]
+    files = [(path, name, KIT_SPLITS[end]) for path, name, end in files if end in KIT_SPLITS]
+    if not files:
+        expected = "files BaseballPitch_val.txt, BaseballPitch_test.txt, … of the kit of the challenge"
+        findings.problem("annotation files", f"{folder}: expected {expected}")
+    for path, label, split in files:
+        for index, line in enumerate((read_text(path, findings) or "").splitlines(), 1):
+            where, fields = f"{path.name} line {index}", line.split()
+            if fields and (len(fields) != 3 or not check_video_id(fields[0], findings, where)):
+                findings.problem("action", f"{where}: {short(line)}, expected video start end")
+            elif fields:
+                video, times = (fields[0], split), [parse(field) for field in fields[1:]]
+                if label == "Ambiguous":
+                    if check_times(where, *map(number, times), findings):
+                        spans[video].append(tuple(times))
+                        findings.note(AMBIGUOUS, f"{video[0]}: {short(times)}")
+                elif row := check_action(video[0], [label, *times], labels, findings, shown=where):
+                    rows[video].append(row)
+    labels.report_unknown(findings)
+    return [
+        annotate(video, split, math.inf, rows[video, split], findings, ambiguous=spans[video, split])
+        for video, split in sorted(rows.keys() | spans.keys())
+    ]
 
 
 def _split_by_names(subsets: dict[str, str]) -> dict[str, str]:

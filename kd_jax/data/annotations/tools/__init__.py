@@ -17,6 +17,7 @@ values are not checked yet; `common_layout` does that for all formats.
 | `via` | CSV export of VIA 3 | |
 | `elan` | `.eaf` | |
 | `x_anylabeling` | JSON of the Video Classifier | |
+| `label_files` | a folder of text files with segments, or with a label per frame | |
 """
 
 import json
@@ -24,7 +25,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kd_jax.data.annotations.tools import activitynet, elan, label_studio, segment_table, via, x_anylabeling
+from kd_jax.data.annotations.tools import (
+    activitynet,
+    elan,
+    label_files,
+    label_studio,
+    segment_table,
+    via,
+    x_anylabeling,
+)
 from kd_jax.data.checks import Findings, parse_json, read_text, short
 from kd_jax.data.text_files import normalize
 from kd_jax.files import write_atomically
@@ -50,6 +59,8 @@ def read_file(path: Path, findings: Findings, label_from: str = "") -> tuple[str
 
     Returns the name of the format and {video: entry}; ('', {}) after a problem.
     """
+    if path.is_dir():
+        return label_files.read(path, findings)
     text, label_from = read_text(path, findings), normalize(label_from)
     if text is None:
         return "", {}
