@@ -241,7 +241,7 @@ def _describe_late(detections: Mapping[str, np.ndarray], truth: Truth) -> str:
     units = ""
     if 2 * count > total:
         last = [table[:, 2].max() / truth.durations[v] for v, table in known.items() if len(table)]
-        units = f"; {describe_ratio(float(np.median(last)))}"
+        units = f"; {describe_ratio(float(np.quantile(last, 0.9)))}"
     return f"{count} of {total} detections start after the end of their video: {example}{units}"
 
 

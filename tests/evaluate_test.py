@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kd_jax import evaluate
+from kd_jax.data.annotations import thumos14
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.metrics.event_map import event_map
 from kd_jax.evaluation.metrics.frame_map import frame_map
@@ -172,7 +174,10 @@ def test_an_absent_value_is_explained(files):
         ),
         ("logits.npz", ["--convention=start"], "--convention would be ignored for these predictions and protocols"),
         ("native.json", ["--first_label=0"], "--first_label would be ignored"),
-        ("logits.npz", ["--fps=nan"], "--fps=nan; it must be a finite number above 0"),
+        ("logits.npz", ["--fps=nan"], "--fps: nan must be a finite number above 0"),
+        ("logits.npz", ["--tiou=0.5"], "--tiou has no effect on frame_map, frame_map_upsampled; leave it out"),
+        ("logits.npz", ["--window=16"], "--window would be ignored"),
+        ("native.json", ["--stride=16"], "--stride would be ignored"),
         ("logits.npz", ["--output=no/such/folder/x.json"], "there is no folder"),
         ("logits.npz", ["--dataset=tsu", "--unit=seconds"], "tsu is in frames: --unit would be ignored"),
     ],
@@ -195,3 +200,127 @@ def test_no_jax():
     code = f"import sys, kd_jax.evaluate; print(sorted({heavy} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+def evaluate_here(capsys, *arguments):
+    """Runs the command in this process; returns its output, or the sentence with which it ends."""
+    try:
+        evaluate.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return str(error.code)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["native.json", "activitynet.json", "table.csv", "pku", "scores.npz"])
+def test_predictions_of_other_names_are_refused(files, kind, capsys):
+    found = {f"v_{video}": table for video, table in FOUND.items()}
+    formats.write_native(files / "native.json", found, CLASSES)
+    formats.write_activitynet(files / "activitynet.json", found, CLASSES)
+    formats.write_csv(files / "table.csv", found, CLASSES)
+    formats.write_pku_mmd(files / "pku", found, 2, frames_per_second=25.0)
+    formats.write_scores(files / "scores.npz", {video: np.ones((4, 2), np.float32) / 2 for video in found})
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    text = evaluate_here(capsys, "--dataset=custom", *paths, f"--predictions={files / kind}")
+    assert "none of the 2 names in" in text and "'v_v'" in text and "which has 'v'" in text
+
+
+def test_chosen_thresholds(files, capsys):
+    formats.write_native(files / "native.json", FOUND, CLASSES)
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    chosen = ["--protocols=event_map", "--protocols=detection_map_thumos14", "--tiou=0.65", "--tiou=0.25"]
+    text = evaluate_here(capsys, "--dataset=custom", *paths, f"--predictions={files / 'native.json'}", *chosen)
+    truth = {video: np.array(ACTIONS[video], float) for video in FOUND}
+    expected = event_map(FOUND, truth, num_classes=2, thresholds=(0.25, 0.65))["mAP_action"]
+    for threshold, number in zip((0.25, 0.65), expected, strict=True):
+        assert value(text, f"event_map/mAP_action@{threshold}") == pytest.approx(number, abs=0.005)
+        assert value(text, f"detection_map_thumos14/mAP@{threshold}") >= 0
+    assert "@0.3 " not in text and "@0.5 " not in text
+
+
+def test_the_folder_of_the_kit_is_the_ground_truth_of_thumos14(files, capsys):
+    (files / "kit").mkdir()
+    (files / "kit" / "Billiards_test.txt").write_text("video_test_1  1.0 3.0\nvideo_test_2 5.5 9.5\n")
+    (files / "kit" / "Diving_test.txt").write_text("video_test_1  4.0 8.0\n")
+    (files / "kit" / "Diving_val.txt").write_text("video_validation_1  4.0 8.0\n")
+    (files / "kit" / "Ambiguous_test.txt").write_text("video_test_1  20.0 30.0\n")
+    billiards, diving = thumos14.NAMES.index("Billiards"), thumos14.NAMES.index("Diving")
+    found = {
+        "video_test_1": np.array([[billiards, 1, 3, 0.9], [diving, 4, 8, 0.8], [billiards, 21, 29, 0.95]]),
+        "video_test_2": np.array([[billiards, 5.5, 9.5, 0.7]]),
+    }
+    formats.write_activitynet(files / "found.json", found, thumos14.NAMES)
+    command = ["--dataset=thumos14", f"--annotations={files / 'kit'}", f"--predictions={files / 'found.json'}"]
+    text = evaluate_here(capsys, *command)
+    assert "thumos14, test: 2 videos, 3 actions" in text and "set aside: ambiguous segment" in text
+    assert value(text, "detection_map_thumos14_kit/mAP@0.5") == 100
+    assert value(text, "detection_map_thumos14/mAP@0.5") < 100  # there, ambiguous segments are background
+    (files / "kit" / "Diving_test.txt").write_text("video_test_1  4.0\n")
+    assert "Diving_test.txt line 1" in evaluate_here(capsys, *command)
+
+
+def test_a_folder_of_text_files_is_ground_truth(files, capsys):
+    (files / "truth").mkdir()
+    for video in FOUND:
+        lines = [f"{label + 1},{start * 25},{end * 25},1" for label, start, end in ACTIONS[video]]
+        (files / "truth" / f"{video}.txt").write_text("\n".join(lines))
+    formats.write_native(files / "native.json", FOUND, CLASSES)
+    paths = [f"--annotations={files / 'truth'}", f"--classes={files / 'classes.txt'}", "--unit=frames", "--fps=25"]
+    command = ["--dataset=custom", f"--predictions={files / 'native.json'}", "--protocols=event_map"]
+    text = evaluate_here(capsys, *command, *paths, "--first_label=1")
+    assert value(text, "event_map/mAP_action@0.5") == value(
+        custom(files, files / "native.json", "--protocols=event_map"), "event_map/mAP_action@0.5"
+    )
+    assert "the class is not one of 0 … 1" in evaluate_here(capsys, *command, *paths)
+
+
+@pytest.mark.parametrize("kind", ["names", "table"])
+def test_labels_of_frames_are_ground_truth(files, kind, capsys):
+    rng = np.random.default_rng(0)
+    labels = {video: rng.integers(0, 3, 40).repeat(5) for video in FOUND}  # 2 is the background
+    (files / "frames").mkdir()
+    for video, of_video in labels.items():
+        of_video[0] = 2  # the rule of public loaders never labels frame 0
+        if kind == "names":
+            names = [(*CLASSES, "background")[label] for label in of_video]
+            (files / "frames" / f"{video}.txt").write_text("\n".join(names) + "\n")
+        else:
+            np.save(files / "frames" / f"{video}.npy", np.eye(3, dtype=np.uint8)[of_video][:, :2])
+    scores = {video: rng.random((20, 2)).astype(np.float32) for video in labels}
+    formats.write_scores(files / "scores.npz", scores)
+    paths = [f"--annotations={files / 'frames'}", f"--classes={files / 'classes.txt'}", "--fps=25"]
+    command = ["--dataset=custom", f"--predictions={files / 'scores.npz'}", "--protocols=frame_map_upsampled"]
+    text = evaluate_here(capsys, *command, *paths)
+    upsampled = [scores[video].repeat(10, axis=0) for video in labels]
+    expected = frame_map(upsampled, [np.eye(3)[of_video][:, :2] for of_video in labels.values()])
+    assert value(text, "frame_map_upsampled/present_classes") == pytest.approx(
+        expected["mean_over_present_classes"], abs=0.005
+    )
+    assert "its times are frames; give --fps" in evaluate_here(capsys, *command, *paths[:2])
+
+
+def test_detections_after_the_end_are_noted(files, capsys):
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    command = ["--dataset=custom", *paths, "--protocols=event_map", f"--predictions={files / 'native.json'}"]
+    late = {"v": np.array([[0, 1.0, 3.0, 0.5], [0, 12.0, 13.0, 0.5], [1, 2, 3, 0.4]]), "w": FOUND["w"]}
+    formats.write_native(files / "native.json", late, CLASSES)
+    text = evaluate_here(capsys, *command)
+    assert "note: 1 of 4 detections start after the end of their video: v lasts 10 s and has one at 12 s\n" in text
+    frames = {video: table * [1, 25, 25, 1] for video, table in FOUND.items()}
+    frames["w"][:, 1] = 100
+    formats.write_native(files / "native.json", frames, CLASSES)
+    text = evaluate_here(capsys, *command)
+    assert "3 of 4 detections start after the end" in text and "seconds and frames at 25 per second" in text
+
+
+def test_the_stride_of_scores(files, capsys):
+    """Snippets of 16 frames every 16 at 25 per second: 15 of them end at 9.6 of 10 s."""
+    rng = np.random.default_rng(0)
+    scores = {video: rng.random((15, 2)).astype(np.float32) for video in FOUND}
+    formats.write_scores(files / "scores.npz", scores)
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}", "--fps=25"]
+    command = ["--dataset=custom", *paths, f"--predictions={files / 'scores.npz'}", "--protocols=frame_map"]
+    text = evaluate_here(capsys, *command, "--stride=16")
+    labels = [labels_from_segments(np.array(ACTIONS[v], float), 9.6, 15, 2) for v in scores]
+    expected = frame_map(list(scores.values()), labels)["mean_over_present_classes"]
+    assert value(text, "frame_map/present_classes") == pytest.approx(expected, abs=0.005)
+    assert text != evaluate_here(capsys, *command)

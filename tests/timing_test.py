@@ -127,7 +127,11 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
             "the features last 1.2 times the duration in 7 of 8 videos; were 30 and 25 frames per second mixed up?"
         ]
     }
-    for ratio, meaning in ((25.0, "at 25 frames per second"), (0.001, "seconds and milliseconds"), (25 / 30, "25 and")):
+    for ratio, meaning in (
+        (25.0, "seconds and frames at 25 per second"),
+        (0.001, "seconds and milliseconds"),
+        (25 / 30, "25 and"),
+    ):
         (case,) = compared([ratio] * 5)[0][FACTOR]
         assert meaning in case
     assert compared([1.37] * 5)[0][FACTOR] == ["the features last 1.37 times the duration in 5 of 5 videos"]

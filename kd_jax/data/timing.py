@@ -13,25 +13,19 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import checks
+from kd_jax.data.annotations.cleaning import PAIRS
 from kd_jax.data.checks import Findings
 from kd_jax.segments import Grid
 
 SHORTEST, LONGEST = 1e-3, 600.0  # seconds from one snippet to the next, beyond which a unit must be wrong
 MOST = 0.75  # the share of the videos that must agree before the others are named
+RATES = (24.0, 25.0, 30.0)  # usual frames per second
 MEANINGS = {  # ratio of two lengths of a video → what may have been mixed up
-    30 / 25: "30 and 25 frames per second",
-    25 / 30: "25 and 30 frames per second",
-    30 / 24: "30 and 24 frames per second",
-    24 / 30: "24 and 30 frames per second",
-    25 / 24: "25 and 24 frames per second",
-    24 / 25: "24 and 25 frames per second",
-    **{float(fps): f"frames and seconds, at {fps} frames per second" for fps in (15, 24, 25, 30, 50, 60)},
-    **{1 / fps: f"seconds and frames, at {fps} frames per second" for fps in (15, 24, 25, 30, 50, 60)},
-    1000.0: "milliseconds and seconds",
-    0.001: "seconds and milliseconds",
-    60.0 * 60.0: "seconds and hours",
-    2.0: "one frame and every second frame",
-    0.5: "every second frame and one frame",
+    **{one / other: f"{one:g} and {other:g} frames per second" for one in RATES for other in RATES if one != other},
+    **PAIRS,
+    **{1 / factor: units for factor, units in PAIRS.items()},
+    2.0: "every frame and every second frame",
+    0.5: "every second frame and every frame",
 }
 
 

@@ -167,8 +167,9 @@ def _detection(**options) -> Callable[..., Scored]:
 
 def _detection_by_length(bins: Mapping[str, tuple[float, float]]) -> Callable[..., Scored]:
     def score(detections: Tables, truth: Truth, *, thresholds: Sequence[float]) -> Scored:
-        choices = {"num_classes": truth.num_classes, "bins": bins, "thresholds": thresholds}
-        results = detection_map_by_length(detections, truth.written, **choices)
+        results = detection_map_by_length(
+            detections, truth.written, num_classes=truth.num_classes, bins=bins, thresholds=thresholds
+        )
         return _by_bin(results, "average_mAP")
 
     return score

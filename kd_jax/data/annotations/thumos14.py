@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.data import base
-from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive, check_times
+from kd_jax.data.annotations.cleaning import (
+    Action,
+    Annotated,
+    Labels,
+    annotate,
+    check_action,
+    check_positive,
+    check_times,
+)
 from kd_jax.data.annotations.common_layout import check_fields, list_field, load_one_file
 from kd_jax.data.checks import AMBIGUOUS, TRIMMED, Findings, check_video_id, number, parse, read_text, short
 
@@ -79,25 +87,29 @@ def _read_kit(folder: Path, names: Sequence[str], findings: Findings) -> list[An
 
     The files have no durations, which stay infinite, and no video without an action.
     """
-    labels, rows, spans = Labels(names), defaultdict(list), defaultdict(list)
-    files = [(path, *path.stem.rsplit("_", 1)) for path in sorted(folder.glob("*_*.txt"))]
-    files = [(path, name, KIT_SPLITS[end]) for path, name, end in files if end in KIT_SPLITS]
+    labels = Labels(names)
+    rows: dict[tuple[str, str], list[Action]] = defaultdict(list)  # by video and split
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)  # ambiguous
+    files = [path for path in sorted(folder.glob("*_*.txt")) if path.stem.rsplit("_", 1)[1] in KIT_SPLITS]
     if not files:
         expected = "files BaseballPitch_val.txt, BaseballPitch_test.txt, … of the kit of the challenge"
         findings.problem("annotation files", f"{folder}: expected {expected}")
-    for path, label, split in files:
+    for path in files:
+        label, ending = path.stem.rsplit("_", 1)
         for index, line in enumerate((read_text(path, findings) or "").splitlines(), 1):
             where, fields = f"{path.name} line {index}", line.split()
-            if fields and (len(fields) != 3 or not check_video_id(fields[0], findings, where)):
+            if not fields:
+                continue
+            if len(fields) != 3 or not check_video_id(fields[0], findings, where):
                 findings.problem("action", f"{where}: {short(line)}, expected video start end")
-            elif fields:
-                video, times = (fields[0], split), [parse(field) for field in fields[1:]]
-                if label == "Ambiguous":
-                    if check_times(where, *map(number, times), findings):
-                        spans[video].append(tuple(times))
-                        findings.note(AMBIGUOUS, f"{video[0]}: {short(times)}")
-                elif row := check_action(video[0], [label, *times], labels, findings, shown=where):
-                    rows[video].append(row)
+                continue
+            video, (start, end) = (fields[0], KIT_SPLITS[ending]), (number(parse(field)) for field in fields[1:])
+            if label != "Ambiguous":
+                row = check_action(video[0], [label, start, end], labels, findings, shown=where)
+                rows[video] += [row] if row else []
+            elif check_times(where, start, end, findings):
+                spans[video].append((start, end))
+                findings.note(AMBIGUOUS, f"{video[0]}: {short([start, end])}")
     labels.report_unknown(findings)
     return [
         annotate(video, split, math.inf, rows[video, split], findings, ambiguous=spans[video, split])
