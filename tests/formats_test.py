@@ -622,3 +622,9 @@ def test_formats_can_be_checked_before_predicting():
         formats.check_formats(["label_studio"], ["a", "b"], 3, {"a"})
     with pytest.raises(ValueError, match="'a b' has blanks"):
         formats.check_formats(["charades"], ["a b"], 157)
+
+
+def test_names_of_predictions_are_in_one_unicode_form(tmp_path):
+    for name in (composed := "K\u00fcche", "Ku\u0308che"):
+        np.savez(tmp_path / "scores.npz", **{name: np.ones((2, 3))})
+        assert list(formats.read_scores(tmp_path / "scores.npz")) == [composed]

@@ -181,7 +181,7 @@ def _with_subsets(
     known = {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
     if options.test or options.test_fraction is not None:
         listed = read_list(options.test, "test list", videos, findings) if options.test else None
-        test = _drawn(options, known, findings) if listed is None else listed
+        test = _drawn(options, known, videos, findings) if listed is None else listed
         drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
         replaced = any("subset" in entry for entry in known.values())
         instead = ", instead of the subsets in the annotations" if replaced else ""
@@ -231,14 +231,13 @@ def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set
     return set(names)
 
 
-def _drawn(options: ReadOptions, known: Mapping[str, Any], findings: Findings) -> set[str]:
+def _drawn(options: ReadOptions, known: Mapping[str, Any], videos: Set[str], findings: Findings) -> set[str]:
     """A part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
     if options.test_fraction == 0:
         return set()
-    if len(known) < 2:  # none are left if all have a problem that was reported
-        case = f"--test_fraction needs two videos at least, the annotations have {len(known)}"
-        if known:
-            findings.problem("subset", case)
+    if len(known) < 2:  # fewer than are annotated if some have a problem that was reported
+        if len(videos) == 1:
+            findings.problem("subset", "--test_fraction needs two videos at least, the annotations have 1")
         return set()
     names, fraction = sorted(known), options.test_fraction or 0.0
     count = min(max(1, round(fraction * len(names))), len(names) - 1)

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from kd_jax.data.checks import Findings, check_video_id, parse, reason, short
+from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats.fields import existing
 from kd_jax.evaluation.metrics.charades import NUM_CLASSES, NUM_TIME_POINTS
 from kd_jax.files import write_atomically
@@ -126,7 +127,7 @@ def _read_lines(path: Path, num_classes: int, findings: Findings) -> list[_Line]
 
 def _parse_line(i: int, text: str, num_classes: int, findings: Findings) -> _Line | None:
     where = f"line {i}"
-    video, *rest = text.split()
+    video, *rest = normalize(text).split()
     if not check_video_id(video, findings, where):
         return None
     if not rest or not re.fullmatch(r"-?[0-9]{1,9}", rest[0]):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, load_json, reason
+from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats import fields
 from kd_jax.files import write_arrays, write_atomically
 
@@ -40,11 +41,12 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile and NumPy raise exceptions of many types for a damaged file
         raise ValueError(f"{path} is not a readable .npz file ({reason(error)}); write it again") from None
     with archive:
-        for video, count in Counter(archive.files).items():
+        for video, count in Counter(map(normalize, archive.files)).items():
             if count > 1:
                 findings.problem("repeated video", f"{video!r}: it occurs {count} times; remove all but one")
+        for video in archive.files:
             try:
-                scores[video] = archive[video]
+                scores[normalize(video)] = archive[video]
             except Exception as error:
                 case = f"{video!r}: not readable ({reason(error)}); expected an array of numbers [T, C]"
                 findings.problem("scores", case)

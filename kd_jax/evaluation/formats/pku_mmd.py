@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, check_video_id, parse, read_text, short
+from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats.fields import check_detections, class_of_label, finite, start_and_end
 
 
@@ -93,14 +94,15 @@ def read_pku_mmd(
     seconds = [1, frames_per_second, frames_per_second, 1]
     detections = {}
     for path in paths:
-        check_video_id(path.stem, findings)
+        video = normalize(path.stem)
+        check_video_id(video, findings)
         lines = enumerate((read_text(path, findings) or "").splitlines(), 1)
         rows = [
             row
             for i, line in lines
             if (row := _parse_line(f"{path.name} line {i}", line, num_classes, first_label, findings))
         ]
-        detections[path.stem] = np.array(rows, np.float64).reshape(-1, 4) / seconds
+        detections[video] = np.array(rows, np.float64).reshape(-1, 4) / seconds
     findings.raise_problems("nothing was read")
     return detections
 
