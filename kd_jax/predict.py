@@ -40,7 +40,7 @@ from kd_jax.data.checks import ENCODED, UNITS_DIFFER, Findings
 from kd_jax.data.text_files import normalize
 from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
-from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS, choose
+from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import in_seconds, probabilities
 from kd_jax.files import make_folder, sha256, write_atomically
 from kd_jax.inference.predict import run_detector
@@ -287,7 +287,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         duration, table = inputs.durations[name], scores[name][:, : len(classes)]
         tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
         recording = Recording(name, duration, truth.get(name), tables, **links)
-        threshold = timelines.THRESHOLDS[head] if given.threshold is None else given.threshold
+        threshold = DEFAULT_THRESHOLDS[head] if given.threshold is None else given.threshold
         write_page(page, recording, classes, threshold)
         paths += [picture, page]
     browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""

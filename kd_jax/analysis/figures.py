@@ -26,19 +26,25 @@ from kd_jax.analysis import (
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.analysis.study import FigureFunction, Study, Unavailable
 
-FIGURES: dict[str, FigureFunction] = {
-    "learning_curves": learning_curves.make,
-    "tsne": embedding.make,
-    "saliency": saliency.make,
-    "covariance": covariance.make,
-    "sensitivity": sensitivity.make,
-    "per_class": per_class.make,
-    "breakdown": breakdown.make,
-    "confusion": confusion.make,
-    "errors": errors.make,
+
+class Figure(NamedTuple):
+    """A kind of figure."""
+
+    title: str  # in a report
+    make: FigureFunction
+
+
+FIGURES = {
+    "learning_curves": Figure("Learning curves", learning_curves.make),
+    "tsne": Figure("Features of snippets (t-SNE)", embedding.make),
+    "saliency": Figure("Boundary saliency", saliency.make),
+    "covariance": Figure("Covariance of features", covariance.make),
+    "sensitivity": Figure("Sensitivity to the weights", sensitivity.make),
+    "per_class": Figure("Gain per class", per_class.make),
+    "breakdown": Figure("Where the gain comes from", breakdown.make),
+    "confusion": Figure("Confusion between classes", confusion.make),
+    "errors": Figure("Kinds of false positives", errors.make),
 }
-
-
 OF_TRAINING = ("learning_curves",)  # the figures that need no actions in the test videos
 
 
@@ -79,7 +85,7 @@ def make_figures(
         try:
             if name not in OF_TRAINING and not experiment.source.scored_videos("test"):
                 raise Unavailable("no test video has an action, so there are no test scores")
-            drawing = FIGURES[name](study)
+            drawing = FIGURES[name].make(study)
         except Unavailable as reason:
             made[name] = Made(None, [f"Not made: {reason}."])
             continue

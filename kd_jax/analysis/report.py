@@ -14,26 +14,16 @@ import numpy as np
 from etils import epath
 
 from kd_jax.analysis import timelines
-from kd_jax.analysis.figures import Made
+from kd_jax.analysis.figures import FIGURES, Made
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.analysis.intervals import describe_seeds, over_seeds
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.study import find_roles
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
+from kd_jax.evaluation.proposals import DEFAULT_THRESHOLDS
 from kd_jax.evaluation.scoring import make_truth, probabilities
 
 MAX_LANES = 8  # runs of an experiment in its timeline browser
-TITLES = {  # of the figures
-    "learning_curves": "Learning curves",
-    "tsne": "Features of snippets (t-SNE)",
-    "saliency": "Boundary saliency",
-    "covariance": "Covariance of features",
-    "sensitivity": "Sensitivity to the weights",
-    "per_class": "Gain per class",
-    "breakdown": "Where the gain comes from",
-    "confusion": "Confusion between classes",
-    "errors": "Kinds of false positives",
-}
 
 
 def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Mapping[str, Made]] = ()) -> str:
@@ -49,10 +39,10 @@ def make_report(experiments: Sequence[FinishedExperiment], figures: Sequence[Map
         "results": results_table(named),
         "data": [_compare_on_data(group) for group in _groups_by_data(named)],
         "figures": [
-            {"experiment": name, "title": TITLES[title], "image": _embed_image(figure.path)}
+            {"experiment": name, "title": FIGURES[key].title, "image": _embed_image(figure.path)}
             | {"sentences": list(figure.sentences)}
             for name, made in zip(names, figures, strict=False)
-            for title, figure in made.items()
+            for key, figure in made.items()
             if figure.path
         ],
     }
@@ -98,7 +88,13 @@ def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
         for row in experiment.results["rows"]:
             scores = {title: interval(v) for title, v in row["scores"].items() if v and None not in v}
             columns |= dict.fromkeys(scores)
-            found = {"experiment": name, "run": row["run"], "role": roles.of(row["run"]), "reads": row["modality"]}
+            found = {
+                "experiment": name,
+                "data": experiment.source.fingerprint,
+                "run": row["run"],
+                "role": roles.of(row["run"]),
+                "reads": row["modality"],
+            }
             found |= {"teachers": row["teachers"], "scores": scores, "baseline": row["baseline"]}
             rows.append(found | {"gain": interval(row["gain"]) if row["gain"] else None})
     gain_of = next(iter(experiments.values())).results["gain_of"]
@@ -166,7 +162,7 @@ def _compare_on_data(group: Mapping[str, FinishedExperiment]) -> dict:
         )
         for video, rows in truth.segments.items()
     ]
-    shown, threshold = timelines.select_recordings(recordings, compared), timelines.THRESHOLDS[info.head]
+    shown, threshold = timelines.select_recordings(recordings, compared), DEFAULT_THRESHOLDS[info.head]
     timeline = Timeline(info.classes, list(lanes.values()), shown, threshold, compared, available=len(recordings))
     class_ids = np.concatenate([rows[:, 0] for rows in truth.segments.values()]).astype(int)
     counts = np.bincount(class_ids, minlength=len(info.classes)).tolist()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from kd_jax.analysis import style
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.config import PUBLISHED_WEIGHTS
 from kd_jax.evaluation.protocols import Truth
@@ -100,6 +101,8 @@ class Study:
 
     def __post_init__(self):
         known = self.experiment.source.info.classes
+        written = {style.readable(name): name for name in known}  # as figures show them
+        self.classes = [written.get(name, name) for name in self.classes]
         if unknown := [name for name in self.classes if name not in known]:
             raise ValueError(f"--classes: there is no class {unknown[0]!r}; known classes: {', '.join(known)}")
         if absent := [name for name in self.classes if not self._occurs[known.index(name)]]:

@@ -8,13 +8,13 @@ most.
 """
 
 import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-THRESHOLDS = {"dense": 0.5, "sparse": 0.4}  # where the slider starts, by head
-BUDGET = 6_000_000  # bytes of quantised probabilities in a page; base64 makes a third more of them
+BUDGET = 8_000_000  # characters of compressed probabilities in a page
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Timeline:
 
 
 def quantise(probabilities: np.ndarray) -> str:
-    """Returns `[T, C]` probabilities as base64 of T · C bytes, snippet after snippet; 255 is 1."""
-    return base64.b64encode(np.round(np.clip(probabilities, 0, 1) * 255).astype(np.uint8).tobytes()).decode()
+    """Returns `[T, C]` probabilities as base64 of T · C bytes, snippet after snippet, deflated; 255 is 1."""
+    values = np.round(np.clip(probabilities, 0, 1) * 255).astype(np.uint8)
+    return base64.b64encode(zlib.compress(values.tobytes())).decode()
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -67,15 +68,19 @@ def select_recordings(
 
     Args:
       compared: the two runs; None keeps the first recordings.
-      budget: bytes, one for each probability. At least one recording is kept.
+      budget: characters of the compressed tables. At least one recording is kept.
     """
     order = list(range(len(recordings)))
     if compared:
         tables = [[recording.probabilities[run] for run in compared] for recording in recordings]
         order.sort(key=lambda i: -difference(*tables[i]))
-    sizes = np.array([sum(table.size for table in recordings[i].probabilities.values()) for i in order])
-    count = max(1, int(np.searchsorted(np.cumsum(sizes), budget, side="right")))
-    return [recordings[i] for i in sorted(order[:count])]
+    kept: list[int] = []
+    for i in order:
+        budget -= sum(len(quantise(table)) for table in recordings[i].probabilities.values())
+        if kept and budget < 0:
+            break
+        kept.append(i)
+    return [recordings[i] for i in sorted(kept)]
 
 
 def as_json(timeline: Timeline) -> dict:

@@ -32,6 +32,7 @@ import numpy as np
 from kd_jax.evaluation.metrics.segment_matching import temporal_iou
 from kd_jax.segments import Grid, runs
 
+DEFAULT_THRESHOLDS = {"dense": 0.5, "sparse": 0.4}  # {head: threshold of its rule}
 DEFAULTS = {"dense": "classes", "sparse": "background"}  # {head: its rule in PROPOSALS}
 CONVENTIONS = {"start": -0.5, "centre": 0.0}  # from the index of a snippet to the boundary before it, in snippets
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # default of segments_from_thresholds
@@ -48,7 +49,7 @@ def segments_from_scores(
     seconds_per_snippet: float | Grid,
     *,
     head: str = "dense",
-    threshold: float = 0.5,
+    threshold: float = DEFAULT_THRESHOLDS["dense"],
     convention: str = "centre",
     duration: float | None = None,
     min_length: int = 1,
@@ -81,7 +82,7 @@ def segments_from_background(
     seconds_per_snippet: float | Grid,
     *,
     head: str = "sparse",
-    threshold: float = 0.4,
+    threshold: float = DEFAULT_THRESHOLDS["sparse"],
     convention: str = "centre",
     duration: float | None = None,
     min_length: int = 1,

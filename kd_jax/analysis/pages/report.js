@@ -103,11 +103,11 @@ function dotPlot(rows, title, several) {
   return element("div", { class: "chart", style: "max-width: 760px" }, plot);
 }
 
-function resultsSection({ results, experiments }) {
+function resultsSection({ results, experiments, data }) {
   const { rows, columns, gain_of: gainOf } = results, several = experiments.length > 1;
   const seeds = Math.max(...experiments.map((experiment) => experiment.seeds.length));
   const interval = seeds > 1 ? "mean ± half of the 95 % interval over seeds (Student's t)" : "one seed, so no intervals";
-  const best = Object.fromEntries(columns.map((title) => [title, Math.max(...rows.map((row) => row.scores[title]?.mean ?? -1))]));
+  const best = (row, title) => Math.max(...rows.filter(({ data }) => data === row.data).map(({ scores }) => scores[title]?.mean ?? -1));
   const gain = (row) => writtenGain(row.gain);
   const cells = [
     { title: "run", text: true, value: (row) => row.run, cell: (row) => [dot(row.role), readable(row.run)] },
@@ -116,7 +116,7 @@ function resultsSection({ results, experiments }) {
     { title: "learns from", text: true, value: (row) => row.teachers.join(), cell: (row) => readable(row.teachers.join(", ")) || "–" },
     ...columns.flatMap((title) => [{
       title, value: (row) => row.scores[title]?.mean,
-      cell: (row) => !row.scores[title] ? "–" : row.scores[title].mean === best[title]
+      cell: (row) => !row.scores[title] ? "–" : row.scores[title].mean === best(row, title)
         ? element("b", {}, written(row.scores[title])) : written(row.scores[title]),
     }, ...(title === gainOf ? [{ title: "gain", value: (row) => row.gain?.mean, cell: (row) => (row.gain ? gain(row) : "–") }] : [])]),
   ];
@@ -126,7 +126,7 @@ function resultsSection({ results, experiments }) {
     ...experiments.filter((experiment) => experiment.finding)
       .map(({ name, finding }) => element("p", { class: "finding" }, ...withCode(several ? `${name}: ${finding}` : finding))),
     dotPlot(rows, gainOf, several),
-    sortableTable(`Percent on the test videos${columns.includes("validation") ? ", and on the validation videos" : ""}; ${interval}. The highest score of each column is bold.`, cells, rows));
+    sortableTable(`Percent on the test videos${columns.includes("validation") ? ", and on the validation videos" : ""}; ${interval}. The highest score of each column${data.length > 1 ? " on the same test videos" : ""} is bold.`, cells, rows));
 }
 
 function timelineSection({ data }) {
@@ -159,11 +159,21 @@ function classesSection({ data }) {
   }
 }
 
+/** Shows a picture in its full size until a click or Escape. */
+function enlarge(picture) {
+  const dialog = element("dialog", { click: () => dialog.close(), close: () => dialog.remove() }, picture);
+  dialog.append(element("button", { type: "button", class: "close", "aria-label": "Close" }, "Close"));
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
 function figuresSection({ figures, experiments }) {
   if (!figures.length) return;
   const drawn = figures.map(({ experiment, title, image, sentences }) => {
     const label = experiments.length > 1 ? `${experiment}: ${title}` : title;
-    return element("figure", {}, element("h3", {}, label), element("img", { src: image, alt: `${label}. ${sentences.join(" ")}` }),
+    const drawing = () => element("img", { src: image, alt: `${label}. ${sentences.join(" ")}` });
+    return element("figure", {}, element("h3", {}, label),
+      element("button", { class: "enlarge", type: "button", "aria-label": `Enlarge: ${label}`, click: () => enlarge(drawing()) }, drawing()),
       element("figcaption", {}, sentences.join(" ")));
   });
   section("figures", "Figures", element("div", { class: "figures" }, ...drawn));
@@ -191,8 +201,9 @@ function recordSection({ experiments }) {
   }
 }
 
-function report(content) {
+async function report(content) {
   const { experiments } = content;
+  for (const { timeline } of content.data) await decode(timeline);
   document.getElementById("subtitle").textContent = experiments.map(({ dataset, test_videos: videos, seeds }) =>
     `${dataset}: ${videos} test videos, ${seeds.length} ${seeds.length === 1 ? "seed" : "seeds"}`).join("; ");
   for (const make of [resultsSection, timelineSection, classesSection, figuresSection, recordSection]) make(content);

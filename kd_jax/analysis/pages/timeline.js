@@ -1,7 +1,8 @@
 "use strict";
 // A browser of timelines: ground truth and probabilities of several runs, a row per class and a lane per run.
 //
-//   timelineBrowser(parent, data)     data is what kd_jax.analysis.timelines.as_json returns
+//   await decode(data);                data is what kd_jax.analysis.timelines.as_json returns
+//   timelineBrowser(parent, data);
 //
 // Times are in seconds. A table of scores has a byte per snippet and class, snippet after snippet; 255 is probability 1.
 
@@ -31,17 +32,25 @@ function clock(seconds) {
   return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
 
-/** Decodes the scores of a video once: {run: Uint8Array}. */
-function tablesOf(video) {
-  video.tables ??= Object.fromEntries(
-    Object.entries(video.scores).map(([run, text]) => [run, Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]),
-  );
-  return video.tables;
+/** Inflates base64 text to bytes. */
+async function inflate(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Decodes the scores of all videos of a timeline: video.tables = {run: Uint8Array}. */
+async function decode({ videos }) {
+  for (const video of videos) {
+    video.tables = {};
+    for (const [run, text] of Object.entries(video.scores)) video.tables[run] = await inflate(text);
+    delete video.scores;
+  }
 }
 
 /** The mean absolute difference of two runs on a video, from 0 to 1. */
 function meanDifference(video, [one, other]) {
-  const a = tablesOf(video)[one], b = tablesOf(video)[other];
+  const a = video.tables[one], b = video.tables[other];
   let sum = 0;
   for (let i = 0; i < a.length; i++) sum += Math.abs(a[i] - b[i]);
   return sum / (255 * a.length);
@@ -51,7 +60,7 @@ function meanDifference(video, [one, other]) {
 function differingSpans(videos, numClasses, [one, other]) {
   const spans = [];
   videos.forEach((video, index) => {
-    const a = tablesOf(video)[one], b = tablesOf(video)[other], seconds = video.duration / video.snippets;
+    const a = video.tables[one], b = video.tables[other], seconds = video.duration / video.snippets;
     for (let classId = 0; classId < numClasses; classId++) {
       let sum = 0, first = 0;
       for (let t = 0; t <= video.snippets; t++) {
@@ -306,7 +315,7 @@ class TimelineBrowser {
   visibleClasses() {
     const { classes } = this.data, wanted = this.filter.value.trim().toLowerCase();
     const occurs = new Set((this.video.truth ?? []).map(([classId]) => classId));
-    const tables = [...this.shown].map((run) => tablesOf(this.video)[run]);
+    const tables = [...this.shown].map((run) => this.video.tables[run]);
     const predicted = (classId) => tables.some((table) => {
       for (let i = classId; i < table.length; i += classes.length) if (table[i] >= 255 * this.threshold) return true;
       return false;
@@ -427,7 +436,7 @@ class TimelineBrowser {
   /** Draws the probabilities of a run; what reaches the threshold has the full colour. */
   drawLane(context, run, classId, y) {
     const { duration, snippets } = this.video, { start, end } = this.view, numClasses = this.data.classes.length;
-    const table = tablesOf(this.video)[run], perSecond = snippets / duration, color = style(this.colors[run]);
+    const table = this.video.tables[run], perSecond = snippets / duration, color = style(this.colors[run]);
     context.fillStyle = this.palette.line;
     context.fillRect(this.left, y + LANE - 0.5, this.width, 0.5);
     context.fillStyle = color;
@@ -568,7 +577,7 @@ class TimelineBrowser {
       lines.push(`ground truth: ${action ? `${clock(action[1])} to ${clock(action[2])}` : "no"}`);
     }
     for (const { name } of this.drawnRuns) {
-      const value = (i) => tablesOf(this.video)[name][i * numClasses + classId] / 255;
+      const value = (i) => this.video.tables[name][i * numClasses + classId] / 255;
       let first = t, stop = t + 1;
       const active = (i) => i >= 0 && i < snippets && value(i) >= this.threshold;
       while (active(t) && active(first - 1)) first--;

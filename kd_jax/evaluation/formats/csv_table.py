@@ -42,7 +42,9 @@ def read_csv(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """
     path, ids = fields.existing(path), fields.class_ids(classes)
     findings = Findings(path)
-    text = read_text(path, findings) or ""
+    whole = read_text(path, findings) or ""
+    text = whole.lstrip("\n")
+    skipped = len(whole) - len(text)  # blank lines
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -53,7 +55,7 @@ def read_csv(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     rows = defaultdict(list)
     try:
         for row in reader:
-            where = f"line {reader.line_num}"
+            where = f"line {skipped + reader.line_num}"
             if not check_video_id(row["video"], findings, where):
                 continue
             class_id = fields.class_of_name(f"{where} label", row["label"], ids, findings)
@@ -61,6 +63,6 @@ def read_csv(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
             times = fields.start_and_end(where, (start, end), findings)
             rows[row["video"]].append((class_id, *times, fields.finite(f"{where} score", score, findings)))
     except csv.Error as error:
-        findings.problem("layout", f"line {reader.line_num}: {error}")
+        findings.problem("layout", f"line {skipped + reader.line_num}: {error}")
     findings.raise_problems("nothing was read")
     return {video: np.array(found, np.float64).reshape(-1, 4) for video, found in rows.items()}
