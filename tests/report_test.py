@@ -464,3 +464,16 @@ def test_the_command_ends_with_one_sentence(tmp_path):
     assert "holds no finished experiment" in mistake(str(tmp_path))
     assert "one workdir is named twice" in mistake("a", "a")
     assert "did you mean --output?" in mistake("a", "--outptu=b")
+
+
+def test_a_figure_is_enlarged_by_click_and_keyboard(visit, report):
+    page = visit(report, 400)
+    button, dialog = page.get_by_role("button", name="Enlarge:").first, page.get_by_role("dialog")
+    button.click()
+    assert dialog.get_by_role("img").evaluate("image => image.width === image.naturalWidth")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    button.focus()
+    page.keyboard.press("Enter")
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
