@@ -3,8 +3,9 @@
     python -m data_prep.convert_weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
     python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
 
-The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code, and
-TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`). State dicts need `pip install -e .[torch]`.
+The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code,
+TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`) and .npz files of VideoPrism. State dicts
+need `pip install -e .[torch]`.
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ import numpy as np
 
 from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax.command_line import Parser
-from kd_jax.data import base, checks, records
-from kd_jax.files import sha256, write_json
+from kd_jax.data import base, checks, feature_files, records
+from kd_jax.files import read_arrays, sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
 from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.terms import TASKS
+from kd_jax.video.encoders import VideoPrism
 from kd_jax.video.encoders.weights import write_weights
 
 _LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}  # {filter: key in its layers alone}
@@ -61,6 +63,19 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     if broken := [key for key, value in arrays.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{path}: {broken[0]} holds values that are not finite numbers; its training diverged")
     return arrays
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file as float32, by key.
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it holds anything else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        return {key: np.asarray(value, np.float32) for key, value in read_arrays(path).items()}
+    except feature_files.UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as an .npz file ({checks.reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:
@@ -259,7 +274,10 @@ def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Seq
     output.parent.mkdir(parents=True, exist_ok=True)
     source = {"files": [{"name": file.name, "sha256": sha256(file)} for file in sources]}
     model, modality, persons, variables = encoder
-    write_weights(output, model, variables, modality=modality, persons=persons, source=source)
+    frames = {}
+    if isinstance(model, VideoPrism):
+        frames = {"window": model.frames, "size": model.grid * model.patch, "shorter_side": model.grid * model.patch}
+    write_weights(output, model, variables, modality=modality, persons=persons, source=source, **frames)
 
 
 def parser() -> Parser:
@@ -281,12 +299,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     path, output = Path(given.state), Path(given.output)
     try:
         checkpoint = tensorflow_checkpoint.prefix_of(path)
-        state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read_state(path)
+        read = read_npz if path.suffix == ".npz" else read_state
+        state = tensorflow_checkpoint.read(checkpoint) if checkpoint else read(path)
         if encoder := encoder_weights.convert(state):
             files = sorted(checkpoint.parent.glob(f"{checkpoint.name}.*")) if checkpoint else [path]
             sources = [file for file in files if not checkpoint or file.suffix == ".index" or ".data-" in file.name]
             write_encoder(output, encoder, sources)
-            what = f"{type(encoder.model).__name__} for {encoder.modality}, {encoder.model.num_classes} classes"
+            what = f"{type(encoder.model).__name__} for {encoder.modality}"
+            if not isinstance(encoder.model, VideoPrism):
+                what += f", {encoder.model.num_classes} classes"
             print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
             return
         if lacking := [f"--{name}" for name in ("records", "modality") if not getattr(given, name)]:

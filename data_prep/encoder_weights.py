@@ -1,10 +1,12 @@
-"""Conversion of published weights of I3D and AGCN into variables of kd_jax.
+"""Conversion of published weights of I3D, AGCN and VideoPrism into variables of kd_jax.
 
     model, modality, persons, variables = convert(read_state(Path('rgb_imagenet.pt')))
 
-The formats are state dicts of pytorch-i3d and 2s-AGCN, and TensorFlow checkpoints of kinetics-i3d.
+The formats are state dicts of pytorch-i3d and 2s-AGCN, TensorFlow checkpoints of kinetics-i3d, and the flat .npz files
+of VideoPrism's video encoders.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import flax
 import numpy as np
 
-from kd_jax.video.encoders import AGCN, I3D
+from kd_jax.video.encoders import AGCN, I3D, VideoPrism
 from kd_jax.video.encoders.weights import shapes_of
 
 _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -22,12 +24,16 @@ _BRANCHES = {name: f"Branch_{name[1]}/Conv3d_{unit}" for name, unit in _UNITS.it
 _AGCN_NAMES = {r"\bgraph\b": "gcn1", r"\bframes\.bn": "tcn1.bn", r"\bframes$": "tcn1.conv"}  # ours: published
 _AGCN_NAMES |= {r"\bresidual$": "residual.conv", r"\bdown\.bn": "down.1", r"\bdown$": "down.0"}
 _AGCN_NAMES |= {r"\ba_(\d)$": r"conv_a.\1", r"\bb_(\d)$": r"conv_b.\1", r"\bout_(\d)$": r"conv_d.\1"}
+_VIDEOPRISM_NAMES = {"patches": "patch_projection/linear", "spatial_norm": "spatial_ln", "temporal_norm": "temporal_ln"}
+_VIDEOPRISM_NAMES |= {"attention_norm": "layer_norm", "dense_norm": "ff_layer/layer_norm", "out": "self_attention/post"}
+_VIDEOPRISM_NAMES |= {f"dense_{i}": f"ff_layer/ffn_layer{i}/linear" for i in (1, 2)}
+_VIDEOPRISM_NAMES |= {name: f"self_attention/{name}" for name in ("query", "key", "value")}
 
 
 class Converted(NamedTuple):
     """An encoder with converted weights."""
 
-    model: I3D | AGCN
+    model: I3D | AGCN | VideoPrism
     modality: str  # input of the model: 'rgb', 'flow' or 'pose'
     persons: int  # bodies per frame that an AGCN reads
     variables: dict  # of the model
@@ -51,7 +57,33 @@ def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
         agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
         variables = _take(state, shapes_of(agcn, "pose", persons), _pytorch_agcn, _from_pytorch)
         return Converted(agcn, "pose", persons, variables)
+    if "params/vision_encoder/patch_projection/linear/kernel" in state:
+        raise ValueError("these weights are of VideoPrism's video-text model; give those of the video encoder")
+    if "params/patch_projection/linear/kernel" in state:
+        return _convert_videoprism(state)
     return None
+
+
+def _convert_videoprism(state: Mapping[str, np.ndarray]) -> Converted:
+    """Converts a video encoder of any size; the shapes of some arrays give the sizes of all others."""
+
+    def size(key: str, axis: int) -> int:
+        """The length of an axis; 1 if the array is missing or misshapen, which is reported later."""
+        array = state.get(f"params/{key}", np.zeros(()))
+        return max(1, array.shape[axis]) if array.ndim > axis else 1
+
+    layers = "{}_encoder/transformers_stack/x_layers/layer_norm/scale"
+    model = VideoPrism(
+        channels=size("patch_projection/linear/kernel", 1),
+        num_heads=size("spatial_encoder/transformers_stack/x_layers/self_attention/query/w", 2),
+        hidden=size("spatial_encoder/transformers_stack/x_layers/ff_layer/ffn_layer1/linear/kernel", 2),
+        spatial_layers=size(layers.format("spatial"), 0),
+        temporal_layers=size(layers.format("temporal"), 0),
+        patch=max(1, math.isqrt(size("patch_projection/linear/kernel", 0) // 3)),
+        grid=math.isqrt(size("spatial_pos_emb/emb_var", 0)),
+        frames=size("temporal_pos_emb/emb_var", 0),
+    )
+    return Converted(model, "rgb", 2, _take(state, shapes_of(model, "rgb"), _videoprism, _from_videoprism))
 
 
 def _convert_i3d(state: Mapping, channels: int, key_of: Callable, layout: Callable) -> Converted:
@@ -124,6 +156,26 @@ def _pytorch_agcn(path: str) -> str:
         name = re.sub(ours, theirs, name)
     names = _BN if module[-1] in ("bn", "data_bn") else {"kernel": "weight", "bias": "bias", "links": "PA"}
     return f"{name}.{names[leaf]}"
+
+
+def _videoprism(path: str) -> str:
+    if path.endswith("_positions"):
+        return path.replace("_positions", "_pos_emb/emb_var")
+    *module, leaf = path.split("/")[1:]
+    if len(module) == 1:
+        return "/".join(("params", _VIDEOPRISM_NAMES[module[0]], leaf))
+    stack, name = f"{module[0]}_encoder/transformers_stack/x_layers", _VIDEOPRISM_NAMES[module[1]]
+    return "/".join(("params", stack, name, leaf[0].replace("k", "w") if "self_attention" in name else leaf))
+
+
+def _from_videoprism(path: str, value: np.ndarray, ndim: int) -> np.ndarray:
+    """Adds the 1 that published scales lack, moves outputs of an attention last, and separates rows of positions."""
+    if path.endswith("/scale"):
+        return value + np.float32(1)
+    if path.endswith("/out/kernel") and value.ndim == 4:
+        return np.moveaxis(value, 1, -1)
+    side = math.isqrt(len(value)) if value.ndim else 0
+    return value.reshape(side, side, -1) if ndim == 3 and value.ndim == 2 and side**2 == len(value) else value
 
 
 def _from_pytorch(path: str, value: np.ndarray, ndim: int) -> np.ndarray:

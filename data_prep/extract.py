@@ -4,6 +4,8 @@
     python -m data_prep.extract --videos=DIR --modality=flow --weights=weights/i3d_flow.npz --output=features/flow
     python -m data_prep.extract --skeletons=DIR --modality=pose --weights=weights/agcn.npz --output=features/pose
 
+`--encoder=MODULE:FUNCTION` takes a function of the user instead of the encoders of kd_jax, see docs/extending.md.
+
 The command writes `<video>.npy`, `[T, D]` float32, and a manifest `<video>.json`. When run again, it skips finished
 files. A broken file does not stop the others. The command needs `pip install -e .[video]`.
 """
@@ -22,7 +24,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -30,10 +31,11 @@ from data_prep import execution, prefetch
 from kd_jax import runtime
 from kd_jax.command_line import Parser, at_least
 from kd_jax.data import feature_files
-from kd_jax.files import make_folder, read_json, sha256, write_atomically, write_json
+from kd_jax.files import make_folder, read_json, write_atomically, write_json
 from kd_jax.video import skeletons, videos
-from kd_jax.video.encode import batched, encode_batches
-from kd_jax.video.encoders.weights import Weights, read_weights
+from kd_jax.video.encode import batched, encode_batches, finite
+from kd_jax.video.encoders.protocol import Encoder
+from kd_jax.video.encoders.weights import read_encoder
 from kd_jax.video.videos import Sampling
 
 SKELETON_FPS = 30.0  # frames per second of Kinect, which recorded NTU RGB+D and PKU-MMD
@@ -44,31 +46,28 @@ class Settings:
     """The settings that features depend on."""
 
     modality: str  # rgb, flow or pose
-    weights: Path  # file of the encoder's weights
+    weights: Path | None  # file of the encoder's weights; None for one of the user without such a file
     sampling: Sampling
     fps: float | None  # frames per second to sample videos at, or of skeletons; None: the video's own, or SKELETON_FPS
     dtype: str  # of the encoder's computation
     persons: int = skeletons.PERSONS  # bodies per frame of skeletons that the encoder reads
+    encoder: str | None = None  # MODULE:FUNCTION of the user's encoder; None for those of kd_jax
 
     def described(self) -> dict:
         """Returns the settings as JSON. Features with equal settings can be used together."""
         return {
             "modality": self.modality,
-            "weights_sha256": _hash(self.weights),
+            "weights_sha256": encoder_of(self.encoder, self.weights, self.dtype).sha256,
             "sampling": {name: getattr(self.sampling, name) for name in videos.sampling_fields(self.modality)},
             "sampled_fps": self.fps,
             "dtype": self.dtype,
         }
 
 
-@functools.cache  # not `cache(sha256)`, since Beam looks functions up by name
-def _hash(path: Path) -> str:
-    return sha256(path)
-
-
 @functools.cache
-def _weights(path: Path, dtype: str) -> Weights:
-    return read_weights(path, dtype=jnp.dtype(dtype))
+def encoder_of(encoder: str | None, weights: Path | None, dtype: str) -> Encoder:
+    """Returns the encoder of settings, which is read once in a process."""
+    return read_encoder(encoder, weights, dtype=dtype)
 
 
 def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, str], list[str]]:
@@ -185,13 +184,17 @@ class Writer:
         if index not in self._read or sum(map(len, self._rows[index])) < facts["snippets"]:
             return
         video, path = self._files[index]
-        rows = np.concatenate(self._rows.pop(index))
-        if not np.isfinite(rows).all():
-            self.fail(index, f"{path}: its features are not finite; check the weights and --dtype")
+        try:
+            rows = finite(path, np.concatenate(self._rows.pop(index)))
+        except videos.VideoError as error:
+            self.fail(index, str(error))
             return
         manifest = {"file": path.name, "bytes": path.stat().st_size, **self._facts.pop(index)}
+        made = self._settings
+        name = encoder_of(made.encoder, made.weights, made.dtype).name
+        manifest |= made.described() | {"encoder": name, "versions": _versions()}
         # The manifest is written first: a table without one counts as a file of somebody else.
-        write_json(self._output / f"{video}.json", manifest | self._settings.described() | {"versions": _versions()})
+        write_json(self._output / f"{video}.json", manifest)
         write_table(self._output / f"{video}.npy", rows)
         self._progress.end(video, f"{len(rows)} snippet{'s'[: len(rows) != 1]}")
 
@@ -239,14 +242,14 @@ def extract_features(
 
     It returns {name: reason} of the files that failed.
     """
-    weights = _weights(settings.weights, settings.dtype)
+    encoder = encoder_of(settings.encoder, settings.weights, settings.dtype)
     items = [(path, settings, batch_size) for _, path in files]
     with (
         contextlib.closing(Progress(settings.modality, len(files), quiet=not progress)) as shown,
         contextlib.closing(prefetch.run(read_batches, items, workers=workers)) as messages,
     ):
         writer = Writer(output, settings, files, shown)
-        for index, features in encode_batches(weights, _batches(messages, writer), batch_size=batch_size):
+        for index, features in encode_batches(encoder, _batches(messages, writer), batch_size=batch_size):
             writer.add(index, features)
     return writer.failed
 
@@ -320,7 +323,8 @@ def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
     source = getattr(given, name)
     if not source or getattr(given, other):
         raise ValueError(f"--modality={given.modality} needs --{name}=DIR and no --{other}")
-    if lacking := [f"--{name}" for name in ("weights", "output") if not getattr(given, name)]:
+    needed = ("output",) if given.encoder else ("weights", "output")
+    if lacking := [f"--{name}" for name in needed if not getattr(given, name)]:
         raise ValueError(f"{', '.join(lacking)} must be given")
     if given.fps is not None and not 0 < given.fps <= 1000:
         raise ValueError(f"--fps={given.fps}; it must be above 0 and at most 1000")
@@ -328,13 +332,18 @@ def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
         videos.refuse_vain(given, ["workers"], "a --runner, which has --beam_options for it")
     else:
         videos.refuse_vain(given, ["beam_options"], "this machine; they are those of a --runner")
-    manifest = _weights(Path(given.weights), given.dtype).manifest
-    if manifest["modality"] != given.modality:
-        raise ValueError(f"--weights={given.weights} are for {manifest['modality']}, not --modality={given.modality}")
-    if (persons := manifest.get("persons", skeletons.PERSONS)) > skeletons.PERSONS:
-        raise ValueError(f"--weights={given.weights} read {persons} bodies; skeletons have {skeletons.PERSONS}")
-    sampling = videos.sampling(given, given.modality, manifest)
-    return Settings(given.modality, Path(given.weights), sampling, given.fps, given.dtype, persons), Path(source)
+    if given.encoder:
+        videos.refuse_vain(given, ["dtype"], "an --encoder, which computes as it likes")
+    weights, dtype = Path(given.weights) if given.weights else None, given.dtype or "float32"
+    encoder = encoder_of(given.encoder, weights, dtype)
+    option = f"--encoder={given.encoder} is" if given.encoder else f"--weights={given.weights} are"
+    if encoder.modality != given.modality:
+        raise ValueError(f"{option} for {encoder.modality}, not --modality={given.modality}")
+    if encoder.persons > skeletons.PERSONS:
+        raise ValueError(f"{option} for {encoder.persons} bodies; skeletons have {skeletons.PERSONS}")
+    sampling = videos.sampling(given, given.modality, encoder.sampling)
+    made = Settings(given.modality, weights, sampling, given.fps, dtype, encoder.persons, given.encoder)
+    return made, Path(source)
 
 
 def parser() -> Parser:
@@ -345,10 +354,11 @@ def parser() -> Parser:
     add("--skeletons", help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
     add("--modality", choices=["rgb", "flow", "pose"], help="Kind of features.")
     add("--weights", help="The encoder's weights, from data_prep.convert_weights.")
+    add("--encoder", help="MODULE:FUNCTION that makes another encoder, of --weights if they are given.")
     add("--output", "--out", help="Folder for <video>.npy and <video>.json.")
     add("--fps", type=float, help="Frames per second to sample videos at (their own); rate of skeletons (30).")
     videos.add_options(options, otherwise="")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="Precision of the encoder (float32).")
+    add("--dtype", choices=["float32", "bfloat16"], help="Precision of the encoder (float32).")
     add("--batch_size", type=at_least(1), default=8, help="Snippets per forward pass, over all devices (8).")
     add("--workers", type=at_least(0), help="Processes that read files (one per processor).")
     add("--runner", help="Run as an Apache Beam pipeline: DirectRunner, DataflowRunner and others.")
@@ -389,7 +399,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run_pipeline(
     given: argparse.Namespace, output: Path, settings: Settings, left: Sequence[tuple[str, Path]]
 ) -> dict[str, str]:
-    where = (str(output.absolute()), dataclasses.replace(settings, weights=settings.weights.absolute()))
+    weights = settings.weights and settings.weights.absolute()
+    where = (str(output.absolute()), dataclasses.replace(settings, weights=weights))
     tasks = [(*where, video, str(path.absolute()), given.batch_size) for video, path in left]
     with tempfile.TemporaryDirectory(dir=output, prefix=".beam_") as scratch:
         beam = execution.Beam(given.runner, tuple(given.beam_options or ()), Path(scratch))

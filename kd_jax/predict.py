@@ -9,10 +9,10 @@ is needed. --format chooses formats of official evaluation scripts, see `kd_jax.
     python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \\
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
 
-This reads a video with the encoder that made the run's features. It also writes OUT/<video>.png, which shows frames of
-the video above a timeline of the detections. If `data_prep.extract` made the features, the run knows how videos are cut
-into snippets; options override this. If snippets of the video would last over 10 % longer or shorter than those of the
-run, the video is sampled at another rate so that they last as long.
+This reads a video with the encoder that made the run's features; `--encoder=MODULE:FUNCTION` names one of the user. It
+also writes OUT/<video>.png, which shows frames of the video above a timeline of the detections. If `data_prep.extract`
+made the features, the run knows how videos are cut into snippets; options override this. If snippets of the video would
+last over 10 % longer or shorter than those of the run, the video is sampled at another rate so that they last as long.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -42,13 +41,14 @@ from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import in_seconds, probabilities
-from kd_jax.files import make_folder, sha256, write_atomically
+from kd_jax.files import make_folder, write_atomically
 from kd_jax.inference.predict import run_detector
 from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun, load_run
 from kd_jax.video import timeline, videos
 from kd_jax.video.encode import encode_video
-from kd_jax.video.encoders.weights import Weights, read_weights
+from kd_jax.video.encoders.protocol import Encoder
+from kd_jax.video.encoders.weights import read_encoder
 
 
 def parser() -> Parser:
@@ -59,6 +59,7 @@ def parser() -> Parser:
     add("--features", help="A .npy file, a folder of them, or a folder of records.")
     add("--video", action="append", help="A video file, instead of features; may be repeated.")
     add("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
+    add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for data_prep.extract.")
     add("--annotations", help="With --video: ground truth for the page, a file as for data_prep.build.")
     add("--fps", type=float, help="With --video: frames per second to sample it at.")
     videos.add_options(options, "as the run's features, else ")
@@ -92,7 +93,7 @@ class Inputs:
 class VideoFiles:
     """Video files that were opened, and how an encoder reads them."""
 
-    weights: Weights  # the encoder
+    encoder: Encoder
     sampling: videos.Sampling  # how a video is cut into snippets
     opened: dict[str, videos.Video]  # by name
     broken: list[str]  # one sentence for each of the other files
@@ -149,11 +150,11 @@ def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
     Raises FileNotFoundError or ValueError if the encoder does not fit the run, or no file can be used.
     """
     made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
-    weights = _read_encoder(given.encoder_weights, run, made)
+    encoder = _read_encoder(given, run, made)
     paths = [Path(path) for path in given.video]
     if len({videos.name_of(path) for path in paths}) < len(paths):
         raise ValueError("two of --video have the same name; predict them into two --output folders")
-    sampling = videos.sampling(given, weights.modality, {**weights.manifest, **made["sampling"]})
+    sampling = videos.sampling(given, encoder.modality, encoder.sampling | made["sampling"])
     fps = made["sampled_fps"] if given.fps is None else given.fps
     seconds = made.get("seconds_per_snippet", run.config["seconds_per_snippet"])
     opened, broken = {}, []
@@ -168,25 +169,29 @@ def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
             broken.append(str(error))
     if not opened:
         raise ValueError("; ".join(broken))
-    return VideoFiles(weights, sampling, opened, broken)
+    return VideoFiles(encoder, sampling, opened, broken)
 
 
-def _read_encoder(encoder_weights: str | None, run: TrainedRun, made: Mapping) -> Weights:
-    """Reads the weights of an encoder and checks that they made the features of the run."""
+def _read_encoder(given: argparse.Namespace, run: TrainedRun, made: Mapping) -> Encoder:
+    """Reads the encoder and checks that it made the features of the run."""
     modality, size = run.config["modality"], run.config["input_size"]
-    if not encoder_weights:
-        raise ValueError("--video needs --encoder_weights, those of the encoder that made the run's features")
-    path = Path(encoder_weights)
-    weights = read_weights(path, dtype=jnp.dtype(made["dtype"]))
-    if (weights.modality, weights.num_features) != (modality, size):
-        found = f"{weights.num_features} features of {weights.modality}"
-        raise ValueError(f"--encoder_weights={path} give {found}; the run reads {size} of {modality}")
+    if not given.encoder_weights and not given.encoder:
+        needed = "--encoder_weights, those of the encoder that made the run's features, or --encoder"
+        raise ValueError(f"--video needs {needed}")
+    weights = Path(given.encoder_weights) if given.encoder_weights else None
+    encoder = read_encoder(given.encoder, weights, dtype=made["dtype"])
+    names = [("encoder", given.encoder), ("encoder_weights", given.encoder_weights)]
+    option = " ".join(f"--{name}={value}" for name, value in names if value)
+    if (encoder.modality, encoder.num_features) != (modality, size):
+        found = f"{encoder.num_features} features of {encoder.modality}"
+        raise ValueError(f"{option} give {found}; the run reads {size} of {modality}")
     if modality == "pose":
         raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
-    if (expected := made.get("weights_sha256", found := sha256(path))) != found:
-        given = f"--encoder_weights={path} (sha256 {found[:12]}…)"
-        raise ValueError(f"{given} are not the weights that made the run's features ({expected[:12]}…); give those")
-    return weights
+    if (expected := made.get("weights_sha256", encoder.sha256)) != encoder.sha256:
+        found, what = encoder.sha256[:12], "encoder" if given.encoder else "weights"
+        wrong = f"{option} (sha256 {found}…) are not the {what} that made the run's features ({expected[:12]}…)"
+        raise ValueError(f"{wrong}; give those")
+    return encoder
 
 
 def read_truth(path: str, files: Mapping[str, videos.Video], classes: Sequence[str]) -> dict[str, np.ndarray]:
@@ -225,7 +230,7 @@ def encode(files: VideoFiles, batch_size: int) -> Inputs:
     for name, video in files.opened.items():
         try:
             options = {"batch_size": batch_size, "num_frames": 12}
-            table, frames[name] = encode_video(files.weights, video, files.sampling, **options)
+            table, frames[name] = encode_video(files.encoder, video, files.sampling, **options)
             features[name] = base.to_float16(table)  # as records store it
         except videos.VideoError as error:
             broken.append(str(error))
@@ -248,7 +253,7 @@ def _check_options(given: argparse.Namespace) -> None:
         videos.refuse_vain(given, ["seconds_per_snippet", "split"], "--video")
     else:
         names = [field.name for field in dataclasses.fields(videos.Sampling)]
-        videos.refuse_vain(given, ["encoder_weights", "annotations", "fps", *names], "--features")
+        videos.refuse_vain(given, ["encoder_weights", "encoder", "annotations", "fps", *names], "--features")
 
 
 def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:

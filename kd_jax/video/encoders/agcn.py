@@ -129,3 +129,7 @@ class AGCN(nn.Module):
             x = _Block(channels, stride, residual=i > 0, dtype=self.dtype, name=ENDPOINTS[i])(x)
         x = x.astype(jnp.float32).mean((1, 2)).reshape(batch, persons, -1).mean(1)
         return Encoded(x[:, None], nn.Dense(self.num_classes, name="fc")(x)[:, None])
+
+    def embed(self, skeletons: jax.Array) -> jax.Array:
+        """Returns one row of features per clip, `[B, 256]`."""
+        return self(skeletons).features.mean(1)

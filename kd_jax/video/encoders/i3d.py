@@ -208,5 +208,9 @@ class I3D(nn.Module):
         features = nn.avg_pool(x, (min(WINDOW // frames, x.shape[1]),), (STRIDE // frames,))
         return Encoded(features, nn.Dense(self.num_classes, name="logits")(features))
 
+    def embed(self, clips: jax.Array) -> jax.Array:
+        """Returns one row of features per clip, `[B, 1024]`: the mean over the T features of a clip."""
+        return self(clips).features.mean(1)
+
     def _channels(self, published: int) -> int:
         return max(1, round(published * self.width))

@@ -6,11 +6,13 @@
 `python -m data_prep.convert_weights` writes such files from published weights.
 """
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import flax
 import flax.linen as nn
@@ -18,12 +20,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.files import read_arrays, write_arrays
+from kd_jax.files import read_arrays, sha256, write_arrays
 from kd_jax.video.encoders.agcn import AGCN
 from kd_jax.video.encoders.i3d import I3D
+from kd_jax.video.encoders.protocol import Encoder, import_encoder
+from kd_jax.video.encoders.videoprism import VideoPrism
 from kd_jax.video.skeletons import JOINTS
 
-ENCODERS = {"i3d": I3D, "agcn": AGCN}
+
+class Kind(NamedTuple):
+    """What is known about a network: its frames and where its weights show the number of features."""
+
+    network: type[nn.Module]
+    mean: float  # of bytes divided by 255; the network reads (b / 255 - mean) / std
+    std: float
+    features: str  # the array whose first axis has the features
+
+
+ENCODERS = {
+    "i3d": Kind(I3D, mean=0.5, std=0.5, features="logits/kernel"),
+    "agcn": Kind(AGCN, mean=0.5, std=0.5, features="fc/kernel"),
+    "videoprism": Kind(VideoPrism, mean=0.0, std=1.0, features="temporal_norm/scale"),
+}
 _MANIFEST = "manifest"  # name of the array that holds the manifest as JSON
 
 
@@ -31,11 +49,11 @@ _MANIFEST = "manifest"  # name of the array that holds the manifest as JSON
 class Weights:
     """An encoder with its weights.
 
-    The manifest has encoder, modality, num_classes, width, source and shapes; for I3D also final_endpoint, and size and
-    shorter_side of frames in pixels; for AGCN also the number of persons.
+    The manifest has encoder, modality, source, shapes and the fields of the network other than its dtype. For networks
+    of frames it also has window, and size and shorter_side in pixels; for AGCN also the number of persons.
     """
 
-    model: nn.Module  # an `I3D` or `AGCN`
+    model: nn.Module  # an `I3D`, `AGCN` or `VideoPrism`
     variables: dict  # {'params': …, 'batch_stats': …}, float32
     manifest: dict
 
@@ -44,15 +62,44 @@ class Weights:
         """The input of the encoder: rgb, flow or pose."""
         return self.manifest["modality"]
 
-    @property
-    def num_features(self) -> int:
-        """The number of features, D."""
-        return self.variables["params"]["fc" if self.modality == "pose" else "logits"]["kernel"].shape[0]
+    def encoder(self, digest: str = "") -> Encoder:
+        """Returns the encoder that computes `model.embed`; `digest` is the sha256 of the file of weights."""
+        name, kind = _kind_of(self.model)
+        facts = {
+            key: self.manifest[key] for key in ("window", "size", "shorter_side", "persons") if key in self.manifest
+        }
+        features = flax.traverse_util.flatten_dict(self.variables["params"], sep="/")[kind.features]
+        function = jax.tree_util.Partial(_Embed(self.model), self.variables)
+        facts |= {"modality": self.modality, "mean": kind.mean, "std": kind.std}
+        return Encoder(function, len(features), name=name, sha256=digest, **facts)
+
+
+@dataclass(frozen=True)
+class _Embed:
+    """The features of a network as a function; functions of equal networks are equal, so that JAX compiles one."""
+
+    model: nn.Module
+
+    def __call__(self, variables: Mapping, snippets: jax.Array):
+        return self.model.apply(variables, snippets, method="embed")
+
+
+def _kind_of(model: nn.Module) -> tuple[str, Kind]:
+    return next((name, kind) for name, kind in ENCODERS.items() if isinstance(model, kind.network))
+
+
+def _options(network: type[nn.Module]) -> list[str]:
+    """The fields of a network that its manifest has."""
+    return [field.name for field in dataclasses.fields(network) if field.name not in ("dtype", "parent", "name")]
 
 
 def shapes_of(model: nn.Module, modality: str, persons: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {'params/Conv3d_1a_7x7/kernel': shape and dtype, …} for all variables of a model."""
-    shape = (1, 16, persons, JOINTS, 3) if modality == "pose" else (1, 16, 32, 32, 3 if modality == "rgb" else 2)
+    shape: tuple[int, ...] = (1, 16, 32, 32, 3 if modality == "rgb" else 2)
+    if modality == "pose":
+        shape = (1, 16, persons, JOINTS, 3)
+    elif isinstance(model, VideoPrism):
+        shape = (1, 1, model.patch, model.patch, 3)
     tree = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
@@ -80,6 +127,7 @@ def write_weights(
     modality: str,
     source: Mapping,
     persons: int = 2,
+    window: int = 16,
     size: int = 224,
     shorter_side: int = 256,
 ) -> None:
@@ -90,16 +138,17 @@ def write_weights(
       modality: input of the encoder: 'rgb', 'flow' or 'pose'.
       source: origin of the weights as plain JSON: file, sha256, ….
       persons: bodies per frame that an AGCN reads.
-      size, shorter_side: the central square that an I3D reads, and the frame's shorter side before, in pixels.
+      window: frames per snippet.
+      size, shorter_side: the central square that is read, and the frame's shorter side before, in pixels.
     """
     arrays = {key: np.asarray(x) for key, x in flax.traverse_util.flatten_dict(dict(variables), sep="/").items()}
+    name, kind = _kind_of(model)
+    frames = {"window": window, "size": size, "shorter_side": shorter_side}
     manifest = {
-        "encoder": next(name for name, kind in ENCODERS.items() if isinstance(model, kind)),
+        "encoder": name,
         "modality": modality,
-        "num_classes": model.num_classes,
-        "width": model.width,
-        **({"final_endpoint": model.final_endpoint} if isinstance(model, I3D) else {}),
-        **({"persons": persons} if modality == "pose" else {"size": size, "shorter_side": shorter_side}),
+        **{option: getattr(model, option) for option in _options(kind.network)},
+        **({"persons": persons} if modality == "pose" else frames),
         "source": dict(source),
         "shapes": {key: list(x.shape) for key, x in arrays.items()},
     }
@@ -122,9 +171,8 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
             raise ValueError("it is no .npz file, or cut short")
         arrays = read_arrays(path)
         manifest = json.loads(str(arrays.pop(_MANIFEST)))
-        kind, modality = ENCODERS[manifest["encoder"]], manifest["modality"]
-        options = {name: manifest[name] for name in ("width", "final_endpoint") if name in manifest}
-        model = kind(manifest["num_classes"], dtype=dtype, **options)
+        network, modality = ENCODERS[manifest["encoder"]].network, manifest["modality"]
+        model = network(dtype=dtype, **{name: manifest[name] for name in _options(network) if name in manifest})
         expected = shapes_of(model, modality, manifest.get("persons", 2))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = str(error) if type(error) is ValueError else repr(error)
@@ -140,3 +188,16 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
     if problems:
         raise ValueError(f"{path} does not fit its encoder: {'; '.join(sorted(problems))}; {remedy}")
     return Weights(model, flax.traverse_util.unflatten_dict(arrays, sep="/"), manifest)
+
+
+def read_encoder(encoder: str | None, weights: Path | None, *, dtype: str = "float32") -> Encoder:
+    """Returns the encoder of the user's `MODULE:FUNCTION` (`import_encoder`), or that of a file of weights.
+
+    `dtype` is the precision of the computation with a file of weights. Raises what `import_encoder` or `read_weights`
+    raises, and ValueError without both.
+    """
+    if encoder:
+        return import_encoder(encoder, weights)
+    if not weights:
+        raise ValueError("an encoder needs a file of weights, or --encoder=MODULE:FUNCTION")
+    return read_weights(weights, dtype=jnp.dtype(dtype)).encoder(sha256(weights))
