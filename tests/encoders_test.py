@@ -221,7 +221,7 @@ def test_weights_are_read_as_written_and_bfloat16_features_are_close(modality, t
     assert (again.model, again.modality, again.manifest["source"]) == (model, modality, {"file": "made up"})
     jax.tree.map(np.testing.assert_array_equal, again.variables, variables)
     features = jax.jit(again.model.apply)(again.variables, x).features
-    assert features.shape == (2, 1, again.num_features)
+    assert features.shape == (2, 1, again.encoder().num_features)
     half = read_weights(tmp_path / "a.npz", dtype=jnp.bfloat16)
     rounded = jax.jit(half.model.apply)(half.variables, x).features
     assert rounded.dtype == np.float32

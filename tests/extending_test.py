@@ -1,4 +1,4 @@
-"""The example of docs/extending.md runs unchanged, and keeps the laws that the page states."""
+"""The examples of docs/extending.md run unchanged, and keep the laws that the page states."""
 
 import importlib.util
 import re
@@ -14,9 +14,13 @@ import pytest
 from kd_jax import models
 from kd_jax.files import read_json
 from kd_jax.training.terms import TERMS
+from kd_jax.video.encode import encode_batches
+from kd_jax.video.encoders.protocol import import_encoder
 
 ROOT = Path(__file__).parents[1]
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+EXAMPLE, ENCODER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+(TORCHVISION,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -61,3 +65,31 @@ def test_the_example_keeps_padding_silent_and_the_teacher_frozen(mine):
     expected = model.apply(variables, cut[0], jnp.ones((1, 4), bool))
     np.testing.assert_allclose(outputs.features[:, :4], expected.features, rtol=1e-5, atol=1e-6)
     assert model.receptive_field == 5
+
+
+def test_the_encoder_of_the_example_encodes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("my_encoder.py").write_text(ENCODER)
+    encoder = import_encoder("my_encoder:make", None)
+    clips = np.zeros((3, 16, 64, 64, 3), np.uint8)
+    clips[1, 8:] = 51
+    ((_, features),) = encode_batches(encoder, [("a", clips)], batch_size=4)
+    expected = [[0] * 195, [0.1] * 192 + [0.2] * 3, [0] * 195]
+    np.testing.assert_allclose(features, expected, atol=1e-4)  # NumPy adds 4096 float32 one by one
+
+
+def test_the_network_of_torchvision_encodes(tmp_path, monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("r3d.py").write_text(TORCHVISION)
+    torch.save(torchvision.models.video.r3d_18().state_dict(), "r3d_18.pth")
+    encoder = import_encoder("r3d:make", Path("r3d_18.pth"))
+    clips = np.random.default_rng(0).integers(0, 256, (2, 16, 112, 112, 3), np.uint8)
+    ((_, features),) = encode_batches(encoder, [("a", clips)], batch_size=2)
+    mean, std = np.array([0.43216, 0.394666, 0.37645]), np.array([0.22803, 0.22145, 0.216989])
+    expected = encoder.function(((clips / 255 - mean) / std).astype(np.float32))
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+    assert features.shape == (2, 512) and np.abs(features[0] - features[1]).max() > 1e-3

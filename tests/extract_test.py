@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from kd_jax import predict
 from kd_jax.files import read_arrays, read_json
 from kd_jax.video import encode as encode_module
 from kd_jax.video.encode import batched, encode_batches, encode_video
-from kd_jax.video.encoders import AGCN
+from kd_jax.video.encoders import AGCN, Encoder
 from kd_jax.video.encoders.weights import random_variables, read_weights, write_weights
 from kd_jax.video.skeletons import cut_snippets, normalize, read_skeletons
 from kd_jax.video.videos import Sampling, VideoError, probe_video
@@ -164,8 +165,154 @@ def test_features_are_bitwise_equal_whatever_else_is_extracted(figures, features
         np.testing.assert_array_equal(np.load(output / f"{name}.npy"), expected)
         assert extract.extract_one(str(output), made, name, str(path), 6) is None
         np.testing.assert_array_equal(np.load(output / f"{name}.npy"), expected)
-        own, _ = encode_video(weights, probe_video(path), made.sampling, batch_size=6)
+        own, _ = encode_video(weights.encoder(), probe_video(path), made.sampling, batch_size=6)
         np.testing.assert_array_equal(own, expected)
+
+
+MODULE = """
+import numpy as np
+from kd_jax.video.encoders import Encoder
+
+def make(weights):
+    def encode(snippets):
+        assert snippets.dtype == np.float32 and snippets.shape[1:] == (8, 64, 64, 3)
+        return RETURNED
+    return Encoder(encode, num_features=6, window=8, size=64, shorter_side=72, mean=(0, 0.5, 1), std=2)
+"""
+
+
+def user_encoder(name, folder, monkeypatch, returned="snippets[:, ::7].mean((2, 3)).reshape(-1, 6)"):
+    """Make the working directory one with a module of this name, and return its option."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    extract.encoder_of.cache_clear()
+    (folder / f"{name}.py").write_text(MODULE.replace("RETURNED", returned))
+    importlib.invalidate_caches()
+    return f"--encoder={name}:make"
+
+
+def test_an_encoder_of_the_user_goes_through_the_same_steps(figures, tmp_path, monkeypatch):
+    encoder = user_encoder("mine", tmp_path / "here", monkeypatch)
+    command = [f"--videos={figures / 'videos'}", "--modality=rgb", encoder]
+    run(extract, *command, f"--output={tmp_path / 'a'}", "--workers=2")
+    manifest, path = read_json(tmp_path / "a" / "figure_001.json"), figures / "videos" / "figure_001.mp4"
+    assert manifest["encoder"] == "mine:make" and len(manifest["weights_sha256"]) == 64
+    sampling = {"length": 8, "stride": 8, "last": "repeat", "size": 64, "shorter_side": 72}
+    assert manifest["sampling"] == sampling
+    clips = np.stack(list(cut_video(probe_video(path), "rgb", Sampling(**sampling))))
+    expected = ((clips[:, ::7].mean((2, 3)) / 255 - (0, 0.5, 1)) / 2).reshape(-1, 6)
+    features = np.load(tmp_path / "a" / "figure_001.npy")
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+    run(extract, f"--videos={path}", *command[1:], f"--output={tmp_path / 'b'}", "--workers=0")
+    np.testing.assert_array_equal(np.load(tmp_path / "b" / "figure_001.npy"), features)
+    options = predict.parser().parse_args([encoder])
+    trained = mock.Mock(config={"modality": "rgb", "input_size": 6})
+    own, frames = encode_video(
+        predict._read_encoder(options, trained, manifest),
+        probe_video(path),
+        Sampling(**sampling),
+        batch_size=8,
+        num_frames=2,
+    )
+    np.testing.assert_array_equal(own, features)
+    assert frames[0].shape == (64, 64, 3) and frames[0].dtype == np.uint8
+    for config, message in (
+        ({"input_size": 1024}, "--encoder=mine:make give 6 features of rgb; the run reads 1024 of rgb"),
+        ({}, "are not the encoder that made the run's features (0123"),
+    ):
+        trained.config |= config
+        with pytest.raises(ValueError, match=re.escape(message)):
+            predict._read_encoder(options, trained, manifest | {"weights_sha256": "0123"})
+        trained.config["input_size"] = 6
+    assert "features of 0 files, 3 were finished before" in run(extract, *command, f"--output={tmp_path / 'a'}")
+    user_encoder("mine", tmp_path / "here", monkeypatch, "snippets[:, :2].mean((2, 3)).reshape(-1, 6)")
+    assert "has other settings (weights_sha256: " in run(extract, *command, f"--output={tmp_path / 'a'}", code=1)
+    weights = [f"--weights={figures / 'weights' / 'rgb.npz'}", f"--output={tmp_path / 'c'}"]
+    run(extract, *command, *weights, "--workers=0")
+    assert read_json(tmp_path / "c" / "figure_001.json")["weights_sha256"] != manifest["weights_sha256"]
+
+
+def test_a_jax_encoder_of_the_user_is_compiled(figures, monkeypatch):
+    traces = []
+
+    def apply(variables, snippets):
+        traces.append(snippets.shape)
+        return snippets.mean((1, 2, 3)) * variables["scale"]
+
+    function = jax.tree_util.Partial(apply, {"scale": np.float32(2)})
+    encoder = Encoder(function, 3, window=2, size=4, shorter_side=4, mean=0, std=1)
+    clips = np.random.default_rng(0).integers(0, 256, (4, 2, 4, 4, 3), np.uint8)
+    found = [rows for _, rows in encode_batches(encoder, enumerate([clips, clips]), batch_size=4)]
+    np.testing.assert_allclose(found[1], 2 * clips.mean((1, 2, 3)) / 255, rtol=1e-5)
+    assert len(traces) == 1
+
+
+def test_mistakes_of_an_encoder_end_in_one_sentence(figures, tmp_path, monkeypatch):
+    video = [f"--videos={figures / 'videos' / 'figure_000.mp4'}", "--modality=rgb", f"--output={tmp_path / 'out'}"]
+    for number, (returned, message) in enumerate(
+        [
+            (
+                "snippets.mean((2, 3)).reshape(len(snippets), -1)",
+                r"returned float32 [8, 24]; it must return floats [8, 6]",
+            ),
+            (
+                "np.zeros((len(snippets) - 1, 6))",
+                "returned float64 [7, 6]; it must return floats [8, 6] for 8 snippets",
+            ),
+            ("np.zeros((len(snippets), 6), int)", "returned int64 [8, 6]; it must return floats [8, 6] for 8 snippets"),
+            ("None", "returned object []; it must return floats [8, 6] for 8 snippets"),
+            ("[[0.0], [0.0, 1.0]]", "returned list, which is no NumPy array ("),
+            ("np.full((len(snippets), 6), np.nan)", "figure_000.mp4: its features are not finite; check the encoder"),
+        ]
+    ):
+        encoder = user_encoder(f"wrong_{number}", tmp_path / "here", monkeypatch, returned)
+        assert message in run(extract, *video, encoder, "--workers=0", code=1).splitlines()[-1]
+    (tmp_path / "here" / "odd.py").write_text(
+        "import kd_jax\nnumber = 3\ndef no_arguments(): pass\ndef plain(weights): return len\n"
+        "def encoder(weights):\n"
+        "    from kd_jax.video.encoders import Encoder\n"
+        "    return Encoder(len, num_features=0)\n"
+    )
+    (tmp_path / "here" / "lacks.py").write_text("import not_installed")
+    for option, message in (
+        ("none:make", "none cannot be imported (ModuleNotFoundError: No module named 'none')"),
+        ("lacks:make", "lacks cannot be imported (ModuleNotFoundError: No module named 'not_installed')"),
+        ("odd", "--encoder=odd must be MODULE:FUNCTION, for example my_encoder:make for make in my_encoder.py"),
+        ("here/odd.py:plain", "must be MODULE:FUNCTION"),
+        ("odd:absent", "odd.py has no function absent"),
+        ("odd:number", "odd.py has no function number"),
+        ("odd:no_arguments", "no_arguments must take one argument, the file of weights or None"),
+        ("odd:plain", "plain returned a builtin_function_or_method, not a kd_jax.video.encoders.Encoder"),
+        ("odd:encoder", "Encoder(num_features=0); it must be a whole number of at least 1"),
+    ):
+        assert message in run(extract, *video, f"--encoder={option}", code=1).splitlines()[-1]
+    encoder = user_encoder("right", tmp_path / "here", monkeypatch)
+    for more, message in (
+        ("--dtype=bfloat16", "--dtype would have no effect on an --encoder"),
+        ("--modality=flow", "--encoder=right:make is for rgb, not --modality=flow"),
+        ("--weights=none.pth", "none.pth: there is no such file of encoder weights"),
+    ):
+        assert message in run(extract, *video, encoder, more, code=1).splitlines()[-1]
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"function": 3}, "Encoder(function=3); it must be a function of snippets"),
+        ({"modality": "depth"}, "Encoder(modality='depth'); choose one of rgb, flow, pose"),
+        ({"window": 1.5}, "Encoder(window=1.5); it must be a whole number of at least 1"),
+        ({"mean": (0.5, 0.5)}, "Encoder(mean=(0.5, 0.5)); it must be one number, or three"),
+        ({"mean": float("nan")}, "Encoder(mean=nan); it must be one number, or three"),
+        ({"std": (1, 0, 1)}, "Encoder(std=(1, 0, 1)); it must be above 0"),
+    ],
+)
+def test_fields_of_an_encoder_are_checked(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Encoder(**{"function": len, "num_features": 3} | fields)
 
 
 @pytest.mark.parametrize("count, devices, rows", [(8, 1, 8), (5, 1, 8), (4, 1, 4), (1, 1, 1), (1, 4, 4), (3, 2, 4)])
@@ -396,7 +543,9 @@ def test_encoding_keeps_keys_and_order_for_every_size_of_the_last_batch(count, f
     bodies = read_skeletons(figures / "skeletons" / "figure_000.skeleton")
     made = cut_snippets(normalize(bodies), Sampling(stride=2))
     clips = [clip for clip, _ in zip(made, range(count), strict=False)]
-    found = list(encode_batches(weights, ((f"batch {i}", b) for i, b in enumerate(batched(clips, 4))), batch_size=4))
+    found = list(
+        encode_batches(weights.encoder(), ((f"batch {i}", b) for i, b in enumerate(batched(clips, 4))), batch_size=4)
+    )
     assert [key for key, _ in found] == [f"batch {i}" for i in range(-(-count // 4))]
     for feature, clip in zip((row for _, rows in found for row in rows), clips, strict=True):
         (alone,) = encode_alone(weights, clip[None])
@@ -413,7 +562,7 @@ from kd_jax.video.encoders.weights import read_weights
 clips = np.random.default_rng(0).normal(0, [[[0.3]], [[0.0]]], (11, 16, 2, 25, 3)).astype(np.float32)  # one body
 weights = read_weights(Path({str(figures / "weights" / "pose.npz")!r}))
 assert jax.device_count() == DEVICES
-rows = [rows for _, rows in encode_batches(weights, enumerate(batched(clips, 6)), batch_size=6)]
+rows = [rows for _, rows in encode_batches(weights.encoder(), enumerate(batched(clips, 6)), batch_size=6)]
 np.save({str(tmp_path)!r} + "/DEVICES.npy", np.concatenate(rows))
 """
     for devices in ("1", "8"):
