@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data_prep import encoder_weights, tensorflow_checkpoint
+from kd_jax.files import read_arrays, write_arrays
 from kd_jax.video.encoders import AGCN, I3D, agcn, i3d
-from kd_jax.video.encoders.weights import random_variables, read_weights, shapes_of, write_weights
+from kd_jax.video.encoders.weights import random_variables, read_encoder, read_weights, shapes_of, write_weights
 
 DATA = Path(__file__).parent / "data"
 
@@ -230,6 +231,12 @@ def test_weights_are_read_as_written_and_bfloat16_features_are_close(modality, t
 
 def test_a_file_of_other_weights_is_refused_with_the_list(tmp_path):
     model, variables, _ = small("pose")
+    write_weights(tmp_path / "size.npz", model, variables, modality="pose", source={}, persons=2)
+    arrays = read_arrays(tmp_path / "size.npz")
+    manifest = json.loads(str(arrays["manifest"])) | {"size": "x"}
+    write_arrays(tmp_path / "size.npz", arrays | {"manifest": np.array(json.dumps(manifest))})
+    with pytest.raises(ValueError, match=r"size.npz: its manifest is not that of an encoder \(Encoder\(size='x'\)"):
+        read_encoder(None, tmp_path / "size.npz")
     with pytest.raises(FileNotFoundError, match="nowhere.npz: there is no such file .*convert_weights"):
         read_weights(tmp_path / "nowhere.npz")
     np.savez(tmp_path / "a.npz", x=np.zeros(3))

@@ -13,6 +13,8 @@ from data_prep import stickfigures
 from kd_jax import __main__ as kd_jax_command
 from kd_jax.data import records
 from kd_jax.data.annotations.tools import label_studio
+from kd_jax.files import write_arrays
+from tests import videoprism_test
 
 PAGE = (Path(__file__).parents[1] / "docs/own-videos.md").read_text()
 SMALL = {  # words of a command: what makes it cheap
@@ -59,6 +61,7 @@ def submit(predicted, path):
 def test_every_command_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.DOTALL)
+    write_arrays(Path("flax_base_f16r288_repeated.npz"), videoprism_test.published())
     Path("films.py").write_text(next(block for language, block in blocks if language == "python"))
     commands = [
         line for language, block in blocks if language == "bash" for line in block.replace("\\\n", "").splitlines()
@@ -91,6 +94,7 @@ def test_every_command_runs(tmp_path, monkeypatch, capsys):
         and Path("OUT/new.html").exists()
         and Path("workdir/films_2/results.md").exists()
     )
+    assert np.load("features/videoprism/figure_000.npy").shape[1] == videoprism_test.CHANNELS
     tasks = json.loads(Path("tasks.json").read_text())
     assert len(tasks) == 4 and {task["data"]["fps"] for task in tasks} == {15.0}
     info, test = records.read_info(tmp_path / "data/films"), records.read(tmp_path / "data/films", "test")

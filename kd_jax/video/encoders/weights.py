@@ -174,7 +174,7 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
         network, modality = ENCODERS[manifest["encoder"]].network, manifest["modality"]
         model = network(dtype=dtype, **{name: manifest[name] for name in _options(network) if name in manifest})
         expected = shapes_of(model, modality, manifest.get("persons", 2))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, zipfile.BadZipFile) as error:
         reason = str(error) if type(error) is ValueError else repr(error)
         raise ValueError(f"{path} is no file of encoder weights ({reason:.120}); {remedy}") from None
     problems = [f"{key} is missing" for key in expected if key not in arrays]
@@ -200,4 +200,8 @@ def read_encoder(encoder: str | None, weights: Path | None, *, dtype: str = "flo
         return import_encoder(encoder, weights)
     if not weights:
         raise ValueError("an encoder needs a file of weights, or --encoder=MODULE:FUNCTION")
-    return read_weights(weights, dtype=jnp.dtype(dtype)).encoder(sha256(weights))
+    read = read_weights(weights, dtype=jnp.dtype(dtype))
+    try:
+        return read.encoder(sha256(weights))
+    except ValueError as error:
+        raise ValueError(f"{weights}: its manifest is not that of an encoder ({error})") from None
