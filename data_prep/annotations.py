@@ -14,8 +14,7 @@ from kd_jax.data.annotations import custom
 from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.custom import Media, ReadOptions, read_list
 from kd_jax.data.checks import Findings, check_common, number
-from kd_jax.data.feature_files import FeatureFolder
-from kd_jax.data.text_files import find_file
+from kd_jax.data.feature_folders import FeatureFolder
 from kd_jax.files import read_json
 from kd_jax.video import videos
 
@@ -82,7 +81,7 @@ def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -
     """What the manifests next to feature files state about videos."""
     found: dict[str, Media] = {}
     for video in entries:
-        for path in [find_file(folder.path / f"{video}.json") for folder in features]:
+        for path in [file.with_suffix(".json") for folder in features for file in folder.find(video)]:
             try:
                 manifest = read_json(path)
             except (ValueError, OSError):

@@ -30,7 +30,9 @@ from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_unit
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
-from kd_jax.data.feature_files import FeatureFolder, Matched, Timing
+from kd_jax.data.feature_files import Matched, Timing
+from kd_jax.data.feature_folders import FeatureFolder, parse_place
+from kd_jax.data.precision import Statistics
 from kd_jax.data.staging import check_free, scratch, staged
 
 VIDEOS_PER_TASK = 8  # of the check
@@ -48,8 +50,10 @@ class Options:
     output: str | None = None  # folder of the records; optional with `check`
     annotations: Sequence[str] = ()  # files
     classes: str | None = None  # file; None for the data set's own names, or those in the annotations of 'custom'
-    features: Sequence[str] = ()  # 'MODALITY=FOLDER' entries; 'rgb+flow=FOLDER' for files that hold both
+    # 'MODALITY=FOLDER' entries, see `parse_place`; 'rgb+flow=FOLDER' for files that hold both
+    features: Sequence[str] = ()
     channels_first: Sequence[str] = ()  # the part before '=' of `features` whose files are `[D, T]`
+    pool: str | None = None  # 'mean' for files that are grids of tokens, `[T, N, D]`
     head: str | None = None
     unit: str | None = None  # only for 'custom'
     fps: float | None = None
@@ -89,7 +93,7 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     if read is None:
         return _build_synthetic(options)
     _check_options(options, description)
-    folders = parse_features(options.features, options.channels_first)
+    folders = parse_features(options.features, options.channels_first, pool=bool(options.pool))
     chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride", "window")}
     description = dataclasses.replace(description, **{name: value for name, value in chosen.items() if value})
     findings = Findings()
@@ -113,17 +117,17 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
         timing = _timing(options, description)
-        videos, sizes = _match_features(annotated, folders, findings, timing, options.skip_missing, run)
+        videos, sizes, dtypes = _match_features(annotated, folders, findings, timing, options.skip_missing, run)
         with_durations = {video.annotated.id: video.annotated for video in videos}  # of data sets that lack them
         check_units([with_durations.get(video.id, video) for video in annotated], findings)
         extraction = feature_files.how_made(videos, folders, findings)
         findings.raise_problems()
-        info = _make_info(options, description, names, sizes, videos, extraction)
+        info = _make_info(options, description, names, sizes, videos, extraction, dtypes)
         rows = [
             Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets, v.grid) for v in videos
         ]
         facts += _describe_times(info, videos, options)
-        features = {folder.name: str(folder.path) for folder in folders}
+        features = {folder.name: folder.described for folder in folders}
         source = {"annotations": list(options.annotations), "features": features}
         expected_seconds = description.stride / description.fps if description.stride else None
         report = make_report(info, rows, findings.handled, source, expected_seconds=expected_seconds, facts=facts)
@@ -169,7 +173,7 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
-    names = ["annotations", "classes", "features", "channels_first", "head", "unit", "fps", "stride", "window"]
+    names = ["annotations", "classes", "features", "channels_first", "pool", "head", "unit", "fps", "stride", "window"]
     names += ["skip_missing", *OWN_OPTIONS, "validation", "workers", "runner", "beam_options"]
     vain = {name: getattr(options, name) for name in names}
     _refuse(options.dataset, "is made from a seed", vain)
@@ -188,8 +192,10 @@ def _refuse(dataset: str, reason: str, options: Mapping) -> None:
         raise ValueError(f"--dataset={dataset} {reason}: {', '.join(given)} would be ignored; leave it out")
 
 
-def parse_features(features: Iterable[str], channels_first: Iterable[str] = ()) -> list[FeatureFolder]:
-    """Parses 'MODALITY=FOLDER' or 'MODALITY+MODALITY=FOLDER' entries.
+def parse_features(
+    features: Iterable[str], channels_first: Iterable[str] = (), *, pool: bool = False
+) -> list[FeatureFolder]:
+    """Parses 'MODALITY=FOLDER' or 'MODALITY+MODALITY=FOLDER' entries; FOLDER as in `feature_folders.parse_place`.
 
     It raises ValueError for an entry in another form, a repeated modality, or an unknown name in `channels_first`.
     """
@@ -204,7 +210,11 @@ def parse_features(features: Iterable[str], channels_first: Iterable[str] = ()) 
             if modality in seen:
                 raise ValueError(f"--features names {modality!r} twice")
             seen.add(modality)
-        folders.append(FeatureFolder(modalities, Path(folder), name in channels_first))
+        try:
+            path, pattern, array = parse_place(folder)
+        except ValueError as error:
+            raise ValueError(f"--features={text}: {error}") from None
+        folders.append(FeatureFolder(modalities, path, name in channels_first, pool, pattern, array))
     known = {folder.name for folder in folders}
     if unknown := [name for name in channels_first if name not in known]:
         raise ValueError(f"--channels_first={unknown[0]} is none of --features ({', '.join(sorted(known))})")
@@ -222,7 +232,7 @@ def _beam(options: Options) -> Iterator[execution.Beam | None]:
 
 
 def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -> int:
-    paths = (path for video in annotated for folder in folders for path in folder.find(video.id))
+    paths = {path for video in annotated for folder in folders for path in folder.find(video.id)}
     return (os.cpu_count() or 1) if sum(path.stat().st_size for path in paths) > SMALL else 1
 
 
@@ -233,16 +243,21 @@ def _match_features(
     timing: Timing,
     skip_missing: bool,
     run: Callable,
-) -> tuple[list[Matched], dict[str, int]]:
-    """Reads all feature files; returns the videos without a problem, and {modality: D}."""
+) -> tuple[list[Matched], dict[str, int], dict[str, str]]:
+    """Reads all feature files; returns the videos without a problem, {modality: D} and `Info.dtypes`."""
     ids = [video.id for video in annotated]
     present = feature_files.check_folders(folders, ids, findings)
     tasks = [(ids[i : i + VIDEOS_PER_TASK], present, skip_missing) for i in range(0, len(ids), VIDEOS_PER_TASK)]
     shapes: dict = {}
+    statistics = {folder.name: Statistics() for folder in present}
     for result in _run_all(run, check_videos, tasks, "checking"):
         shapes |= result["shapes"]
         findings.add(result["findings"])
-    return feature_files.match(annotated, folders, shapes, findings, timing)
+        for name, found in result["statistics"].items():
+            statistics[name].merge(Statistics.from_json(found))
+    feature_files.refuse_transposed(present, shapes, findings)
+    matched, sizes = feature_files.match(annotated, folders, shapes, findings, timing)
+    return matched, sizes, feature_files.stored_dtypes(present, statistics, findings)
 
 
 def _run_all(run: Callable, function: Callable, tasks: Sequence[tuple], title: str) -> list[dict]:
@@ -257,16 +272,23 @@ def _run_all(run: Callable, function: Callable, tasks: Sequence[tuple], title: s
 
 
 def check_videos(ids: Sequence[str], folders: Sequence[FeatureFolder], skip_missing: bool) -> dict:
-    """Reads the feature files of some videos, as one task; returns their shapes and findings as JSON."""
-    shapes, findings = {}, Findings()
+    """Reads the feature files of some videos, as one task; returns shapes, findings and statistics as JSON."""
+    shapes, findings, statistics = {}, Findings(), dict[str, Statistics]()
     for video in ids:
-        shapes[video], found = feature_files.check_video_files(video, folders, skip_missing=skip_missing)
+        shapes[video], found = feature_files.check_video_files(video, folders, statistics, skip_missing=skip_missing)
         findings.add(found.as_json())
-    return {"shapes": shapes, "findings": findings.as_json()}
+    found_statistics = {name: of_folder.as_json() for name, of_folder in statistics.items()}
+    return {"shapes": shapes, "findings": findings.as_json(), "statistics": found_statistics}
 
 
 def _make_info(
-    options: Options, description: base.Description, names, sizes: dict[str, int], videos: Sequence[Matched], extraction
+    options: Options,
+    description: base.Description,
+    names: Sequence[str],
+    sizes: dict[str, int],
+    videos: Sequence[Matched],
+    extraction: dict[str, dict],
+    dtypes: dict[str, str],
 ) -> base.Info:
     folder_name = Path(options.output or "").resolve().name
     cuts = [video.cut for video in videos]
@@ -285,6 +307,7 @@ def _make_info(
         extraction=extraction,
         first_snippet=float(np.median([cut.start for cut in known])) if known else 0.0,
         label_at=known[0].label_at if known else 0.0,
+        dtypes=dtypes,
     )
 
 
@@ -336,7 +359,8 @@ def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dic
 
 def write_shard(videos: Sequence[Matched], path: str, info: base.Info) -> dict:
     """Reads the features of some videos and writes them as one shard, as one task."""
-    return dataclasses.asdict(records.write_shard(Path(path), info, map(feature_files.load, videos)))
+    loaded = (feature_files.load(video, info.dtypes) for video in videos)
+    return dataclasses.asdict(records.write_shard(Path(path), info, loaded))
 
 
 def describe_data_sets() -> Iterator[str]:
@@ -359,9 +383,11 @@ def parser() -> Parser:
     add("--annotations", **several, help="Annotation file; repeat it if there are several.")
     names = "The default is the data set's own names; for custom, the names in the annotations."
     add("--classes", help=f"File of class names, one per line; the line number from 0 is the class id. {names}")
-    files = "Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both."
+    files = "Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both. Other names "
+    files += "and formats: 'DIR/v_{video}_rgb.npy', 'DIR/{video}.npz:rgb', 'FILE.h5:{video}'; also .csv and .pt."
     add("--features", **several, metavar="MODALITY=FOLDER", help=files)
     add("--channels_first", **several, help="MODALITY of --features whose files are [D, T].")
+    add("--pool", choices=["mean"], help="Average grids of tokens, [T, N, D], to [T, D].")
     add("--head", choices=["dense", "sparse"], help="Concurrent actions, or one at a time with background.")
     add("--unit", choices=["seconds", "frames"], help="Unit of times in the file, for custom (seconds).")
     add("--fps", type=float, help="Frames per second of the ground truth (the data set's own; custom: 25).")

@@ -259,7 +259,7 @@ def _run_config(name: str, model: Detector, size: int, info: base.Info, modality
     config |= {"options": {}, "model": options, "converted_from": source, "input_size": size, "head": info.head}
     config |= {name: getattr(info, name) for name in ("seconds_per_snippet", "first_snippet", "label_at")}
     config |= {"classes": list(info.classes)}
-    return config | {"extraction": info.extraction.get(modality)}
+    return config | {"extraction": info.extraction.get(modality), "features_dtype": info.dtype(modality).name}
 
 
 def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Sequence[Path]) -> None:

@@ -57,6 +57,7 @@ def make_report(
         "facts": list(facts),
         "classes": len(info.classes),
         "modalities": dict(info.modalities),
+        "dtypes": {modality: info.dtype(modality).name for modality in info.modalities},
         "snippets_per_video": {"min": int(lengths.min()), "mean": mean, "max": int(lengths.max())},
         "seconds_per_snippet": {"min": float(seconds.min()), "median": median, "max": float(seconds.max())},
         "notes": _notes(info, rows, seconds, expected_seconds),
@@ -95,7 +96,9 @@ def describe_report(report: Mapping) -> str:
         f"{report['snippets'][split]:>9} snippets {report['hours'][split]:>9.2f} hours"
         for split in base.SPLITS
     ]
-    lines += [f"  {modality}: [T, {size}] float16" for modality, size in report["modalities"].items()]
+    lines += [
+        f"  {modality}: [T, {size}] {report['dtypes'][modality]}" for modality, size in report["modalities"].items()
+    ]
     lines += [
         f"  T from {snippets['min']} to {snippets['max']}, mean {snippets['mean']}; "
         f"{seconds['min']:.4g} to {seconds['max']:.4g} s per snippet, median {seconds['median']:.4g}"

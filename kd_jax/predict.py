@@ -17,6 +17,7 @@ last over 10 % longer or shorter than those of the run, the video is sampled at 
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from kd_jax.data import base, feature_files, records
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import ENCODED, UNITS_DIFFER, Findings
+from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.text_files import normalize
 from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
@@ -56,7 +58,10 @@ def parser() -> Parser:
     options = Parser("kd_jax.predict", __doc__)
     add = options.add_argument
     add("--run", help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
-    add("--features", help="A .npy file, a folder of them, or a folder of records.")
+    what = "A feature file, a folder of <video>.npy, a pattern as for data_prep.build, or a folder of records."
+    add("--features", help=what)
+    add("--channels_first", action="store_true", default=None, help="With feature files: they are [D, T].")
+    add("--pool", choices=["mean"], help="With feature files: average grids of tokens, [T, N, D], to [T, D].")
     add("--video", action="append", help="A video file, instead of features; may be repeated.")
     add("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
     add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for data_prep.extract.")
@@ -99,40 +104,59 @@ class VideoFiles:
     broken: list[str]  # one sentence for each of the other files
 
 
-def read_features(path: Path, modality: str, input_size: int) -> dict[str, np.ndarray]:
-    """Reads `<video>.npy` or `.npz` files, `[T, D]` or `[T, 1, 1, D]`, as the builder of records does.
+def read_features(
+    place: str | Path,
+    modality: str,
+    input_size: int,
+    dtype: str = "float16",
+    *,
+    channels_first: bool = False,
+    pool: bool = False,
+) -> dict[str, np.ndarray]:
+    """Reads a feature file, or those of a folder or pattern, as the builder of records does.
 
-    Raises FileNotFoundError or ValueError, which lists every file that cannot be used.
+    `dtype` is the type in which records store them. Raises FileNotFoundError or ValueError, which lists every file that
+    cannot be used.
     """
-    files = feature_files.FeatureFolder((modality,), path).files() if path.is_dir() else {normalize(path.stem): path}
+    findings, features, folder = Findings(), {}, FeatureFolder((modality,), Path(place), channels_first, pool)
+    if folder.path.is_file():
+        files = {normalize(folder.path.stem): folder.path}
+    else:
+        path, pattern, array = parse_place(str(place))
+        folder = dataclasses.replace(folder, path=path, pattern=pattern, array=array)
+        files = folder.files()
     if not files or not all(file.exists() for file in files.values()):
-        remedy = "give a folder of <video>.npy files, one file, or records"
-        raise FileNotFoundError(f"--features={path}: no feature file there; {remedy}")
-    findings, features = Findings(), {}
+        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
+        raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
     for video, file in sorted(files.items()):
-        shape = feature_files.check_file(modality, file, findings)
+        layout: dict = {"name": folder.array_of(video), "channels_first": channels_first, "pool": pool}
+        check = functools.partial(base.to_dtype, dtype=dtype)
+        shape = feature_files.check_file(modality, file, findings, **layout, check=check)
         if shape and shape[1] != input_size:
             findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
         elif shape:
-            features[video] = feature_files.load_file(file)
+            features[video] = base.to_dtype(folder.load(file, video), dtype)
     findings.raise_problems()
     return features
 
 
-def read_inputs(path: Path, split: str | None, run: TrainedRun, seconds: float | None) -> Inputs:
-    """Reads a feature file, a folder of them, or one split of a folder of records for a run.
+def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: float | None, **layout: bool) -> Inputs:
+    """Reads a feature file, those of a folder or pattern, or one split of a folder of records for a run.
 
-    `split` is that of records (None: 'test'), `seconds` the duration of a snippet of feature files (None: the run's).
+    `split` is that of records (None: 'test'), `seconds` the duration of a snippet of feature files (None: the run's),
+    and `layout` holds options of `read_features`.
     Raises FileNotFoundError or ValueError, which names the file or option and the remedy.
     """
-    modality, size = run.config["modality"], run.config["input_size"]
+    modality, size, path = run.config["modality"], run.config["input_size"], Path(place)
     if not (path / records.INFO_FILE).is_file():
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
-        tables = read_features(path, modality, size)
+        tables = read_features(place, modality, size, run.config.get("features_dtype", "float16"), **layout)
         return Inputs(tables, {video: run.grid(len(table), seconds) for video, table in tables.items()})
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
+    if any(layout.values()):
+        raise ValueError(f"{path} holds records, which are [T, D]; leave out --channels_first and --pool")
     info, split = records.read_info(path), split or "test"
     if info.modalities.get(modality, size) != size:
         raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
@@ -224,14 +248,14 @@ def link(file: Path, folder: epath.Path) -> str:
     return quote(Path(os.path.relpath(file, folder)).as_posix())
 
 
-def encode(files: VideoFiles, batch_size: int) -> Inputs:
-    """Encodes the videos; ValueError if none of them can be decoded."""
+def encode(files: VideoFiles, batch_size: int, dtype: str = "float16") -> Inputs:
+    """Encodes the videos into features of `dtype`; ValueError if none of them can be decoded."""
     features, frames, broken = {}, {}, list(files.broken)
     for name, video in files.opened.items():
         try:
             options = {"batch_size": batch_size, "num_frames": 12}
             table, frames[name] = encode_video(files.encoder, video, files.sampling, **options)
-            features[name] = base.to_float16(table)  # as records store it
+            features[name] = base.to_dtype(table, dtype)  # as records store it
         except videos.VideoError as error:
             broken.append(str(error))
     if not features:
@@ -250,7 +274,7 @@ def _check_options(given: argparse.Namespace) -> None:
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
     if given.video:
-        videos.refuse_vain(given, ["seconds_per_snippet", "split"], "--video")
+        videos.refuse_vain(given, ["seconds_per_snippet", "split", "channels_first", "pool"], "--video")
     else:
         names = [field.name for field in dataclasses.fields(videos.Sampling)]
         videos.refuse_vain(given, ["encoder_weights", "encoder", "annotations", "fps", *names], "--features")
@@ -271,14 +295,15 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         files = open_videos(given, run)
         names = list(files.opened)
     else:
-        inputs = read_inputs(Path(given.features), given.split, run, given.seconds_per_snippet)
+        layout = {"channels_first": bool(given.channels_first), "pool": bool(given.pool)}
+        inputs = read_inputs(given.features, given.split, run, given.seconds_per_snippet, **layout)
         names = list(inputs.features)
     known = {name: formats.VideoFile(v.path, v.fps) for name, v in files.opened.items()} if given.video else {}
     formats.check_formats(chosen, names, len(classes), known)
     truth = read_truth(given.annotations, files.opened, classes) if given.annotations else {}
     make_folder(output, "output")
     if given.video:
-        inputs = encode(files, given.batch_size)
+        inputs = encode(files, given.batch_size, run.config.get("features_dtype", "float16"))
     examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in inputs.features.items()]
     options = {"batch_size": given.batch_size, "num_buckets": 4, "progress": "predicting", "with_features": False}
     outputs = run_detector(run.model, run.variables, examples, **options)

@@ -34,7 +34,7 @@ from kd_jax.data.checks import (
     Findings,
     parse_json,
 )
-from kd_jax.data.feature_files import FeatureFolder
+from kd_jax.data.feature_folders import FeatureFolder
 from kd_jax.video.videos import name_of as name_of_video
 
 CHARADES_COLUMNS = [

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kd_jax.data import feature_files
+from kd_jax.data import base, feature_files
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
 from kd_jax.data.checks import (
     CLIPPED,
@@ -19,7 +19,9 @@ from kd_jax.data.checks import (
     UNANNOTATED,
     Findings,
 )
-from kd_jax.data.feature_files import FeatureFolder, check_file, load_file
+from kd_jax.data.feature_files import check_file
+from kd_jax.data.feature_folders import FeatureFolder
+from kd_jax.data.feature_tables import load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 EXPECTED = TABLE.astype(np.float16)
@@ -37,12 +39,15 @@ def save(path, array, **arrays):
         (TABLE.astype(np.float16), False),
         (TABLE.astype(np.float64), False),
         (TABLE.reshape(7, 1, 1, 4), False),
+        (TABLE[None], False),
+        (TABLE[None, :, None], False),
         (np.asfortranarray(TABLE), False),
         (TABLE.T, True),
         (TABLE.T[None], True),
+        (TABLE.T[None, :, :, None, None], True),
         (TABLE.T.copy(), True),
     ],
-    ids=["[T, D]", "float16", "float64", "[T, 1, 1, D]", "Fortran order", "[D, T]", "[1, D, T]", "[D, T] copied"],
+    ids=["T,D", "float16", "float64", "T,1,1,D", "1,T,D", "1,T,1,D", "Fortran", "D,T", "1,D,T", "1,D,T,1,1", "copied"],
 )
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
@@ -50,7 +55,8 @@ def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
     assert check_file("rgb", path, findings, channels_first=channels_first) == (7, 4)
     findings.raise_problems()
     loaded = load_file(path, channels_first=channels_first)
-    assert loaded.dtype == np.float16
+    assert loaded.dtype == array.dtype
+    loaded = base.to_dtype(loaded, "float16")
     np.testing.assert_array_equal(loaded, EXPECTED)
 
 
@@ -58,7 +64,10 @@ def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
 def test_other_shapes_are_refused(tmp_path, channels_first, shape):
     path, findings = save(tmp_path / "v.npy", np.ones(shape)), Findings()
     assert check_file("rgb", path, findings, channels_first=channels_first) is None
-    assert str(list(shape)) in findings.problems["feature shape"][0]
+    (kind,) = findings.problems
+    is_grid = len(shape) == 3 and not (channels_first and shape[0] == 1)
+    assert kind == ("feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape")
+    assert str(list(shape)) in findings.problems[kind][0]
 
 
 def test_an_npz_holds_one_array(tmp_path):
@@ -70,7 +79,8 @@ def test_an_npz_holds_one_array(tmp_path):
     objects = save(tmp_path / "y.npz", np.array([["x"], [None]], object))
     for broken in (tmp_path / "w.npz", tmp_path / "x.npz", objects):
         assert check_file("rgb", broken, findings) is None
-    assert len(findings.problems["unreadable feature file"]) == 4
+    assert len(findings.problems["unreadable feature file"]) == 3
+    assert findings.problems["feature type"] == [f"rgb: {objects}: object, expected real numbers"]
 
 
 @pytest.fixture

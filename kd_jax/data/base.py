@@ -11,13 +11,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from kd_jax.segments import Grid
 
 SPLITS = ("train", "test")
+FLOAT16 = np.dtype(np.float16)
+STORED = ("float16", "float32")  # types of stored features
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,8 @@ class OnDisk:
     """Features that stay in their records: each `np.asarray(features)` reads them again."""
 
     shape: tuple[int, int]  # (T, D)
-    load: Callable[[], np.ndarray]  # reads the `[T, D]` float16 array; it may be called from any thread
-    dtype: ClassVar[np.dtype] = np.dtype(np.float16)
+    load: Callable[[], np.ndarray]  # reads the `[T, D]` array; it may be called from any thread
+    dtype: np.dtype = FLOAT16
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +96,12 @@ class Info:
     extraction: dict[str, dict] = dataclasses.field(default_factory=dict)
     first_snippet: float = 0.0  # seconds from the start of a video to the first row of its feature file
     label_at: float = 0.0  # as in `segments.Grid`
+    # {modality: 'float32'} of the modalities that float16 cannot hold, see `precision`; the others are float16
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def dtype(self, modality: str) -> np.dtype:
+        """The type in which the features of a modality are stored."""
+        return np.dtype(self.dtypes.get(modality, np.float16))
 
     def seconds(self, value: float) -> float:
         """Converts a time of this data set to seconds."""
@@ -137,6 +144,10 @@ def check_info(info: Info) -> None:
         if not is_name(modality) or size < 1:
             remedy = "use letters, digits and _, and D of at least 1"
             raise ValueError(f"Info.modalities has {modality!r}: {size}; {remedy}")
+    for modality, dtype in info.dtypes.items():
+        if modality not in info.modalities or dtype not in STORED:
+            remedy = f"name a modality, and {' or '.join(STORED)}"
+            raise ValueError(f"Info.dtypes has {modality!r}: {dtype!r}; {remedy}")
     for name in ("fps", "seconds_per_snippet"):
         if not 0 < (value := getattr(info, name)) < math.inf:
             raise ValueError(f"Info.{name}={value}; it must be a finite number above 0")
@@ -187,12 +198,14 @@ def check_finite(features: np.ndarray) -> None:
         raise ValueError("holds values that are not finite numbers")
 
 
-def to_float16(features: np.ndarray | OnDisk) -> np.ndarray:
-    """Converts features to float16; raises ValueError if one is not finite or exceeds 65504, the largest float16."""
+def to_dtype(features: Features, dtype: np.dtype | str) -> np.ndarray:
+    """Converts features to 'float16' or 'float32'; raises ValueError if one is not finite or exceeds its largest."""
+    dtype = np.dtype(dtype)
     with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(features, np.float16)
+        converted = np.ascontiguousarray(features, dtype)
     if not np.isfinite(converted).all():
         features = np.asarray(features)
         check_finite(features)
-        raise ValueError(f"holds values up to {np.abs(features).max():g}, but float16 ends at 65504; rescale them")
+        largest = float(np.abs(features).max())
+        raise ValueError(f"holds values up to {largest:g}, but {dtype} ends at {np.finfo(dtype).max:.6g}; rescale them")
     return converted

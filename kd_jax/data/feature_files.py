@@ -1,18 +1,15 @@
-"""Feature files: checks them, matches them with the annotation, and loads them as `[T, D]` float16.
+"""Feature files: finds and checks them, matches them with the annotation, and loads them as `[T, D]`.
 
     folder = FeatureFolder(("rgb", "flow"), Path("i3d"))                 # [T, 2048] = rgb ‖ flow
     shapes, findings = check_video_files("video_1", [folder])            # for each video, in any process
     matched, sizes = match(videos, [folder], shapes, findings, …)        # once, for all videos
     video = load(matched[0])                                             # base.Video
 
-A file is `.npy`, or `.npz` with one array. The array is `[T, D]`, `[T, 1, 1, D]`, or `[D, T]` if `channels_first`, of
-any real type.
+`feature_folders` finds the files, and `feature_tables` reads them.
 """
 
 import json
 import math
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,38 +19,16 @@ import numpy as np
 
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
-from kd_jax.data.checks import Findings, check_common, number, reason, short
-from kd_jax.data.text_files import find_file, normalize
+from kd_jax.data.checks import Findings, number, reason, short
+from kd_jax.data.feature_folders import FeatureFolder, describe_absence
+from kd_jax.data.feature_tables import array_names, as_table, is_real, open_array
+from kd_jax.data.precision import Statistics
 from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.files import read_json
 from kd_jax.segments import Grid
 
 CHUNK_VALUES = 2**20  # values of a feature file that are checked at once
-SUFFIXES = (".npy", ".npz")
 MANIFEST_FIELDS = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # of data_prep.extract
-UNREADABLE = (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class FeatureFolder:
-    """A folder of `<video>.npy` or `<video>.npz` files."""
-
-    modalities: tuple[str, ...]  # those in a file; several modalities are equal parts of its channels, in this order
-    path: Path  # of the folder
-    channels_first: bool = False  # the files are `[D, T]`
-
-    @property
-    def name(self) -> str:
-        """The NAME of --features=NAME=FOLDER."""
-        return "+".join(self.modalities)
-
-    def files(self) -> dict[str, Path]:
-        """Returns {video: file} of all feature files; the `.npz` if a video has two."""
-        return {normalize(path.stem): path for suffix in SUFFIXES for path in sorted(self.path.glob(f"*{suffix}"))}
-
-    def find(self, video: str) -> list[Path]:
-        """Returns the files of one video; two are a mistake."""
-        return [path for suffix in SUFFIXES if (path := find_file(self.path / f"{video}{suffix}")).is_file()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,28 +51,36 @@ def check_folders(folders: Sequence[FeatureFolder], videos: Sequence[str], findi
     """Returns the folders with features of these videos; reports one problem for each other folder."""
     present = []
     for folder in folders:
-        if not folder.path.is_dir():
-            findings.problem("missing feature folder", f"{folder.name}: {folder.path} is not a folder")
+        what = "file" if folder.is_file else "folder"
+        if not (folder.path.is_file() if folder.is_file else folder.path.is_dir()):
+            findings.problem("missing feature folder", f"{folder.name}: {folder.path} is not a {what}")
+            continue
+        try:
+            names = array_names(folder.path) if folder.is_file else []
+        except (OSError, ValueError) as error:
+            findings.problem("unreadable feature file", f"{folder.name}: {folder.path}: {reason(error)}")
             continue
         files = folder.files()
         if videos and not files.keys() & set(videos):
-            why = check_common("the annotations", videos, str(folder.path), files) or "there is no feature file"
-            case = f"{folder.name}: {folder.path} has no file <video>.npy: {why}"
-            findings.problem("missing feature folder", case)
+            findings.problem("missing feature folder", describe_absence(folder, names, videos))
             continue
         present.append(folder)
         for name in sorted(files.keys() - set(videos)):
-            findings.note(checks.UNANNOTATED, f"{folder.name}: {files[name]}")
+            findings.note(checks.UNANNOTATED, f"{folder.name}: {folder.place(files[name], name)}")
     return present
 
 
 def check_video_files(
-    video: str, folders: Sequence[FeatureFolder], *, skip_missing: bool = False
+    video: str,
+    folders: Sequence[FeatureFolder],
+    statistics: dict[str, Statistics] | None = None,
+    *,
+    skip_missing: bool = False,
 ) -> tuple[dict[str, Shape] | None, Findings]:
     """Reads every feature file of a video once, in parts.
 
     Returns {name of the folder: (T, D)} of the files without a problem, and the findings. With `skip_missing`, None if
-    a file is missing.
+    a file is missing. `statistics`, {name of the folder: statistics of its channels}, gets those of the files.
     """
     shapes, findings, skipped = {}, Findings(), False
     for folder in folders:
@@ -105,19 +88,28 @@ def check_video_files(
         if len(paths) > 1:
             findings.problem("two feature files", f"{folder.name}: {paths[0]} and {paths[1]}; remove one")
         elif paths:
-            if shape := _check_parts(folder, paths[0], findings):
+            own = Statistics()
+            if shape := _check_parts(folder, paths[0], video, findings, own):
                 shapes[folder.name] = shape
+            if statistics is not None:
+                statistics.setdefault(folder.name, Statistics()).merge(own)
         elif skip_missing:
-            findings.note(checks.SKIPPED, f"{video}: {folder.path / video}.npy")
+            findings.note(checks.SKIPPED, f"{video}: {folder.expected(video)}")
             skipped = True
         else:
-            findings.problem("missing feature file, see --skip_missing", f"{folder.name}: {folder.path / video}.npy")
+            findings.problem("missing feature file, see --skip_missing", f"{folder.name}: {folder.expected(video)}")
     return None if skipped else shapes, findings
 
 
-def _check_parts(folder: FeatureFolder, path: Path, findings: Findings) -> Shape | None:
+def _check_parts(
+    folder: FeatureFolder, path: Path, video: str, findings: Findings, statistics: Statistics
+) -> Shape | None:
     """Checks one file and that its channels divide into one part for each modality."""
-    shape = check_file(folder.name, path, findings, channels_first=folder.channels_first)
+    layout: dict = {"name": folder.array_of(video), "channels_first": folder.channels_first, "pool": folder.pool}
+    shape = check_file(folder.name, path, findings, **layout, check=statistics.add)
+    if statistics.largest:
+        case = f"{folder.name}: {folder.place(path, video)}: values up to {statistics.largest:g}"
+        findings.note(checks.BEYOND_FLOAT16, case)
     if shape and shape[1] % len(folder.modalities):
         parts = f"{len(folder.modalities)} equal parts ({', '.join(folder.modalities)})"
         findings.problem("wrong dimension", f"{folder.name}: {path}: D = {shape[1]} has no {parts}")
@@ -130,84 +122,94 @@ def check_file(
     path: Path,
     findings: Findings,
     *,
+    name: str = "",
     channels_first: bool = False,
-    check: Callable[[np.ndarray], object] = base.to_float16,
+    pool: bool = False,
+    check: Callable[[np.ndarray], object] = base.check_finite,
 ) -> Shape | None:
-    """Returns (T, D) of one feature file, `[D, T]` if `channels_first`; None after a problem.
+    """Returns (T, D) of one feature file; None after a problem.
 
-    `check` is called with parts of the file; it raises ValueError for values that cannot be used.
+    Args:
+      modality: for messages.
+      name: of the array in the file.
+      channels_first, pool: as in `feature_tables.as_table`.
+      check: called with parts `[N, D]` of the file; raises ValueError for values that cannot be used.
     """
+    place = f"{modality}: {path}{':' if name else ''}{name}"
     try:
-        array = _open(path)
-    except UNREADABLE as error:
-        findings.problem("unreadable feature file", f"{modality}: {path}: {reason(error)}")
+        array = open_array(path, name)
+    except (OSError, ValueError) as error:
+        what = reason(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
+        findings.problem("unreadable feature file", f"{place}: {what}")
         return None
-    if array.dtype.kind not in "fiub":
-        findings.problem("feature type", f"{modality}: {path}: {array.dtype}, expected real numbers")
+    if not is_real(array.dtype):
+        findings.problem("feature type", f"{place}: {array.dtype}, expected real numbers")
         return None
-    table = _as_table(array, channels_first)
+    table = as_table(array, channels_first=channels_first, pool=pool)
     if table is None:
-        expected = "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
-        findings.problem("feature shape", f"{modality}: {path}: {list(array.shape)}, expected {expected}")
+        kind, expected = "feature shape", "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
+        if not pool and as_table(array, channels_first=channels_first, pool=True) is not None:
+            kind, expected = (
+                "feature shape, see --pool=mean for grids of tokens",
+                "[D, T]" if channels_first else "[T, D]",
+            )
+        findings.problem(kind, f"{place}: {list(array.shape)}, expected {expected}")
         return None
     if not len(table):
-        findings.problem("no snippets", f"{modality}: {path}: {list(array.shape)}")
+        findings.problem("no snippets", f"{place}: {list(array.shape)}")
         return None
     rows = max(1, CHUNK_VALUES // table.shape[1])
     try:
         for first in range(0, len(table), rows):
             check(table[first : first + rows])
     except ValueError as error:
-        findings.problem("feature values", f"{modality}: {path} {error}")
+        findings.problem("feature values", f"{place} {error}")
         return None
     if array.dtype.kind != "f":
-        findings.note(checks.CONVERTED, f"{modality}: {path}: {array.dtype}")
+        findings.note(checks.CONVERTED, f"{place}: {array.dtype}")
     return len(table), table.shape[1]
 
 
-def load_file(path: Path, *, channels_first: bool = False) -> np.ndarray:
-    """Reads a feature file that passed `check_file`, as `[T, D]` float16."""
-    return base.to_float16(load_table(path, channels_first=channels_first))
+def refuse_transposed(
+    folders: Sequence[FeatureFolder], shapes: Mapping[str, dict[str, Shape] | None], findings: Findings
+) -> None:
+    """Reports one problem for a folder whose files have one T and many D, and takes its shapes out of `shapes`.
+
+    `shapes` is {video: {folder name: (T, D)}}. The axes of such files are exchanged: T differs from video to video.
+    """
+    for folder in folders:
+        of_folder = [found[folder.name] for found in shapes.values() if found and folder.name in found]
+        lengths, sizes = {length for length, _ in of_folder}, Counter(size for _, size in of_folder)
+        usual = max(sizes.values(), default=0)
+        if len(lengths) != 1 or len(sizes) < 2 or (len(sizes) == 2 and 2 * usual > len(of_folder)):
+            continue
+        axes, remedy = ("columns", "without") if folder.channels_first else ("rows", "with")
+        other = "rows" if folder.channels_first else "columns"
+        found = f"all {len(of_folder)} files have {min(lengths)} {axes}, and from {min(sizes)} to {max(sizes)} {other}"
+        shape = "[T, D]" if folder.channels_first else "[D, T]"
+        case = f"{folder.name}: {found}, so they are {shape}; build {remedy} --channels_first={folder.name}"
+        findings.problem("exchanged axes", case)
+        for of_video in filter(None, shapes.values()):
+            of_video.pop(folder.name, None)
 
 
-def load_table(path: Path, *, channels_first: bool = False) -> np.ndarray:
-    """Reads a feature file that passed `check_file`, as `[T, D]` in the type of the file."""
-    table = _as_table(_open(path), channels_first)
-    assert table is not None, f"{path} was not checked"
-    return table
-
-
-def _as_table(array: np.ndarray, channels_first: bool) -> np.ndarray | None:
-    """Returns a `[T, D]` view; None if the shape does not allow it."""
-    if channels_first:
-        array = array.reshape(array.shape[1:]) if array.ndim == 3 and len(array) == 1 else array
-        return array.T if array.ndim == 2 and len(array) else None
-    if array.ndim < 2 or any(n != 1 for n in array.shape[1:-1]) or not array.shape[-1]:
-        return None
-    return array.reshape(len(array), array.shape[-1])
-
-
-def _open(path: Path) -> np.ndarray:
-    """Opens the array of a file; a `.npy` is mapped into memory, not read."""
-    if path.suffix == ".npz":
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                raise ValueError("it is not a .npz file")
-            file.seek(0)
-            arrays = np.load(file, allow_pickle=False)
-            if len(arrays.files) != 1:
-                raise ValueError(f"it holds {len(arrays.files)} arrays ({', '.join(arrays.files[:5])}), expected one")
-            return arrays[arrays.files[0]]
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ValueError("it is not a .npy file")
-        file.seek(0)
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = read_header.get(version, np.lib.format.read_array_header_2_0)(file)
-    if dtype.hasobject or 0 in shape:  # neither can be mapped
-        return np.empty((0,) * len(shape) if dtype.hasobject else shape, dtype)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def stored_dtypes(
+    folders: Sequence[FeatureFolder], statistics: Mapping[str, Statistics], findings: Findings
+) -> dict[str, str]:
+    """Returns {modality: 'float32'} of the modalities that float16 cannot hold, and notes their channels."""
+    dtypes = {}
+    for folder in folders:
+        of_folder = statistics.get(folder.name, Statistics())
+        rounded = of_folder.rounded_away()
+        for modality, part in zip(folder.modalities, np.array_split(rounded, len(folder.modalities)), strict=True):
+            if part.any() or of_folder.largest:
+                dtypes[modality] = "float32"
+        if rounded.any():
+            first = int(rounded.argmax())
+            case = f"{folder.name}: {rounded.sum()} of {len(rounded)} channels, e.g. channel {first}"
+            remedy = "standardise them before saving, or train with --config.model.standardize=true"
+            findings.note(checks.ROUNDED, f"{case}: {of_folder.describe(first)}; {remedy}")
+    return dtypes
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut |
     if stamps.is_file():
         try:
             return read_timestamps(stamps)
-        except UNREADABLE as error:
+        except (OSError, ValueError) as error:
             findings.problem("time stamps", f"{folder}: {reason(error)}")
     return None
 
@@ -382,14 +384,15 @@ def _note_short_actions(video: Matched, findings: Findings) -> None:
             findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
 
 
-def load(video: Matched) -> base.Video:
-    """Reads the features of a video into memory, as float16."""
+def load(video: Matched, dtypes: Mapping[str, str] | None = None) -> base.Video:
+    """Reads the features of a video into memory, as float16, or as `dtypes` {modality: type} says."""
     features: dict[str, base.Features] = {}
+    of, dtypes = video.annotated, dtypes or {}
     for (folder, path), rows in zip(video.files, video.rows, strict=True):
-        table = load_file(path, channels_first=folder.channels_first)[rows]
+        dtype = np.result_type(*(dtypes.get(modality, "float16") for modality in folder.modalities))
+        table = base.to_dtype(folder.load(path, of.id), dtype)[rows]
         parts = np.split(table, len(folder.modalities), axis=1)
         features |= zip(folder.modalities, parts, strict=True)
-    of = video.annotated
     known_grid = video.grid if video.cut else None
     return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, known_grid, of.validation)
 

@@ -6,8 +6,9 @@
     videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # features are read when an array is made
 
 The folder is also a TFDS data set, `tfds.builder_from_directory('data/mine').as_data_source('train')`. TensorFlow is
-not needed. Features are uncompressed float16: one server core wrote 290 MB/s and read 580 MB/s (compressed: 100 and 450
-MB/s). All else is also in videos.jsonl, so reading without features, or with `on_disk`, opens no shard.
+not needed. Features are float16, or float32 (see `Info.dtypes`). They are uncompressed: one server core wrote 290 MB/s
+and read 580 MB/s (compressed: 100 and 450 MB/s). All else is also in videos.jsonl, so reading without features, or with
+`on_disk`, opens no shard.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_float16
+from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_dtype
 from kd_jax.data.staging import staged
 from kd_jax.segments import Grid
 
@@ -70,7 +71,7 @@ def write(
       overwrite: replace an older data set in `directory`; anything else there is never deleted.
 
     Raises FileExistsError if `directory` holds something else, or an older data set and `overwrite` is False;
-    ValueError for a video that contradicts `info`, occurs twice, or does not fit float16.
+    ValueError for a video that contradicts `info`, occurs twice, or does not fit the type of its features.
     """
     check_info(info)
     if set(splits) != set(SPLITS):
@@ -85,7 +86,7 @@ def write(
 
 def video_bytes(num_snippets: int, info: Info) -> int:
     """The size of the features of a video in a shard."""
-    return 2 * num_snippets * sum(info.modalities.values())
+    return num_snippets * sum(size * info.dtype(modality).itemsize for modality, size in info.modalities.items())
 
 
 def group_by_size(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -106,7 +107,8 @@ def group_by_size(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iter
 def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
     """Writes one shard.
 
-    Raises ValueError for a video that contradicts `info` or does not fit float16; OSError if the disk is full.
+    Raises ValueError for a video that contradicts `info` or does not fit the type of its features; OSError if the disk
+    is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -122,7 +124,7 @@ def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
     try:
         for video in videos:
             check_video(video, info)
-            video = _with_float16(video)
+            video = _as_stored(video, info)
             written.append(_entry(video))
             record = {"id": video.id, "duration": float(video.duration), "features": video.features}
             call(writer.write, features.serialize_example(record | _tables(video)))
@@ -193,7 +195,7 @@ def _features(info: Info, modalities: Iterable[str]):
     """The TFDS features of a record, restricted to these modalities."""
     from tensorflow_datasets import features as tfds
 
-    def tensor(shape: tuple, dtype: type) -> tfds.Tensor:
+    def tensor(shape: tuple, dtype: type | np.dtype) -> tfds.Tensor:
         return tfds.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
     return tfds.FeaturesDict(
@@ -201,13 +203,13 @@ def _features(info: Info, modalities: Iterable[str]):
             "id": tfds.Text(),
             "duration": tensor((), np.float64),
             **{name: tensor((None, columns), np.float64) for name, columns in TABLES.items()},
-            "features": {m: tensor((None, info.modalities[m]), np.float16) for m in modalities},
+            "features": {m: tensor((None, info.modalities[m]), info.dtype(m)) for m in modalities},
         }
     )
 
 
 def checksums(video: Video) -> dict[str, int]:
-    """Returns {modality: CRC-32 of its float16 features, '': CRC-32 of everything else}.
+    """Returns {modality: CRC-32 of its features as stored, '': CRC-32 of everything else}.
 
     They are checksums of the content, because the files of two equal builds can differ.
     """
@@ -216,24 +218,25 @@ def checksums(video: Video) -> dict[str, int]:
     known += ("validation",) if video.validation else ()
     parts = {"": zlib.crc32(repr(known).encode())}
     for modality, features in video.features.items():
-        parts[modality] = zlib.crc32(np.ascontiguousarray(features, np.float16).data)
+        parts[modality] = zlib.crc32(np.ascontiguousarray(features).data)
     return parts
 
 
 def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
     """A short hash of a data set: equal only for an equal Info and equal `checksums` of the videos of each split."""
     known = dataclasses.asdict(info)
-    for name in ("extraction", "first_snippet", "label_at"):  # not content: the videos have the times of their snippets
+    # Not content: the videos have the times of their snippets, and the checksums imply the types of the features.
+    for name in ("extraction", "first_snippet", "label_at", "dtypes"):
         del known[name]
     text = json.dumps([known, checksums_of], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _with_float16(video: Video) -> Video:
+def _as_stored(video: Video, info: Info) -> Video:
     arrays = {}
     for modality, features in video.features.items():
         try:
-            arrays[modality] = to_float16(features)
+            arrays[modality] = to_dtype(features, info.dtype(modality))
         except ValueError as error:
             raise ValueError(f"video {video.id!r}: {modality} {error}") from None
     return dataclasses.replace(video, features=arrays)
@@ -316,7 +319,7 @@ def read(
       first: the number of videos to read, from the start; None = all. Videos for validation are counted apart.
       on_disk: leave the features in their records, see `base.OnDisk`; damage is found when the features are read.
 
-    Returns the videos in the order in which they were written; features are read-only float16 arrays, or OnDisk. Raises
+    Returns the videos in the order in which they were written; features are read-only arrays, or OnDisk. Raises
     FileNotFoundError if there is no finished data set in `directory`, or a shard is missing; ValueError for an unknown
     split or modality, or a shard that has changed.
     """
@@ -387,7 +390,8 @@ class _Records:
     def on_disk(self, index: int, entry: Mapping, modality: str) -> OnDisk:
         """Returns features of a video that are read when they are used."""
         shape = (entry["snippets"], self._info.modalities[modality])
-        return OnDisk(shape, lambda: np.asarray(self.features(index, entry, [modality])[modality]))
+        dtype = self._info.dtype(modality)
+        return OnDisk(shape, lambda: np.asarray(self.features(index, entry, [modality])[modality]), dtype)
 
 
 def _check_shards(directory: Path, shards: Mapping[str, int]) -> None:

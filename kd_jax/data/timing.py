@@ -15,6 +15,7 @@ import numpy as np
 from kd_jax.data import checks
 from kd_jax.data.annotations.cleaning import PAIRS
 from kd_jax.data.checks import Findings
+from kd_jax.data.feature_tables import open_array
 from kd_jax.segments import Grid
 
 SHORTEST, LONGEST = 1e-3, 600.0  # seconds from one snippet to the next, beyond which a unit must be wrong
@@ -91,7 +92,7 @@ def read_timestamps(path: Path) -> Cut:
 
     The first window starts at 0. Raises ValueError or OSError for another content, or for times that are uneven.
     """
-    times = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64) / 1000
+    times = np.atleast_1d(open_array(path)).astype(np.float64) / 1000
     if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all() or times[0] < 0:
         raise ValueError(f"{path} holds {list(times.shape)} values, expected at least two finite times in milliseconds")
     steps = np.diff(times)

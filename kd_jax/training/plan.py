@@ -111,6 +111,7 @@ def make_manifest(config: ConfigDict, name: str, seed: int, source: Source) -> d
         "first_snippet": info.first_snippet,
         "label_at": info.label_at,
         "extraction": info.extraction.get(run["modality"]),
+        "features_dtype": info.dtype(run["modality"]).name,
     }
     return json.loads(json.dumps(manifest))
 
@@ -383,8 +384,9 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
 
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
-    """Refuses to continue a run that was trained with other settings; how features were extracted is not a setting.
+    """Refuses to continue a run that was trained with other settings.
 
+    How features were extracted and stored is not a setting: the fingerprint of the data set covers their values.
     A field that did not exist when the run was trained had the value that is its default now.
     """
     found, defaults = read_json(directory / "config.json"), get_config()
@@ -393,7 +395,8 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     for section in ("dataset", "model", "training"):
         known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}
         found[section] = known | found.get(section, {})
-    found, wanted = ({k: v for k, v in manifest.items() if k != "extraction"} for manifest in (found, wanted))
+    made = ("extraction", "features_dtype")
+    found, wanted = ({k: v for k, v in manifest.items() if k not in made} for manifest in (found, wanted))
     changed = _differences(found, wanted)
     shown = [f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in changed]
     remedy = "choose another --workdir, or train its runs anew with --noresume"

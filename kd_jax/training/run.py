@@ -231,7 +231,8 @@ def fit_standardization(examples: Sequence[Example]) -> dict:
     mean = _sum_over_videos(lambda x: x.sum(axis=0, dtype=np.float64), examples) / count
     square = _sum_over_videos(lambda x: ((x.astype(np.float64) - mean) ** 2).sum(axis=0), examples) / count
     deviation = np.sqrt(square)
-    deviation[deviation < 1e-6] = 1.0
+    least = 1e-6 if examples[0].features.dtype == np.float16 else 1e-6 * np.abs(mean)  # of a channel that varies
+    deviation[(deviation < least) | (deviation == 0)] = 1.0
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
 
 

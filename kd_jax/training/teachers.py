@@ -22,7 +22,9 @@ from etils import epath
 from kd_jax.data.base import Info, Video, check_finite
 from kd_jax.data.batches import Example, attach_teacher, make_examples
 from kd_jax.data.checks import Findings
-from kd_jax.data.feature_files import FeatureFolder, check_file, load_table
+from kd_jax.data.feature_files import check_file
+from kd_jax.data.feature_folders import FeatureFolder
+from kd_jax.data.feature_tables import load_file
 from kd_jax.data.source import Source
 from kd_jax.files import read_json, sha256
 from kd_jax.inference.predict import run_detector
@@ -56,7 +58,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
     if given_run(folder) is None:
         files = FeatureFolder(("features",), Path(folder)).files()
-        tables = [np.asarray(load_table(files[example.id]), np.float32) for example in examples]
+        tables = [np.asarray(load_file(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_run(folder)
     results = json.loads((folder / "results.json").read_text())
