@@ -129,6 +129,9 @@ def read_features(
         remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
         raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
     for video, file in sorted(files.items()):
+        if len(found := folder.find(video)) > 1:
+            findings.problem("two feature files", f"{modality}: {found[0]} and {found[1]}; remove one")
+            continue
         layout: dict = {"name": folder.array_of(video), "channels_first": channels_first, "pool": pool}
         check = functools.partial(base.to_dtype, dtype=dtype)
         shape = feature_files.check_file(modality, file, findings, **layout, check=check)

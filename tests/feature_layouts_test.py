@@ -172,11 +172,14 @@ def test_prediction_reads_the_same_layouts(tmp_path):
         ("folder of the video", "", "{video}/rgb.npy, which fits 3 of 3"),
         ("csv", "", "{video}.csv, which fits 3 of 3"),
         ("suffix", "{video}_flow.npy", "{video}_rgb.npy, which fits 3 of 3"),
+        ("data/a", "", "data_{video}_data.npy, which fits 3 of 3"),
+        ("npz", "x_{video}.npz:rgb", "{video}.npz:rgb, which fits 3 of 3"),
         ("hdf5 with groups", "all.h5", "all.h5:{video}/rgb, which fits 3 of 3"),
     ],
 )
 def test_names_that_do_not_fit_are_one_problem_with_the_pattern_that_would(layout, place, suggested, tmp_path):
-    LAYOUTS[layout][0](tmp_path / "f")
+    fill = LAYOUTS[layout][0] if layout in LAYOUTS else each(lambda v: f"data_{v}_data.npy")
+    fill(tmp_path / "f")
     with pytest.raises(DataError) as caught:
         build(tmp_path, f"f/{place}")
     lines = str(caught.value).splitlines()
@@ -242,6 +245,8 @@ def test_a_name_that_occurs_in_two_subfolders_is_a_mistake(tmp_path):
         write(tmp_path / "f" / name, TABLES["a"])
     with pytest.raises(DataError, match=r"two feature files \(1\):\n.*flow/a.npy and .*rgb/a.npy; remove one"):
         build(tmp_path, "f")
+    with pytest.raises(DataError, match=r"two feature files \(1\):\n.*flow/a.npy and .*rgb/a.npy; remove one"):
+        read_features(tmp_path / "f", "rgb", D)
     write(tmp_path / "f/other.npy", TABLES["a"])  # now only the folder itself counts
     findings = Findings()
     assert check_folders([FeatureFolder(("rgb",), tmp_path / "f")], list(LENGTHS), findings) == []

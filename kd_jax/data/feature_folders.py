@@ -144,10 +144,8 @@ def parse_place(text: str) -> tuple[Path, str, str]:
     place, array = (form[1], form[3]) if form else (text, "")
     parts = place.split("/")
     first = next((i for i, part in enumerate(parts) if VIDEO in part), len(parts))
-    folder, pattern = (
-        "/".join(parts[:first]) or ("/" if first and place.startswith("/") else "."),
-        "/".join(parts[first:]),
-    )
+    folder = "/".join(parts[:first]) or ("/" if first else ".")
+    pattern = "/".join(parts[first:])
     if pattern:
         check_suffix(Path(pattern).suffix.lower())
         if {"", ".", ".."} & set(parts[first:]):
@@ -180,14 +178,20 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
     pattern, count = _suggest_pattern(names, videos)
     if not count:
         return case
-    place = f"{folder.path}:{pattern}" if folder.is_file else f"{folder.path}/{pattern}"
+    array = f":{folder.array}" if folder.array else ""
+    place = f"{folder.path}:{pattern}" if folder.is_file else f"{folder.path}/{pattern}{array}"
     found = f"fits {count} of {len(videos)} videos, e.g. {min(videos)!r}"
     return f"{case}; write --features={folder.name}={place}, which {found}"
 
 
 def _suggest_pattern(names: Sequence[str], videos: Sequence[str]) -> tuple[str, int]:
     """Returns the pattern that fits most videos, and how many it fits; ('', 0) without one."""
-    found = [name.replace(video, VIDEO) for name in names[:SEARCHED_NAMES] for video in videos if video in name]
-    usual, known = [pattern for pattern, _ in Counter(found).most_common(10)], set(names)
+    found: Counter[str] = Counter()
+    for name, video in itertools.product(names[:SEARCHED_NAMES], videos):
+        if video in name:
+            parts = name.split(video)
+            found.update({VIDEO.join(parts)})
+            found.update(video.join(parts[:i]) + VIDEO + video.join(parts[i:]) for i in range(1, len(parts)))
+    usual, known = [pattern for pattern, _ in found.most_common(20)], set(names)
     counts = {pattern: sum(pattern.replace(VIDEO, video) in known for video in videos) for pattern in usual}
     return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
