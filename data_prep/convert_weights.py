@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax.command_line import Parser
-from kd_jax.data import base, checks, feature_files, records
+from kd_jax.data import base, checks, records
 from kd_jax.files import read_arrays, sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
@@ -74,7 +74,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         return {key: np.asarray(value, np.float32) for key, value in read_arrays(path).items()}
-    except feature_files.UNREADABLE as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file ({checks.reason(error)})") from None
 
 

@@ -41,9 +41,14 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an .npz file by name."""
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    """Reads the arrays of an .npz file by name; raises OSError or ValueError if it cannot be read."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy and zipfile raise many other types for damaged files
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def sha256(path: Path) -> str:

@@ -33,13 +33,12 @@ from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.command_line import Parser, at_least, between, positive
-from kd_jax.data import base, feature_files, records
+from kd_jax.data import base, feature_files, records, timing
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import ENCODED, UNITS_DIFFER, Findings
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.text_files import normalize
-from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS, choose
 from kd_jax.evaluation.scoring import in_seconds, probabilities
@@ -104,6 +103,26 @@ class VideoFiles:
     broken: list[str]  # one sentence for each of the other files
 
 
+def find_features(
+    place: str | Path, modality: str, *, channels_first: bool = False, pool: bool = False
+) -> tuple[FeatureFolder, dict[str, Path]]:
+    """Finds a feature file, or those of a folder or pattern.
+
+    Returns the folder and {video: file}. Raises FileNotFoundError if there is none.
+    """
+    folder = FeatureFolder((modality,), Path(place), channels_first, pool)
+    if folder.path.is_file():
+        files = {normalize(folder.path.stem): folder.path}
+    else:
+        path, pattern, array = parse_place(str(place))
+        folder = dataclasses.replace(folder, path=path, pattern=pattern, array=array)
+        files = folder.files()
+    if not files or not all(file.exists() for file in files.values()):
+        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
+        raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
+    return folder, files
+
+
 def read_features(
     place: str | Path,
     modality: str,
@@ -118,16 +137,8 @@ def read_features(
     `dtype` is the type in which records store them. Raises FileNotFoundError or ValueError, which lists every file that
     cannot be used.
     """
-    findings, features, folder = Findings(), {}, FeatureFolder((modality,), Path(place), channels_first, pool)
-    if folder.path.is_file():
-        files = {normalize(folder.path.stem): folder.path}
-    else:
-        path, pattern, array = parse_place(str(place))
-        folder = dataclasses.replace(folder, path=path, pattern=pattern, array=array)
-        files = folder.files()
-    if not files or not all(file.exists() for file in files.values()):
-        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
-        raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
+    findings, features = Findings(), {}
+    folder, files = find_features(place, modality, channels_first=channels_first, pool=pool)
     for video, file in sorted(files.items()):
         if len(found := folder.find(video)) > 1:
             findings.problem("two feature files", f"{modality}: {found[0]} and {found[1]}; remove one")
@@ -155,7 +166,7 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         tables = read_features(place, modality, size, run.config.get("features_dtype", "float16"), **layout)
-        return Inputs(tables, {video: run.grid(len(table), seconds) for video, table in tables.items()})
+        return Inputs(tables, _find_times(place, modality, tables, run, seconds))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
     if any(layout.values()):
@@ -169,6 +180,19 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
     durations = {video.id: info.seconds(video.duration) for video in found}
     features = {video.id: video.features[modality] for video in found}
     return Inputs(features, {video.id: in_seconds(video, info) for video in found}, durations)
+
+
+def _find_times(
+    place: str | Path, modality: str, tables: Mapping[str, np.ndarray], run: TrainedRun, seconds: float | None
+) -> dict[str, Grid]:
+    """Returns {video: the times of its snippets}: as `seconds`, the manifest of its features or the run says."""
+    _, files = find_features(place, modality)
+    findings, grids = Findings(), {}
+    for video, table in tables.items():
+        cut = None if seconds else feature_files.stated_cut(video, modality, files[video], findings)
+        grids[video] = cut.grid(len(table)) if cut else run.grid(len(table), seconds)
+    findings.raise_problems()
+    return grids
 
 
 def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
@@ -253,21 +277,23 @@ def link(file: Path, folder: epath.Path) -> str:
 
 def encode(files: VideoFiles, batch_size: int, dtype: str = "float16") -> Inputs:
     """Encodes the videos into features of `dtype`; ValueError if none of them can be decoded."""
-    features, frames, broken = {}, {}, list(files.broken)
+    inputs = Inputs({}, {}, broken=list(files.broken))
+    features, frames = dict[str, np.ndarray](), dict[str, Sequence[np.ndarray]]()
     for name, video in files.opened.items():
+        cut = timing.Cut(files.sampling.stride / video.fps, files.sampling.length / video.fps)
         try:
-            options = {"batch_size": batch_size, "num_frames": 12}
-            table, frames[name] = encode_video(files.encoder, video, files.sampling, **options)
-            features[name] = base.to_dtype(table, dtype)  # as records store it
+            table, frames[name] = encode_video(
+                files.encoder, video, files.sampling, batch_size=batch_size, num_frames=12
+            )
         except videos.VideoError as error:
-            broken.append(str(error))
+            inputs.broken.append(str(error))
+            continue
+        placed = timing.place(cut, len(table), video.duration)
+        features[name] = base.to_dtype(table, dtype)[placed.rows(len(table))]  # as records store it
+        inputs.grids[name], inputs.durations[name] = placed.grid, video.duration
     if not features:
-        raise ValueError("; ".join(broken))
-    durations = {name: files.opened[name].duration for name in features}
-    sampling = files.sampling
-    cuts = {n: Cut(sampling.stride / files.opened[n].fps, sampling.length / files.opened[n].fps) for n in features}
-    grids = {name: cuts[name].grid(len(table)) for name, table in features.items()}
-    return Inputs(features, grids, durations, frames, broken)
+        raise ValueError("; ".join(inputs.broken))
+    return dataclasses.replace(inputs, features=features, frames=frames)
 
 
 def _check_options(given: argparse.Namespace) -> None:
@@ -327,7 +353,11 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
     steps = [grid.length / len(scores[video]) for video, grid in inputs.grids.items()]
-    return f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}", inputs.broken
+    report = f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}"
+    if not any(map(len, found.values())):
+        highest = max(float(table[:, : len(classes)].max()) for table in scores.values())
+        report += f". No snippet is over the threshold; the highest probability is {highest:.2f}, so lower --threshold"
+    return report, inputs.broken
 
 
 def _count(number: int, noun: str) -> str:

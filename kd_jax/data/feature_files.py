@@ -20,7 +20,7 @@ import numpy as np
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
 from kd_jax.data.checks import Findings, number, reason, short
-from kd_jax.data.feature_folders import FeatureFolder, describe_absence
+from kd_jax.data.feature_folders import TIME_STAMPS, FeatureFolder, describe_absence
 from kd_jax.data.feature_tables import array_names, as_table, is_real, open_array
 from kd_jax.data.precision import Statistics
 from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
@@ -254,7 +254,7 @@ class Timing:
 
 def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
     """Returns how a file was cut by the files next to it, a manifest or time stamps."""
-    manifest, stamps = _manifest(path.with_suffix(".json")), path.with_name(f"{video}_timestamps_ms.npy")
+    manifest, stamps = _manifest(path.with_suffix(".json")), path.with_name(f"{video}{TIME_STAMPS}.npy")
     if manifest:
         length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
         if 0 < length < math.inf and 0 < fps < math.inf:
@@ -336,7 +336,7 @@ def _match_rows(
         cut = length.cut
     if cut and 0 < duration < math.inf:
         placed = place(cut, common, duration)
-        snippets = np.clip(np.arange(placed.num_snippets) - placed.front, 0, common - 1)
+        snippets = placed.rows(common)
         scale = video.duration / duration
         grid = Grid(placed.grid.start * scale, placed.grid.length * scale, placed.grid.label_at)
         if missing := placed.num_snippets - common:

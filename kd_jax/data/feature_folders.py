@@ -22,6 +22,7 @@ from kd_jax.data.feature_tables import LISTS, READERS, array_names, check_suffix
 from kd_jax.data.text_files import find_file, normalize
 
 SUFFIXES = (".npy", ".npz")  # of files without a pattern
+TIME_STAMPS = "_timestamps_ms"  # ends the name of a file that `timing.read_timestamps` reads
 VIDEO = "{video}"  # in a pattern
 SEARCHED_FILES, SEARCHED_NAMES = 20_000, 200  # files that are listed, and compared, to suggest a pattern
 
@@ -119,7 +120,8 @@ class FeatureFolder:
 def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in paths:
-        found.setdefault(normalize(path.stem), []).append(path)
+        if not path.stem.endswith(TIME_STAMPS):
+            found.setdefault(normalize(path.stem), []).append(path)
     return found
 
 
@@ -175,7 +177,7 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
         what, expected = "feature file", folder.expected().removeprefix(f"{folder.path}/")
     why = check_common("the annotations", videos, str(folder.path), folder.files() or names) or f"there is no {what}"
     case = f"{folder.name}: {folder.path} has no {what.removeprefix('feature ')} {expected}: {why}"
-    pattern, count = _suggest_pattern(names, videos)
+    pattern, count = _suggest_pattern(names, videos, folder.modalities)
     if not count:
         return case
     array = f":{folder.array}" if folder.array else ""
@@ -184,8 +186,8 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
     return f"{case}; write --features={folder.name}={place}, which {found}"
 
 
-def _suggest_pattern(names: Sequence[str], videos: Sequence[str]) -> tuple[str, int]:
-    """Returns the pattern that fits most videos, and how many it fits; ('', 0) without one."""
+def _suggest_pattern(names: Sequence[str], videos: Sequence[str], modalities: Sequence[str]) -> tuple[str, int]:
+    """Returns the pattern that fits most videos, of several one with a modality, and how many; ('', 0) without one."""
     found: Counter[str] = Counter()
     for name, video in itertools.product(names[:SEARCHED_NAMES], videos):
         if video in name:
@@ -194,4 +196,9 @@ def _suggest_pattern(names: Sequence[str], videos: Sequence[str]) -> tuple[str, 
             found.update(video.join(parts[:i]) + VIDEO + video.join(parts[i:]) for i in range(1, len(parts)))
     usual, known = [pattern for pattern, _ in found.most_common(20)], set(names)
     counts = {pattern: sum(pattern.replace(VIDEO, video) in known for video in videos) for pattern in usual}
-    return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+
+    def rank(item: tuple[str, int]) -> tuple:
+        pattern, count = item
+        return count, any(modality in pattern for modality in modalities), pattern
+
+    return max(counts.items(), key=rank, default=("", 0))

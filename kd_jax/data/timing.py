@@ -67,6 +67,10 @@ class Placed(NamedTuple):
     num_snippets: int
     grid: Grid  # in seconds
 
+    def rows(self, num_rows: int) -> np.ndarray:
+        """Returns the row that each snippet has, `[num_snippets]`."""
+        return np.clip(np.arange(self.num_snippets) - self.front, 0, num_rows - 1)
+
 
 def place(cut: Cut, num_rows: int, duration: float) -> Placed:
     """Adds the snippets at both ends of a video that have no row because windows must lie inside the video.
@@ -135,7 +139,8 @@ def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
 def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> None:
     """Compares the time that the rows cover with the duration."""
     ratios = np.array([length.cut.covered(length.num_rows) / length.duration for length in lengths if length.cut])
-    factor = common_factor(ratios)
+    misfits = sum(not length.fits() for length in lengths)
+    factor = common_factor(ratios) if misfits >= MOST * len(lengths) else None
     explained = np.abs(ratios / factor - 1) < 0.02 if factor else np.zeros(len(lengths), bool)
     if factor:
         case = f"the features last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
