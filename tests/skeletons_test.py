@@ -36,12 +36,77 @@ def test_of_three_bodies_the_two_that_spread_most_are_kept_in_their_places(tmp_p
     assert not found[2, 0].any() and found[2, 1].any() and not found[3].any()
 
 
-def test_the_body_whose_joints_spread_most_is_the_first(tmp_path):
+def test_a_body_that_moves_comes_before_one_that_does_not(tmp_path):
     joints = np.zeros((25, 3))
-    joints[:, 1] = np.linspace(-1, 1, 25)  # stands still, deviation 0.6 of one coordinate
-    frames = [{1: 0.1 * joints + [0.3 * i, 0, 0], 2: joints} for i in range(3)]  # small, walks: 0.24 + 0.06
+    joints[:, 1] = np.linspace(-1, 1, 25)
+    frames = [{1: joints, 2: 0.1 * joints + [0.03 * i, 0, 0]} for i in range(3)]  # the small one walks
     (tmp_path / "a.skeleton").write_text(ntu(frames))
-    np.testing.assert_allclose(skeletons.read_skeletons(tmp_path / "a.skeleton")[0], [joints, 0.1 * joints], rtol=1e-6)
+    np.testing.assert_allclose(skeletons.read_skeletons(tmp_path / "a.skeleton")[0], [0.1 * joints, joints], rtol=1e-6)
+
+
+def person(frame):
+    """Returns a person who walks and swings their arms, 2.5 m from the sensor."""
+    joints = np.linspace(-0.8, 0.8, 75).reshape(25, 3) + np.array([0, 0, 2.5])
+    return joints + [0.01 * frame, 0, 0] + 0.05 * np.sin(frame / 5 + np.arange(25))[:, None]
+
+
+def pose_of(tmp_path, frames, sampling=None):
+    path = tmp_path / "a.skeleton"
+    path.write_text(ntu(frames))
+    return np.stack(
+        [*skeletons.cut_snippets(skeletons.normalize(skeletons.read_skeletons(path)), sampling or Sampling())]
+    )
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["listed first", "listed last"])
+@pytest.mark.parametrize("size, jump", [(3.0, 0.0), (0.1, 0.0), (1.0, 2.0)], ids=["wide", "small", "jumps"])
+@pytest.mark.parametrize("at", [0, 40, 93])
+def test_law_a_ghost_changes_nothing_outside_its_snippets(tmp_path, at, size, jump, first):
+    """A ghost is a body of three frames, whatever its size; also if it jumps from frame to frame."""
+    ghost = np.random.default_rng(0).normal(0, size, (25, 3)) + np.array([0, 0, 3])
+    clean = [{7: person(i)} for i in range(96)]
+    haunted = [dict(bodies) for bodies in clean]
+    for i in range(at, at + 3):
+        bodies = [(3, ghost + jump * (i % 2)), (7, person(i))]
+        haunted[i] = dict(bodies if first else bodies[::-1])
+    expected, found = pose_of(tmp_path, clean), pose_of(tmp_path, haunted)
+    touched = [i for i in range(6) if 16 * i < at + 3 and at < 16 * (i + 1)]
+    for snippet in range(6):
+        equal = np.array_equal(expected[snippet], found[snippet])
+        assert equal if snippet not in touched else np.array_equal(expected[snippet][:, 0], found[snippet][:, 0])
+
+
+def test_a_person_who_gets_other_ids_is_one_body(tmp_path):
+    clean = [{7: person(i)} for i in range(60)]
+    renamed = [{7 if i < 20 else 8 if i < 40 else 9: person(i)} for i in range(60)]
+    every = [{100 + i: person(i)} for i in range(60)]
+    expected = pose_of(tmp_path, clean)
+    np.testing.assert_array_equal(pose_of(tmp_path, renamed), expected)
+    np.testing.assert_array_equal(pose_of(tmp_path, every), expected)
+    apart = [{7: person(i)} if i < 30 else {8: person(i) + np.array([3, 0, 0])} for i in range(60)]  # 3 m away
+    (tmp_path / "b.skeleton").write_text(ntu(apart))
+    found = skeletons.read_skeletons(tmp_path / "b.skeleton")
+    assert found[:30, 0].any() != found[:30, 1].any() and found[30:, 0].any() != found[30:, 1].any()
+
+
+def test_coordinates_that_are_no_numbers_cost_their_frames(tmp_path, caplog):
+    frames = [{7: person(i)} for i in range(48)]
+    broken = [{7: joints.copy()} for bodies in frames for joints in bodies.values()]
+    broken[5][7][3, 1] = np.nan
+    broken[6][7][8, 0] = 1e30
+    (tmp_path / "a.skeleton").write_text(ntu(frames))
+    (tmp_path / "b.skeleton").write_text(ntu(broken))
+    with caplog.at_level("WARNING"):
+        whole, found = (skeletons.read_skeletons(tmp_path / f"{name}.skeleton") for name in "ab")
+    assert not found[[5, 6]].any() and "b.skeleton: a body is left out of 2 frames" in caplog.text
+    whole[[5, 6]] = 0
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_a_new_body_in_every_frame_takes_no_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "a.skeleton").write_text(ntu([{i: body(rng) + np.array([5.0 * (i % 7), 0, 0])} for i in range(3000)]))
+    assert skeletons.read_skeletons(tmp_path / "a.skeleton").shape == (3000, 2, 25, 3)  # dense: 3000 · 3000 · 75
 
 
 def test_one_body_leaves_the_second_empty_and_pku_mmd_is_read_alike(tmp_path):
@@ -91,9 +156,18 @@ def test_snippets_repeat_the_last_frame():
         ("a.skeleton", "2\n0\n0\n", "has no body in any of its frames"),
         ("a.skeleton", ntu([{1: np.ones((25, 3))}])[:200], "it is cut short"),
         ("a.skeleton", ntu([{1: np.ones((25, 3))}]) + "3\n", "there is more in it than its frames"),
-        ("a.skeleton", "1\n1\n1 0 1 1 1 1 0 0 0 2\n20\n" + "0 " * 240, "a body has 20 joints, not 25"),
+        (
+            "a.skeleton",
+            "1\n1\n1 0 1 1 1 1 0 0 0 2\n20\n" + "0 " * 240,
+            "20 joints, which look like those of the first Kinect; the encoder reads 25",
+        ),
         ("a.skeleton", "one\n", "invalid literal"),
-        ("a.skeleton", ntu([{1: np.full((25, 3), np.nan)}]), "not finite, the first in frame 0"),
+        ("a.skeleton", ntu([{1: np.full((25, 3), np.nan)}]), "not finite or beyond 1 km in every frame"),
+        (
+            "a.txt",
+            " ".join(["0.5"] * 51),
+            "line 1 has 51 numbers: 17 joints, which look like those of COCO",
+        ),
         ("a.txt", "1 2 3\n", "line 1 has 3 numbers"),
         ("a.txt", "\n", "has no frame"),
         ("a.txt", " ".join(["0"] * 150), "has no body"),
@@ -103,3 +177,10 @@ def test_each_bad_file_is_named_with_its_reason(name, text, reason, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(VideoError, match=f"{tmp_path / name}.*{reason}"):
         skeletons.read_skeletons(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape, layout", [((9, 17, 3), "COCO"), ((9, 2, 33, 3), "MediaPipe"), ((9, 22, 3), "SMPL")])
+def test_other_layouts_are_refused_with_their_name(tmp_path, shape, layout):
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
+    with pytest.raises(VideoError, match=f"a.npy: {shape[-2]} joints, which look like those of {layout}; the encoder"):
+        skeletons.read_skeletons(tmp_path / "a.npy")

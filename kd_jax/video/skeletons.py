@@ -6,49 +6,121 @@
 The formats are `.skeleton` of NTU RGB+D, and `.txt` of PKU-MMD with 150 numbers per line: two bodies of 25 joints.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from kd_jax.video.videos import Sampling, VideoError
 
 JOINTS = 25  # per body in NTU RGB+D and PKU-MMD, in Kinect's order
 PERSONS = 2  # bodies per frame that encoders are trained for
-SUFFIXES = (".skeleton", ".txt")
+SUFFIXES = (".skeleton", ".txt", ".npy")  # .npy files are refused with the layout that they seem to have
+LAYOUTS = {17: "COCO", 18: "OpenPose", 20: "the first Kinect", 22: "SMPL", 24: "SMPL", 33: "MediaPipe"}  # by joints
+FARTHEST = 1e3  # metres from the sensor, beyond which a coordinate is an error
+FEW = 12  # frames; a shorter track is not the first body if there is one of twice as many frames
+LITTLE = 0.1  # the share of the frames, and of the motion, of another body below which a body is not the first
+MAX_GAP, MAX_STEP = 30, 0.7  # frames and metres between two tracks of one person, at most
+MAX_SPEED = 0.1  # metres per frame of a joint, at most, so that jumps of a tracker are no motion
 _HIP, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER = 0, 1, 4, 8
+
+
+class Track(NamedTuple):
+    """A body in some frames."""
+
+    frames: np.ndarray  # `[N]`, ascending
+    joints: np.ndarray  # `[N, 25, 3]`, metres
 
 
 def read_skeletons(path: Path) -> np.ndarray:
     """Reads a skeleton file.
 
-    If there are more than two bodies, the two whose joints spread most are kept, the most spread one first. Spread is
-    the standard deviation of each coordinate over joints and frames, summed over coordinates, as Shi et al. prepare
-    NTU RGB+D. A body keeps its place while it is absent; the code of Shi et al. places bodies by their order in each
-    frame.
+    A person whom the tracker loses and finds again under another id is one body. If there are more than two bodies, the
+    two whose joints spread most are kept, the most spread one first. Spread is the standard deviation of each
+    coordinate over joints and frames, summed over coordinates, as Shi et al. prepare NTU RGB+D. A body of a few frames,
+    or one that hardly moves, comes after all others: a tracker takes objects for bodies. A body keeps its place while
+    it is absent; the code of Shi et al. places bodies by their order in each frame. A body with a coordinate that is
+    not finite or beyond 1 km is absent from that frame; a warning counts these frames.
 
     Returns:
       `[F, 2, 25, 3]` float32 in metres, 0 where a body is absent.
 
     Raises:
-      VideoError: for another format, a damaged file, a file without frames or bodies, and numbers that are not finite.
+      VideoError: for another format or layout of joints, a damaged file, and a file without frames or bodies.
     """
+    if path.suffix.lower() == ".npy":
+        raise VideoError(f"{path}: {_describe_array(path)}")
     try:
         text = path.read_text()
-        bodies = _parse_ntu(text) if path.suffix.lower() == ".skeleton" else _parse_pku_mmd(text)
+        num_frames, tracks = _parse_ntu(text) if path.suffix.lower() == ".skeleton" else _parse_pku_mmd(text)
     except (OSError, UnicodeDecodeError) as error:
         raise VideoError(f"{path} cannot be read ({error})") from None
     except (ValueError, IndexError) as error:
         expected = f"expected NTU's .skeleton, or PKU-MMD's .txt with {PERSONS * JOINTS * 3} numbers per line"
         raise VideoError(f"{path} is no skeleton file, or damaged ({error}); {expected}") from None
-    if not bodies.shape[1]:
-        raise VideoError(f"{path} has no frame" if not len(bodies) else f"{path} has no body in any of its frames")
-    finite = np.isfinite(bodies).all(axis=(1, 2, 3))
-    if not finite.all():
-        raise VideoError(f"{path} has numbers that are not finite, the first in frame {int(np.argmin(finite))}")
-    spread = [_spread(bodies[:, i]) for i in range(bodies.shape[1])]
-    kept = bodies[:, np.argsort(-np.array(spread), kind="stable")[:PERSONS]]
-    return np.pad(kept, ((0, 0), (0, PERSONS - kept.shape[1]), (0, 0), (0, 0))).astype(np.float32)
+    if not num_frames or not tracks:
+        raise VideoError(f"{path} has no body in any of its frames" if num_frames else f"{path} has no frame")
+    usable = [_without_errors(track) for track in tracks]
+    lost = sum(len(track.frames) for track in tracks) - sum(len(track.frames) for track in usable)
+    usable = [track for track in usable if len(track.frames)]
+    if lost:
+        what = "coordinates that are not finite or beyond 1 km"
+        if not usable:
+            raise VideoError(f"{path} has {what} in every frame")
+        logging.warning("%s: a body is left out of %d frames, which have %s", path, lost, what)
+    bodies = np.zeros((num_frames, PERSONS, JOINTS, 3), np.float32)
+    for place, track in enumerate(_rank(_join(usable))[:PERSONS]):
+        bodies[track.frames, place] = track.joints
+    return bodies
+
+
+def _without_errors(track: Track) -> Track:
+    good = (np.abs(track.joints) <= FARTHEST).all(axis=(1, 2))  # False for NaN
+    return Track(track.frames[good], track.joints[good])
+
+
+def _join(tracks: list[Track]) -> list[Track]:
+    """Joins tracks that follow each other within `MAX_GAP` frames and `MAX_STEP` metres."""
+    whole: list[Track] = []
+    open_ends: list[list[Track]] = []  # the tracks of each body that may continue
+    for track in sorted(tracks, key=lambda track: track.frames[0]):
+        start = track.frames[0]
+        ended = [parts for parts in open_ends if parts[-1].frames[-1] < start - MAX_GAP]
+        whole += map(_concatenate, ended)
+        open_ends = [parts for parts in open_ends if parts[-1].frames[-1] >= start - MAX_GAP]
+        before = [parts for parts in open_ends if parts[-1].frames[-1] < start]
+        steps = [np.linalg.norm(parts[-1].joints[-1, _SPINE] - track.joints[0, _SPINE]) for parts in before]
+        if steps and min(steps) <= MAX_STEP:
+            before[int(np.argmin(steps))].append(track)
+        else:
+            open_ends.append([track])
+    return whole + list(map(_concatenate, open_ends))
+
+
+def _concatenate(parts: list[Track]) -> Track:
+    return Track(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _rank(tracks: list[Track]) -> list[Track]:
+    """Sorts bodies by spread, the most spread one first; those of few frames or with hardly any motion are last."""
+    longest = max(len(track.frames) for track in tracks)
+    few = min(max(FEW, LITTLE * longest), longest / 2)
+    seen = [len(track.frames) >= few for track in tracks]
+    motions = [_motion(track) for track in tracks]
+    most = max(motion for motion, enough in zip(motions, seen, strict=True) if enough)
+    moves = [enough and motion >= LITTLE * most for motion, enough in zip(motions, seen, strict=True)]
+    spreads = [float(track.joints.std(axis=(0, 1)).sum()) for track in tracks]
+    order = sorted(range(len(tracks)), key=lambda i: (moves[i], spreads[i]), reverse=True)
+    return [tracks[i] for i in order]
+
+
+def _motion(track: Track) -> float:
+    """Returns the metres that a joint travels over all frames, on average; `MAX_SPEED` limits a jump of the tracker."""
+    speeds = np.linalg.norm(np.diff(track.joints, axis=0), axis=-1).mean(axis=1)
+    return float(np.minimum(speeds, MAX_SPEED)[np.diff(track.frames) == 1].sum())
 
 
 def _present(bodies: np.ndarray) -> np.ndarray:
@@ -56,31 +128,23 @@ def _present(bodies: np.ndarray) -> np.ndarray:
     return np.asarray(bodies.any(axis=(-2, -1)))
 
 
-def _spread(body: np.ndarray) -> float:
-    """Returns the spread of one body `[F, 25, 3]` over the frames in which it is present; -1 if there are none."""
-    seen = body[_present(body)]
-    return float(seen.std(axis=(0, 1)).sum()) if len(seen) else -1.0
-
-
-def _parse_ntu(text: str) -> np.ndarray:
-    """Returns `[F, bodies, 25, 3]`, with one place per tracking id, in the order in which they appear."""
+def _parse_ntu(text: str) -> tuple[int, list[Track]]:
+    """Returns the number of frames and a track per tracking id, in the order in which they appear."""
     numbers = iter(text.split())
-    frames = []
-    places: dict[str, int] = {}
-    for _ in range(int(next(numbers, "0"))):
-        frame = {}
+    found: dict[str, list[tuple[int, list]]] = defaultdict(list)
+    num_frames = int(next(numbers, "0"))
+    for frame in range(num_frames):
         for _ in range(int(_next(numbers))):
             identity, *_ = [_next(numbers) for _ in range(10)]
             joints = [[float(_next(numbers)) for _ in range(12)][:3] for _ in range(int(_next(numbers)))]
             if len(joints) != JOINTS:
-                raise ValueError(f"a body has {len(joints)} joints, not {JOINTS}")
-            frame[places.setdefault(identity, len(places))] = joints
-        frames.append(frame)
+                raise ValueError(f"a body has {_describe_joints(len(joints))}")
+            if not found[identity] or found[identity][-1][0] < frame:  # the first body of an id in a frame
+                found[identity].append((frame, joints))
     if next(numbers, None) is not None:
         raise ValueError("there is more in it than its frames")
-    absent = [[0.0] * 3] * JOINTS
-    bodies = [frame.get(place, absent) for frame in frames for place in range(len(places))]
-    return np.array(bodies, float).reshape(len(frames), len(places), JOINTS, 3)
+    tracks = [Track(*(np.array(values) for values in zip(*track, strict=True))) for track in found.values()]
+    return num_frames, tracks
 
 
 def _next(numbers: Iterator[str]) -> str:
@@ -89,14 +153,32 @@ def _next(numbers: Iterator[str]) -> str:
     return value
 
 
-def _parse_pku_mmd(text: str) -> np.ndarray:
-    """Returns `[F, bodies, 25, 3]`, without a body that is absent from every frame."""
+def _parse_pku_mmd(text: str) -> tuple[int, list[Track]]:
+    """Returns the number of frames and the tracks of the two bodies."""
     rows = [[float(x) for x in line.split()] for line in text.splitlines() if line.strip()]
     for index, row in enumerate(rows):
         if len(row) != PERSONS * JOINTS * 3:
-            raise ValueError(f"line {index + 1} has {len(row)} numbers")
+            joints = {len(row) / 3 / persons for persons in (1, PERSONS)} & LAYOUTS.keys()
+            layout = f": {_describe_joints(int(min(joints)))}" if joints else ""
+            raise ValueError(f"line {index + 1} has {len(row)} numbers{layout}")
     bodies = np.array(rows).reshape(len(rows), PERSONS, JOINTS, 3)
-    return bodies[:, _present(bodies).any(axis=0)]
+    present = [np.flatnonzero(_present(bodies[:, i])) for i in range(PERSONS)]
+    return len(rows), [Track(frames, bodies[frames, i]) for i, frames in enumerate(present) if len(frames)]
+
+
+def _describe_joints(count: int) -> str:
+    layout = f", which look like those of {LAYOUTS[count]}" if count in LAYOUTS else ""
+    return f"{count} joints{layout}; the encoder reads {JOINTS} of the second Kinect"
+
+
+def _describe_array(path: Path) -> str:
+    """Says which layout of joints an .npy file seems to have."""
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError) as error:
+        return f"cannot be read ({error})"
+    joints = _describe_joints(shape[-2]) if len(shape) in (3, 4) and shape[-1] in (2, 3) else f"shape {list(shape)}"
+    return f"{joints}; skeletons are read from NTU's .skeleton and PKU-MMD's .txt"
 
 
 def normalize(skeletons: np.ndarray) -> np.ndarray:
