@@ -29,13 +29,15 @@ from kd_jax.training.terms import TASKS
 from kd_jax.video.encoders import VideoPrism
 from kd_jax.video.encoders.weights import write_weights
 
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints have a state dict
 _LAYER_KEYS = {"ss_tcn": "conv_dilated.weight", "pdan": "conv_attention.rel_t"}  # {filter: key in its layers alone}
+FILTER_KEYS = ("sub_event1.center", *(f"stage1.layers.0.{key}" for key in _LAYER_KEYS.values()))  # one in each filter
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
-    """Reads a PyTorch state dict, or the entry `state_dict` of a checkpoint, as float32 arrays by key.
+    """Reads a PyTorch state dict, or that inside a checkpoint (`CHECKPOINT_KEYS`), as float32 arrays by key.
 
-    Only tensors are unpickled. Keys lose the prefix of DataParallel.
+    Only tensors are unpickled. Keys lose the prefix of DataParallel, and one that all of them share, such as backbone.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -50,7 +52,8 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a file of plain tensors ({_reason(error)}); save one {remedy}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    while isinstance(state, dict) and (inner := [key for key in CHECKPOINT_KEYS if isinstance(state.get(key), dict)]):
+        state = state[inner[0]]
     if not isinstance(state, dict) or not all(
         isinstance(key, str)
         and isinstance(value, torch.Tensor)
@@ -59,10 +62,24 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     ):
         keys = f" (its keys: {', '.join(map(str, [*state][:4]))})" if isinstance(state, dict) else ""
         raise ValueError(f"{path} holds no state dict of plain tensors{keys}; save only that, {remedy}")
-    arrays = {key.removeprefix("module."): value.float().numpy() for key, value in state.items()}
+    arrays = without_prefix({key.removeprefix("module."): value.float().numpy() for key, value in state.items()})
     if broken := [key for key, value in arrays.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{path}: {broken[0]} holds values that are not finite numbers; its training diverged")
     return arrays
+
+
+def without_prefix(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Removes the prefix that all keys of a known model share; raises ValueError if only some keys have it."""
+    endings = tuple(f".{known}" for known in (*encoder_weights.PYTORCH_KEYS, *FILTER_KEYS))
+    found = next((key for key in state if key.endswith(endings)), None)
+    if found is None:
+        return dict(state)
+    ending = next(ending for ending in endings if found.endswith(ending))
+    prefix = found.removesuffix(ending) + "."
+    if others := [key for key in state if not key.startswith(prefix)]:
+        what = f"the keys that start with {prefix} are those of a known model, but {len(others)} others do not"
+        raise ValueError(f"{what}, such as {others[0]}; save only the former")
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -94,7 +111,7 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Detector, dict]:
       ValueError: if the keys are those of no known filter, or keys are missing, unknown or misshapen. All problems are
         listed if the first and last layers are there, since their shapes give the sizes of the others.
     """
-    if "sub_event1.center" in state:
+    if FILTER_KEYS[0] in state:
         return _convert_tgm(state)
     for name, key in _LAYER_KEYS.items():
         if f"stage1.layers.0.{key}" in state:

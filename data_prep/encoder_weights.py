@@ -21,6 +21,8 @@ _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "runnin
 # Branches of an Inception block in kinetics-i3d. In Mixed_5b, the name of b2b has 0a instead of 0b.
 _UNITS = {"b0": "0a_1x1", "b1a": "0a_1x1", "b1b": "0b_3x3", "b2a": "0a_1x1", "b2b": "0b_3x3", "b3b": "0b_1x1"}
 _BRANCHES = {name: f"Branch_{name[1]}/Conv3d_{unit}" for name, unit in _UNITS.items()}
+PYTORCH_KEYS = ("Conv3d_1a_7x7.conv3d.weight", "l1.gcn1.PA", "l1a.gcn1.PA")  # one in each encoder
+_AGCN_RELEASED = {r"^l1a\.": "l1.", r"\.conv_res\.": ".down."}  # released weights have other keys than the code
 _AGCN_NAMES = {r"\bgraph\b": "gcn1", r"\bframes\.bn": "tcn1.bn", r"\bframes$": "tcn1.conv"}  # ours: published
 _AGCN_NAMES |= {r"\bresidual$": "residual.conv", r"\bdown\.bn": "down.1", r"\bdown$": "down.0"}
 _AGCN_NAMES |= {r"\ba_(\d)$": r"conv_a.\1", r"\bb_(\d)$": r"conv_b.\1", r"\bout_(\d)$": r"conv_d.\1"}
@@ -45,14 +47,16 @@ def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
     It returns None if the keys are not those of an encoder, and raises ValueError with a list of all missing, unknown
     and misshapen keys.
     """
-    pytorch_key, tensorflow_key = "Conv3d_1a_7x7.conv3d.weight", "Conv3d_1a_7x7/conv_3d/w"
+    pytorch_key, tensorflow_key = PYTORCH_KEYS[0], "Conv3d_1a_7x7/conv_3d/w"
     if pytorch_key in state:
         return _convert_i3d(state, _first_channels(state[pytorch_key], 1), _pytorch_i3d, _from_pytorch)
     if first := next((key for key in state if key.endswith(tensorflow_key)), None):
         prefix = first.removesuffix(tensorflow_key)
         channels = _first_channels(state[first], -2)
         return _convert_i3d(state, channels, lambda path: prefix + _tensorflow_i3d(path), _from_tensorflow)
-    if "l1.gcn1.PA" in state:
+    if state.keys() & set(PYTORCH_KEYS[1:]):
+        for released, published in _AGCN_RELEASED.items():
+            state = {re.sub(released, published, key): value for key, value in state.items()}
         persons = max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
         agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
         variables = _take(state, shapes_of(agcn, "pose", persons), _pytorch_agcn, _from_pytorch)

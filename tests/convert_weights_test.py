@@ -146,10 +146,15 @@ def test_a_state_dict_comes_from_a_file_of_torch(tmp_path):
 
     _, state = state_of("pdan_small")
     tensors = {f"module.{key}": torch.from_numpy(value) for key, value in state.items()}
-    for content in (tensors, {"state_dict": tensors}):
+    wrapped = {f"backbone.filter.{key}": torch.from_numpy(value) for key, value in state.items()}
+    nested = {"epoch": 9, "model_state_dict": tensors, "optimizer_state_dict": {"state": {}}}
+    for content in (tensors, {"state_dict": tensors}, nested, {"net": {"model": tensors}}, wrapped):
         torch.save(content, tmp_path / "state.pth")
         read = read_state(tmp_path / "state.pth")
         jax.tree.map(np.testing.assert_array_equal, read, state)
+    torch.save(wrapped | {"fc.weight": torch.ones(2)}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"start with backbone.filter. are .*, but 1 others do not, such as fc.weight"):
+        read_state(tmp_path / "more.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(
         ValueError, match="is not a file of plain tensors .it is broken, or holds Python objects such as a whole model"

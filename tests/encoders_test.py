@@ -1,6 +1,7 @@
 """I3D and AGCN equal the authors' code, and published weights are converted completely or refused."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -277,3 +278,14 @@ def test_encoders_have_the_published_names():
     assert shapes["params/Mixed_4b/b1a/kernel"].shape == (1, 1, 1, 60, 12) and len(shapes) == 57 * 5 + 2
     _, endpoints = encode(model, variables, x, i3d.ENDPOINTS)
     assert endpoints["Mixed_5c"].shape == (2, 2, 1, 1, 128)
+
+
+def test_agcn_has_the_keys_of_its_code_or_of_its_released_weights():
+    state = recipe("agcn_ntu60")
+    released = {re.sub(r"^l1\.", "l1a.", key).replace(".down.", ".conv_res."): value for key, value in state.items()}
+    assert released.keys() != state.keys()
+    expected, found = (encoder_weights.convert(of) for of in (state, released))
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+    del released["l1a.gcn1.bn.weight"]
+    with pytest.raises(ValueError, match=r"do not fit their encoder: l1.gcn1.bn.weight is missing"):
+        encoder_weights.convert(released)
