@@ -18,9 +18,10 @@ import numpy as np
 from kd_jax.command_line import Parser, at_least, between, positive
 from kd_jax.data import base
 from kd_jax.data.annotations import DATASETS, describe
-from kd_jax.data.annotations.cleaning import Annotated, describe_ratio
+from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.annotations.custom import ReadOptions, read_truth
+from kd_jax.data.annotations.units import describe_ratio
 from kd_jax.data.checks import Findings, check_common
 from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats, proposals

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data_prep.build import Options, build_records
 from kd_jax.data import records
+from kd_jax.data.annotations.units import common_factor
 from kd_jax.data.checks import FACTOR, LENGTH_DIFFERS, LENGTHS_VARY, PADDED, RESAMPLED, UNANNOTATED, Findings
-from kd_jax.data.timing import Cut, Length, common_factor, compare_lengths, nearest_rows, place, read_timestamps
+from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.evaluation.proposals import choose
 from kd_jax.evaluation.scoring import make_truth
 from kd_jax.segments import Grid, labels_from_segments, resample_scores

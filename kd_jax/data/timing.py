@@ -13,21 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import checks
-from kd_jax.data.annotations.cleaning import PAIRS
+from kd_jax.data.annotations.units import MOST, common_factor, suggest
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_tables import open_array
 from kd_jax.segments import Grid
 
 SHORTEST, LONGEST = 1e-3, 600.0  # seconds from one snippet to the next, beyond which a unit must be wrong
-MOST = 0.75  # the share of the videos that must agree before the others are named
-RATES = (24.0, 25.0, 30.0)  # usual frames per second
-MEANINGS = {  # ratio of two lengths of a video → what may have been mixed up
-    **{one / other: f"{one:g} and {other:g} frames per second" for one in RATES for other in RATES if one != other},
-    **PAIRS,
-    **{1 / factor: units for factor, units in PAIRS.items()},
-    2.0: "every frame and every second frame",
-    0.5: "every second frame and every frame",
-}
 
 
 @dataclass(frozen=True)
@@ -169,18 +160,3 @@ def _compare_with_each_other(lengths: Sequence[Length], findings: Findings) -> N
         here = f"{video}: a snippet lasts {duration / num_rows:.4g} s, {usual:.4g} s in most videos"
         case = f"{here} ({num_rows} snippets, {duration:.4g} s); are its features complete?"
         findings.note(checks.LENGTH_DIFFERS, case)
-
-
-def common_factor(ratios: np.ndarray) -> float | None:
-    """Returns the factor that most of at least three ratios above 0 share, unless it is 1 within 2 %."""
-    if len(ratios) < 3:
-        return None
-    factor = float(np.median(ratios))
-    shared = np.abs(ratios / factor - 1) < 0.02
-    return factor if shared.mean() >= MOST and abs(factor - 1) > 0.02 else None
-
-
-def suggest(factor: float) -> str:
-    """Returns '; were … mixed up?' for a ratio that has a usual cause, or ''."""
-    near = min(MEANINGS, key=lambda known: abs(math.log(factor / known)))
-    return f"; were {MEANINGS[near]} mixed up?" if abs(factor / near - 1) < 0.025 else ""

@@ -13,21 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kd_jax.data import base
+from kd_jax.data.annotations.units import FRAME_RATES, LOOSE, SLACK, describe_ratio
 from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, UNITS_DIFFER, Findings, number, short
 
 Action = tuple[float, float, float]  # (class, start, end)
 
-FRAME_RATES = (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 100, 120)
-PAIRS = {  # factor between two units of time: their names
-    **{float(fps): f"seconds and frames at {fps} per second" for fps in FRAME_RATES},
-    **{1000 / fps: f"frames at {fps} per second and milliseconds" for fps in (24, 25, 30)},
-    1e3: "seconds and milliseconds",
-    1e6: "seconds and microseconds",
-    1e7: "seconds and ticks of 100 nanoseconds",
-    1e9: "seconds and nanoseconds",
-}
 OTHER_UNIT = 5.0  # times the duration, from which the last end of a video has another unit
-SLACK, LOOSE = 1.02, 1.3  # a last action that reaches the end of its video, and one that ends well before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,12 +202,6 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
     if len(timed) > 2 and (usual := np.quantile(list(reached.values()), 0.9)) < 1 / FRAME_RATES[0]:
         what = f"in {len(timed)} videos, the last action ends within the first {100 * usual:.2g} % of the video"
         findings.note(UNITS_DIFFER, f"{what}; {describe_ratio(float(1 / usual), LOOSE, SLACK)}")
-
-
-def describe_ratio(ratio: float, below: float = SLACK, above: float = LOOSE) -> str:
-    """Names the pairs of units whose factor is between `ratio / below` and `ratio * above`."""
-    fitting = [names for factor, names in sorted(PAIRS.items()) if ratio / below <= factor <= ratio * above]
-    return f"the ratio is about {ratio:.3g}" + (f", as between {' or '.join(fitting)}" if fitting else "")
 
 
 def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:

@@ -19,6 +19,7 @@ from kd_jax.data import base
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import Annotated, check_units
 from kd_jax.data.annotations.tools.media import video_name
+from kd_jax.data.annotations.units import common_factor, suggest
 from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, check_common, number, read_text
 
 SUBSETS = {  # in small letters → subset of the common layout
@@ -152,6 +153,7 @@ def _add_durations(
     """Adds durations that the entries do not state, and compares those that they state."""
     scale = (options.fps or DESCRIPTION.fps) if options.unit == "frames" else 1.0
     some_stated = any("duration" in entry for entry in entries.values() if isinstance(entry, dict))
+    differ: dict[str, float] = {}  # stated duration over that of the other source
     for video, entry in list(entries.items()):
         found = media.get(video)
         if not isinstance(entry, dict):
@@ -161,8 +163,7 @@ def _add_durations(
         if "duration" in entry:
             stated = number(entry["duration"])
             if found and abs(stated / scale - found.seconds) > max(TOLERANCE[0], TOLERANCE[1] * found.seconds):
-                case = f"{video}: {stated:.10g} {options.unit}, but {found.seconds:.10g} seconds in {found.source}"
-                findings.note(DURATION_DIFFERS, case)
+                differ[video] = stated / scale / found.seconds
         elif found:
             entry["duration"] = found.seconds * scale
             used[f"durations from {found.source.parent}"] += 1
@@ -172,6 +173,17 @@ def _add_durations(
                 remedy = f"--videos={options.videos} has no video of this name; add it, or state the duration"
             findings.problem("duration", f"{video}: the annotation does not state it; {remedy}")
             del entries[video]
+    factor = common_factor(np.array(list(differ.values())))
+    if factor:
+        case = (
+            f"stated durations are {factor:.4g} times those of the videos or features in most of {len(differ)} videos"
+        )
+        findings.note(DURATION_DIFFERS, f"{case}{suggest(factor)}")
+    for video, ratio in differ.items():
+        if not factor or abs(ratio / factor - 1) > 0.02:
+            stated, found = number(entries[video]["duration"]), media[video]
+            case = f"{video}: {stated:.10g} {options.unit}, but {found.seconds:.10g} seconds in {found.source}"
+            findings.note(DURATION_DIFFERS, case)
 
 
 def _with_subsets(
