@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kd_jax.command_line import Parser, at_least, between
+from kd_jax.command_line import Parser, at_least, between, disk_path
 from kd_jax.data import feature_files
 from kd_jax.data.annotations import custom
 from kd_jax.data.annotations.cleaning import Annotated
@@ -22,10 +22,14 @@ from kd_jax.video import videos
 def add_options(parser: Parser) -> None:
     """Adds the options of the commands that read annotations of your own data."""
     add = parser.add_argument_group("your own annotations").add_argument
-    add("--videos", help="Folder of the videos; durations and frame rates are those of these files.")
-    add("--test", help="File with the names of the test videos, one a line.")
+    add("--videos", type=disk_path, help="Folder of the videos; durations and frame rates are those of these files.")
+    add("--test", type=disk_path, help="File with the names of the test videos, one a line.")
     add("--test_fraction", type=between(0, 1), help="Part of the videos to draw for testing; 0 for none.")
-    add("--validation", help="File with the names of training videos that choose the best epoch, one a line.")
+    add(
+        "--validation",
+        type=disk_path,
+        help="File with the names of training videos that choose the best epoch, one a line.",
+    )
     add("--seed", type=at_least(0), help="Seed of --test_fraction, and of the synthetic data set (0).")
     add(
         "--label_from",

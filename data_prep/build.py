@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from data_prep import execution
 from data_prep.annotations import add_options, collect_entries, hold_out
 from data_prep.report import Row, describe_report, make_report
-from kd_jax.command_line import Parser, at_least
+from kd_jax.command_line import Parser, at_least, disk_path, named_path
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
@@ -34,6 +33,7 @@ from kd_jax.data.feature_files import Matched, Timing
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.precision import Statistics
 from kd_jax.data.staging import check_free, scratch, staged
+from kd_jax.runtime import num_processors
 
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
@@ -233,7 +233,7 @@ def _beam(options: Options) -> Iterator[execution.Beam | None]:
 
 def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -> int:
     paths = {path for video in annotated for folder in folders for path in folder.find(video.id)}
-    return (os.cpu_count() or 1) if sum(path.stat().st_size for path in paths) > SMALL else 1
+    return num_processors() if sum(path.stat().st_size for path in paths) > SMALL else 1
 
 
 def _match_features(
@@ -379,13 +379,17 @@ def parser() -> Parser:
     add = options.add_argument
     add("--list", action="store_true", help="Print what each data set needs, and stop.")
     add("--dataset", choices=list(DATASETS), help="Data set.")
-    add("--output", help="Folder for the records.")
-    add("--annotations", **several, help="Annotation file; repeat it if there are several.")
+    add("--output", type=disk_path, help="Folder for the records.")
+    add("--annotations", type=disk_path, **several, help="Annotation file; repeat it if there are several.")
     names = "The default is the data set's own names; for custom, the names in the annotations."
-    add("--classes", help=f"File of class names, one per line; the line number from 0 is the class id. {names}")
+    add(
+        "--classes",
+        type=disk_path,
+        help=f"File of class names, one per line; the line number from 0 is the class id. {names}",
+    )
     files = "Folder of <video>.npy or .npz files, once per modality; rgb+flow=FOLDER if a file has both. Other names "
     files += "and formats: 'DIR/v_{video}_rgb.npy', 'DIR/{video}.npz:rgb', 'FILE.h5:{video}'; also .csv and .pt."
-    add("--features", **several, metavar="MODALITY=FOLDER", help=files)
+    add("--features", type=named_path, **several, metavar="MODALITY=FOLDER", help=files)
     add("--channels_first", **several, help="MODALITY of --features whose files are [D, T].")
     add("--pool", choices=["mean"], help="Average grids of tokens, [T, N, D], to [T, D].")
     add("--head", choices=["dense", "sparse"], help="Concurrent actions, or one at a time with background.")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.annotations import add_options, collect_entries, hold_out
-from kd_jax.command_line import Parser, positive
+from kd_jax.command_line import Parser, disk_path, positive
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import check_units
 from kd_jax.data.annotations.custom import DESCRIPTION, ReadOptions
@@ -29,10 +29,14 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.convert_annotations", "Convert annotations from the format of one tool to another's.")
     add = options.add_argument
-    add("input", nargs="+", help="Annotation files.")
+    add("input", type=disk_path, nargs="+", help="Annotation files.")
     add("--to", required=True, choices=tools.WRITTEN, help="Format to write.")
-    add("--output", required=True, help="File to write.")
-    add("--classes", help="File of class names, one per line; needed if the annotations number their classes.")
+    add("--output", type=disk_path, required=True, help="File to write.")
+    add(
+        "--classes",
+        type=disk_path,
+        help="File of class names, one per line; needed if the annotations number their classes.",
+    )
     add("--unit", choices=["seconds", "frames"], default="seconds", help="Unit of times in CSV and JSON (seconds).")
     add("--fps", type=positive, help="Frames per second of times that are frames (those of the videos).")
     add_options(options)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from data_prep import encoder_weights, tensorflow_checkpoint
-from kd_jax.command_line import Parser
+from kd_jax.command_line import Parser, disk_path
 from kd_jax.data import base, checks, records
 from kd_jax.files import read_arrays, sha256, write_json
 from kd_jax.models import Detector
@@ -300,10 +300,16 @@ def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Seq
 def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.convert_weights", "Convert published weights of an encoder or a temporal filter.")
-    options.add_argument("--state", help="State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint.")
-    options.add_argument("--records", help="Records with the classes and features that a temporal filter is for.")
+    options.add_argument(
+        "--state", type=disk_path, help="State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint."
+    )
+    options.add_argument(
+        "--records", type=disk_path, help="Records with the classes and features that a temporal filter is for."
+    )
     options.add_argument("--modality", help="Modality of the records that a temporal filter reads.")
-    options.add_argument("--output", help="FILE.npz for an encoder, folder of the run for a temporal filter.")
+    options.add_argument(
+        "--output", type=disk_path, help="FILE.npz for an encoder, folder of the run for a temporal filter."
+    )
     return options
 
 

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import io
-import os
 import signal
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from data_prep import execution, prefetch
 from kd_jax import runtime
-from kd_jax.command_line import Parser, at_least
+from kd_jax.command_line import Parser, at_least, disk_path
 from kd_jax.data import feature_files
 from kd_jax.files import make_folder, read_json, write_atomically, write_json
 from kd_jax.video import skeletons, videos
@@ -350,12 +349,12 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.extract", "Extract features of videos or skeletons.")
     add = options.add_argument
-    add("--videos", help="Folder of video files, or one file, for rgb and flow.")
-    add("--skeletons", help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
+    add("--videos", type=disk_path, help="Folder of video files, or one file, for rgb and flow.")
+    add("--skeletons", type=disk_path, help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
     add("--modality", choices=["rgb", "flow", "pose"], help="Kind of features.")
-    add("--weights", help="The encoder's weights, from data_prep.convert_weights.")
+    add("--weights", type=disk_path, help="The encoder's weights, from data_prep.convert_weights.")
     add("--encoder", help="MODULE:FUNCTION that makes another encoder, of --weights if they are given.")
-    add("--output", "--out", help="Folder for <video>.npy and <video>.json.")
+    add("--output", "--out", type=disk_path, help="Folder for <video>.npy and <video>.json.")
     add("--fps", type=float, help="Frames per second to sample videos at (their own); rate of skeletons (30).")
     videos.add_options(options, otherwise="")
     add("--dtype", choices=["float32", "bfloat16"], help="Precision of the encoder (float32).")
@@ -380,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.runner:
             broken = _run_pipeline(given, output, settings, left)
         else:
-            workers = min(given.workers if given.workers is not None else os.cpu_count() or 1, len(left))
+            workers = min(given.workers if given.workers is not None else runtime.num_processors(), len(left))
             options: dict = {"batch_size": given.batch_size, "workers": workers, "progress": True}
             broken = extract_features(output, settings, left, **options)
     except (ValueError, OSError) as error:

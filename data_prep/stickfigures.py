@@ -7,7 +7,6 @@ The command writes videos, skeletons (NTU RGB+D's format, 25 joints), annotation
 order, for example sit down and stand up. The command needs `pip install -e .[video]`.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
-from kd_jax.command_line import Parser, at_least, between
+from kd_jax.command_line import Parser, at_least, between, disk_path
 from kd_jax.files import write_atomically, write_json
+from kd_jax.runtime import num_processors
 from kd_jax.video.encoders import AGCN, I3D
 from kd_jax.video.encoders.weights import random_variables, write_weights
 
@@ -257,7 +257,7 @@ def write_encoders(folder: Path, seed: int) -> None:
 def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.stickfigures", "Draw videos of stick figures with skeletons and annotations.")
-    options.add_argument("--output", required=True, help="Folder to make.")
+    options.add_argument("--output", type=disk_path, required=True, help="Folder to make.")
     options.add_argument("--train", type=at_least(1), default=32, help="Number of training videos (32).")
     options.add_argument("--test", type=at_least(1), default=12, help="Number of test videos (12).")
     options.add_argument("--seconds", type=between(1, 3600), default=40.0, help="Length of a video, about (40).")
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
     tasks = [(str(unfinished), name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
     annotations: dict[str, dict] = {name: {} for name in names}  # in order
-    drawn = execution.run(write_one, tasks, workers=os.cpu_count() or 1)
+    drawn = execution.run(write_one, tasks, workers=num_processors())
     for index, facts in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
         annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **facts}
     write_encoders(unfinished / "weights", given.seed)

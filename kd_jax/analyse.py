@@ -13,20 +13,20 @@ from etils import epath
 
 from kd_jax.analysis.figures import FIGURES, make_figures
 from kd_jax.analysis.finished import open_experiment
-from kd_jax.command_line import Parser, positive
+from kd_jax.command_line import Parser, any_path, disk_path, positive
 
 
 def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.analyse", __doc__)
     add = options.add_argument
-    add("--workdir", required=True, help="Folder of a finished experiment, e.g. workdir/demo.")
+    add("--workdir", type=any_path, required=True, help="Folder of a finished experiment, e.g. workdir/demo.")
     add("--figures", type=names, help=f"Some of {','.join(FIGURES)} (all).")
     classes = "Names of the classes in tsne and confusion (the 12 that the plain student confuses most and distillation"
     add("--classes", type=names, default=(), help=f"{classes} changes most).")
     add("--perplexity", type=positive, help="Of t-SNE (30); about the number of neighbours that a snippet has.")
-    add("--output", help="Folder for the figures (WORKDIR/figures).")
-    add("--data_dir", help="Folder of the records, if they have moved.")
+    add("--output", type=any_path, help="Folder for the figures (WORKDIR/figures).")
+    add("--data_dir", type=disk_path, help="Folder of the records, if they have moved.")
     return options
 
 

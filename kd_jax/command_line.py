@@ -2,6 +2,7 @@
 
 options = Parser("kd_jax.predict", "Predict actions in videos.")
 options.add_argument("--batch_size", type=at_least(1), default=8)
+options.add_argument("--output", type=disk_path)                     # every option that is a path has such a type
 given = options.parse_args(argv)
 """
 
@@ -12,6 +13,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+from kd_jax.files import expand_home
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -44,6 +47,29 @@ class Parser(argparse.ArgumentParser):
             closest = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
             remedy = f"did you mean {closest[0]}?" if closest else "options are written --NAME=VALUE, see --help"
             self.error(f"unexpected argument {unknown[0]!r}; {remedy}")
+
+
+def any_path(text: str) -> str:
+    """Reads a path on a disk or in a bucket; `~` is the home folder."""
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def disk_path(text: str) -> str:
+    """Reads a path on a disk; `~` is the home folder."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not on a disk; name a folder or file here, and copy it there or back"
+        )
+    return any_path(text)
+
+
+def named_path(text: str) -> str:
+    """Reads NAME=PATH with a path on a disk; the form is checked by its reader."""
+    name, equals, path = text.partition("=")
+    return f"{name}={disk_path(path)}" if equals else text
 
 
 def at_least(lowest: int) -> Callable[[str], int]:

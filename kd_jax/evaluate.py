@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.command_line import Parser, at_least, between, positive
+from kd_jax.command_line import Parser, at_least, between, disk_path, positive
 from kd_jax.data import base
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated
@@ -36,13 +36,20 @@ def parser() -> Parser:
     options = Parser("kd_jax.evaluate", __doc__)
     add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
-    add("--annotations", action="append", required=True, help="A public annotation file or folder; may be repeated.")
+    add(
+        "--annotations",
+        type=disk_path,
+        action="append",
+        required=True,
+        help="A public annotation file or folder; may be repeated.",
+    )
     add(
         "--predictions",
+        type=disk_path,
         required=True,
         help="A .npz, .json, .csv or .txt file or a folder, see kd_jax/evaluation/formats.",
     )
-    add("--classes", help="File of class names, one per line; line number = class id.")
+    add("--classes", type=disk_path, help="File of class names, one per line; line number = class id.")
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
     protocols = f"Instead of those of the data set's benchmark; may be repeated. One of {', '.join(PROTOCOLS)}."
     add("--protocols", action="append", choices=list(PROTOCOLS), metavar="PROTOCOL", help=protocols)
@@ -60,7 +67,7 @@ def parser() -> Parser:
     add("--fps", type=positive, help="Frames per second; default: the data set's own.")
     add("--stride", type=positive, help="Frames from one snippet of the scores to the next (they divide the duration).")
     add("--window", type=positive, help="Frames that one snippet covers, with --stride (the stride).")
-    add("--output", help="JSON file for every value, also per class.")
+    add("--output", type=disk_path, help="JSON file for every value, also per class.")
     return options
 
 

@@ -17,6 +17,21 @@ from pathlib import Path
 import numpy as np
 
 
+def expand_home(path: str | os.PathLike) -> str:
+    """Expands `~` and `~user`, which a shell leaves alone after `=`; an address with `://` stays as it is.
+
+    Raises ValueError if this home folder is not known.
+    """
+    text = os.fspath(path)
+    expanded = text if "://" in text else os.path.expanduser(text)
+    if expanded.startswith("~"):
+        home = text.partition("/")[0]
+        raise ValueError(
+            f"{text}: the home folder {home} is not known; write the whole path (./{home} is a folder here)"
+        )
+    return expanded
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes the whole file or nothing: a temporary sibling file is written first and then renamed."""
     if "://" in os.fspath(path):  # an object in a bucket appears only when it is complete

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as schema
 from kd_jax import runtime
-from kd_jax.command_line import Parser
+from kd_jax.command_line import Parser, any_path, disk_path
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 from kd_jax.training.table import markdown
@@ -31,8 +31,8 @@ def parser() -> Parser:
     options = Parser("kd_jax.main", __doc__)
     add = options.add_argument
     config = "Experiment: a file such as configs/mine.py:smoke, or one that kd_jax ships, e.g. tsu."
-    add("--config", metavar="FILE[:VARIANT]", help=config)
-    add("--workdir", help="Folder for the results, or gs://…; default: workdir/NAME of the config.")
+    add("--config", type=disk_path, metavar="FILE[:VARIANT]", help=config)
+    add("--workdir", type=any_path, help="Folder for the results, or gs://…; default: workdir/NAME of the config.")
     coordinator = "In a job of several processes: HOST:PORT of the first, or 'auto' (SLURM, Open MPI, TPU pod)."
     add("--coordinator", help=coordinator)
     add("--processes", type=int, help="Number of processes, with --coordinator=HOST:PORT.")

@@ -32,7 +32,7 @@ from kd_jax import runtime
 from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
-from kd_jax.command_line import Parser, at_least, between, positive
+from kd_jax.command_line import Parser, any_path, at_least, between, disk_path, positive
 from kd_jax.data import base, feature_files, records, timing
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
@@ -56,19 +56,19 @@ def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.predict", __doc__)
     add = options.add_argument
-    add("--run", help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
+    add("--run", type=any_path, help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
     what = "A feature file, a folder of <video>.npy, a pattern as for data_prep.build, or a folder of records."
-    add("--features", help=what)
+    add("--features", type=disk_path, help=what)
     add("--channels_first", action="store_true", default=None, help="With feature files: they are [D, T].")
     add("--pool", choices=["mean"], help="With feature files: average grids of tokens, [T, N, D], to [T, D].")
-    add("--video", action="append", help="A video file, instead of features; may be repeated.")
-    add("--encoder_weights", help="With --video: the encoder's, from data_prep.convert_weights.")
+    add("--video", type=disk_path, action="append", help="A video file, instead of features; may be repeated.")
+    add("--encoder_weights", type=disk_path, help="With --video: the encoder's, from data_prep.convert_weights.")
     add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for data_prep.extract.")
-    add("--annotations", help="With --video: ground truth for the page, a file as for data_prep.build.")
+    add("--annotations", type=disk_path, help="With --video: ground truth for the page, a file as for data_prep.build.")
     add("--fps", type=float, help="With --video: frames per second to sample it at.")
     videos.add_options(options, "as the run's features, else ")
     add("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
-    add("--output", help="Folder for scores.npz and detections.json.")
+    add("--output", type=any_path, help="Folder for scores.npz and detections.json.")
     what = f"What to write (native): {', '.join(formats.FORMATS)}; may be repeated."
     add("--format", action="append", choices=list(formats.FORMATS), metavar="FORMAT", help=what)
     add("--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background).")

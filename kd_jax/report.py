@@ -16,17 +16,19 @@ from kd_jax import runtime
 from kd_jax.analysis.figures import make_figures
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.analysis.report import make_report
-from kd_jax.command_line import Parser
+from kd_jax.command_line import Parser, any_path, disk_path
 from kd_jax.files import make_folder, write_atomically
 
 
 def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.report", __doc__)
-    options.add_argument("workdirs", nargs="*", metavar="WORKDIR", help="Folder of a finished experiment.")
+    options.add_argument(
+        "workdirs", type=any_path, nargs="*", metavar="WORKDIR", help="Folder of a finished experiment."
+    )
     output = "The page to write; default: report.html in the workdir, or comparison.html for several."
-    options.add_argument("--output", metavar="FILE", help=output)
-    options.add_argument("--data_dir", help="Folder of the records, if they have moved.")
+    options.add_argument("--output", type=any_path, metavar="FILE", help=output)
+    options.add_argument("--data_dir", type=disk_path, help="Folder of the records, if they have moved.")
     return options
 
 

@@ -3,13 +3,17 @@
 In a job of several processes all of them compute. Only the first one writes files and logs.
 """
 
+import contextlib
 import functools
 import logging as std_logging
+import math
 import os
 import platform
 import re
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -44,11 +48,46 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({reason})") from None
     _show_own_messages()
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
-    if not jax.config.values.get("jax_compilation_cache_dir"):  # JAX_COMPILATION_CACHE_DIR names another folder
-        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        _set_option("jax_compilation_cache_dir", str(Path(folder) / "kd_jax"))
+    named = jax.config.values.get("jax_compilation_cache_dir")  # by JAX_COMPILATION_CACHE_DIR
+    if not named and (folder := _cache_folder()):
+        _set_option("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # small programs are a quarter of a start
         _set_option("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_folder() -> Path | None:
+    """Returns a private folder that can be written: in XDG_CACHE_HOME, the home folder or the one for temporary files.
+
+    Returns None without such a folder. A line says so unless it is the first one.
+    """
+    wanted = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # stays ~ if there is no home folder
+    for folder in (Path(wanted) / "kd_jax", Path(tempfile.gettempdir()) / f"kd_jax_{os.getuid()}"):
+        with contextlib.suppress(OSError):
+            if not folder.is_absolute():
+                continue
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+                if not folder.is_relative_to(wanted):
+                    logging.warning("compiled programs are kept in %s, because %s cannot be written", folder, wanted)
+                return folder
+    logging.warning("compiled programs are not kept, because %s cannot be written; every start compiles anew", wanted)
+    return None
+
+
+def num_processors(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the number of processors that this process may use.
+
+    These are the ones that its affinity allows, as batch jobs set it, or fewer if a control group (version 1 or 2) of
+    the process has a quota, as containers have. `groups` lists the groups, mounted in `root`.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares = [float(allowed)]
+    for quota in _limits("cpu", "cpu.max", "cpu.cfs_quota_us", groups, root):
+        number, *period = quota.read_text().split()
+        if number not in ("max", "-1"):
+            whole = period[0] if period else (quota.parent / "cpu.cfs_period_us").read_text()
+            shares.append(int(number) / int(whole))
+    return max(1, math.floor(min(shares)))
 
 
 def _check_job(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -141,16 +180,23 @@ def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     process and their parents, which containers and batch jobs set. `groups` lists the groups, mounted in `root`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [
+        file.read_text().strip() for file in _limits("memory", "memory.max", "memory.limit_in_bytes", groups, root)
+    ]
+    return min([memory, *(int(limit) for limit in limits if limit != "max")])
+
+
+def _limits(controller: str, name_2: str, name_1: str, groups: Path, root: Path) -> Iterator[Path]:
+    """Yields the files with a limit of the control groups of this process and their parents, version 2 or 1."""
     for line in groups.read_text().splitlines() if groups.exists() else ():
         number, controllers, path = line.split(":", 2)
-        if number == "0":  # version 2
-            folder, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = root / "memory", "memory.limit_in_bytes"
+        if number == "0":
+            folder, name = root, name_2
+        elif controller in controllers.split(","):
+            folder, name = root / controller, name_1
         else:
             continue
         group = folder / path.lstrip("/")
-        files = [parent / name for parent in (group, *group.parents) if parent.is_relative_to(folder)]
-        limits = [file.read_text().strip() for file in files if file.exists()]
-        memory = min([memory, *(int(limit) for limit in limits if limit != "max")])
-    return memory
+        for parent in (group, *group.parents):
+            if parent.is_relative_to(folder) and (parent / name).exists():
+                yield parent / name

@@ -39,7 +39,7 @@ ROUNDING = 1e-4  # error of features of size 1 after 57 layers
 def figures(tmp_path_factory):
     """Draw three short videos of stick figures and make their encoders."""
     folder = tmp_path_factory.mktemp("figures") / "made"
-    with mock.patch.object(os, "cpu_count", lambda: 1):  # draws in this process
+    with mock.patch.object(stickfigures, "num_processors", lambda: 1):  # draws in this process
         run(stickfigures, f"--output={folder}", "--train=2", "--test=1", "--seconds=4")
     return folder
 

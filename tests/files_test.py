@@ -25,3 +25,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError, match="disk full"):
         files.write_atomically(tmp_path / "x", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
+
+
+def test_the_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, path in {"~": "/home/me", "~/x": "/home/me/x", "x/~": "x/~", "gs://b/~": "gs://b/~", "": ""}.items():
+        assert files.expand_home(text) == path
+    with pytest.raises(ValueError, match=r"~nobody-here/x: the home folder ~nobody-here is not known"):
+        files.expand_home("~nobody-here/x")
