@@ -72,18 +72,22 @@ def encoder_of(encoder: str | None, weights: Path | None, dtype: str) -> Encoder
 def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, str], list[str]]:
     """Lists the files to extract features of: one file, or those of a folder with the ending of videos or skeletons.
 
+    A folder of numbered pictures is a video, see `videos.picture_files`.
+
     Returns:
       {name of the features: file}; {name: error} for names that two files would have; notes on files and folders that
       are left out. It raises FileNotFoundError if there are no files.
     """
-    if source.is_file():
+    if source.is_file() or (modality != "pose" and videos.is_frame_folder(source)):
         return {videos.name_of(source): source}, {}, []
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such folder or file")
     kind, suffixes = ("skeleton", skeletons.SUFFIXES) if modality == "pose" else ("video", videos.SUFFIXES)
     paths = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
     folders = [path for path in paths if path.is_dir()]
-    others = [path for path in paths if path.suffix.lower() not in suffixes and not path.is_dir()]
+    if modality != "pose":
+        folders = [path for path in folders if not videos.is_frame_folder(path)]
+    others = [path for path in paths if path.suffix.lower() not in suffixes and path.is_file()]
     by_name = collections.defaultdict(list)
     for path in sorted({*paths} - {*folders, *others}):
         by_name[videos.name_of(path)].append(path)
@@ -115,6 +119,7 @@ def read_batches(path: Path, settings: Settings, batch_size: int) -> Iterator:
         video = videos.probe_video(path, settings.fps)
         facts = {"frames": video.num_frames, "fps": video.fps, "width": video.width, "height": video.height}
         facts |= {"rotation": video.rotation, "resampled": video.resampled, "stored_frames": video.stored_frames}
+        facts["pixel_aspect"] = video.pixel_aspect
         snippets = videos.cut_snippets(video, settings.modality, sampling)
     count = sampling.count_of(path, facts["frames"])
     yield facts | {"snippets": count, "seconds_per_snippet": sampling.stride / facts["fps"]}
@@ -188,7 +193,7 @@ class Writer:
         except videos.VideoError as error:
             self.fail(index, str(error))
             return
-        manifest = {"file": path.name, "bytes": path.stat().st_size, **self._facts.pop(index)}
+        manifest = {"file": path.name, "bytes": videos.num_bytes(path), **self._facts.pop(index)}
         made = self._settings
         name = encoder_of(made.encoder, made.weights, made.dtype).name
         manifest |= made.described() | {"encoder": name, "versions": _versions()}
@@ -294,7 +299,9 @@ def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> t
             left.append((video, path))
         elif changed := _changed(found, wanted):
             raise ValueError(f"{table} has other settings ({changed}); choose another --output, or delete it")
-        elif changed := _changed(found, {"file": path.name, "bytes": path.stat().st_size if path.exists() else None}):
+        elif changed := _changed(
+            found, {"file": path.name, "bytes": videos.num_bytes(path) if path.exists() else None}
+        ):
             failed[video] = f"{table} was made of another file than {path} ({changed}); delete it to make it again"
     return left, failed
 
@@ -349,7 +356,11 @@ def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.extract", "Extract features of videos or skeletons.")
     add = options.add_argument
-    add("--videos", type=disk_path, help="Folder of video files, or one file, for rgb and flow.")
+    add(
+        "--videos",
+        type=disk_path,
+        help="Folder of videos, or one: a file, or a folder of numbered frames (with --fps).",
+    )
     add("--skeletons", type=disk_path, help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
     add("--modality", choices=["rgb", "flow", "pose"], help="Kind of features.")
     add("--weights", type=disk_path, help="The encoder's weights, from data_prep.convert_weights.")

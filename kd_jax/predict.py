@@ -342,7 +342,8 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     for name, frames in inputs.frames.items():
         picture, page = output / f"{name}.png", output / f"{name}.html"
         timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
-        links = {"file": link(files.opened[name].path, output), "picture": quote(picture.name)}
+        source = files.opened[name].path
+        links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
         duration, table = inputs.durations[name], scores[name][:, : len(classes)]
         tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
         recording = Recording(name, duration, truth.get(name), tables, **links)

@@ -671,3 +671,16 @@ def test_predictions_of_videos_refuse_other_encoders_and_options_without_effect(
         changed = [replacement if part == option else part for part in command]
         printed = run(predict, *changed, f"--output={tmp_path / 'none'}", code=1)
         assert message in printed.splitlines()[-1]
+
+
+def test_folders_of_frames_are_videos(tmp_path):
+    for folder in ("clip_1", "clip_2"):
+        (tmp_path / "frames" / folder).mkdir(parents=True)
+        for number in (1, 2):
+            (tmp_path / "frames" / folder / f"{folder}-{number:06d}.jpg").touch()
+    (tmp_path / "frames" / "notes").mkdir()
+    files, failed, notes = extract.files_of(tmp_path / "frames", "rgb")
+    assert files == {name: tmp_path / "frames" / name for name in ("clip_1", "clip_2")} and not failed
+    assert notes == [f"{tmp_path / 'frames'}: its subfolders are not searched: notes"]
+    one, _, _ = extract.files_of(tmp_path / "frames" / "clip_1", "flow")
+    assert one == {"clip_1": tmp_path / "frames" / "clip_1"}

@@ -11,15 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_jax.video.videos import Sampling, VideoError, cut_snippets, name_of, probe_video, read_frames
+from kd_jax.video.videos import (
+    Sampling,
+    VideoError,
+    cut_snippets,
+    is_frame_folder,
+    name_of,
+    probe_video,
+    read_frames,
+)
 
 
-def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None):
+def write(path, pictures, *, rate=25, times=None, codec="libx264", pix_fmt="yuv420p", options=None, aspect=None):
     """A file of `[H, W, 3]` pictures; `times` in milliseconds, else evenly at `rate`."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, picture in enumerate(pictures):
@@ -289,3 +299,95 @@ def test_each_bad_file_is_named_with_its_reason(tmp_path):
 def test_impossible_sampling_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Sampling(**change)
+
+
+def atom(name, *parts):
+    body = b"".join(parts)
+    return struct.pack(">I4s", len(body) + 8, name) + body
+
+
+def add_cover(path, output, *, video=True):
+    """Writes an .mp4 file again with a cover picture in front of its tracks, and with its video or without."""
+    data, at, top = path.read_bytes(), 0, []
+    while at < len(data):
+        size, name = struct.unpack(">I4s", data[at : at + 8])
+        top.append((name, data[at : at + size]))
+        at += size
+    assert top[-1][0] == b"moov"  # behind the frames, so that nothing else moves
+    inside, at = [], 8
+    while at < len(top[-1][1]):
+        size, name = struct.unpack(">I4s", top[-1][1][at : at + 8])
+        inside.append((name, top[-1][1][at : at + size]))
+        at += size
+    av.VideoFrame.from_ndarray(grey([99])[0], format="rgb24").save(str(output.with_suffix(".jpg")))
+    picture = atom(b"covr", atom(b"data", struct.pack(">II", 13, 0), output.with_suffix(".jpg").read_bytes()))
+    handler = atom(b"hdlr", b"\0" * 8 + b"mdirappl" + b"\0" * 9)
+    tags = atom(b"udta", atom(b"meta", b"\0" * 4, handler, atom(b"ilst", picture)))
+    kept = [part for name, part in inside[1:] if name != b"udta" and (video or name != b"trak")]
+    moov = atom(b"moov", inside[0][1], tags, *kept)
+    output.write_bytes(b"".join(part for _, part in top[:-1]) + moov)
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    write(tmp_path / "a.mp4", grey(range(0, 200, 5)))
+    add_cover(tmp_path / "a.mp4", tmp_path / "cover.mp4")
+    plain, cover = (probe_video(tmp_path / name) for name in ("a.mp4", "cover.mp4"))
+    assert (cover.num_frames, cover.fps, cover.width, cover.height) == (40, 25, 64, 48)
+    for one, other in zip(read_frames(plain, 48), read_frames(cover, 48), strict=True):
+        np.testing.assert_array_equal(one, other)
+    add_cover(tmp_path / "a.mp4", tmp_path / "song.mp4", video=False)
+    with pytest.raises(VideoError, match=r"song.mp4 has no video in it, only a picture"):
+        probe_video(tmp_path / "song.mp4")
+
+
+def test_frames_are_shown_in_the_shape_of_their_pixels(tmp_path):
+    """Pixels of 2:1 make 64 × 48 stored pixels 128 × 48; a square of 12 × 24 is then one of 24 × 24."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[12:36, 26:38] = 255
+    write(tmp_path / "wide.mp4", [picture] * 4, aspect=Fraction(2, 1))
+    video = probe_video(tmp_path / "wide.mp4")
+    assert (video.width, video.height, video.pixel_aspect) == (128, 48, 2.0)
+    (frame, *_) = read_frames(video, 48)
+    assert frame.shape == (48, 128, 3)
+    rows, columns = np.nonzero(frame[..., 0] > 128)
+    assert abs(np.ptp(rows) + 1 - 24) <= 2 and abs(np.ptp(columns) + 1 - 24) <= 2
+    write(tmp_path / "square.mp4", [picture] * 4)
+    assert probe_video(tmp_path / "square.mp4").pixel_aspect == 1.0
+
+
+def write_pictures(folder, pictures):
+    folder.mkdir()
+    for i, picture in enumerate(pictures, 1):
+        av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(folder / f"frame_{i}.png"))
+
+
+def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
+    pictures = list(grey(range(0, 200, 5)))
+    write_pictures(tmp_path / "v1.2", pictures)  # frame_2 comes before frame_10
+    write(tmp_path / "same.mp4", pictures, codec="libx264rgb", pix_fmt="rgb24", options={"crf": "0"})
+    video, same = probe_video(tmp_path / "v1.2", 24.0), probe_video(tmp_path / "same.mp4")
+    assert (video.num_frames, video.fps, video.width, video.height) == (40, 24.0, 64, 48)
+    assert is_frame_folder(tmp_path / "v1.2") and name_of(tmp_path / "v1.2") == "v1.2" and not is_frame_folder(tmp_path)
+    for modality in ("rgb", "flow"):
+        made = [list(cut_snippets(v, modality, Sampling(size=32, shorter_side=48))) for v in (video, same)]
+        assert len(made[0]) == 3
+        np.testing.assert_array_equal(*made)
+
+
+def test_each_bad_folder_of_pictures_is_named_with_its_reason(tmp_path):
+    pictures = list(grey(range(0, 60, 10)))
+    write_pictures(tmp_path / "a", pictures)
+    with pytest.raises(VideoError, match="a is a folder of frames, whose rate is not stated; give --fps"):
+        probe_video(tmp_path / "a")
+    (tmp_path / "a" / "frame_3.png").write_bytes(b"no picture")
+    with pytest.raises(VideoError, match="frame_3.png cannot be read as a picture"):
+        list(read_frames(probe_video(tmp_path / "a", 25), 48))
+    (tmp_path / "a" / "frame_3.png").unlink()
+    with pytest.raises(VideoError, match="the frame after frame_2.png is missing"):
+        probe_video(tmp_path / "a", 25)
+    write_pictures(tmp_path / "b", [*pictures[:3], np.zeros((32, 64, 3), np.uint8)])
+    with pytest.raises(VideoError, match="frame_4.png has 64 × 32 pixels, others 64 × 48"):
+        list(read_frames(probe_video(tmp_path / "b", 25), 48))
+    (tmp_path / "b" / "shot_01.png").write_bytes((tmp_path / "b" / "frame_1.png").read_bytes())
+    with pytest.raises(VideoError, match="frame_1.png and shot_01.png have the same number"):
+        probe_video(tmp_path / "b", 25)

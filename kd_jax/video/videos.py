@@ -1,6 +1,6 @@
 """Reading of video files: frames, optical flow and the snippets that an encoder takes.
 
-    video = probe_video(Path('kitchen.mp4'))                   # size, number of frames, frames per second
+    video = probe_video(Path('kitchen.mp4'))                   # or a folder of numbered pictures, with its fps
     for snippet in cut_snippets(video, 'rgb', Sampling()): ...  # [16, 224, 224, 3] uint8
 
 Frames are streamed: a video of any length needs the memory of one snippet. The defaults are those of Carreira and
@@ -9,9 +9,10 @@ Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV
 
 import argparse
 import contextlib
+import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,6 +24,7 @@ from kd_jax.data.text_files import normalize
 # File endings that are recognised in a folder.
 SUFFIXES: tuple[str, ...] = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
 SUFFIXES += (".ts", ".webm", ".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
+PICTURES = (".jpg", ".jpeg", ".png")  # of a folder that is a video: the last number in a name is that of the frame
 ENDS = ("repeat", "drop")
 FLOWS = ("dis", "tvl1")
 FLOW_LIMIT = 20.0  # pixels per frame, as published
@@ -49,6 +51,7 @@ class Video:
     rotation: int  # 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise
     resampled: bool
     stored_frames: int  # number of frames in the file
+    pixel_aspect: float = 1.0  # width of a stored pixel divided by its height; `width` and `height` are as shown
 
     @property
     def duration(self) -> float:
@@ -141,9 +144,10 @@ def refuse_vain(given: argparse.Namespace, names: Iterable[str], because: str) -
 def name_of(path: PurePath) -> str:
     """Returns the name of a video: its file name without ending and, for NTU RGB+D, `_rgb`, which skeletons lack.
 
-    It is in the Unicode form of all names, see `kd_jax.data.text_files`.
+    A folder of frames has the name of the folder. Names are in the Unicode form of `kd_jax.data.text_files`.
     """
-    return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", normalize(path.stem))
+    name = path.name if isinstance(path, Path) and path.is_dir() else path.stem
+    return re.sub(r"^(S\d{3}C\d{3}P\d{3}R\d{3}A\d{3})_rgb$", r"\1", normalize(name))
 
 
 def probe_video(path: Path, fps: float | None = None) -> Video:
@@ -157,14 +161,80 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
     """
     if fps is not None and not 0 < fps <= 1000:
         raise ValueError(f"fps={fps}; it must be above 0 and at most 1000")
+    if path.is_dir():
+        return _probe_pictures(path, fps)
     timing = _read_timing(path)
     _check_whole(path, timing)
-    width, height, rotation = _read_geometry(path)
+    width, height, rotation, aspect = _read_geometry(path)
     own, uneven = _own_rate(timing)
     resampled = uneven or (fps is not None and abs(fps - own) > 1.001e-3 * own)  # 29.97 counts as 30
     rate = (fps or own) if resampled else own
     count = max(1, round(timing.num_frames / own * rate)) if resampled else timing.num_frames
-    return Video(path, width, height, count, rate, rotation, resampled, timing.num_frames)
+    return Video(path, width, height, count, rate, rotation, resampled, timing.num_frames, aspect)
+
+
+def is_frame_folder(path: Path) -> bool:
+    """Whether a path is a folder with numbered pictures and without video files."""
+    names = list(path.iterdir()) if path.is_dir() else []
+    return not any(name.suffix.lower() in SUFFIXES for name in names) and any(map(_number, names))
+
+
+def _number(path: Path) -> str:
+    """Returns the last number in the name of a picture; '' for other files."""
+    found = re.search(r"(\d+)\D*$", path.stem) if path.suffix.lower() in PICTURES else None
+    return found[1] if found else ""
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Returns the numbered pictures in a folder, in the order of their numbers; [] if it has none.
+
+    Raises VideoError if a number occurs twice or is missing, so that the times of frames would be wrong.
+    """
+    numbered: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if number := _number(path):
+            if other := numbered.get(int(number)):
+                raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
+            numbered[int(number)] = path
+    order = sorted(numbered)
+    if order and (gap := next((a for a, b in itertools.pairwise(order) if b != a + 1), None)) is not None:
+        raise VideoError(f"{folder}: the frame after {numbered[gap].name} is missing; the numbers must have no gaps")
+    return [numbered[number] for number in order]
+
+
+def num_bytes(path: Path) -> int:
+    """Returns the size of a video file, or of all pictures in a folder of frames."""
+    return sum(file.stat().st_size for file in ([*filter(_number, path.iterdir())] if path.is_dir() else [path]))
+
+
+def _probe_pictures(folder: Path, fps: float | None) -> Video:
+    pictures = picture_files(folder)
+    if not pictures:
+        raise VideoError(f"{folder} is a folder without numbered pictures ({', '.join(PICTURES)})")
+    if fps is None:
+        raise VideoError(f"{folder} is a folder of frames, whose rate is not stated; give --fps")
+    first = _read_picture(pictures[0])
+    _check_shape(pictures[0], first.width, first.height)
+    return Video(folder, first.width, first.height, len(pictures), fps, 0, False, len(pictures))
+
+
+def _read_picture(path: Path) -> Any:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return next(container.decode(video=0))
+    except (av.FFmpegError, OSError, StopIteration) as error:
+        raise VideoError(f"{path} cannot be read as a picture ({_reason(error)})") from None
+
+
+def _read_pictures(video: Video) -> Iterator[Any]:
+    for path in picture_files(video.path):
+        frame = _read_picture(path)
+        if (frame.width, frame.height) != (video.width, video.height):
+            found = f"{frame.width} × {frame.height} pixels, others {video.width} × {video.height}"
+            raise VideoError(f"{path} has {found}; make all frames of a video equal in size")
+        yield frame
 
 
 @dataclass(frozen=True)
@@ -222,19 +292,25 @@ def _check_whole(path: Path, timing: _Timing) -> None:
     raise VideoError(f"{path} is cut short: {found} are there; {remedy}")
 
 
-def _read_geometry(path: Path) -> tuple[int, int, int]:
-    """Returns width and height as shown, and the rotation, from the first frame."""
+def _read_geometry(path: Path) -> tuple[int, int, int, float]:
+    """Returns width and height as shown, the rotation, and the aspect ratio of a pixel, from the first frame."""
     with _open_video(path) as (container, stream):
         first = next(_decode(path, container.decode(stream)), None)
+        aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
     if first is None:
         raise VideoError(f"{path} has no frame")
     rotation = round(first.rotation / 90) * 90 % 360
-    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    shown = max(1, round(first.width * aspect))
+    width, height = (first.height, shown) if rotation % 180 else (shown, first.height)
+    _check_shape(path, width, height)
+    return width, height, rotation, aspect
+
+
+def _check_shape(path: Path, width: int, height: int) -> None:
     shorter, longer = sorted((width, height))
     if shorter < _MIN_SIDE or longer > _MAX_ASPECT * shorter:
         limits = f"the shorter side must have {_MIN_SIDE} at least, the longer {_MAX_ASPECT} times as many at most"
         raise VideoError(f"{path}: its frames have {width} × {height} pixels; {limits}")
-    return width, height, rotation
 
 
 def _own_rate(timing: _Timing) -> tuple[float, bool]:
@@ -260,8 +336,8 @@ def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
     early = min(video.num_frames / video.stored_frames, 1) / 2
     count, start = 0, None
     previous: Any = None
-    with _open_video(video.path) as (container, stream):
-        for frame in _decode(video.path, container.decode(stream)):
+    with contextlib.closing(_read_stored(video)) as stored:
+        for frame in stored:
             scaled = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
             turned = np.rot90(scaled, video.rotation // 90)
             if not video.resampled:
@@ -279,6 +355,15 @@ def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
         count = video.num_frames
     if count < video.num_frames:
         raise VideoError(f"{video.path} is damaged: {count} of its {video.num_frames} frames can be decoded")
+
+
+def _read_stored(video: Video) -> Generator[Any]:
+    """Yields the stored frames of a video, as PyAV has them."""
+    if video.path.is_dir():
+        yield from _read_pictures(video)
+        return
+    with _open_video(video.path) as (container, stream):
+        yield from _decode(video.path, container.decode(stream))
 
 
 def cut_snippets(video: Video, modality: str, sampling: Sampling) -> Iterator[np.ndarray]:
@@ -333,9 +418,13 @@ def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndar
 
 @contextlib.contextmanager
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a file: PyAV's container and its first video stream."""
+    """Opens a file: PyAV's container and its video stream, the default one of several.
+
+    Pictures that are attached to a file, such as a cover, are no video.
+    """
     try:
         import av  # here because only videos need it
+        from av.stream import Disposition
     except ImportError:
         raise VideoError(f"{path}: videos need PyAV and OpenCV; pip install -e .[video]") from None
     try:
@@ -345,9 +434,11 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"{path} cannot be read as a video ({_reason(error)}); {advice}") from None
     with container:
         kind = container.format.name
-        if kind == "tty" or kind.endswith("_pipe") or not container.streams.video:  # FFmpeg opens texts and pictures
-            raise VideoError(f"{path} has no video in it")
-        stream = container.streams.video[0]
+        pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        if kind == "tty" or kind.endswith("_pipe") or not streams:  # FFmpeg opens texts and pictures
+            raise VideoError(f"{path} has no video in it{', only a picture' if container.streams.video else ''}")
+        stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
         stream.thread_type = "AUTO"
         yield container, stream
 
