@@ -386,7 +386,7 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     """Refuses to continue a run that was trained with other settings.
 
-    How features were extracted and stored is not a setting: the fingerprint of the data set covers their values.
+    How features were made and stored is not a setting: the fingerprint of the data set covers their values and times.
     A field that did not exist when the run was trained had the value that is its default now.
     """
     found, defaults = read_json(directory / "config.json"), get_config()
@@ -395,7 +395,7 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     for section in ("dataset", "model", "training"):
         known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}
         found[section] = known | found.get(section, {})
-    made = ("extraction", "features_dtype")
+    made = ("extraction", "features_dtype", "first_snippet", "label_at")
     found, wanted = ({k: v for k, v in manifest.items() if k not in made} for manifest in (found, wanted))
     changed = _differences(found, wanted)
     shown = [f"{key}: {json.dumps(old)} there, {json.dumps(new)} now" for key, old, new in changed]
