@@ -56,7 +56,12 @@ def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
         return _convert_i3d(state, channels, lambda path: prefix + _tensorflow_i3d(path), _from_tensorflow)
     if state.keys() & set(PYTORCH_KEYS[1:]):
         for released, published in _AGCN_RELEASED.items():
-            state = {re.sub(released, published, key): value for key, value in state.items()}
+            renamed = {re.sub(released, published, key): value for key, value in state.items()}
+            if len(renamed) < len(state):
+                raise ValueError(
+                    f"the weights of AGCN have keys under two names ({released} and {published}); keep one"
+                )
+            state = renamed
         persons = max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
         agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
         variables = _take(state, shapes_of(agcn, "pose", persons), _pytorch_agcn, _from_pytorch)

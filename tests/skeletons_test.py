@@ -184,3 +184,61 @@ def test_other_layouts_are_refused_with_their_name(tmp_path, shape, layout):
     np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
     with pytest.raises(VideoError, match=f"a.npy: {shape[-2]} joints, which look like those of {layout}; the encoder"):
         skeletons.read_skeletons(tmp_path / "a.npy")
+
+
+def walker(rng, frames=48):
+    """A body `[F, 25, 3]` that walks and waves."""
+    time = np.arange(frames)[:, None]
+    waves = 0.05 * np.sin(time / 5 + np.arange(25))[..., None]
+    return rng.uniform([-0.3, -0.9, 2.4], [0.3, 0.8, 2.6], (25, 3)) + waves + time[..., None] * [0.01, 0, 0]
+
+
+def read_frames(path, frames):
+    path.write_text(ntu(frames))
+    return skeletons.read_skeletons(path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("start", [0, 20, 45])
+@pytest.mark.parametrize("offset", [(0, 0, 0), (0.5, 0, 0), (-4, 1, 9)])
+@pytest.mark.parametrize("jitter", [0, 0.3])
+def test_law_a_ghost_changes_nothing_next_to_one_or_two_persons(first, start, offset, jitter, tmp_path):
+    rng = np.random.default_rng(0)
+    people = [walker(rng), walker(rng) + np.array([2, 0, 0])]
+    chair = rng.uniform([-1.5, -1.5, 2.5], [1.5, 1.5, 5.5], (25, 3)) + offset
+    for count in (1, 2):
+        clean = [{i: people[i][t] for i in range(count)} for t in range(48)]
+        ghost = [dict(frame) for frame in clean]
+        for t in range(start, start + 3):
+            found = {70: chair + jitter * rng.normal(size=(25, 3))}
+            ghost[t] = {**found, **clean[t]} if first else {**clean[t], **found}
+        expected, given = (skeletons.normalize(read_frames(tmp_path / "a.skeleton", x)) for x in (clean, ghost))
+        outside = np.r_[0:start, start + 3 : 48]
+        np.testing.assert_array_equal(given[outside], expected[outside])
+        np.testing.assert_array_equal(given[:, 0], expected[:, 0])
+
+
+def test_a_ghost_that_appears_while_the_person_is_away_is_another_body(tmp_path):
+    rng = np.random.default_rng(0)
+    joints, chair = walker(rng), rng.uniform([-1.5, -1.5, 2.5], [1.5, 1.5, 5.5], (25, 3))
+    clean = [{1: joints[t]} if 6 <= t < 30 or t >= 40 else {} for t in range(48)]
+    ghost = [{**frame, **({2: chair} if t in (1, 2, 33, 34) else {})} for t, frame in enumerate(clean)]
+    expected, given = (skeletons.normalize(read_frames(tmp_path / "a.skeleton", x)) for x in (clean, ghost))
+    np.testing.assert_array_equal(given[:, 0], expected[:, 0])
+
+
+@pytest.mark.parametrize(
+    "ids", ["1" * 20 + "2" * 28, "1" * 10 + "2" * 10 + "1" * 28, "12" * 24, "1" * 20 + "-" * 8 + "2" * 20]
+)
+def test_one_person_under_several_tracking_ids_is_one_body(ids, tmp_path):
+    joints = walker(np.random.default_rng(0))
+    other = walker(np.random.default_rng(1)) + np.array([1.5, 0, 0])  # under one id
+    one, several = (
+        [
+            {9: other[t]} if i == "-" else {name: joints[t], 9: other[t]}
+            for t, (i, name) in enumerate(zip(ids, names, strict=True))
+        ]
+        for names in ("1" * 48, ids)
+    )
+    expected, found = (read_frames(tmp_path / "a.skeleton", frames) for frames in (one, several))
+    np.testing.assert_array_equal(found, expected)

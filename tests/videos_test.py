@@ -391,3 +391,50 @@ def test_each_bad_folder_of_pictures_is_named_with_its_reason(tmp_path):
     (tmp_path / "b" / "shot_01.png").write_bytes((tmp_path / "b" / "frame_1.png").read_bytes())
     with pytest.raises(VideoError, match="frame_1.png and shot_01.png have the same number"):
         probe_video(tmp_path / "b", 25)
+
+
+def write_frames(folder, pictures, name="frame_{}.png", start=1):
+    folder.mkdir()
+    for i, picture in enumerate(pictures, start):
+        av.VideoFrame.from_ndarray(picture, format="rgb24").save(str(folder / name.format(i)))
+    return folder
+
+
+def textured(count, height=48, width=64):
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 255, (height // 4, width // 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    return [np.roll(texture, 2 * i, 1) for i in range(count)]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
+def test_a_jpeg_that_is_cut_short_is_damaged(keep, tmp_path):
+    folder = write_frames(tmp_path / "a", textured(4), "{}.jpg")
+    content = (folder / "3.jpg").read_bytes()
+    (folder / "3.jpg").write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(VideoError, match="3.jpg cannot be read as a picture"):
+        list(read_frames(probe_video(folder, fps=24.0), 48))
+
+
+@pytest.mark.parametrize("default, chosen", [([False, True], 1), ([True, False], 0), ([True, True], 1)])
+def test_of_several_streams_the_default_one_is_read(default, chosen, tmp_path):
+    sizes = [(48, 64), (96, 128)]
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams = [container.add_stream("ffv1", rate=25) for _ in sizes]
+        for stream, (height, width), is_default in zip(streams, sizes, default, strict=True):
+            stream.height, stream.width, stream.pix_fmt = height, width, "bgr0"
+            stream.disposition = av.stream.Disposition.default if is_default else av.stream.Disposition(0)
+        for _ in range(3):
+            for stream, size in zip(streams, sizes, strict=True):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey([100], *size)[0], format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    video = probe_video(tmp_path / "a.mkv")
+    assert (video.height, video.width) == sizes[chosen] and video.num_frames == 3
+
+
+def test_frames_of_two_series_in_one_folder_are_refused(tmp_path):
+    folder = write_frames(tmp_path / "50%d", textured(2), "a_{}.jpg")
+    assert len(list(read_frames(probe_video(folder, fps=24.0), 48))) == 2
+    (folder / "a_2.jpg").rename(folder / "b_2.jpg")
+    with pytest.raises(VideoError, match=r"a_1.jpg and b_2.jpg have different names; give each a folder"):
+        probe_video(folder, fps=24.0)

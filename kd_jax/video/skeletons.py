@@ -83,25 +83,41 @@ def _without_errors(track: Track) -> Track:
 
 
 def _join(tracks: list[Track]) -> list[Track]:
-    """Joins tracks that follow each other within `MAX_GAP` frames and `MAX_STEP` metres."""
-    whole: list[Track] = []
-    open_ends: list[list[Track]] = []  # the tracks of each body that may continue
+    """Joins tracks without a common frame that follow each other within `MAX_GAP` frames and `MAX_STEP` metres."""
+    bodies: list[list[Track]] = []
+    recent: list[list[Track]] = []  # the parts of bodies that may continue; all parts but the last end before it starts
     for track in sorted(tracks, key=lambda track: track.frames[0]):
         start = track.frames[0]
-        ended = [parts for parts in open_ends if parts[-1].frames[-1] < start - MAX_GAP]
-        whole += map(_concatenate, ended)
-        open_ends = [parts for parts in open_ends if parts[-1].frames[-1] >= start - MAX_GAP]
-        before = [parts for parts in open_ends if parts[-1].frames[-1] < start]
-        steps = [np.linalg.norm(parts[-1].joints[-1, _SPINE] - track.joints[0, _SPINE]) for parts in before]
-        if steps and min(steps) <= MAX_STEP:
-            before[int(np.argmin(steps))].append(track)
+        bodies += [parts for parts in recent if parts[-1].frames[-1] < start - MAX_GAP]
+        recent = [parts for parts in recent if parts[-1].frames[-1] >= start - MAX_GAP]
+        steps = [_step(parts[-1], track) for parts in recent]
+        if not steps or min(steps) > MAX_STEP:
+            recent.append([track])
+            continue
+        parts = recent[int(np.argmin(steps))]
+        if parts[-1].frames[-1] < start:
+            parts.append(track)
         else:
-            open_ends.append([track])
-    return whole + list(map(_concatenate, open_ends))
+            parts[-1] = _in_order(_concatenate([parts[-1], track]))
+    return list(map(_concatenate, bodies + recent))
 
 
 def _concatenate(parts: list[Track]) -> Track:
     return Track(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _in_order(track: Track) -> Track:
+    order = np.argsort(track.frames)
+    return Track(track.frames[order], track.joints[order])
+
+
+def _step(body: Track, track: Track) -> float:
+    """Returns the metres from a body to where a track starts, averaged over joints; infinity if they are two bodies."""
+    before = int(np.searchsorted(body.frames, track.frames[0])) - 1
+    gone = before < 0 or body.frames[before] < track.frames[0] - MAX_GAP
+    if gone or np.intersect1d(body.frames, track.frames).size:
+        return np.inf
+    return float(np.linalg.norm(body.joints[before] - track.joints[0], axis=-1).mean())
 
 
 def _rank(tracks: list[Track]) -> list[Track]:

@@ -9,6 +9,7 @@ Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV
 
 import argparse
 import contextlib
+import io
 import itertools
 import math
 import re
@@ -25,6 +26,7 @@ from kd_jax.data.text_files import normalize
 SUFFIXES: tuple[str, ...] = (".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
 SUFFIXES += (".ts", ".webm", ".3gp", ".asf", ".mxf", ".ogv", ".vob", ".wmv")
 PICTURES = (".jpg", ".jpeg", ".png")  # of a folder that is a video: the last number in a name is that of the frame
+_PICTURE_FORMATS = {b"\xff\xd8": "jpeg_pipe", b"\x89PNG": "png_pipe"}  # FFmpeg's name, by the first bytes
 ENDS = ("repeat", "drop")
 FLOWS = ("dis", "tvl1")
 FLOW_LIMIT = 20.0  # pixels per frame, as published
@@ -185,10 +187,15 @@ def _number(path: Path) -> str:
     return found[1] if found else ""
 
 
+def _series(path: Path) -> str:
+    """Returns the name of a picture before its last number."""
+    return re.split(r"\d+\D*$", path.stem)[0]
+
+
 def picture_files(folder: Path) -> list[Path]:
     """Returns the numbered pictures in a folder, in the order of their numbers; [] if it has none.
 
-    Raises VideoError if a number occurs twice or is missing, so that the times of frames would be wrong.
+    Raises VideoError if a number occurs twice or is missing, or names differ before it: times of frames would be wrong.
     """
     numbered: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -196,6 +203,11 @@ def picture_files(folder: Path) -> list[Path]:
             if other := numbered.get(int(number)):
                 raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
             numbered[int(number)] = path
+    by_series = {_series(path): path.name for path in numbered.values()}
+    if len(by_series) > 1:
+        raise VideoError(
+            f"{folder}: {' and '.join([*by_series.values()][:2])} have different names; give each a folder"
+        )
     order = sorted(numbered)
     if order and (gap := next((a for a, b in itertools.pairwise(order) if b != a + 1), None)) is not None:
         raise VideoError(f"{folder}: the frame after {numbered[gap].name} is missing; the numbers must have no gaps")
@@ -222,8 +234,14 @@ def _read_picture(path: Path) -> Any:
     import av
 
     try:
-        with av.open(str(path)) as container:
-            return next(container.decode(video=0))
+        content = path.read_bytes()
+        kind = next((kind for start, kind in _PICTURE_FORMATS.items() if content.startswith(start)), None)
+        if kind is None:
+            raise VideoError(f"{path} cannot be read as a picture (no JPEG or PNG)")
+        with av.open(io.BytesIO(content), "r", format=kind) as container:  # FFmpeg takes a % in a path for a pattern
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"err_detect": "explode"}  # otherwise the rest of a cut picture is grey
+            return next(container.decode(stream))
     except (av.FFmpegError, OSError, StopIteration) as error:
         raise VideoError(f"{path} cannot be read as a picture ({_reason(error)})") from None
 
@@ -418,7 +436,7 @@ def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndar
 
 @contextlib.contextmanager
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens a file: PyAV's container and its video stream, the default one of several.
+    """Opens a file: PyAV's container and its video stream; of several, the largest default one.
 
     Pictures that are attached to a file, such as a cover, are no video.
     """
@@ -438,9 +456,18 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
         if kind == "tty" or kind.endswith("_pipe") or not streams:  # FFmpeg opens texts and pictures
             raise VideoError(f"{path} has no video in it{', only a picture' if container.streams.video else ''}")
-        stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+        stream = max(streams, key=_prominence)
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+def _prominence(stream: Any) -> tuple[bool, bool, int]:
+    """Orders video streams: a single picture is least, a default stream above others, then a larger one."""
+    from av.stream import Disposition
+
+    codec = stream.codec_context  # None if FFmpeg does not know the codec
+    pixels = codec.width * codec.height if codec else 0
+    return stream.frames != 1, bool(stream.disposition & Disposition.default), pixels
 
 
 def _decode(path: Path, packets: Iterator) -> Iterator:
