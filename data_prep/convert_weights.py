@@ -333,6 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 what += f", {encoder.model.num_classes} classes"
             print(f"{output}: {what}; for data_prep.extract --weights and kd_jax.predict --encoder_weights")
             return
+        if looks := encoder_weights.describe_other_names(state):
+            raise ValueError(f"{path} {looks}")
         if lacking := [f"--{name}" for name in ("records", "modality") if not getattr(given, name)]:
             raise ValueError(f"{path} holds no encoder; a temporal filter also needs {' and '.join(lacking)}")
         write_run(output, state, records.read_info(given.records), given.modality, path.name)

@@ -32,6 +32,11 @@ _VIDEOPRISM_NAMES |= {f"dense_{i}": f"ff_layer/ffn_layer{i}/linear" for i in (1,
 _VIDEOPRISM_NAMES |= {name: f"self_attention/{name}" for name in ("query", "key", "value")}
 
 
+# Models by patterns of their keys, for weights under other names.
+_LOOKS = {"AGCN": r"\.PA$|gcn1\.conv_[abd]\.", "I3D": r"Conv3d_1a_7x7|Mixed_\d[a-f]\.", "CTR-GCN": r"gcn1\.convs\."}
+_LOOKS |= {"ST-GCN": r"st_gcn_networks\."}
+
+
 class Converted(NamedTuple):
     """An encoder with converted weights."""
 
@@ -93,6 +98,15 @@ def _convert_videoprism(state: Mapping[str, np.ndarray]) -> Converted:
         frames=size("temporal_pos_emb/emb_var", 0),
     )
     return Converted(model, "rgb", 2, _take(state, shapes_of(model, "rgb"), _videoprism, _from_videoprism))
+
+
+def describe_other_names(state: Mapping[str, np.ndarray]) -> str:
+    """Returns which model the keys of a state dict look like that `convert` does not know; '' if none."""
+    found = {name: key for name, pattern in _LOOKS.items() for key in state if re.search(pattern, key)}
+    if not found:
+        return ""
+    name, key = next(iter(found.items()))
+    return f"looks like {name} ({key}), but has none of the keys that are read: {', '.join(PYTORCH_KEYS)}"
 
 
 def _convert_i3d(state: Mapping, channels: int, key_of: Callable, layout: Callable) -> Converted:

@@ -289,3 +289,18 @@ def test_agcn_has_the_keys_of_its_code_or_of_its_released_weights():
     del released["l1a.gcn1.bn.weight"]
     with pytest.raises(ValueError, match=r"do not fit their encoder: l1.gcn1.bn.weight is missing"):
         encoder_weights.convert(released)
+
+
+@pytest.mark.parametrize(
+    "key, model",
+    [
+        ("layer1.gcn.PA", "AGCN"),
+        ("l1.gcn1.conv_a.0.bias", "AGCN"),
+        ("base.Mixed_3b.b0.conv.weight", "I3D"),
+        ("l1.gcn1.convs.0.conv1.bias", "CTR-GCN"),
+    ],
+)
+def test_weights_under_other_names_are_described_as_the_model_they_look_like(key, model):
+    found = encoder_weights.describe_other_names({key: np.zeros(3)})
+    assert found.startswith(f"looks like {model} ({key}), but has none of the keys that are read: ")
+    assert encoder_weights.describe_other_names({"stage1.conv_out.weight": np.zeros(3)}) == ""
