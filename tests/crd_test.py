@@ -213,6 +213,7 @@ def stop_in_epoch(number, function):
     return stop
 
 
+@pytest.mark.slow
 def test_two_steps_distil_then_classify(tmp_path):
     """The second run starts from the parameters of the first, and only the second learns from the labels."""
     config = schema.get_config()

@@ -512,6 +512,7 @@ def test_features_of_a_video_that_breaks_off_are_not_written(given, figures, tmp
     assert failed == {"a": f"{tmp_path / 'a.mp4'} is damaged"} and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
     model = AGCN(3, width=0.25)
     write_weights(

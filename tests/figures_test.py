@@ -154,6 +154,7 @@ def dense(tmp_path_factory):
     return make_figures(experiment([*ROWS, *GRID]), folder / "figures", perplexity=7), folder / "figures"
 
 
+@pytest.mark.slow
 def test_every_figure_is_made_with_its_numbers(dense):
     made, folder = dense
     assert list(made) == list(FIGURES)
@@ -164,6 +165,7 @@ def test_every_figure_is_made_with_its_numbers(dense):
         assert len(table(figure.path)) > 1, name
 
 
+@pytest.mark.slow
 def test_figures_say_what_their_numbers_are(dense):
     made, _ = dense
     curves = made["learning_curves"].sentences

@@ -233,6 +233,7 @@ def test_every_experiment_has_its_own_folder(file, folder):
     assert main._name_of(file) == folder
 
 
+@pytest.mark.slow
 def test_divergence_ends_in_one_sentence():
     small = ["--config.model.hidden=8", "--config.model.num_layers=2", "--config.training.learning_rate=1e30"]
     assert "diverged in epoch 1" in mistake("--config=configs/demo.py:smoke", *small)

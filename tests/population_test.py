@@ -13,6 +13,8 @@ from kd_jax.training import run as run_module
 from kd_jax.training.plan import prepare
 from kd_jax.training.table import markdown
 
+pytestmark = pytest.mark.slow  # every test trains experiments
+
 
 def ablation(**training):
     """Make a teacher and three students that differ in weights or learning rate, two seeds each, on a few videos."""
@@ -130,7 +132,6 @@ def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, 
     assert_same_runs(together[0], tmp_path, count=4)
 
 
-@pytest.mark.slow
 def test_runs_that_need_too_much_memory_train_in_smaller_groups(tmp_path, monkeypatch, together):
     monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
     groups = groups_trained(monkeypatch)
@@ -145,7 +146,6 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
     """The runs were saved after different epochs. They continue together from the last epoch in common."""
@@ -174,7 +174,6 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
         assert [record["epoch"] for record in records(path.parent)] == [1, 2, 3]
 
 
-@pytest.mark.slow
 def test_added_seeds_do_not_train_finished_ones_again(tmp_path, monkeypatch, one_by_one):
     shutil.copytree(one_by_one[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("seed_1"))
     config = ablation()
@@ -185,7 +184,6 @@ def test_added_seeds_do_not_train_finished_ones_again(tmp_path, monkeypatch, one
     assert [run for group in groups for run in group] == [("flow_teacher", 1), ("flow_teacher", 2), *students]
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path, one_by_one):
     sound, config = one_by_one[0], ablation(checkpoint_every=1)
     shutil.copytree(sound / "flow_teacher", tmp_path / "flow_teacher")

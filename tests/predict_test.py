@@ -82,6 +82,7 @@ def run(tmp_path_factory):
     return workdir / "augmented_rgb"
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_loses_no_results(run, monkeypatch):
     def fail(workdirs):
         raise OSError("disk full")
@@ -93,6 +94,7 @@ def test_a_report_that_cannot_be_written_loses_no_results(run, monkeypatch):
     assert result.stdout.splitlines()[-1] == remedy
 
 
+@pytest.mark.slow
 def test_training_ends_with_a_report_that_compares_with_others(run, tmp_path, monkeypatch):
     quick = functools.partial(figures.make_figures, names=["learning_curves"])
     monkeypatch.setattr(report, "make_figures", quick)

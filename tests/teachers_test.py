@@ -117,6 +117,7 @@ def test_students_of_every_kind_of_teacher_train(workdir, tmp_path):
     assert set(load_run(workdir / "of_ensemble").config["teachers"]["ensemble"]) == {"flow", "vanilla_rgb"}
 
 
+@pytest.mark.slow
 def test_features_that_change_after_training_on_records_are_refused(tmp_path):
     info, splits = synthetic.tiny()
     records.write(tmp_path / "records", info, splits)
@@ -135,6 +136,7 @@ def test_features_that_change_after_training_on_records_are_refused(tmp_path):
         prepare(config, tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_workdir_that_was_trained_again_is_refused(workdir, tmp_path):
     """A run that was only scored again, or trained to the same parameters, is not refused."""
     config, elsewhere = make_config(new=student("given")), tmp_path / "elsewhere"

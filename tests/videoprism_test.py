@@ -115,6 +115,7 @@ def test_the_published_file_becomes_one_file_whose_encoder_reads_bytes(tmp_path)
     np.testing.assert_allclose(features, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_numbers_of_frames_and_patches_interpolate_the_positions():
     state = published()
     model, *_, variables = encoder_weights.convert(state)
