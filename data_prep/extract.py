@@ -85,8 +85,8 @@ def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, st
     kind, suffixes = ("skeleton", skeletons.SUFFIXES) if modality == "pose" else ("video", videos.SUFFIXES)
     paths = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
     folders = [path for path in paths if path.is_dir()]
-    if modality != "pose":
-        folders = [path for path in folders if not videos.is_frame_folder(path)]
+    if modality != "pose" and not any(path.suffix.lower() in suffixes for path in paths if path.is_file()):
+        folders = [path for path in folders if not videos.is_frame_folder(path)]  # next to videos they are thumbnails
     others = [path for path in paths if path.suffix.lower() not in suffixes and path.is_file()]
     by_name = collections.defaultdict(list)
     for path in sorted({*paths} - {*folders, *others}):

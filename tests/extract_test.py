@@ -683,5 +683,8 @@ def test_folders_of_frames_are_videos(tmp_path):
     files, failed, notes = extract.files_of(tmp_path / "frames", "rgb")
     assert files == {name: tmp_path / "frames" / name for name in ("clip_1", "clip_2")} and not failed
     assert notes == [f"{tmp_path / 'frames'}: its subfolders are not searched: notes"]
+    (tmp_path / "frames" / "film.mp4").touch()  # then the pictures are its thumbnails
+    files, _, notes = extract.files_of(tmp_path / "frames", "rgb")
+    assert list(files) == ["film"] and notes[0].endswith("its subfolders are not searched: clip_1, clip_2, notes")
     one, _, _ = extract.files_of(tmp_path / "frames" / "clip_1", "flow")
     assert one == {"clip_1": tmp_path / "frames" / "clip_1"}
