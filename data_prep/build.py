@@ -33,7 +33,6 @@ from kd_jax.data.feature_files import Matched, Timing
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.precision import Statistics
 from kd_jax.data.staging import check_free, scratch, staged
-from kd_jax.runtime import num_processors
 
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
@@ -233,7 +232,11 @@ def _beam(options: Options) -> Iterator[execution.Beam | None]:
 
 def _workers(annotated: Sequence[Annotated], folders: Sequence[FeatureFolder]) -> int:
     paths = {path for video in annotated for folder in folders for path in folder.find(video.id)}
-    return num_processors() if sum(path.stat().st_size for path in paths) > SMALL else 1
+    if sum(path.stat().st_size for path in paths) <= SMALL:
+        return 1
+    from kd_jax.runtime import num_processors  # here because it imports JAX, which takes a second
+
+    return num_processors()
 
 
 def _match_features(
