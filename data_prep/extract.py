@@ -30,6 +30,7 @@ from data_prep import execution, prefetch
 from kd_jax import runtime
 from kd_jax.command_line import Parser, at_least, disk_path
 from kd_jax.data import feature_files
+from kd_jax.data.feature_tables import open_array
 from kd_jax.files import make_folder, read_json, write_atomically, write_json
 from kd_jax.video import skeletons, videos
 from kd_jax.video.encode import batched, encode_batches, finite
@@ -309,8 +310,8 @@ def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> t
 def _is_whole(table: Path, snippets: int | None) -> bool:
     """Whether an .npy file has `snippets` rows, by its header."""
     try:
-        return len(np.load(table, mmap_mode="r", allow_pickle=False)) == snippets
-    except (OSError, ValueError, EOFError):
+        return open_array(table).shape[:1] == (snippets,)
+    except (OSError, ValueError):
         return False
 
 

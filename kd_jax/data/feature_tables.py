@@ -11,8 +11,8 @@ import importlib.util
 import math
 import zipfile
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,7 @@ from kd_jax.data.checks import parse, reason
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
+LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
 MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
 NEEDS = {  # {suffix: (library, extra of kd_jax that installs it)}
     ".pt": ("torch", "torch"),
@@ -136,12 +137,14 @@ def _check_size(size: int, stored: int) -> None:
         raise ValueError(f"it states an array of {size} bytes, but stores {stored} bytes")
 
 
-def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: BufferedReader | zipfile.ZipExtFile, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Reads the header of a `.npy` file of `size` bytes; returns shape, whether it is in Fortran order, and dtype."""
     try:
         version = np.lib.format.read_magic(file)
     except ValueError:
         raise ValueError("it is not a .npy file") from None
+    if version > (1, 0) and (length := int.from_bytes(file.peek(4)[:4], "little")) > LONGEST_HEADER:
+        raise ValueError(f"its header states {length} bytes for itself, expected at most {LONGEST_HEADER}")
     readers = {(1, 0): np.lib.format.read_array_header_1_0}
     shape, is_fortran, dtype = readers.get(version, np.lib.format.read_array_header_2_0)(file)
     expected, left = math.prod(shape) * dtype.itemsize, size - file.tell()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data.checks import Findings, parse, read_text, reason, short
+from kd_jax.data.feature_tables import open_array
 from kd_jax.data.text_files import normalize
 from kd_jax.segments import runs
 
@@ -66,8 +67,8 @@ def _read_frames(lines: list[str]) -> dict:
 def _read_table(path: Path, findings: Findings) -> dict:
     """Reads a table of 0 and 1, whose columns are the classes by number."""
     try:
-        table = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        table = open_array(path)
+    except (OSError, ValueError) as error:
         findings.problem("unreadable file", f"{path}: {reason(error)}")
         return {"actions": []}
     if table.ndim != 2 or table.dtype.kind not in "fiub" or not np.isin(table, (0, 1)).all():

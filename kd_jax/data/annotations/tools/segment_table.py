@@ -105,7 +105,7 @@ def _time(text: str) -> float | str:
     text = text.replace(",", ".")
     if clock := re.fullmatch(r"(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\d(?:\.\d+)?)", text, re.ASCII):
         hours, minutes, only_minutes, seconds = clock.groups()
-        return 3600 * int(hours or 0) + 60 * int(minutes or only_minutes) + float(seconds)
+        return 3600 * float(hours or 0) + 60 * float(minutes or only_minutes) + float(seconds)
     return number(parse(text)) if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text, re.ASCII | re.IGNORECASE) else text
 
 
