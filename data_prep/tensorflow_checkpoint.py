@@ -6,6 +6,7 @@ The file `model.ckpt.index` is a table in LevelDB's format that maps names to po
 are in `model.ckpt.data-00000-of-00001`.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,16 +40,20 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
         entries = dict(_table(index.read_bytes()))
         shards = _fields(entries.pop(b"")).get(_NUM_SHARDS, 1)
         found = {key.decode(): _fields(value) for key, value in entries.items()}
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{index} is no index of a TensorFlow checkpoint, or damaged ({error!r})") from None
-    arrays = {}
-    for name, entry in found.items():
-        if _SLICES in entry:
-            raise ValueError(f"{index}: {name} is partitioned; save the checkpoint without partitions")
-        if entry.get(_DTYPE) not in _DTYPES:
-            continue  # not numeric
-        file = prefix.with_name(f"{prefix.name}.data-{entry.get(_SHARD, 0):05d}-of-{shards:05d}")
-        arrays[name] = _numbers(file, name, entry)
+        if sliced := [name for name, entry in found.items() if _SLICES in entry]:
+            raise ValueError(f"{sliced[0]} is partitioned; save the checkpoint without partitions")
+        arrays = {}
+        for name, entry in found.items():
+            if entry.get(_DTYPE) in _DTYPES:  # numeric
+                file = prefix.with_name(f"{prefix.name}.data-{entry.get(_SHARD, 0):05d}-of-{shards:05d}")
+                arrays[name] = _numbers(file, name, entry)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged index gives fields of any type and size
+        why = (
+            error if type(error) is ValueError else f"it is no index of a TensorFlow checkpoint, or damaged: {error!r}"
+        )
+        raise ValueError(f"{index}: {why}") from None
     return arrays
 
 
@@ -56,7 +61,7 @@ def _numbers(file: Path, name: str, entry: dict) -> np.ndarray:
     dtype, offset, size = np.dtype(_DTYPES[entry[_DTYPE]]), entry.get(_OFFSET, 0), entry.get(_SIZE, 0)
     dims = (value for number, value in _messages(entry.get(_SHAPE, b"")) if number == _DIM)
     shape = [_fields(dim).get(_DIM_SIZE, 0) for dim in dims]
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; it belongs next to the index, which has {name}")
     if size != count * dtype.itemsize or file.stat().st_size < offset + size:

@@ -59,11 +59,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file by name; raises OSError or ValueError if it cannot be read."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError):
         raise
     except Exception as error:  # numpy and zipfile raise many other types for damaged files
         raise ValueError(f"{type(error).__name__}: {error}") from error
+    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"its member {others[0]!r} is no array")
+    return arrays
 
 
 def sha256(path: Path) -> str:

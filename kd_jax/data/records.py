@@ -242,8 +242,8 @@ def _as_stored(video: Video, info: Info) -> Video:
     return dataclasses.replace(video, features=arrays)
 
 
-def _read_content(directory: str | os.PathLike) -> dict:
-    """Reads INFO_FILE."""
+def _read_content(directory: str | os.PathLike) -> tuple[Info, dict[str, dict]]:
+    """Reads INFO_FILE; returns what the videos share, and {split: its number of videos and its shards}."""
     directory = Path(directory)
     remedy = f"build them with `python -m data_prep.build … --output={directory}`, or name another folder"
     if not directory.is_dir():
@@ -258,17 +258,26 @@ def _read_content(directory: str | os.PathLike) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from None
     if version != FORMAT:
         raise ValueError(f"{path} has the format {version}, this version reads {FORMAT}; {remedy}")
-    return content
+    try:
+        info = Info(**content["info"] | {"classes": tuple(content["info"]["classes"])})
+        check_info(info)
+        splits = {
+            split: {"videos": int(of["videos"]), "shards": {name: int(size) for name, size in of["shards"].items()}}
+            for split, of in content["splits"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from None
+    return info, splits
 
 
 def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
     """Reads {split: entries of VIDEOS_FILE} and checks that they are complete and unchanged."""
     path = Path(directory) / VIDEOS_FILE
-    splits = _read_content(directory)["splits"]
+    _, splits = _read_content(directory)
     entries: dict[str, list[dict]] = {split: [] for split in splits}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -276,9 +285,11 @@ def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
             entries[video.pop("split")].append(video)
             if checksums(_to_video(video, {}))[""] != video["crc32"][""]:
                 raise ValueError(f"{video['id']!r} is not what was written")
+            if type(video["snippets"]) is not int or video["snippets"] < 1:
+                raise ValueError(f"{video['id']!r} has {video['snippets']!r} snippets")
         if any(len(entries[split]) != stored["videos"] for split, stored in splits.items()):
             raise ValueError("lines are missing")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from None
     return entries
 
@@ -289,9 +300,7 @@ def read_info(directory: str | os.PathLike) -> Info:
     Raises FileNotFoundError if there is no finished data set in `directory`; ValueError if its description is damaged
     or has another format.
     """
-    info = dict(_read_content(directory)["info"])
-    info["classes"] = tuple(info["classes"])
-    return Info(**info)
+    return _read_content(directory)[0]
 
 
 def read_fingerprint(directory: str | os.PathLike) -> str:
@@ -323,7 +332,7 @@ def read(
     FileNotFoundError if there is no finished data set in `directory`, or a shard is missing; ValueError for an unknown
     split or modality, or a shard that has changed.
     """
-    splits, info = _read_content(directory)["splits"], read_info(directory)
+    info, splits = _read_content(directory)
     if split not in splits:
         raise ValueError(f"{directory} has no split {split!r}; it has {', '.join(splits)}")
     modalities = tuple(info.modalities) if modalities is None else tuple(modalities)
@@ -344,7 +353,7 @@ def _first_of_each(entries: Sequence[Mapping], first: int | None) -> list[tuple[
     """(index, entry) of the first videos for training, and of the first ones for validation."""
     groups: dict[bool, list[tuple[int, Mapping]]] = {False: [], True: []}
     for index, entry in enumerate(entries):
-        groups[entry.get("validation", False)].append((index, entry))
+        groups[bool(entry.get("validation"))].append((index, entry))
     return sorted(groups[False][:first] + groups[True][:first], key=lambda found: found[0])
 
 

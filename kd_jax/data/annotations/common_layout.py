@@ -108,7 +108,7 @@ def read_classes(path: Path, findings: Findings) -> tuple[str, ...]:
     if text is None:
         return ()
     names = [line.strip() for line in text.rstrip().splitlines()]
-    numbered = [match for name in names if (match := re.fullmatch(r"c?(\d+)[\s:,]+(.+)", name))]
+    numbered = [match for name in names if (match := re.fullmatch(r"c?(\d{1,18})[\s:,]+(.+)", name))]
     numbers = [int(match[1]) for match in numbered]
     if numbers and numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(names))):
         names = [match[2] for match in numbered]

@@ -7,6 +7,7 @@ videos = common_layout.read_entries(entries, names, findings, where="export.json
 
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def read_files(
 def _read_numbers(entries: Mapping[str, Any], names: Sequence[str]) -> None:
     """Turns class numbers, which a table has as text, into numbers, unless they are names of classes."""
     for action in _actions(entries):
-        if isinstance(action[0], str) and action[0].isdecimal() and action[0] not in names:
+        if isinstance(action[0], str) and re.fullmatch(r"\d{1,18}", action[0]) and action[0] not in names:
             action[0] = int(action[0])
 
 

@@ -49,7 +49,9 @@ def _read_segments(path: Path, lines: list[str], findings: Findings) -> dict:
     for number, line in enumerate(lines, 1):
         fields = [field for field in re.split(r"[,\s]+", line) if field]
         if len(fields) in (3, 4):
-            actions.append([int(fields[0]) if fields[0].isdecimal() else fields[0], *map(parse, fields[1:3])])
+            actions.append(
+                [int(fields[0]) if re.fullmatch(r"\d{1,18}", fields[0]) else fields[0], *map(parse, fields[1:3])]
+            )
         elif fields:
             findings.problem("action", f"{path} line {number}: {short(line)}, expected label,start,end,confidence")
     return {"actions": actions}
