@@ -1,7 +1,7 @@
 """Readers of files: a damaged or absurd file gives a result, or ValueError or OSError that names it.
 
-    KD_JAX_FUZZ=20000 pytest tests/fuzz_test.py     # number of damaged files for each reader
-    PYTHONPATH=. python tests/fuzz_test.py 20000 elan via    # in this process, only these readers
+    KD_JAX_FUZZ=20000 pytest tests/fuzz_test.py              # number of damaged files for each reader
+    PYTHONPATH=. python tests/fuzz_test.py 20000 ELAN "VIA 3"    # only these readers
 
 Every damaged file is made from a valid one with a fixed seed. The readers run in a process whose memory is limited.
 """
@@ -31,19 +31,20 @@ DATA = Path(__file__).parent / "data"
 SAMPLES = DATA / "annotations"
 MEMORY = 2 * 2**30  # bytes that the process may use
 SECONDS = 10.0  # that a reader may take for one file of a few kilobytes
-DEFAULT = 60  # damaged files for each reader
+DEFAULT = 150  # damaged files for each reader
 VIDEO = "kitchen"
 VALUES = (
-    "", None, True, [], {}, [[]], [0, 1], {"a": 1}, "nan", "../x", "\x00", "\ud800", "x" * 5000, 0, -1, 0.5, 2**63, -(2**63),
-    2**64, 10**400, 1e308, 5e-324, -1e300, math.nan, math.inf, -math.inf,
+    "", None, True, [], {}, [[]], [0, 1], {"a": 1}, "nan", "../x", "\x00", "\ud800", "x" * 5000, 0, -1, 0.5, 2**63,
+    -(2**63), 2**64, 10**400, 1e308, 5e-324, -1e300, math.nan, math.inf, -math.inf,
 )  # fmt: skip
 WORDS = (
     "", "0", "-1", "1e999", "1e308", "5e-324", "nan", "-inf", "None", "1_0", "٣", "²", "0x1", "9" * 5000, str(2**63),
     str(2**64), "1e15", "../x", '"', ",", "\t", "{", "[" * 3000, "\ud7ff", "\x00", "é",
 )  # fmt: skip
 SHAPES = (
-    "()", "(0,)", "(-1, 4)", "(4, -8)", f"({2**64},)", f"({2**63}, {2**63})", f"(0, {2**62})", "(1 << 3,)", "(8, 4", "8",
-    "(2.0, 4)", "(True, 4)", "('8', 4)", "None", f"({10**12}, 4)", f"(1, {2**28}, 4)", "(" + "1," * 70 + ")", "(9" + "9" * 5000 + ",)",
+    "()", "(0,)", "(-1, 4)", "(4, -8)", f"({2**64},)", f"({2**63}, {2**63})", f"(0, {2**62})", "(1 << 3,)", "(8, 4",
+    "8", "(2.0, 4)", "(True, 4)", "('8', 4)", "None", f"({10**12}, 4)", f"(1, {2**28}, 4)", "(" + "1," * 70 + ")",
+    "(9" + "9" * 5000 + ",)",
 )  # fmt: skip
 TYPES = (
     "'|O'",
@@ -123,6 +124,7 @@ THUMOS = {
 }  # fmt: skip
 CHARADES = b"id,length,actions\nkitchen,20.5,c092 11.90 21.20;c147 0.00 12.60\nhall,8,\n"
 DETECTIONS = [{"video": "kitchen", "class": "cut", "start": 1.5, "end": 2.0, "score": 0.5}]
+DETECTIONS_CSV = b"video,label,start,end,score\nv,cut,1,2,.5\n"
 SUBMISSION = {"results": {"kitchen": [{"label": "cut", "score": 0.93, "segment": [3.2, 9.9]}]}}
 CHARADES_SCORES = "".join(f"kitchen {i} {' '.join(['0.5'] * 157)}\n" for i in range(1, 4)).encode()
 
@@ -314,14 +316,14 @@ def make_readers() -> dict[str, Callable[[], Reader]]:
     labels = npy(np.array([[0, 1], [1, 1], [0, 0]], np.uint8))
     split = b"Training videos\nkitchen,\nValidation videos\nhall\n"
     x_anylabeling = [f"x_anylabeling_{video}.json" for video in (VIDEO, "hall")]
-    pkl = {"hall.txt": spans, "kitchen.txt": spans}
+    spans_of = {"hall.txt": spans, "kitchen.txt": spans}
     of_formats: dict[str, tuple[Callable[[Path], object], dict[str, bytes]]] = {
         "scores": (lambda f: formats.read_scores(f / "s.npz"), {"s.npz": npz(one)}),
         "native": (lambda f: formats.read_native(f / "d.json", classes), {"d.json": as_json(DETECTIONS)}),
         "activitynet": (lambda f: formats.read_activitynet(f / "a.json", classes), {"a.json": as_json(SUBMISSION)}),
-        "csv": (lambda f: formats.read_csv(f / "d.csv", classes), {"d.csv": b"video,label,start,end,score\nv,cut,1,2,.5\n"}),
+        "csv": (lambda f: formats.read_csv(f / "d.csv", classes), {"d.csv": DETECTIONS_CSV}),
         "charades": (lambda f: formats.read_charades(f / "c.txt"), {"c.txt": CHARADES_SCORES}),
-        "pku_mmd": (lambda f: formats.read_pku_mmd(f, 2), pkl),
+        "pku_mmd": (lambda f: formats.read_pku_mmd(f, 2), spans_of),
     }  # fmt: skip
     return {
         ".npy": lambda: Reader(read_features(".npy"), [{"kitchen.npy": npy(a)} for a in (TABLE, TABLE.astype("f2").T)]),
@@ -512,7 +514,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 # The process that reads.
 
 
-def check(reader: Reader, folder: Path, inputs: dict[str, bytes], name: str) -> str:
+def check(reader: Reader, folder: Path, inputs: dict[str, bytes]) -> str:
     """Reads the files; returns what is wrong with how that ends, or ''."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -550,7 +552,7 @@ def fuzz(name: str, reader: Reader, count: int, root: Path) -> Iterator[str]:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             content = damage(content, rng)
         (folder / file).write_bytes(content)
-        if wrong := check(reader, folder, inputs, file):
+        if wrong := check(reader, folder, inputs):
             yield f"{name}, seed {seed}, {file} {content[:200]!r}: {wrong}"
         (folder / file).write_bytes(inputs[file])
 

@@ -11,8 +11,8 @@ import importlib.util
 import math
 import zipfile
 from collections.abc import Iterable
-from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -137,8 +137,8 @@ def _check_size(size: int, stored: int) -> None:
         raise ValueError(f"it states an array of {size} bytes, but stores {stored} bytes")
 
 
-def _read_header(file: BufferedReader | zipfile.ZipExtFile, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the header of a `.npy` file of `size` bytes; returns shape, whether it is in Fortran order, and dtype."""
+def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of a `.npy` file of `size` bytes, a stream with `peek`; returns shape, whether it is in Fortran order, and dtype."""
     try:
         version = np.lib.format.read_magic(file)
     except ValueError:
