@@ -138,7 +138,10 @@ def _check_size(size: int, stored: int) -> None:
 
 
 def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the header of a `.npy` file of `size` bytes, a stream with `peek`; returns shape, whether it is in Fortran order, and dtype."""
+    """Reads the header of a `.npy` file of `size` bytes, a stream with `peek`.
+
+    Returns shape, whether it is in Fortran order, and dtype.
+    """
     try:
         version = np.lib.format.read_magic(file)
     except ValueError:
