@@ -19,6 +19,7 @@ from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, UNIT
 Action = tuple[float, float, float]  # (class, start, end)
 
 OTHER_UNIT = 5.0  # times the duration, from which the last end of a video has another unit
+SLOWEST, FASTEST = 1e-3, 1e5  # frames per second that a video can have
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +86,8 @@ def annotate(
     validation: bool = False,
 ) -> Annotated:
     """Cleans the checked rows (class, start, end) of one video."""
+    if fps and not SLOWEST <= fps <= FASTEST:
+        findings.problem("fps", f"{video}: {fps:g} frames per second, expected {SLOWEST:g} to {FASTEST:g}; correct it")
     written = [row for row in rows if row[2] >= row[1]]  # no script can score an end before its start
     segments = _clean(video, rows, duration, findings)
     if not len(segments):
