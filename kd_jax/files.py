@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
+MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
+
 
 def expand_home(path: str | os.PathLike) -> str:
     """Expands `~` and `~user`, which a shell leaves alone after `=`; an address with `://` stays as it is.
@@ -55,11 +58,22 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def check_size(size: int, stored: int) -> None:
+    """Raises ValueError for an array that would take far more memory than the file can hold."""
+    if size > LARGE and size > MOST_COMPRESSION * stored:
+        raise ValueError(f"it states an array of {size} bytes, but stores {stored} bytes")
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file by name; raises OSError or ValueError if it cannot be read."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as stream:
+            with zipfile.ZipFile(stream) as archive:
+                for member in archive.infolist():
+                    check_size(member.file_size, member.compress_size)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError):
         raise
     except Exception as error:  # numpy and zipfile raise many other types for damaged files

@@ -33,3 +33,9 @@ def test_the_home_folder_is_expanded(monkeypatch):
         assert files.expand_home(text) == path
     with pytest.raises(ValueError, match=r"~nobody-here/x: the home folder ~nobody-here is not known"):
         files.expand_home("~nobody-here/x")
+
+
+def test_an_archive_that_inflates_to_much_more_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(2**24))
+    with pytest.raises(ValueError, match=r"it states an array of 134217856 bytes, but stores \d+ bytes"):
+        files.read_arrays(tmp_path / "bomb.npz")

@@ -18,11 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from kd_jax.data.checks import parse, reason
+from kd_jax.files import check_size
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
 LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
-MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
 NEEDS = {  # {suffix: (library, extra of kd_jax that installs it)}
     ".pt": ("torch", "torch"),
     ".pth": ("torch", "torch"),
@@ -131,12 +130,6 @@ def _choose(names: Iterable[str], name: str, path: Path) -> str:
     return name or names[0]
 
 
-def _check_size(size: int, stored: int) -> None:
-    """Raises ValueError for an array that would take far more memory than features that the file can hold."""
-    if size > LARGE and size > MOST_COMPRESSION * stored:
-        raise ValueError(f"it states an array of {size} bytes, but stores {stored} bytes")
-
-
 def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Reads the header of a `.npy` file of `size` bytes, a stream with `peek`.
 
@@ -178,7 +171,7 @@ def _open_npz(path: Path, name: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         members = _npz_members(archive)
         info = members[_choose(members, name, path)]
-        _check_size(info.file_size, min(info.compress_size, path.stat().st_size))
+        check_size(info.file_size, min(info.compress_size, path.stat().st_size))
         with archive.open(info) as member:
             shape, is_fortran, dtype = _read_header(member, info.file_size)
             if dtype.hasobject:
@@ -245,7 +238,7 @@ def _read_torch(path: Path, name: str) -> np.ndarray:
     if not isinstance(content, torch.Tensor):
         raise ValueError(f"it holds a {type(content).__name__}, expected a tensor or a dict of tensors")
     tensor = content.detach()
-    _check_size(tensor.numel() * tensor.element_size(), path.stat().st_size)
+    check_size(tensor.numel() * tensor.element_size(), path.stat().st_size)
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
     return tensor.numpy()
@@ -261,7 +254,7 @@ def _read_hdf5(path: Path, name: str) -> np.ndarray:
             raise ValueError(f"{name!r} is stored in another file; copy it into this one")
         if data.dtype.hasobject:
             return np.empty((0,) * data.ndim, data.dtype)
-        _check_size(data.nbytes, min(data.id.get_storage_size(), path.stat().st_size))
+        check_size(data.nbytes, min(data.id.get_storage_size(), path.stat().st_size))
         return np.asarray(data[()])
 
 
