@@ -50,10 +50,9 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # a damaged index gives fields of any type and size
-        why = (
-            error if type(error) is ValueError else f"it is no index of a TensorFlow checkpoint, or damaged: {error!r}"
-        )
-        raise ValueError(f"{index}: {why}") from None
+        if type(error) is ValueError:
+            raise ValueError(f"{index}: {error}") from None
+        raise ValueError(f"{index} is no index of a TensorFlow checkpoint, or damaged ({error!r})") from None
     return arrays
 
 

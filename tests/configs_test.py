@@ -66,6 +66,7 @@ def test_smoke_variant_can_be_trained_and_tabulated(name, tmp_path, monkeypatch)
     assert [line.split("|")[1].strip() for line in lines] == rows_of(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_restored_checkpoint_continues_bit_for_bit(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -55,6 +55,7 @@ def parts(filter_name, head, dtype, terms):
     "filter_name, head, dtype",
     [*((name, "dense", jnp.bfloat16) for name in FILTERS), ("ss_tcn", "sparse", jnp.float32)],
 )
+@pytest.mark.slow
 def test_steps(filter_name, head, dtype):
     """Lower SS-TCN with every term and other filters with two."""
     terms = tuple(TERMS) if filter_name == "ss_tcn" else TWO_TERMS

@@ -82,6 +82,7 @@ def training(examples, buckets):
     return program, state, settings
 
 
+@pytest.mark.slow
 def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_once():
     lengths = [5, 40, 17, 33, 20]
     examples, buckets, mesh = examples_of(lengths), (32, 48), sharding.data_mesh()
