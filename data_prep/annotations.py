@@ -22,7 +22,11 @@ from kd_jax.video import videos
 def add_options(parser: Parser) -> None:
     """Adds the options of the commands that read annotations of your own data."""
     add = parser.add_argument_group("your own annotations").add_argument
-    add("--videos", type=disk_path, help="Folder of the videos; durations and frame rates are those of these files.")
+    add(
+        "--videos",
+        type=disk_path,
+        help="Folder of the videos; durations and frame rates are theirs (of frames in folders: --fps).",
+    )
     add("--test", type=disk_path, help="File with the names of the test videos, one a line.")
     add("--test_fraction", type=between(0, 1), help="Part of the videos to draw for testing; 0 for none.")
     add(
@@ -59,7 +63,7 @@ def collect_entries(
         names = custom.class_names(found, findings)
         facts.append(f"classes: the {len(names)} names in the annotations, sorted")
     media = _from_manifests(found, features)
-    media |= _from_videos(found, Path(options.videos), findings) if options.videos else {}
+    media |= _from_videos(found, Path(options.videos), options.fps, findings) if options.videos else {}
     entries, more = custom.fill_in(found, media, options, findings)
     return entries, tuple(names), facts + more
 
@@ -97,13 +101,14 @@ def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -
     return found
 
 
-def _from_videos(entries: custom.Entries, folder: Path, findings: Findings) -> dict[str, Media]:
-    """What video files in a folder state, found by their names."""
+def _from_videos(entries: custom.Entries, folder: Path, fps: float | None, findings: Findings) -> dict[str, Media]:
+    """What videos in a folder state, found by their names: files, or folders of frames at `fps` frames per second."""
     found: dict[str, Media] = {}
     if not folder.is_dir():
         findings.problem("videos", f"--videos={folder} is not a folder")
         return found
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in videos.SUFFIXES]
+    files = files or [path for path in sorted(folder.iterdir()) if videos.is_frame_folder(path)]
     if apart := check_common("the annotations", entries, f"--videos={folder}", list(map(videos.name_of, files))):
         findings.problem("videos", apart)
     for path in files:
@@ -114,7 +119,7 @@ def _from_videos(entries: custom.Entries, folder: Path, findings: Findings) -> d
             findings.problem("videos", f"{found[name].source} and {path.name} have the same name; remove one")
             continue
         try:
-            video = videos.probe_video(path)
+            video = videos.probe_video(path, fps if path.is_dir() else None)
         except videos.VideoError as error:
             findings.problem("videos", str(error))
         else:

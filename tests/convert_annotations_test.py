@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -98,6 +99,28 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     text = refused(convert_annotations, SAMPLES / "via.csv", "--to=csv", f"--videos={tmp_path}", output)
     assert "has no video of the annotations, such as garden.mp4" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_durations_come_from_folders_of_frames(tmp_path):
+    actions = [{"video": name, "label": "cut", "start": 0.1, "end": 0.3} for name in ("a", "b")]
+    rows = [",".join(map(str, row)) for row in [actions[0], *(action.values() for action in actions)]]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    for name, count in (("a", 10), ("b", 20)):
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        for number in range(count):
+            cv2.imwrite(str(tmp_path / "frames" / name / f"{number}.png"), np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "test.txt").write_text("b")
+    output = tmp_path / "out.json"
+    arguments = [
+        "--to=json",
+        f"--videos={tmp_path / 'frames'}",
+        f"--test={tmp_path / 'test.txt'}",
+        f"--output={output}",
+    ]
+    text = refused(convert_annotations, tmp_path / "a.csv", *arguments)
+    assert f"{tmp_path / 'frames' / 'a'} is a folder of frames, whose rate is not stated; give --fps" in text
+    convert(tmp_path / "a.csv", *arguments, "--fps=20")
+    assert {name: entry["duration"] for name, entry in json.loads(output.read_text()).items()} == {"a": 0.5, "b": 1.0}
 
 
 def test_records_from_a_tool(features, tmp_path, capsys):

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -438,3 +439,27 @@ def test_frames_of_two_series_in_one_folder_are_refused(tmp_path):
     (folder / "a_2.jpg").rename(folder / "b_2.jpg")
     with pytest.raises(VideoError, match=r"a_1.jpg and b_2.jpg have different names; give each a folder"):
         probe_video(folder, fps=24.0)
+
+
+def with_orientation(jpeg, value):
+    """A JPEG file with the EXIF tag 'orientation'."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, value, 0, 0)
+    return jpeg[:2] + struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_frames_are_turned_as_their_exif_says(orientation, tmp_path):
+    corners = np.array([[40, 80], [120, 200]], np.uint8).repeat(24, 0).repeat(48, 1)  # differs however it is turned
+    folder = write_frames(tmp_path / "a", [np.dstack([corners] * 3)] * 2, "{}.jpg")
+    upright = (folder / "2.jpg").read_bytes()
+    for path in folder.iterdir():
+        path.write_bytes(with_orientation(path.read_bytes(), orientation))
+    video = probe_video(folder, fps=24.0)
+    expected = cv2.imread(str(folder / "1.jpg"))[..., ::-1]  # OpenCV turns pictures too
+    shown = next(read_frames(video, 48))
+    assert (video.height, video.width) == expected.shape[:2] and shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected).max() < 3
+    (folder / "2.jpg").write_bytes(upright)
+    if orientation != 1:
+        with pytest.raises(VideoError, match=r"2.jpg (has 96 × 48 pixels|is turned by 0° \(EXIF\), others by 180°)"):
+            list(read_frames(video, 48))

@@ -226,8 +226,9 @@ def _probe_pictures(folder: Path, fps: float | None) -> Video:
     if fps is None:
         raise VideoError(f"{folder} is a folder of frames, whose rate is not stated; give --fps")
     first = _read_picture(pictures[0])
-    _check_shape(pictures[0], first.width, first.height)
-    return Video(folder, first.width, first.height, len(pictures), fps, 0, False, len(pictures))
+    width, height, rotation = _shown(first, first.width)
+    _check_shape(pictures[0], width, height)
+    return Video(folder, width, height, len(pictures), fps, rotation, False, len(pictures))
 
 
 def _read_picture(path: Path) -> Any:
@@ -249,9 +250,13 @@ def _read_picture(path: Path) -> Any:
 def _read_pictures(video: Video) -> Iterator[Any]:
     for path in picture_files(video.path):
         frame = _read_picture(path)
-        if (frame.width, frame.height) != (video.width, video.height):
-            found = f"{frame.width} × {frame.height} pixels, others {video.width} × {video.height}"
+        width, height, rotation = _shown(frame, frame.width)
+        if (width, height) != (video.width, video.height):
+            found = f"{width} × {height} pixels, others {video.width} × {video.height}"
             raise VideoError(f"{path} has {found}; make all frames of a video equal in size")
+        if rotation != video.rotation:
+            found = f"is turned by {rotation}° (EXIF), others by {video.rotation}°"
+            raise VideoError(f"{path} {found}; make all frames of a video equal in orientation")
         yield frame
 
 
@@ -317,11 +322,15 @@ def _read_geometry(path: Path) -> tuple[int, int, int, float]:
         aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
     if first is None:
         raise VideoError(f"{path} has no frame")
-    rotation = round(first.rotation / 90) * 90 % 360
-    shown = max(1, round(first.width * aspect))
-    width, height = (first.height, shown) if rotation % 180 else (shown, first.height)
+    width, height, rotation = _shown(first, max(1, round(first.width * aspect)))
     _check_shape(path, width, height)
     return width, height, rotation, aspect
+
+
+def _shown(frame: Any, width: int) -> tuple[int, int, int]:
+    """Returns width and height as shown, and the rotation, of a frame that is `width` wide with square pixels."""
+    rotation = round(frame.rotation / 90) * 90 % 360
+    return (frame.height, width, rotation) if rotation % 180 else (width, frame.height, rotation)
 
 
 def _check_shape(path: Path, width: int, height: int) -> None:
