@@ -21,10 +21,9 @@ from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.annotations.custom import ReadOptions, read_truth
-from kd_jax.data.annotations.units import describe_ratio
 from kd_jax.data.checks import Findings, check_common
 from kd_jax.data.timing import Cut
-from kd_jax.evaluation import formats, proposals
+from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
 from kd_jax.files import write_json
@@ -51,6 +50,7 @@ def parser() -> Parser:
     )
     add("--classes", type=disk_path, help="File of class names, one per line; line number = class id.")
     add("--split", choices=list(base.SPLITS), default="test", help="Which videos (test).")
+    add("--test", type=disk_path, help="With custom: file with the names of the test videos, one a line.")
     protocols = f"Instead of those of the data set's benchmark; may be repeated. One of {', '.join(PROTOCOLS)}."
     add("--protocols", action="append", choices=list(PROTOCOLS), metavar="PROTOCOL", help=protocols)
     tiou = "tIoU threshold instead of those of the benchmark, for detections; may be repeated."
@@ -109,6 +109,8 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
     info, annotated, findings = _read_truth(given)
     first_label = 1 if given.first_label is None else given.first_label
     kind, arrays = read_predictions(Path(given.predictions), info, first_label=first_label)
+    if not arrays:
+        raise ValueError(f"{given.predictions}: no prediction for any of {len(annotated)} videos; it is empty")
     if apart := check_common(given.predictions, arrays, ", ".join(given.annotations), [v.id for v in annotated]):
         raise ValueError(f"{apart}; rename one of them")
     wanted = given.protocols or describe(given.dataset).protocols
@@ -123,7 +125,8 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
     scoring.check(info.head)
     if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
         raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
-    truth = make_truth([_as_video(video, arrays.get(video.id), info, given) for video in annotated], info)
+    scores = arrays if kind == "scores" else {}
+    truth = make_truth([_as_video(video, scores.get(video.id), info, given) for video in annotated], info)
     _check_durations(truth, scoring.protocols, kind)
     of_split = {video: array for video, array in arrays.items() if video in truth.segments}
     if kind == "scores":
@@ -131,9 +134,10 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
         predictions = make_predictions(of_split, truth, info.head, scoring, logits=given.logits)
     else:
         predictions = Predictions(**{kind: of_split})
+    notes = _compare_times(of_split, truth, info.fps, given) if kind == "detections" else []
     scored = score(predictions, truth, scoring.protocols, thresholds=tuple(sorted(set(given.tiou or ()))))
     results = as_results(*scored, info.classes)
-    _report(info, truth, kind, arrays, findings, results, given)
+    _report(info, truth, kind, arrays, (findings, notes), results, given)
 
 
 def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Namespace) -> None:
@@ -159,8 +163,10 @@ def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], 
     names = read_classes(Path(given.classes), findings) if given.classes else description.names
     assert description.read is not None  # only the synthetic set has no annotation files
     paths = [Path(path) for path in given.annotations]
+    if given.test and given.dataset != "custom":
+        raise ValueError(f"--dataset={given.dataset} states its test videos: --test would be ignored; leave it out")
     if given.dataset == "custom":
-        options = ReadOptions(given.unit or description.unit, given.fps, needs=("subset",))
+        options = ReadOptions(given.unit or description.unit, given.fps, test=given.test, needs=("subset",))
         first_class = (given.first_label or 0) if any(path.is_dir() for path in paths) else 0
         annotated, names = read_truth(paths, names, given.split, options, findings, first_class)
     else:
@@ -208,10 +214,21 @@ def _check_probabilities(tables: Mapping[str, np.ndarray], given: argparse.Names
             raise ValueError(f"{given.predictions}: {scores}, {remedy}")
 
 
+def _compare_times(detections: Mapping[str, np.ndarray], truth: Truth, fps: float, given) -> list[str]:
+    """Returns notes about times of detections that cannot be right; raises ValueError if all are outside."""
+    unit = times.describe_unit(detections, truth, fps)
+    try:
+        late = times.describe_late(detections, truth)
+    except ValueError as error:
+        raise ValueError(f"{given.predictions}: {error}{unit and f'; {unit}'}") from None
+    return [note for note in (late, times.describe_empty(detections), unit) if note]
+
+
 def _report(
-    info: base.Info, truth: Truth, kind: str, arrays: Mapping, findings: Findings, results: dict, given
+    info: base.Info, truth: Truth, kind: str, arrays: Mapping, remarks: tuple[Findings, list[str]], results: dict, given
 ) -> None:
     """Prints the videos, what was cleaned, what is missing and every value; writes --output."""
+    findings, notes = remarks
     actions = sum(map(len, truth.written.values()))
     print(f"{info.name}, {given.split}: {len(truth.segments)} videos, {actions} actions, {len(info.classes)} classes")
     for change, cases in sorted(findings.handled.items()):
@@ -223,7 +240,7 @@ def _report(
         print(f"  note: {len(missing)} videos without predictions, e.g. {min(missing)}{effect}")
     if unknown:
         print(f"  note: {len(unknown)} videos predicted that are not of this split, ignored, e.g. {min(unknown)}")
-    if kind == "detections" and (note := _describe_late(arrays, truth)):
+    for note in notes:
         print(f"  note: {note}")
     print(f"{kind} of {given.predictions}, percent:")
     values = {key: value for key, value in results.items() if key != "per_class"}
@@ -235,22 +252,6 @@ def _report(
     if given.output:
         write_json(Path(given.output), results)
         print(f"With every class in {given.output}")
-
-
-def _describe_late(detections: Mapping[str, np.ndarray], truth: Truth) -> str:
-    """Says how many detections start after the end of their video; '' if none does."""
-    known = {video: table for video, table in detections.items() if truth.durations.get(video, math.inf) < math.inf}
-    late = {video: table[table[:, 1] >= truth.durations[video]] for video, table in known.items()}
-    total, count = sum(map(len, known.values())), sum(map(len, late.values()))
-    if not count:
-        return ""
-    video = next(video for video, rows in late.items() if len(rows))
-    example = f"{video} lasts {truth.durations[video]:.4g} s and has one at {late[video][0, 1]:.4g} s"
-    units = ""
-    if 2 * count > total:
-        last = [table[:, 2].max() / truth.durations[v] for v, table in known.items() if len(table)]
-        units = f"; {describe_ratio(float(np.quantile(last, 0.9)))}"
-    return f"{count} of {total} detections start after the end of their video: {example}{units}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

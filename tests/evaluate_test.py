@@ -13,7 +13,8 @@ from kd_jax.data.annotations import thumos14
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.metrics.event_map import event_map
 from kd_jax.evaluation.metrics.frame_map import frame_map
-from kd_jax.segments import labels_from_segments
+from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.segments import labels_from_segments, runs
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("run", "sit")
@@ -252,7 +253,7 @@ def test_the_folder_of_the_kit_is_the_ground_truth_of_thumos14(files, capsys):
     command = ["--dataset=thumos14", f"--annotations={files / 'kit'}", f"--predictions={files / 'found.json'}"]
     text = evaluate_here(capsys, *command)
     assert "thumos14, test: 2 videos, 3 actions" in text and "set aside: ambiguous segment" in text
-    assert value(text, "detection_map_thumos14_kit/mAP@0.5") == 100
+    assert value(text, "detection_map_thumos14_kit/mAP@0.5") == 100 and "note" not in text
     assert value(text, "detection_map_thumos14/mAP@0.5") < 100  # there, ambiguous segments are background
     (files / "kit" / "Diving_test.txt").write_text("video_test_1  4.0\n")
     assert "Diving_test.txt line 1" in evaluate_here(capsys, *command)
@@ -279,7 +280,7 @@ def test_labels_of_frames_are_ground_truth(files, kind, capsys):
     labels = {video: rng.integers(0, 3, 40).repeat(5) for video in FOUND}  # 2 is the background
     (files / "frames").mkdir()
     for video, of_video in labels.items():
-        of_video[0] = 2  # the rule of public loaders never labels frame 0
+        of_video[0] = 1  # the rule of public loaders never labels a segment that starts at 0 there
         if kind == "names":
             names = [(*CLASSES, "background")[label] for label in of_video]
             (files / "frames" / f"{video}.txt").write_text("\n".join(names) + "\n")
@@ -296,6 +297,77 @@ def test_labels_of_frames_are_ground_truth(files, kind, capsys):
         expected["mean_over_present_classes"], abs=0.005
     )
     assert "its times are frames; give --fps" in evaluate_here(capsys, *command, *paths[:2])
+
+
+@pytest.mark.parametrize("kind", ["txt", "npy", "npz"])
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if PROTOCOLS[name].needs != "instants"])
+def test_the_labels_of_frames_score_100_as_predictions(files, kind, protocol, capsys):
+    """A run of one frame, frame 0 and the last frame, also at 16 frames per label as snippets have."""
+    labels = {"v": np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0], [1, 0]]), "w": np.array([[0, 1], [0, 0]])}
+    truth = files / f"truth{'.npz' if kind == 'npz' else ''}"
+    if kind == "npz":
+        np.savez(truth, **labels)
+    else:
+        truth.mkdir()
+        for video, table in labels.items():
+            if kind == "npy":
+                np.save(truth / f"{video}.npy", table)
+            else:  # one class at a time
+                table[:, 1] *= 1 - table[:, 0]
+                names = [CLASSES[row.argmax()] if row.any() else "SIL" for row in table]
+                (truth / f"{video}.txt").write_text("\n".join(names) + "\n")
+    found = {
+        video: np.array([[c, a / 1.5625, b / 1.5625, 0.5] for c, a, b in zip(*runs(table), strict=True)])
+        for video, table in labels.items()
+    }
+    formats.write_native(files / "native.json", found, CLASSES)
+    formats.write_scores(files / "scores.npz", {video: table.astype(np.float32) for video, table in labels.items()})
+    predictions = "scores.npz" if PROTOCOLS[protocol].needs == "scores" else "native.json"
+    command = ["--dataset=custom", f"--annotations={truth}", f"--classes={files / 'classes.txt'}", "--fps=1.5625"]
+    text = evaluate_here(capsys, *command, f"--predictions={files / predictions}", f"--protocols={protocol}")
+    values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"  {protocol}/")]
+    assert values and set(values) <= {"100.00", "–"} and "100.00" in values, text
+
+
+def test_folders_of_labels_that_are_wrong_or_unusual(files, capsys):
+    formats.write_native(files / "native.json", {"v": FOUND["v"][:2]}, CLASSES)
+    (files / "truth" / "P1").mkdir(parents=True)
+    table = files / "truth" / "P1" / "v.csv"
+    command = ["--dataset=custom", f"--annotations={files / 'truth'}", f"--classes={files / 'classes.txt'}"]
+    command += [f"--predictions={files / 'native.json'}", "--protocols=event_map", "--fps=25"]
+    table.write_text("event,start_frame,end_frame\nrun,25,75\nsit,100,175\n")
+    (files / "truth" / "w.csv").write_text("event,start_frame,end_frame\n")
+    text = evaluate_here(capsys, *command)
+    assert "2 videos, 2 actions" in text and value(text, "event_map/mAP_action@0.5") == 100
+    (files / "test.bundle").write_text("v.txt\n")
+    assert "1 videos, 2 actions" in evaluate_here(capsys, *command, f"--test={files / 'test.bundle'}")
+    table.write_text("event,start_frame,end_frame\nrun,25\nsit,100,175\n")
+    assert 'line 2: "run,25", expected label,start,end' in evaluate_here(capsys, *command)
+    (files / "truth" / "v.txt").write_text("run\n")
+    assert "it has .csv and .txt files; expected one" in evaluate_here(capsys, *command)
+    np.savez(files / "labels.npz", v=np.ones((2, 5), np.uint8))
+    command[1] = f"--annotations={files / 'labels.npz'}"
+    assert "v: 5 columns, but 2 classes; expected [F, C]" in evaluate_here(capsys, *command)
+
+
+def test_detections_whose_unit_is_wrong(files, capsys):
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    command = ["--dataset=custom", *paths, "--protocols=event_map", f"--predictions={files / 'native.json'}"]
+    perfect = {v: np.array([[*row, 0.5] for row in ACTIONS[v]], float) for v in FOUND}
+    for factor, said in ((1 / 25, "divided by 0.04"), (1 / 1000, "divided by 0.001"), (0.2, "")):
+        formats.write_native(
+            files / "native.json", {v: t * [1, factor, factor, 1] for v, t in perfect.items()}, CLASSES
+        )
+        text = evaluate_here(capsys, *command)
+        assert said in text and ("mixed up" in text) == bool(said)
+    formats.write_native(files / "native.json", {v: t * [1, 1000, 1000, 1] for v, t in perfect.items()}, CLASSES)
+    text = evaluate_here(capsys, *command)
+    assert "native.json: all 5 detections start after the end of their video: v lasts 10 s" in text
+    assert "divided by 1000" in text and "were seconds and milliseconds mixed up?" in text and "mAP" not in text
+    formats.write_native(files / "native.json", perfect | {"v": np.array([[0, 1.0, 1.0, 0.5]])}, CLASSES)
+    assert "1 of 3 detections end where they start, such as one of v at 1 s" in evaluate_here(capsys, *command)
+    (files / "native.json").write_text("[]")
+    assert "no prediction for any of 2 videos; it is empty" in evaluate_here(capsys, *command)
 
 
 def test_detections_after_the_end_are_noted(files, capsys):

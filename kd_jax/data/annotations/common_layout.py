@@ -17,6 +17,7 @@ from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_
 from kd_jax.data.checks import Findings, check_video_id, load_json, number, read_text, short
 
 SUBSETS = {"training": "train", "validation": "train", "testing": "test"}  # validation videos are held out of train
+SHIFT = 1e-3  # of a frame, by which the segments of labels of frames are moved forward
 NEEDS = ("subset", "duration")  # of every video, next to its actions
 
 
@@ -95,7 +96,11 @@ def _read_video(name: str, entry: object, labels: Labels, needs: Sequence[str], 
     rows = [row for action in actions if (row := check_action(name, action, labels, findings))]
     fps, validation = number(entry.get("fps")), subset == "validation"
     known_fps = fps if 0 < fps < math.inf else None
-    return annotate(name, split, duration, rows, findings, fps=known_fps, validation=validation)
+    video = annotate(name, split, duration, rows, findings, fps=known_fps, validation=validation)
+    frames = number(entry.get("num_labelled_frames"))
+    if frames > 0:  # the strict rule labels frame 0 only if the segment starts before it
+        video.segments[video.segments[:, 1] == 0, 1] = -SHIFT * duration / frames
+    return video
 
 
 def read_classes(path: Path, findings: Findings) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 from kd_jax.data import base
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import Annotated, check_units
+from kd_jax.data.annotations.tools import label_files
 from kd_jax.data.annotations.tools.media import video_name
 from kd_jax.data.annotations.units import common_factor, suggest
 from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, check_common, number, read_text
@@ -28,6 +29,8 @@ SUBSETS = {  # in small letters → subset of the common layout
     **dict.fromkeys(("testing", "test"), "testing"),
     **dict.fromkeys(("validation", "val", "valid"), "validation"),
 }
+# Labels, in small letters, of frames without an action: GTEA, 50Salads, Breakfast.
+NO_ACTION = ("background", "bg", "none", "sil", "action_start", "action_end")
 TOLERANCE = 1.0, 0.01  # seconds and part of a duration by which another source may differ without a note
 
 
@@ -69,8 +72,11 @@ def read_files(
             findings.problem("repeated video", f"{path}: {video} is in another file too; remove it from one")
         if options.unit == "frames" and any("unit" in entry for entry in found.values() if isinstance(entry, dict)):
             findings.problem("unit", f"{path}: the unit of its times is known; leave --unit out")
-        if formats[str(path)] == "CSV" and names:
+        if names and formats[str(path)] == label_files.FRAME_LABELS:
+            _check_columns(found, names, findings)
+        if names and formats[str(path)] in ("CSV", label_files.FRAME_LABELS):
             _read_numbers(found, names)
+        _drop_background(found, names)
         entries |= found
     if not entries and not findings.problems:
         findings.problem("annotation files", f"{', '.join(formats)}: no annotated video")
@@ -79,6 +85,24 @@ def read_files(
         case = f"--label_from={options.label_from} has no effect on {', '.join(sorted(used))}; leave it out"
         findings.problem("option", case)
     return entries, formats
+
+
+def _check_columns(entries: Mapping[str, Any], names: Sequence[str], findings: Findings) -> None:
+    """Names the classes of tables, which are columns there; reports other numbers of columns."""
+    for video, entry in entries.items():
+        if (columns := entry.get("num_columns", len(names))) != len(names):
+            case = f"{video}: {columns} columns, but {len(names)} classes; expected [F, C], frames by classes"
+            findings.problem("labels", case)
+        elif "num_columns" in entry:
+            entry["actions"] = [[names[column], start, end] for column, start, end in entry["actions"]]
+
+
+def _drop_background(entries: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Removes the labels of frames without an action, unless they are names of classes."""
+    for entry in entries.values():
+        if isinstance(entry, dict) and "num_labelled_frames" in entry:
+            absent = set(NO_ACTION).difference(names)
+            entry["actions"] = [action for action in entry["actions"] if str(action[0]).lower() not in absent]
 
 
 def _read_numbers(entries: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -144,7 +168,7 @@ def _in_seconds(
     source, fps = known[0]
     used[f"frames converted with {fps:g} per second, from {source}"] += 1
     actions = [[label, start / fps, end / fps] for label, start, end in entry["actions"]]
-    length = {"duration": entry["num_frames"] / fps} if "num_frames" in entry else {}
+    length = {"duration": entry["num_labelled_frames"] / fps} if "num_labelled_frames" in entry else {}
     return entry | length | {"fps": fps, "actions": actions}
 
 
@@ -228,12 +252,13 @@ def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | N
 
 
 def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set[str]:
-    """Reads the videos that a file lists, one a line, with or without the ending of a video file.
+    """Reads the videos that a file lists, one a line, with or without the ending of a file.
 
     Names that are none of `videos` are problems of this kind.
     """
     lines = (read_text(Path(path), findings) or "").splitlines()
     names = [video_name(line) for line in lines if line.strip()]
+    names = [Path(name).stem if name not in videos and Path(name).stem in videos else name for name in names]
     if len(names) > 1 and (apart := check_common(path, names, "the annotations", videos)):
         findings.problem(kind, apart)
         return set()

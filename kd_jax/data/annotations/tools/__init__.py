@@ -61,6 +61,8 @@ def read_file(path: Path, findings: Findings, label_from: str = "") -> tuple[str
     """
     if path.is_dir():
         return label_files.read(path, findings)
+    if path.suffix == ".npz":
+        return label_files.read_archive(path, findings)
     text, label_from = read_text(path, findings), normalize(label_from)
     if text is None:
         return "", {}
@@ -106,9 +108,15 @@ def _read_json(text: str, path: Path, findings: Findings, label_from: str) -> tu
 
 
 def _without_unit(content: Mapping) -> dict:
-    """The entries of a file in the common layout, where the unit is that of the command line."""
+    """The entries of a file in the common layout, where the unit is that of the command line.
+
+    Fields that only the readers of other formats set are removed too.
+    """
+    set_by_readers = ("unit", "num_labelled_frames", "num_columns")
     return {
-        video: {name: value for name, value in entry.items() if name != "unit"} if isinstance(entry, dict) else entry
+        video: {name: value for name, value in entry.items() if name not in set_by_readers}
+        if isinstance(entry, dict)
+        else entry
         for video, entry in content.items()
     }
 
