@@ -357,7 +357,8 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     report = f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}"
     if not any(map(len, found.values())):
         highest = max(float(table[:, : len(classes)].max()) for table in scores.values())
-        report += f". No snippet is over the threshold; the highest probability is {highest:.2f}, so lower --threshold"
+        found_none = f"No snippet is over the threshold; the highest probability is {highest:.2g}"
+        report += f". {found_none}, so give a lower one, such as --threshold={0.9 * highest:.2g}"
     return report, inputs.broken
 
 

@@ -225,6 +225,15 @@ def test_predictions_of_other_names_are_refused(files, kind, capsys):
     assert "none of the 2 names in" in text and "'v_v'" in text and "which has 'v'" in text
 
 
+def test_the_names_that_are_shown_belong_together(files, capsys):
+    content = {f"x{i}": {"subset": "testing" if i else "training", "duration": 9, "actions": []} for i in range(4)}
+    (files / "annotations.json").write_text(json.dumps(content))
+    formats.write_native(files / "native.json", {f"v_{video}": FOUND["v"] for video in content}, CLASSES)
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    text = evaluate_here(capsys, "--dataset=custom", *paths, f"--predictions={files / 'native.json'}")
+    assert "such as 'v_x1', is in" in text and "which has 'x1'; rename" in text
+
+
 def test_chosen_thresholds(files, capsys):
     formats.write_native(files / "native.json", FOUND, CLASSES)
     paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]

@@ -157,8 +157,9 @@ def check_common(what: str, names: Collection[str], where: str, others: Collecti
     """
     if not names or not others or not set(names).isdisjoint(others):
         return ""
-    name = min(names)
-    closest = difflib.get_close_matches(name, list(others)[:1000], 1, 0.0)[0]
+    known = sorted(others)[:1000]
+    pairs = [(difflib.get_close_matches(name, known, 1, 0.0)[0], name) for name in sorted(names)[:20]]
+    closest, name = max(pairs, key=lambda pair: difflib.SequenceMatcher(None, *pair).ratio())
     return f"none of the {len(names)} names in {what}, such as {name!r}, is in {where}, which has {closest!r}"
 
 
