@@ -312,8 +312,8 @@ def make_readers() -> dict[str, Callable[[], Reader]]:
     classes, one = ["cut", "wash"], {VIDEO: TABLE}
     checkpoint = {path.name: path.read_bytes() for path in DATA.glob("tensorflow_checkpoint.*")}
     frames, spans = b"cut\ncut\nbackground\nwash\n", b"1,10,40,1\n2,30,90,0.5\n"
-    named = b"cut,10,40,1\nwash 30 90\n"
-    labels = npy(np.array([[0, 1], [1, 1], [0, 0]], np.uint8))
+    named, below = b"cut,10,40,1\nwash 30 90\n", b"event,start_frame,end_frame\ncut,10,40\n"
+    labels = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]], np.uint8)
     split = b"Training videos\nkitchen,\nValidation videos\nhall\n"
     x_anylabeling = [f"x_anylabeling_{video}.json" for video in (VIDEO, "hall")]
     spans_of = {"hall.txt": spans, "kitchen.txt": spans}
@@ -350,10 +350,13 @@ def make_readers() -> dict[str, Callable[[], Reader]]:
         "X-AnyLabeling": lambda: Reader(read_own(), samples(*x_anylabeling)),
         "label folder": lambda: Reader(
             read_own("labels"),
-            [{f"labels/kitchen{end}": text} for end, text in ((".txt", frames), (".txt", named))],
+            [{f"labels/kitchen{end}": text} for end, text in ((".txt", frames), (".txt", named), (".csv", below))],
         ),
         "label folder of arrays": lambda: Reader(
-            read_own("labels", ("cut", "wash", "mix")), [{"labels/kitchen.npy": labels}]
+            read_own("labels", ("cut", "wash", "mix")), [{"labels/kitchen.npy": npy(labels)}]
+        ),
+        "labels in an archive": lambda: Reader(
+            read_own("labels.npz", ("cut", "wash", "mix")), [{"labels.npz": npz({VIDEO: labels})}]
         ),
         "tsu": lambda: Reader(read_annotations("tsu"), [{"tsu.json": as_json(COMMON)}]),
         "multithumos": lambda: Reader(

@@ -10,6 +10,7 @@ thousandth of a frame, so that the strict rule of `kd_jax.segments` labels frame
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,8 @@ def _read_frames(path: Path, lines: list[str], findings: Findings) -> dict:
         place = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
         findings.problem("labels", f"{path}: {place}; expected a label in each line")
         return {"actions": []}
-    names = list(dict.fromkeys(lines))
-    return _entry(np.array(lines)[:, None] == np.array(names), names)
+    starts = [i for i, line in enumerate(lines) if not i or line != lines[i - 1]]
+    return _entry(zip((lines[i] for i in starts), starts, [*starts[1:], len(lines)], strict=True), len(lines))
 
 
 def _read_table(path: Path, name: str, findings: Findings) -> dict:
@@ -106,11 +107,11 @@ def _read_table(path: Path, name: str, findings: Findings) -> dict:
         case = f"{where}: {table.dtype} {list(table.shape)}, expected [F, C], 0 or 1 for each frame and class"
         findings.problem("labels", case)
         return {"actions": []}
-    return _entry(np.asarray(table) != 0, list(range(table.shape[1]))) | {"num_columns": table.shape[1]}
+    found = (column.tolist() for column in runs(np.asarray(table) != 0))
+    return _entry(zip(*found, strict=True), len(table)) | {"num_columns": table.shape[1]}
 
 
-def _entry(active: np.ndarray, labels: list) -> dict:
-    column, first, stop = runs(active)
-    spans = zip(column.tolist(), first.tolist(), stop.tolist(), strict=True)
-    actions = [[labels[c], max(a - SHIFT, 0.0), b - SHIFT] for c, a, b in spans]
-    return {"actions": actions, "unit": "frames", "num_labelled_frames": len(active)}
+def _entry(found: Iterable[tuple[str | int, int, int]], num_frames: int) -> dict:
+    """The entry of a video with runs (label, first frame, stop frame)."""
+    actions = [[label, max(first - SHIFT, 0.0), stop - SHIFT] for label, first, stop in found]
+    return {"actions": actions, "unit": "frames", "num_labelled_frames": num_frames}
