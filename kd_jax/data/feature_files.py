@@ -334,7 +334,7 @@ def _match_rows(
     length, grid = Length(video.id, common, duration, cut or timing.public_cut(video)), Grid(0.0, video.duration)
     if not cut and length.cut and length.fits():
         cut = length.cut
-    if cut and 0 < duration < math.inf:
+    if cut and cut.is_plausible and 0 < duration < math.inf:  # `compare_lengths` reports others
         placed = place(cut, common, duration)
         snippets = placed.rows(common)
         scale = video.duration / duration

@@ -42,6 +42,11 @@ class Cut:
         """
         return 0.0 if math.isclose(self.window, self.step, rel_tol=1e-6) else 0.5
 
+    @property
+    def is_plausible(self) -> bool:
+        """Whether neither step nor window is so short or long that a unit must be wrong."""
+        return SHORTEST <= self.step <= LONGEST and self.window <= LONGEST
+
     def grid(self, num_rows: int) -> Grid:
         """Returns the times of the rows, in seconds."""
         return Grid(self.start, num_rows * self.step, self.label_at)
@@ -120,8 +125,9 @@ def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
     lengths = [length for length in lengths if 0 < length.duration < math.inf]
     for video, num_rows, duration, cut in lengths:
         seconds = cut.step if cut else duration / num_rows
-        if not SHORTEST <= seconds <= LONGEST:
+        if not Cut(seconds, cut.window if cut else seconds).is_plausible:
             case = f"{video}: {duration:.4g} s and {num_rows} snippets, so a snippet lasts {seconds:.4g} s"
+            case += f" and its window {cut.window:.4g} s" if cut and cut.window > LONGEST else ""
             findings.problem("snippet length", f"{case}; check the unit of the times and --unit, --fps, --stride")
     _compare_with_durations([length for length in lengths if length.cut], findings)
     _compare_with_each_other([length for length in lengths if not length.cut], findings)

@@ -29,7 +29,7 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
     try:
         attributes = json.loads(comments.get("ATTRIBUTE", "{}"))
         attributes = {key: value for key, value in attributes.items() if isinstance(value, dict)}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         findings.problem("annotation layout", f"{where}: its line ATTRIBUTE is not JSON ({reason(error)})")
         return {}
     entries: dict[str, dict] = {}
@@ -43,7 +43,7 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
         try:
             files, chosen = json.loads(cells["file_list"]), json.loads(cells["metadata"])
             times = _times(cells)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             findings.problem(
                 "annotation layout", f"{place}: {short(row)}: {reason(error)}; expected {', '.join(columns)}"
             )
