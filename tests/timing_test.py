@@ -294,3 +294,14 @@ def test_a_dropped_tail_is_no_factor(tmp_path):
     features = write_set(tmp_path, {"rgb": (64, 64)})
     _, report = build(tmp_path, features, stride=64, fps=FPS)
     assert not report["handled"].keys() & {FACTOR, LENGTH_DIFFERS}
+
+
+@pytest.mark.parametrize("window", [1e300, float("inf")])
+def test_an_absurd_window_is_a_problem(window):
+    """A manifest with the frame rate 5e-324 gives such a window."""
+    cut, findings = Cut(0.32, window), Findings()
+    compare_lengths([Length("kitchen", 8, 3.2, cut)], findings)
+    assert not cut.is_plausible
+    assert f"kitchen: 3.2 s and 8 snippets, so a snippet lasts 0.32 s and its window {window:.4g} s" in str(
+        findings.problems["snippet length"]
+    )

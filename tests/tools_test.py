@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kd_jax.data.annotations import common_layout, custom, tools
 from kd_jax.data.annotations.custom import Media, ReadOptions
-from kd_jax.data.annotations.tools import label_studio
+from kd_jax.data.annotations.tools import label_studio, via
 from kd_jax.data.annotations.tools.media import video_name
 from kd_jax.data.checks import (
     DURATION_DIFFERS,
@@ -214,6 +214,14 @@ def test_via_segments_with_two_attributes(tmp_path, test_list):
     assert "the segment has the attributes TEMPORAL-SEGMENTS, note; name the one with the class" in problems(path, text)
     entries, _, _ = read([path], test=test_list, label_from="TEMPORAL-SEGMENTS")
     assert entries["kitchen"]["actions"] == ACTIONS["kitchen"]
+
+
+def test_via_nested_too_deeply_is_a_problem():
+    text = (SAMPLES / "via.csv").read_text()
+    for old in ('{""1"":""cut""}', '{"1":'):
+        findings = Findings()
+        via.read(text.replace(old, "[" * 100_000, 1), "via.csv", findings)
+        assert "RecursionError" in str(findings.problems["annotation layout"])
 
 
 def test_via_checkboxes_give_several_actions(tmp_path, test_list):
