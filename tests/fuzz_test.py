@@ -519,11 +519,11 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 
 def check(reader: Reader, folder: Path, inputs: dict[str, bytes]) -> str:
     """Reads the files; returns what is wrong with how that ends, or ''."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         reader.read(folder)
     except (ValueError, OSError) as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         names = ["hall", *(word for file in inputs for word in (*Path(file).parts, Path(file).stem))]
         if not any(word in str(error) for word in names):
             return f"the message names no file: {type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
@@ -531,10 +531,10 @@ def check(reader: Reader, folder: Path, inputs: dict[str, bytes]) -> str:
             return f"too much memory: {error}"
         return ""
     except (Exception, Hang):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         return traceback.format_exc(limit=-6)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return ""
 
 
@@ -570,7 +570,7 @@ def main(count: int, names: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     os.environ["JAX_PLATFORMS"] = "cpu"
     readers = make_readers()
-    signal.signal(signal.SIGALRM, raise_hang)
+    signal.signal(signal.SIGPROF, raise_hang)
     found = False
     for name in names or readers:
         reader = readers[name]()
