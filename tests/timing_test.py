@@ -305,3 +305,15 @@ def test_an_absurd_window_is_a_problem(window):
     assert f"kitchen: 3.2 s and 8 snippets, so a snippet lasts 0.32 s and its window {window:.4g} s" in str(
         findings.problems["snippet length"]
     )
+
+
+def test_actions_that_label_no_snippet_are_a_problem(tmp_path):
+    """Times in milliseconds that are read as seconds, with features whose times are known."""
+    features = write_set(tmp_path, {"rgb": (16, 16)}, duration=lambda frames: 1000 * frames / FPS)
+    entries = json.loads((tmp_path / "annotations.json").read_text())
+    for entry in entries.values():
+        entry["actions"] = [[0, 1000 * start, 1000 * start + 900] for start in range(100, 104)]
+        entry["duration"] = 200_000.0
+    (tmp_path / "annotations.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"16 of 16 actions label no snippet; check the unit of the times"):
+        build(tmp_path, features, stride=16, fps=FPS)

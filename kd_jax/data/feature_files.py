@@ -27,6 +27,7 @@ from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place
 from kd_jax.files import read_json
 from kd_jax.segments import Grid
 
+FEW_ACTIONS = 5  # fewer may all be too short to label a snippet
 CHUNK_VALUES = 2**20  # values of a feature file that are checked at once
 MANIFEST_FIELDS = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # of data_prep.extract
 
@@ -263,7 +264,7 @@ def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut |
         try:
             return read_timestamps(stamps)
         except (OSError, ValueError) as error:
-            findings.problem("time stamps", f"{folder}: {reason(error)}")
+            findings.problem("time stamps", f"{folder}: {error}")
     return None
 
 
@@ -301,6 +302,12 @@ def match(
                 matched.append(of_video)
                 _note_short_actions(of_video, findings)
     compare_lengths([of_video.length for of_video in matched], findings)
+    total, unlabelled = sum(len(m.annotated.segments) for m in matched), len(findings.handled.get(checks.TOO_SHORT, ()))
+    if total >= FEW_ACTIONS and unlabelled > 0.9 * total:
+        case = (
+            f"{unlabelled} of {total} actions label no snippet; check the unit of the times and --unit, --fps, --stride"
+        )
+        findings.problem("labels", case)
     modalities = {
         modality: sizes[folder.name] // len(folder.modalities)
         for folder in folders

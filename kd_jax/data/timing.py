@@ -98,7 +98,9 @@ def read_timestamps(path: Path) -> Cut:
     steps = np.diff(times)
     step = float(np.median(steps))
     if step <= 0 or np.abs(times - times[0] - np.arange(len(times)) * step).max() > max(step, 0.01 * times[-1]):
-        raise ValueError(f"{path}: its times are uneven, from {steps.min():.4g} to {steps.max():.4g} s apart")
+        raise ValueError(
+            f"{path}: its times must rise evenly, but they are from {steps.min():.4g} to {steps.max():.4g} s apart"
+        )
     return Cut(float(times[-1] - times[0]) / (len(times) - 1), float(times[0]))
 
 
