@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from kd_jax.data.annotations.tools import label_studio
 from kd_jax.data.base import is_file_name
 from kd_jax.data.checks import Findings
+from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
 
 CLASSES = ("run", "sit down", "Diving, 10 m")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-VIDEOS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(is_file_name)
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+VIDEOS = TEXTS.map(normalize).filter(is_file_name)  # names are in this form in memory
 WORDS = st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=8).filter(is_file_name)
 NUMBERS = st.floats(-1e6, 1e6)
 ROWS = st.lists(
@@ -628,3 +630,13 @@ def test_names_of_predictions_are_in_one_unicode_form(tmp_path):
     for name in (composed := "K\u00fcche", "Ku\u0308che"):
         np.savez(tmp_path / "scores.npz", **{name: np.ones((2, 3))})
         assert list(formats.read_scores(tmp_path / "scores.npz")) == [composed]
+        found = {name: np.array([[0, 1.0, 2.0, 0.5]])}
+        for write, read in (
+            (formats.write_native, formats.read_native),
+            (formats.write_activitynet, formats.read_activitynet),
+            (formats.write_csv, formats.read_csv),
+        ):
+            write(tmp_path / "found", found, CLASSES)
+            assert list(read(tmp_path / "found", CLASSES)) == [composed]
+        formats.write_pku_mmd(tmp_path / "pku", found, 3, overwrite=True)
+        assert list(formats.read_pku_mmd(tmp_path / "pku", 3)) == [composed]
