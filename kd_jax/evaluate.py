@@ -27,7 +27,6 @@ from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
 from kd_jax.files import write_json
-from kd_jax.segments import Grid
 
 
 def parser() -> Parser:
@@ -194,7 +193,7 @@ def _as_video(video: Annotated, table: np.ndarray | None, info: base.Info, given
         cut = Cut(stride / fps, (given.window or stride) / fps)
         duration = cut.covered(len(table)) * per_second if math.isinf(duration) else duration
         if given.stride:
-            grid = Grid(cut.start * per_second, len(table) * cut.step * per_second, cut.label_at)
+            grid = cut.grid(len(table)).scale(per_second)
     return base.Video(video.id, {}, video.segments, duration, video.written, video.ambiguous, grid)
 
 

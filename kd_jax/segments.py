@@ -24,6 +24,10 @@ class Grid(NamedTuple):
     length: float
     label_at: float = 0.0  # the position of the label inside a snippet: 0 is its start, 0.5 its centre
 
+    def scale(self, factor: float) -> "Grid":
+        """Returns the same times in another unit, `factor` of which are one of this unit."""
+        return Grid(self.start * factor, self.length * factor, self.label_at)
+
     def shift(self, segments: np.ndarray, num_snippets: int) -> np.ndarray:
         """Returns `[N, 3]` rows (class, start, end) with times relative to the label of the first snippet."""
         first = self.start + self.label_at * self.length / num_snippets

@@ -38,11 +38,15 @@ class Matched:
 
     annotated: Annotated  # with a finite duration
     files: tuple[tuple[FeatureFolder, Path], ...]  # (folder, file) of each folder
-    num_snippets: int  # T of the record
     rows: tuple[np.ndarray, ...]  # for each file, `[T]`: the row that each snippet has
     length: Length  # of the video and of its first file
     cut: Cut | None  # how its rows were cut from the video; None if they are taken to divide the duration
     grid: Grid  # the times of the snippets in the unit of `annotated`
+
+    @property
+    def num_snippets(self) -> int:
+        """T of the record."""
+        return len(self.rows[0])
 
 
 Shape = tuple[int, int]  # (T, D)
@@ -344,12 +348,11 @@ def _match_rows(
     if cut and cut.is_plausible and 0 < duration < math.inf:  # `compare_lengths` reports others
         placed = place(cut, common, duration)
         snippets = placed.rows(common)
-        scale = video.duration / duration
-        grid = Grid(placed.grid.start * scale, placed.grid.length * scale, placed.grid.label_at)
+        grid = placed.grid.scale(video.duration / duration)
         if missing := placed.num_snippets - common:
             findings.note(checks.PADDED, f"{video.id}: {placed.front} before, {missing - placed.front} after {common}")
     files = tuple(zip(folders, paths, strict=True))
-    return Matched(video, files, len(snippets), tuple(of[snippets] for of in rows), length, cut, grid)
+    return Matched(video, files, tuple(of[snippets] for of in rows), length, cut, grid)
 
 
 def _agree(one: Cut, other: Cut) -> bool:

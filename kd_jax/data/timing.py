@@ -26,13 +26,12 @@ class Cut:
     """How the rows of a feature file were cut from their video, in seconds."""
 
     step: float  # from one row to the next
-    window: float  # that a row covers
-    offset: float = 0.0  # from the start of the video to that of the first window
+    window: float  # that a row covers; the first window starts with the video
 
     @property
     def start(self) -> float:
         """The start of the first snippet; a snippet has the length `step` and the centre of its window."""
-        return self.offset + (self.window - self.step) / 2
+        return (self.window - self.step) / 2
 
     @property
     def label_at(self) -> float:
@@ -53,7 +52,7 @@ class Cut:
 
     def covered(self, num_rows: int) -> float:
         """Returns the end of the last window."""
-        return self.offset + (num_rows - 1) * self.step + self.window
+        return (num_rows - 1) * self.step + self.window
 
 
 class Placed(NamedTuple):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from kd_jax.data.feature_tables import open_array
 from kd_jax.video.videos import Sampling, VideoError
 
 JOINTS = 25  # per body in NTU RGB+D and PKU-MMD, in Kinect's order
@@ -190,8 +191,8 @@ def _describe_joints(count: int) -> str:
 def _describe_array(path: Path) -> str:
     """Says which layout of joints an .npy file seems to have."""
     try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError) as error:
+        shape = open_array(path).shape
+    except (OSError, ValueError) as error:
         return f"cannot be read ({error})"
     joints = _describe_joints(shape[-2]) if len(shape) in (3, 4) and shape[-1] in (2, 3) else f"shape {list(shape)}"
     return f"{joints}; skeletons are read from NTU's .skeleton and PKU-MMD's .txt"
