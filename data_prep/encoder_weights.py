@@ -16,6 +16,7 @@ import numpy as np
 
 from kd_jax.video.encoders import AGCN, I3D, VideoPrism
 from kd_jax.video.encoders.weights import shapes_of
+from kd_jax.video.skeletons import JOINTS, LAYOUTS, describe_joints
 
 _BN = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Branches of an Inception block in kinetics-i3d. In Mixed_5b, the name of b2b has 0a instead of 0b.
@@ -67,6 +68,9 @@ def convert(state: Mapping[str, np.ndarray]) -> Converted | None:
                     f"the weights of AGCN have keys under two names ({released} and {published}); keep one"
                 )
             state = renamed
+        links = state.get("l1.gcn1.PA", np.zeros(JOINTS))
+        if links.ndim and links.shape[-1] in LAYOUTS:
+            raise ValueError(f"these weights of AGCN are for {describe_joints(links.shape[-1])}")
         persons = max(1, state.get("data_bn.bias", np.zeros(150)).size // 75)
         agcn = AGCN(_num_classes(state.get("fc.bias"), 60))
         variables = _take(state, shapes_of(agcn, "pose", persons), _pytorch_agcn, _from_pytorch)

@@ -289,6 +289,9 @@ def test_agcn_has_the_keys_of_its_code_or_of_its_released_weights():
     del released["l1a.gcn1.bn.weight"]
     with pytest.raises(ValueError, match=r"do not fit their encoder: l1.gcn1.bn.weight is missing"):
         encoder_weights.convert(released)
+    state["l1.gcn1.PA"] = np.zeros((3, 18, 18))  # the graph of Kinetics' skeletons
+    with pytest.raises(ValueError, match="weights of AGCN are for 18 joints, which look like those of OpenPose; the"):
+        encoder_weights.convert(state)
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,18 @@ def test_a_ghost_that_appears_while_the_person_is_away_is_another_body(tmp_path)
     np.testing.assert_array_equal(given[:, 0], expected[:, 0])
 
 
+@pytest.mark.parametrize("size", [2, 3, 10])
+@pytest.mark.parametrize("offset", [(0, 0, 0), (-0.4, 0, 0), (0.2, 0.1, 0)])
+@pytest.mark.parametrize("end", [20, 46], ids=["before", "away"])
+def test_law_a_still_ghost_near_a_person_who_comes_or_returns_is_another_body(size, offset, end, tmp_path):
+    joints = walker(np.random.default_rng(0), 96)
+    clean = [{1 if t < 60 else 2: joints[t]} if 20 <= t < 34 or t >= 46 else {} for t in range(96)]
+    ghost = [{**frame, **({3: joints[end] + offset} if end - size <= t < end else {})} for t, frame in enumerate(clean)]
+    expected, given = (skeletons.normalize(read_frames(tmp_path / "a.skeleton", x)) for x in (clean, ghost))
+    outside = np.r_[0 : end - size, end:96]
+    np.testing.assert_array_equal(given[outside], expected[outside])
+
+
 @pytest.mark.parametrize(
     "ids", ["1" * 20 + "2" * 28, "1" * 10 + "2" * 10 + "1" * 28, "12" * 24, "1" * 20 + "-" * 8 + "2" * 20]
 )

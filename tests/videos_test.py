@@ -389,8 +389,11 @@ def test_each_bad_folder_of_pictures_is_named_with_its_reason(tmp_path):
     write_pictures(tmp_path / "b", [*pictures[:3], np.zeros((32, 64, 3), np.uint8)])
     with pytest.raises(VideoError, match="frame_4.png has 64 × 32 pixels, others 64 × 48"):
         list(read_frames(probe_video(tmp_path / "b", 25), 48))
-    (tmp_path / "b" / "shot_01.png").write_bytes((tmp_path / "b" / "frame_1.png").read_bytes())
-    with pytest.raises(VideoError, match="frame_1.png and shot_01.png have the same number"):
+    (tmp_path / "b" / "frame_01.png").write_bytes((tmp_path / "b" / "frame_1.png").read_bytes())
+    with pytest.raises(VideoError, match="frame_01.png and frame_1.png have the same number"):
+        probe_video(tmp_path / "b", 25)
+    (tmp_path / "b" / "frame_01.png").rename(tmp_path / "b" / "shot_01.png")
+    with pytest.raises(VideoError, match="frame_4.png and shot_01.png have different names; give each a folder"):
         probe_video(tmp_path / "b", 25)
 
 
@@ -435,6 +438,7 @@ def test_of_several_streams_the_default_one_is_read(default, chosen, tmp_path):
 
 def test_frames_of_two_series_in_one_folder_are_refused(tmp_path):
     folder = write_frames(tmp_path / "50%d", textured(2), "a_{}.jpg")
+    (folder / "._a_2.jpg").write_bytes(b"hidden: macOS writes such files next to others")
     assert len(list(read_frames(probe_video(folder, fps=24.0), 48))) == 2
     (folder / "a_2.jpg").rename(folder / "b_2.jpg")
     with pytest.raises(VideoError, match=r"a_1.jpg and b_2.jpg have different names; give each a folder"):

@@ -42,7 +42,8 @@ def read_skeletons(path: Path) -> np.ndarray:
     A person whom the tracker loses and finds again under another id is one body. If there are more than two bodies, the
     two whose joints spread most are kept, the most spread one first. Spread is the standard deviation of each
     coordinate over joints and frames, summed over coordinates, as Shi et al. prepare NTU RGB+D. A body of a few frames,
-    or one that hardly moves, comes after all others: a tracker takes objects for bodies. A body keeps its place while
+    or one that hardly moves, comes after all others: a tracker takes objects for bodies. A still one of a few frames is
+    not joined to a person who moves. A body keeps its place while
     it is absent; the code of Shi et al. places bodies by their order in each frame. A body with a coordinate that is
     not finite or beyond 1 km is absent from that frame; a warning counts these frames.
 
@@ -116,9 +117,20 @@ def _step(body: Track, track: Track) -> float:
     """Returns the metres from a body to where a track starts, averaged over joints; infinity if they are two bodies."""
     before = int(np.searchsorted(body.frames, track.frames[0])) - 1
     gone = before < 0 or body.frames[before] < track.frames[0] - MAX_GAP
-    if gone or np.intersect1d(body.frames, track.frames).size:
+    if gone or np.intersect1d(body.frames, track.frames).size or _is_object(body, track) or _is_object(track, body):
         return np.inf
     return float(np.linalg.norm(body.joints[before] - track.joints[0], axis=-1).mean())
+
+
+def _is_object(track: Track, person: Track) -> bool:
+    """Returns whether a track is short and still next to a person's, so that it is an object or a ghost.
+
+    A single frame has no motion, so it may belong to the person.
+    """
+    if not 1 < len(track.frames) < min(FEW, len(person.frames) / 2):
+        return False
+    still, moving = (_motion(body) / (len(body.frames) - 1) for body in (track, person))
+    return still < LITTLE * moving
 
 
 def _rank(tracks: list[Track]) -> list[Track]:
@@ -155,7 +167,7 @@ def _parse_ntu(text: str) -> tuple[int, list[Track]]:
             identity, *_ = [_next(numbers) for _ in range(10)]
             joints = [[float(_next(numbers)) for _ in range(12)][:3] for _ in range(int(_next(numbers)))]
             if len(joints) != JOINTS:
-                raise ValueError(f"a body has {_describe_joints(len(joints))}")
+                raise ValueError(f"a body has {describe_joints(len(joints))}")
             if not found[identity] or found[identity][-1][0] < frame:  # the first body of an id in a frame
                 found[identity].append((frame, joints))
     if next(numbers, None) is not None:
@@ -176,14 +188,15 @@ def _parse_pku_mmd(text: str) -> tuple[int, list[Track]]:
     for index, row in enumerate(rows):
         if len(row) != PERSONS * JOINTS * 3:
             joints = {len(row) / 3 / persons for persons in (1, PERSONS)} & LAYOUTS.keys()
-            layout = f": {_describe_joints(int(min(joints)))}" if joints else ""
+            layout = f": {describe_joints(int(min(joints)))}" if joints else ""
             raise ValueError(f"line {index + 1} has {len(row)} numbers{layout}")
     bodies = np.array(rows).reshape(len(rows), PERSONS, JOINTS, 3)
     present = [np.flatnonzero(_present(bodies[:, i])) for i in range(PERSONS)]
     return len(rows), [Track(frames, bodies[frames, i]) for i, frames in enumerate(present) if len(frames)]
 
 
-def _describe_joints(count: int) -> str:
+def describe_joints(count: int) -> str:
+    """Returns which layout a number of joints suggests, and which one is read."""
     layout = f", which look like those of {LAYOUTS[count]}" if count in LAYOUTS else ""
     return f"{count} joints{layout}; the encoder reads {JOINTS} of the second Kinect"
 
@@ -194,7 +207,7 @@ def _describe_array(path: Path) -> str:
         shape = open_array(path).shape
     except (OSError, ValueError) as error:
         return f"cannot be read ({error})"
-    joints = _describe_joints(shape[-2]) if len(shape) in (3, 4) and shape[-1] in (2, 3) else f"shape {list(shape)}"
+    joints = describe_joints(shape[-2]) if len(shape) in (3, 4) and shape[-1] in (2, 3) else f"shape {list(shape)}"
     return f"{joints}; skeletons are read from NTU's .skeleton and PKU-MMD's .txt"
 
 

@@ -182,8 +182,9 @@ def is_frame_folder(path: Path) -> bool:
 
 
 def _number(path: Path) -> str:
-    """Returns the last number in the name of a picture; '' for other files."""
-    found = re.search(r"(\d+)\D*$", path.stem) if path.suffix.lower() in PICTURES else None
+    """Returns the last number in the name of a picture; '' for other files, and for hidden ones such as `._1.jpg`."""
+    is_picture = path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    found = re.search(r"(\d+)\D*$", path.stem) if is_picture else None
     return found[1] if found else ""
 
 
@@ -197,17 +198,15 @@ def picture_files(folder: Path) -> list[Path]:
 
     Raises VideoError if a number occurs twice or is missing, or names differ before it: times of frames would be wrong.
     """
-    numbered: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if number := _number(path):
-            if other := numbered.get(int(number)):
-                raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
-            numbered[int(number)] = path
-    by_series = {_series(path): path.name for path in numbered.values()}
+    pictures = sorted(filter(_number, folder.iterdir()))
+    by_series = {_series(path): path.name for path in pictures}
     if len(by_series) > 1:
-        raise VideoError(
-            f"{folder}: {' and '.join([*by_series.values()][:2])} have different names; give each a folder"
-        )
+        names = " and ".join([*by_series.values()][:2])
+        raise VideoError(f"{folder}: {names} have different names; give each a folder")
+    numbered: dict[int, Path] = {}
+    for path in pictures:
+        if (other := numbered.setdefault(int(_number(path)), path)) is not path:
+            raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
     order = sorted(numbered)
     if order and (gap := next((a for a, b in itertools.pairwise(order) if b != a + 1), None)) is not None:
         raise VideoError(f"{folder}: the frame after {numbered[gap].name} is missing; the numbers must have no gaps")
