@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
+from kd_jax.runtime import num_processors
+
 TORCH_INSTALLED = importlib.util.find_spec("torch") is not None
 SIZES = {
     "repeats": "Timed calls of each side, after one that compiles.",
@@ -148,7 +150,7 @@ def machine() -> dict:
     """Returns the machine and the versions of the libraries."""
     names = ("jax", "flax", "numpy", *(("torch",) if TORCH_INSTALLED else ()))
     versions = {name: importlib.metadata.version(name) for name in names}
-    where = {"cores": os.cpu_count(), "architecture": platform.machine(), "device": jax.devices()[0].device_kind}
+    where = {"cores": num_processors(), "architecture": platform.machine(), "device": jax.devices()[0].device_kind}
     return {**where, "python": platform.python_version(), "versions": versions}
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kd_jax.files import expand_home
+from kd_jax.files import checked_path, is_address
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -50,18 +50,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def any_path(text: str) -> str:
-    """Reads a path on a disk or in a bucket; `~` is the home folder."""
+    """Reads a path on a disk or gs://BUCKET/PATH; `~` is the home folder."""
     try:
-        return expand_home(text)
+        return checked_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def disk_path(text: str) -> str:
     """Reads a path on a disk; `~` is the home folder."""
-    if "://" in text:
+    if is_address(text):
         raise argparse.ArgumentTypeError(
-            f"{text} is not on a disk; name a folder or file here, and copy it there or back"
+            f"{text} is not a path on a disk; name a folder or file here, and copy it there or back"
         )
     return any_path(text)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from kd_jax.files import expand_home
+from kd_jax.files import checked_path
 from kd_jax.training.terms import TERMS
 
 # The folder of the configs that kd_jax ships: inside an installed package, next to the package in a clone.
@@ -110,7 +110,7 @@ def load(name: str, variant: str = "") -> ConfigDict:
 
 def find_file(name: str) -> Path:
     """Find a config file by its path, or by the name of one that kd_jax ships; FileNotFoundError if there is none."""
-    if (path := Path(expand_home(name))).suffix == ".py" and path.is_file():
+    if (path := Path(checked_path(name))).suffix == ".py" and path.is_file():
         return path
     shipped = {path.stem: path for path in FOLDER.glob("*.py")}
     if path.parent in (Path("."), Path("configs")) and path.stem in shipped:

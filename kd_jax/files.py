@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +21,22 @@ LARGE = 2**26  # bytes of an array from which it must not be far larger than wha
 MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
 
 
-def expand_home(path: str | os.PathLike) -> str:
-    """Expands `~` and `~user`, which a shell leaves alone after `=`; an address with `://` stays as it is.
+def is_address(path: str | os.PathLike) -> bool:
+    """Returns whether a path is an address such as gs://bucket/x, or gs:/bucket/x, which pathlib makes of it."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|az|hf):/", os.fspath(path)) is not None
 
-    Raises ValueError if this home folder is not known.
+
+def checked_path(path: str | os.PathLike) -> str:
+    """Returns a path on a disk, with `~` and `~user` expanded, or an address gs://BUCKET/PATH.
+
+    A shell leaves `~` alone after `=`. Raises ValueError for another address, or if the home folder is not known.
     """
     text = os.fspath(path)
-    expanded = text if "://" in text else os.path.expanduser(text)
+    if is_address(text):
+        if not re.match("gs://[^/]", text):
+            raise ValueError(f"{text} must be a path on a disk or gs://BUCKET/PATH")
+        return text
+    expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         home = text.partition("/")[0]
         raise ValueError(

@@ -49,7 +49,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     _show_own_messages()
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
     named = jax.config.values.get("jax_compilation_cache_dir")  # by JAX_COMPILATION_CACHE_DIR
-    if not named and (folder := _cache_folder()):
+    if folder := os.path.expanduser(named) if named else _cache_folder():
         _set_option("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # small programs are a quarter of a start
         _set_option("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -61,17 +61,25 @@ def _cache_folder() -> Path | None:
     Returns None without such a folder. A line says so unless it is the first one.
     """
     wanted = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # stays ~ if there is no home folder
-    for folder in (Path(wanted) / "kd_jax", Path(tempfile.gettempdir()) / f"kd_jax_{os.getuid()}"):
-        with contextlib.suppress(OSError):
-            if not folder.is_absolute():
-                continue
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-                if not folder.is_relative_to(wanted):
-                    logging.warning("compiled programs are kept in %s, because %s cannot be written", folder, wanted)
-                return folder
+    if _is_private(folder := Path(wanted) / "kd_jax"):
+        return folder
+    with contextlib.suppress(FileNotFoundError):  # there may be no folder for temporary files
+        if _is_private(folder := Path(tempfile.gettempdir()) / f"kd_jax_{os.getuid()}"):
+            logging.warning("compiled programs are kept in %s, because %s cannot be written", folder, wanted)
+            return folder
     logging.warning("compiled programs are not kept, because %s cannot be written; every start compiles anew", wanted)
     return None
+
+
+def _is_private(folder: Path) -> bool:
+    """Makes a folder unless it exists; returns whether this user owns it and can write there."""
+    if not folder.is_absolute():  # ~ of an unknown home folder
+        return False
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def num_processors(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

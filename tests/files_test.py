@@ -30,12 +30,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_the_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     for text, path in {"~": "/home/me", "~/x": "/home/me/x", "x/~": "x/~", "gs://b/~": "gs://b/~", "": ""}.items():
-        assert files.expand_home(text) == path
+        assert files.checked_path(text) == path
     with pytest.raises(ValueError, match=r"~nobody-here/x: the home folder ~nobody-here is not known"):
-        files.expand_home("~nobody-here/x")
+        files.checked_path("~nobody-here/x")
 
 
 def test_an_archive_that_inflates_to_much_more_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(2**24))
     with pytest.raises(ValueError, match=r"it states an array of 134217856 bytes, but stores \d+ bytes"):
         files.read_arrays(tmp_path / "bomb.npz")
+
+
+def test_addresses_and_paths_with_a_colon():
+    for path in ("gs://b/x", "gs:/b/x", "file:///x", "s3:/b"):
+        assert files.is_address(path)
+    for path in ("ablation:/x/mine.py", "C:/x", "./gs:/x", "a/b://c", "gs", ""):
+        assert not files.is_address(path)

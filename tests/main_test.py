@@ -58,7 +58,10 @@ WRONG_TURNS = {
         "names 'flou', but no run",
     ),
     "workdir": (["--config=configs/demo.py", f"--workdir={Path(__file__)}/work"], "cannot be written"),
-    "scheme": (["--config=configs/demo.py", "--workdir=s3://bucket/work"], "must be a folder or gs://BUCKET/FOLDER"),
+    "scheme": (
+        ["--config=configs/demo.py", "--workdir=s3://bucket/work"],
+        "must be a path on a disk or gs://BUCKET/PATH",
+    ),
     "bucket": (["--config=configs/tsu.py", "--config.dataset.data_dir=gs://b/records"], "records are read from a disk"),
     "typo in a term": (
         ["--config=configs/demo.py", "--config.runs.augmented_rgb.weights.atom=3"],

@@ -1,37 +1,30 @@
 """Options that are paths, the folder of compiled programs, and the number of processors."""
 
+import importlib
 import os
-import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from data_prep import build, convert_annotations, convert_weights, extract, stickfigures
-from kd_jax import analyse, evaluate, main, predict, report, runtime
+from data_prep import build, convert_weights, extract, stickfigures
+from kd_jax import __main__, analyse, main, predict, report, runtime
+from kd_jax.data.source import open_source
+from kd_jax.training import plan
 
-COMMANDS = (
-    analyse,
-    evaluate,
-    main,
-    predict,
-    report,
-    build,
-    convert_annotations,
-    convert_weights,
-    extract,
-    stickfigures,
-)
-NO_PATHS = {"channels_first", "label_from", "encoder"}  # their help names files or folders
+COMMANDS = [module for module, _ in __main__.COMMANDS.values()] + ["data_prep.stickfigures"]
+NO_PATHS = {"coordinator", "encoder", "channels_first", "runner", "beam_options", "label_from", "modality"}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
-def test_every_option_that_is_a_path_has_the_type_of_one(command):
-    """A word in the help, or the name of the option, shows that it is one."""
-    for action in command.parser()._actions:
-        named = re.search(r"\b([Ff]older|[Ff]iles?|FILE|FOLDER|DIR|gs://)\b", f"{action.help} {action.metavar}")
-        if named and action.nargs != 0 and action.choices is None and action.type is None:
-            assert action.dest in NO_PATHS, f"{action.dest} needs a type, see kd_jax.command_line"
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_without_a_type_is_no_path(command):
+    """Options that are paths have a type of kd_jax.command_line; other texts are listed here."""
+    for action in importlib.import_module(command).parser()._actions:
+        if action.nargs != 0 and action.choices is None and action.type in (None, str, Path):
+            assert action.dest in NO_PATHS, f"--{action.dest}: if it is a path, see kd_jax.command_line for its type"
 
 
 def test_addresses_are_refused_where_a_disk_is_needed(tmp_path, monkeypatch, capsys):
@@ -45,12 +38,40 @@ def test_addresses_are_refused_where_a_disk_is_needed(tmp_path, monkeypatch, cap
     }.items():
         with pytest.raises(SystemExit) as stopped:
             command.main(options)
-        assert "is not on a disk" in str(stopped.value)
+        assert "is not a path on a disk" in str(stopped.value)
     with pytest.raises(SystemExit) as stopped:
         build.main(["--dataset=custom", "--features=rgb=gs://bucket/rgb"])
-    assert "--features: gs://bucket/rgb is not on a disk" in str(stopped.value)
+    assert "--features: gs://bucket/rgb is not a path on a disk" in str(stopped.value)
     build.main(["--dataset=synthetic", "--output=~/mine"])
     assert (tmp_path / "home" / "mine" / "kd_jax.json").exists() and [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+def test_buckets_are_those_of_google(tmp_path, monkeypatch):
+    """An address of another kind ends in one sentence, and none becomes a folder such as ./gs:."""
+    monkeypatch.chdir(tmp_path)
+    wrong = ["s3://bucket/x", "file:///x", "hdfs://x/y", "gs:/bucket/x", "gs:///x"]
+    for command, options in {
+        main: ["--config=demo", "--workdir="],
+        predict: ["--features=x", "--output=x", "--run="],
+        report: ["--output="],
+        analyse: ["--workdir="],
+    }.items():
+        for address in wrong:
+            with pytest.raises(SystemExit) as stopped:
+                command.main([*options[:-1], options[-1] + address])
+            assert f"{address} must be a path on a disk or gs://BUCKET/PATH" in str(stopped.value)
+    with pytest.raises(SystemExit) as stopped:
+        stickfigures.main(["--output=gs:/bucket/x"])
+    assert "--output: gs:/bucket/x is not a path on a disk" in str(stopped.value)
+    with pytest.raises(ValueError, match=r"^workdir: gs:/b/x must be a path on a disk or gs://BUCKET/PATH"):
+        plan._open_workdir(Path("gs://b/x"))  # pathlib drops a slash
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["gs://b/records", "file:///records", "~nobody-here/records"])
+def test_the_synthetic_set_does_not_replace_records_that_cannot_be_there(folder):
+    with pytest.raises(ValueError, match="records are read from a disk|the home folder ~nobody-here is not known"):
+        open_source("tsu", folder, ["rgb"], validation_fraction=0, validation_seed=0, synthetic_fallback=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -89,3 +110,18 @@ def test_without_a_home_folder_programs_are_kept_elsewhere(tmp_path, home):
     folder = tmp_path / f"kd_jax_{os.getuid()}"
     assert result.stdout.strip() == str(folder) and folder.stat().st_mode & 0o777 == 0o700
     assert f"compiled programs are kept in {folder}, because" in result.stderr
+
+
+def test_without_any_folder_that_can_be_written_programs_are_not_kept(monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
+    monkeypatch.setattr(tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError("no usable folder")))
+    assert runtime._cache_folder() is None
+    assert "compiled programs are not kept, because /proc/cache cannot be written" in caplog.text
+
+
+def test_a_cache_that_the_user_names_may_be_in_the_home_folder(tmp_path):
+    lines = "import jax", "from kd_jax import runtime", "runtime.start()"
+    command = [sys.executable, "-c", "\n".join([*lines, "print(jax.config.values['jax_compilation_cache_dir'])"])]
+    environment = os.environ | {"HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": "~/programs"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(tmp_path / "programs")

@@ -12,7 +12,7 @@ from absl import logging
 
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.annotations import describe
-from kd_jax.files import expand_home
+from kd_jax.files import checked_path, is_address
 from kd_jax.runtime import host_memory
 
 HOST_SHARE = 0.5  # the share of the host's memory that the features of an experiment may take
@@ -78,10 +78,13 @@ def open_source(
     lack, no training videos left, fields that contradict the records, or validation videos without any action.
     """
     describe(name)  # raises for an unknown name
+    if is_address(data_dir):
+        raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
+    data_dir = checked_path(data_dir)
     first = max_videos or None
     if name == "synthetic":
         data = _open_synthetic((), first)
-    elif synthetic_fallback and not Path(expand_home(data_dir)).exists():
+    elif synthetic_fallback and not Path(data_dir).exists():
         logging.warning("no records in %s: the SYNTHETIC set replaces %s (smoke variant)", data_dir, name)
         data = _open_synthetic(tuple(modalities), first)
     else:
@@ -112,9 +115,6 @@ def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: in
     if not data_dir:
         remedy = f"build records with `python -m data_prep.build --dataset={name} …`"
         raise FileNotFoundError(f"dataset.data_dir is empty: {remedy} and pass --config.dataset.data_dir=DIR")
-    data_dir = expand_home(data_dir)
-    if "://" in data_dir:
-        raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
     info, fingerprint = records.read_info(data_dir), records.read_fingerprint(data_dir)
     _check_modalities(info, modalities)
     listed = {s: records.read(data_dir, s, modalities, first=first, on_disk=True) for s in base.SPLITS}

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from kd_jax.files import expand_home, read_json
+from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS, Detector
 from kd_jax.segments import Grid
 from kd_jax.training.state import TrainState
@@ -99,7 +99,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
     FILTERS or its checkpoint cannot be read.
     """
-    directory = epath.Path(expand_home(directory))
+    directory = epath.Path(checked_path(directory))
     config = read_json(directory / "config.json")
     if config is None:
         remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from kd_jax import runtime
 from kd_jax.config import teaching_runs
 from kd_jax.data.source import Source
-from kd_jax.files import expand_home, write_atomically, write_json
+from kd_jax.files import checked_path, write_atomically, write_json
 from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
 from kd_jax.training.run import Run, train_runs
 from kd_jax.training.scores import score_predictions, scoring_of
@@ -39,7 +39,7 @@ def perform(
     Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
     'gain', 'test'}], 'environment', …}. 'test' holds every measure of every protocol, also per class.
     """
-    order, workdir = training_order(config), epath.Path(expand_home(workdir))
+    order, workdir = training_order(config), epath.Path(checked_path(workdir))
     runtime.wait_for_all("the workdir has been checked")
     if not resume and runtime.is_first():
         for name in order:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.config import get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
-from kd_jax.files import expand_home, read_json
+from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
 from kd_jax.training.checkpoints import build_model
 from kd_jax.training.scores import scoring_of
@@ -300,10 +300,8 @@ def _check_rows(config: ConfigDict) -> None:
 
 def _open_workdir(workdir: epath.PathLike) -> epath.Path:
     """Makes the workdir and writes a file into it."""
-    scheme, _, rest = os.fspath(workdir).partition("://")
-    must_be = f"the workdir {workdir} must be a folder or gs://BUCKET/FOLDER; choose another with --workdir"
-    _require(not rest or scheme in ("gs", "file"), must_be)
-    workdir = epath.Path(expand_home(workdir))
+    with _naming("workdir"):
+        workdir = epath.Path(checked_path(workdir))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable.{os.getpid()}"

@@ -26,7 +26,7 @@ from kd_jax.data.feature_files import check_file
 from kd_jax.data.feature_folders import FeatureFolder
 from kd_jax.data.feature_tables import load_file
 from kd_jax.data.source import Source
-from kd_jax.files import expand_home, read_json, sha256
+from kd_jax.files import checked_path, read_json, sha256
 from kd_jax.inference.predict import run_detector
 from kd_jax.training import checkpoints
 from kd_jax.training.logs import summary
@@ -74,7 +74,7 @@ def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tup
     folders = entry if isinstance(entry, (tuple, list)) else (entry,)
     if not folders or not all(isinstance(folder, (str, os.PathLike)) and folder for folder in folders):
         raise ValueError("it must be a folder, or several in a tuple")
-    return tuple(epath.Path(expand_home(folder)) for folder in folders)
+    return tuple(epath.Path(checked_path(folder)) for folder in folders)
 
 
 def given_run(folder: epath.Path) -> dict | None:
