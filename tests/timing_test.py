@@ -307,6 +307,17 @@ def test_an_absurd_window_is_a_problem(window):
     )
 
 
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_absurd_time_stamps_of_any_modality_are_a_problem(tmp_path, modality):
+    features = write_set(tmp_path, {"rgb": (16, 16), "flow": (16, 16)})
+    for name in ("rgb", "flow"):
+        rows = len(np.load(tmp_path / name / "a.npy"))
+        every = 1e12 if name == modality else 16 / FPS * 1000  # milliseconds
+        np.save(tmp_path / name / "a_timestamps_ms.npy", (np.arange(rows) + 1) * every)
+    with pytest.raises(ValueError, match=rf"{modality}/a_timestamps_ms.npy: a snippet every 1e\+09 s"):
+        build(tmp_path, features)
+
+
 def test_actions_that_label_no_snippet_are_a_problem(tmp_path):
     """Times in milliseconds that are read as seconds, with features whose times are known."""
     features = write_set(tmp_path, {"rgb": (16, 16)}, duration=lambda frames: 1000 * frames / FPS)

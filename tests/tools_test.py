@@ -158,6 +158,7 @@ def test_the_labelling_config_names_every_class():
         ("/data/local-files/?d=films/kitchen.mp4", "kitchen"),
         ("s3://bucket/films/kitchen.mp4", "kitchen"),
         ("https://example.org/kitchen.mp4?a=b/c.mp4#t=1", "kitchen"),
+        ("http://[example.org/kitchen.mp4", "kitchen"),
     ],
 )
 def test_names_of_videos(text, name):

@@ -263,12 +263,23 @@ def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut |
     if manifest:
         length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
         if 0 < length < math.inf and 0 < fps < math.inf:
-            return Cut(manifest["seconds_per_snippet"], length / fps)
+            return _plausible(Cut(manifest["seconds_per_snippet"], length / fps), path.with_suffix(".json"), findings)
     if stamps.is_file():
         try:
-            return read_timestamps(stamps)
+            return _plausible(read_timestamps(stamps), stamps, findings)
         except (OSError, ValueError) as error:
             findings.problem("time stamps", f"{folder}: {error}")
+    return None
+
+
+def _plausible(cut: Cut, source: Path, findings: Findings) -> Cut | None:
+    """Returns the cut that a file states; None after a problem."""
+    if cut.is_plausible:
+        return cut
+    case = (
+        f"{source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s; correct or delete this file"
+    )
+    findings.problem("snippet length", case)
     return None
 
 

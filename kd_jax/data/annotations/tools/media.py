@@ -18,7 +18,7 @@ def video_name(text: str) -> str:
     """
     uploaded = text.startswith("/data/upload/")
     if "://" in text or text.startswith("/data/"):
-        url = urlsplit(text)
+        url = urlsplit(text.rpartition("://")[2].lstrip("/"))  # without the host, which may be malformed
         text = parse_qs(url.query).get("d", [unquote(url.path)])[0]  # /data/local-files/?d=folder/kitchen.mp4
     path = PurePosixPath(text.strip().replace("\\", "/"))
     if uploaded:
