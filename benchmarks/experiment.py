@@ -7,7 +7,6 @@ records (3.4 GB, kept in --folder), then `python -m kd_jax.main` on them as a us
 The first epoch of a run compiles.
 """
 
-import json
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from absl import flags
 from benchmarks import measuring, workloads
 from benchmarks.workloads import CLASSES, SECONDS
 from kd_jax.data import base, records
+from kd_jax.training.logs import read_log
 
 
 def make_records(folder: Path, videos: int, snippets: int, width: int) -> None:
@@ -62,7 +62,7 @@ def measure(arguments, folder: Path) -> tuple[list[dict], dict]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds, rows = time.perf_counter() - started, []
         for logs in sorted(Path(work).glob("**/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
-            epochs = [json.loads(line) for line in logs.read_text().splitlines()]
+            epochs = read_log(logs)
             times = [entry["seconds"] for entry in epochs]
             row = {"run": str(logs.parent.relative_to(work)), "first epoch s": times[0]}
             row |= {"epoch s": float(np.median(times[1:] or times)), "all epochs s": sum(times)}

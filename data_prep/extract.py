@@ -289,9 +289,10 @@ def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> t
     for video, path in files.items():
         table, manifest = output / f"{video}.npy", output / f"{video}.json"
         try:
-            found = read_json(manifest)
-        except ValueError:
-            found = {}
+            found = read_json(manifest, f"delete it and {table.name} to extract them again, or choose another --output")
+        except ValueError as error:
+            failed[video] = f"{error}"
+            continue
         if found is not None and not feature_files.is_manifest(found):
             failed[video] = f"{manifest} is no manifest of features and is left alone; choose another --output"
         elif found is None and table.exists():

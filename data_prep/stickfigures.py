@@ -7,6 +7,7 @@ The command writes videos, skeletons (NTU RGB+D's format, 25 joints), annotation
 order, for example sit down and stand up. The command needs `pip install -e .[video]`.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from data_prep import execution
 from kd_jax.command_line import Parser, at_least, between, disk_path
-from kd_jax.files import write_atomically, write_json
+from kd_jax.files import write_atomically
 from kd_jax.runtime import num_processors
 from kd_jax.video.encoders import AGCN, I3D
 from kd_jax.video.encoders.weights import random_variables, write_weights
@@ -284,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **facts}
     write_encoders(unfinished / "weights", given.seed)
     write_atomically(unfinished / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
-    write_json(unfinished / "annotations.json", annotations)
+    write_atomically(unfinished / "annotations.json", (json.dumps(annotations, indent=2) + "\n").encode())
     unfinished.rename(output)
     count = sum(len(entry["actions"]) for entry in annotations.values())
     print(f"{output}: {len(annotations)} videos, {count} actions of {len(CLASSES)} classes")

@@ -8,6 +8,7 @@ folder of THUMOS14's kit and, with --dataset=custom, folders of text files or of
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
-from kd_jax.files import write_json
+from kd_jax.files import write_atomically
 
 
 def parser() -> Parser:
@@ -249,7 +250,7 @@ def _report(
     if None in values.values():
         print("  –: does not exist, because a class has no ground truth in these videos (an official mean is then NaN)")
     if given.output:
-        write_json(Path(given.output), results)
+        write_atomically(Path(given.output), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
         print(f"With every class in {given.output}")
 
 

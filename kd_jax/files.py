@@ -19,6 +19,11 @@ import numpy as np
 
 LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
 MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
+CHECKSUM = "sha256"  # field of a JSON file: checksum of its other fields
+
+
+class DamagedFileError(ValueError):
+    """A file of kd_jax is missing or not what was written; the message is one sentence that ends with a remedy."""
 
 
 def is_address(path: str | os.PathLike) -> bool:
@@ -107,11 +112,33 @@ def make_folder(path: Path, option: str) -> None:
         raise OSError(f"--{option}={path} cannot be made ({error.strerror}); choose another folder") from None
 
 
-def read_json(path: Path) -> dict | None:
-    """Reads a JSON file; returns None if it does not exist."""
-    return json.loads(path.read_text()) if path.exists() else None
+def read_json(path: Path, remedy: str = "restore it from a copy") -> dict | None:
+    """Reads a JSON file that `write_json` wrote; returns None if it does not exist.
+
+    Files of older versions have no checksum and are read without it. Raises DamagedFileError if the file is no JSON
+    object or not what was written; OSError if it cannot be opened.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes().decode())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        checksum = _checksum(content)
+        if content.pop(CHECKSUM, checksum) != checksum:
+            raise ValueError(f"its content does not fit its field {CHECKSUM}")
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); {remedy}") from None
+    return content
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON, the whole file or nothing."""
+def write_json(path: Path, content: Mapping) -> None:
+    """Writes JSON with a checksum, the whole file or nothing."""
+    content = {**content, CHECKSUM: _checksum(content)}
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _checksum(content: Mapping) -> str:
+    """The SHA-256 of JSON content without its checksum; the order of fields counts, white space does not."""
+    text = json.dumps({name: value for name, value in content.items() if name != CHECKSUM})
+    return hashlib.sha256(text.encode()).hexdigest()

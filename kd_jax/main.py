@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as schema
 from kd_jax import runtime
 from kd_jax.command_line import Parser, any_path, disk_path
+from kd_jax.files import DamagedFileError
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 from kd_jax.training.table import markdown
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
     try:
         results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
-    except FloatingPointError as error:
+    except (FloatingPointError, DamagedFileError) as error:
         sys.exit(f"kd_jax.main: {error}")
     except Exception as error:
         if given.coordinator is None:

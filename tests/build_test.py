@@ -27,6 +27,7 @@ from kd_jax.data.checks import (
     DataError,
     Findings,
 )
+from kd_jax.files import read_json, write_json
 from kd_jax.segments import labels_from_segments
 
 ROOT = Path(__file__).parents[1]
@@ -108,9 +109,9 @@ def test_records_hold_how_features_were_made_and_nothing_else_changes(tree):
     assert records.read_fingerprint(tree.root / "out") == before and report["handled"] == {}
 
     path = tree.root / "out" / records.INFO_FILE
-    content = json.loads(path.read_text())
+    content = read_json(path)
     del content["info"]["extraction"]  # as in records from before this field existed
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     assert records.read_info(tree.root / "out").extraction == {}
     assert records.read_fingerprint(tree.root / "out") == before
 

@@ -620,7 +620,7 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     found, same = (
         [
             (d["class"], d["start"], d["end"])
-            for d in read_json(tmp_path / out / "detections.json")
+            for d in json.loads((tmp_path / out / "detections.json").read_text())
             if d["video"] == "figure_002"
         ]
         for out in ("out", "same")

@@ -19,6 +19,7 @@ from kd_jax.data.feature_files import check_file, check_folders
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.feature_tables import as_table, open_array
 from kd_jax.data.precision import Statistics
+from kd_jax.files import read_json, write_json
 from kd_jax.predict import read_features, read_inputs
 from kd_jax.training.checkpoints import TrainedRun
 from kd_jax.training.run import fit_standardization
@@ -384,9 +385,9 @@ def test_records_without_the_field_are_float16(tmp_path):
     each(lambda v: f"{v}.npy")(tmp_path / "f")
     build(tmp_path, "f")
     before, path = records.read_fingerprint(tmp_path / "out"), tmp_path / "out" / records.INFO_FILE
-    content = json.loads(path.read_text())
+    content = read_json(path)
     assert content["info"].pop("dtypes") == {}
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     assert records.read_info(tmp_path / "out").dtype("rgb") == np.float16
     assert records.read_fingerprint(tmp_path / "out") == before
     assert records.read(tmp_path / "out", "test")[0].features["rgb"].dtype == np.float16

@@ -1,7 +1,6 @@
 """Finished experiments, opened from their workdir and records, and the command that makes their figures."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ from kd_jax import analyse
 from kd_jax import config as schema
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.data import records, synthetic
+from kd_jax.files import read_json, write_json
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 
@@ -66,8 +66,8 @@ def test_records_may_have_moved_but_must_be_the_same(workdir, tmp_path):
     moved, folder = tmp_path / "moved", tmp_path / "workdir"
     shutil.copytree(workdir, folder)
     shutil.copytree(workdir.parent / "records", moved)
-    results = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({**results, "data_dir": str(tmp_path / "gone")}))
+    results = read_json(folder / "results.json")
+    write_json(folder / "results.json", {**results, "data_dir": str(tmp_path / "gone")})
     with pytest.raises(FileNotFoundError, match="gone.*--data_dir=DIR"):
         open_experiment(folder)
     assert open_experiment(folder, str(moved)).source.info == open_experiment(workdir).source.info

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from kd_jax.data import base, records
+from kd_jax.files import read_json, write_json
+from tests.fuzz_test import damage
 
 ROOT = Path(__file__).parents[1]
 INFO = base.Info("mine", ("a", "b", "ü"), "dense", {"rgb": 4, "flow": 3}, "seconds", 25.0, 0.5)
@@ -80,7 +83,7 @@ def test_everything_but_features_is_read_without_the_shard(stored):
             for name in records.TABLES:
                 np.testing.assert_array_equal(getattr(video, name), getattr(written, name))
                 assert getattr(video, name).shape == getattr(written, name).shape
-    with pytest.raises(ValueError, match="a shard of train is damaged"):
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged .* build the data set again"):
         np.asarray(read[1].features["rgb"])
 
 
@@ -99,7 +102,7 @@ def test_a_damaged_videos_file_is_detected(stored, damage):
 def test_records_of_an_older_version_are_refused(stored):
     directory, _ = stored
     path = directory / records.INFO_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    write_json(path, {**read_json(path), "format": 3})
     with pytest.raises(ValueError, match=r"has the format 3, this version reads 4; build them with"):
         records.read_info(directory)
 
@@ -223,7 +226,7 @@ def test_missing_records(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no kd_jax\.json there, only notes\.txt"):
         records.read(tmp_path, "train")
     (tmp_path / records.INFO_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"kd_jax\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"kd_jax\.json is damaged .*; build them with"):
         records.read_info(tmp_path)
 
 
@@ -244,7 +247,7 @@ def test_damage_is_detected(stored):
         records.read(directory, "train")
     place = content.index(b"flow") + 40  # inside the features of a video
     shard.write_bytes(content[:place] + bytes(b ^ 1 for b in content[place : place + 4]) + content[place + 4 :])
-    with pytest.raises(ValueError, match="a shard of train is damaged"):
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged .* build the data set again"):
         records.read(directory, "train")
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="mine-train.* is missing: the data set is incomplete"):
@@ -298,3 +301,29 @@ def test_videos_for_validation_are_read_back_and_counted_apart(twelve_videos, tm
     np.testing.assert_array_equal(first[2].features["rgb"], videos["train"][5].features["rgb"])
     assert records.read_fingerprint(tmp_path / "named") != records.read_fingerprint(twelve_videos)
     assert "validation" not in (twelve_videos / records.VIDEOS_FILE).read_text()  # as in older records
+
+
+def content_of(directory):
+    videos = [v for split in base.SPLITS for v in records.read(directory, split)]
+    arrays = [{m: features.tobytes() for m, features in video.features.items()} for video in videos]
+    known = [(v.id, v.duration, v.segments.tolist(), v.written.tolist(), v.known_grid) for v in videos]
+    return records.read_info(directory), records.read_fingerprint(directory), known, arrays
+
+
+def test_damaged_records_are_the_same_data_set_or_the_file_is_named(stored):
+    directory, _ = stored
+    written, rng = content_of(directory), random.Random(0)
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        changes = [b"", None, content[: len(content) // 2]]
+        changes += [damage(content, rng) for _ in range(400 if path.name == records.INFO_FILE else 30)]
+        if path.name == records.INFO_FILE:
+            fields = json.loads(content)
+            changes += [json.dumps({k: v for k, v in fields.items() if k != name}).encode() for name in fields]
+        for changed in changes:
+            path.unlink() if changed is None else path.write_bytes(changed)
+            try:
+                assert content_of(directory) == written
+            except (ValueError, FileNotFoundError) as error:
+                assert path.name in str(error) and "\n" not in str(error), (error, changed)
+            path.write_bytes(content)

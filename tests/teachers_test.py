@@ -163,7 +163,7 @@ def test_a_folder_of_features_with_the_config_of_another_model_is_not_a_run(work
     write_json(folder / "config.json", {"model_type": "another"})
     prepare(config, workdir)
     (folder / "config.json").write_text('{"model_type":')
-    with pytest.raises(ValueError, match=r"teachers\.features: .*config\.json cannot be read as JSON"):
+    with pytest.raises(ValueError, match=r"teachers\.features: .*config\.json is damaged .*copy all"):
         prepare(config, workdir)
 
 
@@ -232,7 +232,7 @@ def test_a_run_of_other_records_is_refused(workdir, tmp_path, changes, message):
     with pytest.raises(ValueError, match="has lost its folder checkpoints"):
         prepare(config, workdir)
     (folder / "results.json").write_text('{"best_epoch": 1, "te')
-    with pytest.raises(ValueError, match=r"teachers\.elsewhere: .*results\.json cannot be read as JSON .*copy all"):
+    with pytest.raises(ValueError, match=r"teachers\.elsewhere: .*results\.json is damaged .*copy all"):
         prepare(config, workdir)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):

@@ -6,7 +6,6 @@ run = experiment.runs["augmented_rgb"][0]                      # the first seed
 experiment.outputs(run)["test_003"].features                   # [T, H]
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,10 +14,14 @@ from etils import epath
 
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import Source, open_source
-from kd_jax.files import read_arrays, read_json
+from kd_jax.files import read_json
 from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.training.checkpoints import load_run
+from kd_jax.training.logs import read_log
+from kd_jax.training.scores import read_predictions
 from kd_jax.types import Outputs
+
+_REMEDY = "run its experiment again, which repairs it or reports what it needs"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ class FinishedExperiment:
     def logits(self, name: str, index: int, split: str = "test") -> dict[str, np.ndarray]:
         """Returns {video: `[T, C]`} of a run or a fusion, for the seed `seeds[index]`."""
         members = self.row(name).get("members") or [name]
-        files = [self.runs[member][index].directory / f"predictions_{split}.npz" for member in members]
-        return fuse([read_arrays(file) for file in files])
+        return fuse([read_predictions(self.runs[member][index].directory, split) for member in members])
 
     def outputs(self, run: FinishedRun, split: str = "test") -> dict[str, Outputs]:
         """Computes {video: Outputs}, `[T, H]` features and `[T, C]` logits, with the parameters of the best epoch."""
@@ -75,7 +77,7 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
     not those that the experiment was trained on.
     """
     workdir = epath.Path(workdir)
-    results = read_json(workdir / "results.json")
+    results = read_json(workdir / "results.json", _REMEDY)
     if results is None or "rows" not in results:
         remedy = "run its experiment to the end, or give another workdir, e.g. workdir/demo"
         raise FileNotFoundError(f"{workdir} holds no finished experiment (without its results.json); {remedy}")
@@ -91,14 +93,12 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
 def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> FinishedRun:
     folder = workdir / row.get("chosen", row["run"])
     folder = folder if seed == first_seed else folder / f"seed_{seed}"
-    config, results = read_json(folder / "config.json"), read_json(folder / "results.json")
+    config, results = (read_json(folder / name, _REMEDY) for name in ("config.json", "results.json"))
     if config is None or results is None:
         raise FileNotFoundError(
             f"the run {folder} is gone or has not finished; run its experiment again to complete it"
         )
-    path = folder / "metrics.jsonl"
-    epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return FinishedRun(row["run"], seed, folder, config, results, epochs)
+    return FinishedRun(row["run"], seed, folder, config, results, read_log(folder / "metrics.jsonl"))
 
 
 def _open_source(workdir: epath.Path, results: Mapping, runs: list[FinishedRun], data_dir: str | None) -> Source:

@@ -259,7 +259,7 @@ class Timing:
 
 def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
     """Returns how a file was cut by the files next to it, a manifest or time stamps."""
-    manifest, stamps = _manifest(path.with_suffix(".json")), path.with_name(f"{video}{TIME_STAMPS}.npy")
+    manifest, stamps = _manifest(path, findings), path.with_name(f"{video}{TIME_STAMPS}.npy")
     if manifest:
         length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
         if 0 < length < math.inf and 0 < fps < math.inf:
@@ -438,7 +438,7 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
     made = {}
     for folder in folders:
         paths = [path for video in videos for of, path in video.files if of == folder]
-        manifests = {path: manifest for path in paths if (manifest := _manifest(path.with_suffix(".json")))}
+        manifests = {path: manifest for path in paths if (manifest := _manifest(path, Findings()))}
         if len(folder.modalities) > 1 or not manifests:
             continue
         if without := [path for path in paths if path not in manifests]:
@@ -456,9 +456,11 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
     return made
 
 
-def _manifest(path: Path) -> dict | None:
+def _manifest(path: Path, findings: Findings) -> dict | None:
+    """Reads the manifest of a feature file; one that is damaged is a problem, and other JSON is none."""
     try:
-        content = read_json(path)
-    except (ValueError, OSError):
+        content = read_json(path.with_suffix(".json"), "extract the features again, or delete it if it is no manifest")
+    except (ValueError, OSError) as error:
+        findings.problem("unreadable manifest", str(error))
         return None
     return content if is_manifest(content) else None

@@ -26,11 +26,14 @@ from typing import TypeVar
 import numpy as np
 
 from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_dtype
+from kd_jax.data.checks import short
 from kd_jax.data.staging import staged
+from kd_jax.files import read_json, sha256, write_json
 from kd_jax.segments import Grid
 
 INFO_FILE = "kd_jax.json"  # Info and the size of every shard; written last
 VIDEOS_FILE = "videos.jsonl"  # one line per video: everything but the features, and checksums
+TFDS_FILES = ("dataset_info.json", "features.json")  # what TFDS needs to read the folder
 REPORT_FILE = "report.json"
 SHARD_BYTES = 256 * 2**20  # the most that the features of a shard take, unless a single video takes more
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one video is one chunk: random access by video
@@ -179,8 +182,9 @@ def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], repo
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [json.dumps({"split": split, **video}, ensure_ascii=False) + "\n" for split, video in entries]
     (folder / VIDEOS_FILE).write_text("".join(lines), encoding="utf-8")
-    content = {"format": FORMAT, "info": dataclasses.asdict(info), "splits": stored}
-    (folder / INFO_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    checked = {name: sha256(folder / name) for name in (VIDEOS_FILE, *TFDS_FILES)}
+    content = {"format": FORMAT, "info": dataclasses.asdict(info), "splits": stored, "files": checked}
+    write_json(folder / INFO_FILE, content)
 
 
 def _check_ids(ids: Sequence[str]) -> None:
@@ -255,23 +259,24 @@ def _read_content(directory: str | os.PathLike) -> tuple[Info, dict[str, dict]]:
         listing = ", ".join(names[:5]) + (f" … and {len(names) - 5} more" if len(names) > 5 else "")
         found = f"no {INFO_FILE} there, only {listing or 'nothing'}"
         raise FileNotFoundError(f"no records in {directory}: {found}; {remedy}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["format"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {remedy}") from None
-    if version != FORMAT:
+    content = read_json(path, remedy) or {}
+    if (version := content.get("format")) != FORMAT:
         raise ValueError(f"{path} has the format {version}, this version reads {FORMAT}; {remedy}")
     try:
         info = Info(**content["info"] | {"classes": tuple(content["info"]["classes"])})
         check_info(info)
-        splits = {
-            split: {"videos": int(of["videos"]), "shards": {name: int(size) for name, size in of["shards"].items()}}
-            for split, of in content["splits"].items()
-        }
+        for split, of in content["splits"].items():
+            counts = [of["videos"], *of["shards"].values()]
+            if split not in SPLITS or any(type(count) is not int or count < 0 for count in counts):
+                raise ValueError(f"the split {split!r} has {short(of)}")
+        changed = [name for name, digest in content.get("files", {}).items() if sha256(directory / name) != digest]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from None
-    return info, splits
+    except OSError as error:
+        raise ValueError(f"{error.filename} is damaged ({error.strerror}); build the data set again") from None
+    if changed:
+        raise ValueError(f"{directory / changed[0]} is damaged (it is not what was written); build the data set again")
+    return info, content["splits"]
 
 
 def _read_entries(directory: str | os.PathLike) -> dict[str, list[dict]]:
@@ -364,30 +369,32 @@ def _to_video(entry: Mapping, features: Mapping[str, Features]) -> Video:
     return Video(entry["id"], features, duration=duration, known_grid=grid, validation=validation, **tables)
 
 
+@contextlib.contextmanager
+def _named_damage(path: os.PathLike) -> Iterator[None]:
+    """Turns every exception of the libraries that read a file into a ValueError with its name and the remedy."""
+    try:
+        yield
+    except Exception as error:  # array_record and TFDS document no exception types
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{path} is damaged ({cause}); build the data set again, or copy this file again") from error
+
+
 class _Records:
     """The records of a split, read in any order and by any number of threads."""
 
     def __init__(self, directory: str | os.PathLike, split: str, info: Info):
         import tensorflow_datasets as tfds
 
-        self._directory, self._split, self._info = directory, split, info
-        with self._named_damage():
-            self._source = tfds.builder_from_directory(os.path.abspath(directory)).as_data_source(
-                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-
-    @contextlib.contextmanager
-    def _named_damage(self) -> Iterator[None]:
-        """Turns every exception of the libraries into a ValueError that names the data set and the remedy."""
-        try:
-            yield
-        except Exception as error:  # array_record and TFDS document no exception types
-            what = f"a shard of {self._split} is damaged ({type(error).__name__}: {str(error)[:200]})"
-            raise ValueError(f"{self._directory}: {what}; build it again") from error
+        self._info = info
+        with _named_damage(Path(directory) / TFDS_FILES[0]):
+            builder = tfds.builder_from_directory(os.path.abspath(directory))
+            self._shards = builder.info.splits[split]
+            self._ends = np.cumsum(self._shards.shard_lengths)
+            self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def features(self, index: int, entry: Mapping, modalities: Sequence[str]) -> Mapping[str, Features]:
         """Reads features of a video and checks them against its entry in VIDEOS_FILE."""
-        with self._named_damage():
+        with _named_damage(self._shards.filepaths[int(np.searchsorted(self._ends, index, side="right"))]):
             record = _features(self._info, modalities).deserialize_example_np(self._source[index])
             known = {name: record[name] for name in TABLES} | {"duration": float(record["duration"])}
             known |= {"id": record["id"].decode(), "features": record["features"]}

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from tqdm import tqdm
 
@@ -38,15 +40,40 @@ def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
     return record
 
 
+def read_log(path: epath.Path) -> list[dict]:
+    """Reads the entries of a metrics.jsonl, one an epoch, without lines that are damaged; [] without the file."""
+    lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    entries = {entry["epoch"]: entry for entry in map(_read_entry, lines) if entry}
+    if len(entries) < len(lines):
+        logging.warning("%s: %d of %d lines are damaged and left out", path, len(lines) - len(entries), len(lines))
+    return [entries[epoch] for epoch in sorted(entries)]
+
+
+def _read_entry(line: str) -> dict | None:
+    """The entry of a line; None if it is damaged or holds a number that is not finite."""
+    try:
+        entry = json.loads(line)
+        whole = all(type(entry[key]) is int for key in ("epoch", "step"))
+        finite = all(value is None or math.isfinite(value) for value in entry.values())
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return entry if whole and finite else None
+
+
 class Log(contextlib.AbstractContextManager):
-    """metrics.jsonl and TensorBoard events, one entry an epoch. A resumed run drops the epochs that it repeats."""
+    """metrics.jsonl and TensorBoard events, one entry an epoch. A resumed run drops the epochs that it repeats.
+
+    Entries of earlier epochs that are gone or unreadable are reported; training does not need them.
+    """
 
     def __init__(self, directory: epath.Path, after_epoch: int):
         from tensorboardX import SummaryWriter  # imported late: it imports torch where torch is installed
 
         self._path = directory / "metrics.jsonl"
-        entries = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-        self._entries = [entry for entry in entries if entry["epoch"] <= after_epoch]
+        self._entries = [entry for entry in read_log(self._path) if entry["epoch"] <= after_epoch]
+        if lost := after_epoch - len(self._entries):
+            message = "%s: the entries of %d of %d epochs are lost; training continues without them"
+            logging.warning(message, self._path, lost, after_epoch)
         step = self._entries[-1]["step"] if self._entries else 0
         self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard drops later entries
 

@@ -376,9 +376,15 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
     if directory.is_dir() and all(file.startswith(".") for _, _, files in directory.walk() for file in files):
         return  # killed before its config.json was written
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
-    manifests = [read_json(folder / "config.json") for folder in folders]
+    manifests = [_read_manifest(folder) for folder in folders]
     is_own = any(isinstance(found, dict) and found.get("run") == name for found in manifests)
     _require(is_own, f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
+
+
+def _read_manifest(directory: epath.Path) -> dict | None:
+    """Reads the config.json of a run; None without one."""
+    remedy = f"restore it from a copy, or delete {directory} to train this run anew"
+    return read_json(directory / "config.json", remedy)
 
 
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
@@ -387,8 +393,11 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     How features were made and stored is not a setting: the fingerprint of the data set covers their values and times.
     A field that did not exist when the run was trained had the value that is its default now.
     """
-    found, defaults = read_json(directory / "config.json"), get_config()
+    found, defaults = _read_manifest(directory), get_config()
     if found is None:
+        kept = [name for name in ("results.json", "checkpoints") if (directory / name).exists()]
+        missing = f"{directory / 'config.json'} is missing, which says how its {' and '.join(kept)} were made"
+        _require(not kept, f"{missing}; restore it from a copy, or delete {directory} to train this run anew")
         return
     for section in ("dataset", "model", "training"):
         known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}

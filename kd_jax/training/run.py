@@ -6,7 +6,6 @@ trained), checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch
 """
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -27,13 +26,13 @@ from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, make_examples
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
-from kd_jax.files import read_json, write_arrays, write_json
+from kd_jax.files import DamagedFileError, read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training.checkpoints import Checkpoints, load_run, new_best, saved_epochs
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, runs_at_once
-from kd_jax.training.scores import VALIDATION, scoring_of, write_results
+from kd_jax.training.scores import VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.state import TrainState, create_train_state, model_params
 from kd_jax.training.step import Program, Settings
 from kd_jax.training.teachers import Teacher, attach_teachers
@@ -77,7 +76,7 @@ def train_runs(
     """
     scoring, waiting = scoring_of(config), []
     for run in runs:
-        results = read_json(run.directory / "results.json")
+        results = read_results(run.directory)
         if results is None:
             waiting.append(run)
             continue
@@ -93,7 +92,15 @@ def train_runs(
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
-    return [json.loads((run.directory / "results.json").read_text()) for run in runs]
+    return [_results(run) for run in runs]
+
+
+def _results(run: Run) -> dict:
+    """The content of results.json of a run that has just been finished."""
+    results = read_json(path := run.directory / "results.json", remedy := "the same command continues")
+    if results is None:
+        raise DamagedFileError(f"{path} has been deleted; {remedy}")
+    return results
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from absl import logging
 from etils import epath
 
 from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring, score_split
-from kd_jax.files import read_arrays, write_json
+from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse
 
 VALIDATION = Scoring(("frame_map",))  # how validation videos are scored to choose the best epoch
@@ -28,9 +30,32 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
     scores = {}
     for split, how in {"validation": VALIDATION, "test": scoring}.items():
         if videos := source.scored_videos(split):
-            logits = fuse([read_arrays(directory / f"predictions_{split}.npz") for directory in directories])
+            logits = fuse([read_predictions(directory, split) for directory in directories])
             scores[split] = score_split(logits, videos, source.info, how)
     return scores
+
+
+def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]:
+    """Reads {video: logits `[T, C]`} of a finished run; raises DamagedFileError if they cannot be read."""
+    path = directory / f"predictions_{split}.npz"
+    try:
+        return read_arrays(path)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing; run its experiment again, which predicts again") from None
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); run its experiment again, which predicts again") from None
+
+
+def read_results(directory: epath.Path) -> dict | None:
+    """Reads the results.json of a run; None if it has not finished, or if its predictions or results are damaged."""
+    try:
+        results = read_json(directory / "results.json", "it is written again")
+        for split in ("validation", "test") if results else ():
+            read_predictions(directory, split)
+    except DamagedFileError as error:
+        logging.warning("%s", error)
+        return None
+    return results
 
 
 def write_results(directory: epath.Path, best_epoch: int, source: Source, scoring: Scoring) -> dict:

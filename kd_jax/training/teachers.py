@@ -61,8 +61,8 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         tables = [np.asarray(load_file(files[example.id]), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_run(folder)
-    results = json.loads((folder / "results.json").read_text())
-    logging.info("teacher %s: %s", teacher.config["run"], summary(results))
+    if results := _read(folder / "results.json"):
+        logging.info("teacher %s: %s", teacher.config["run"], summary(results))
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
@@ -81,14 +81,11 @@ def given_run(folder: epath.Path) -> dict | None:
     """The content of a run's config.json, None for a folder without; ValueError if config.json cannot be read."""
     config = _read(folder / "config.json") if folder.is_dir() else None
     own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
-    return config if isinstance(config, dict) and own <= config.keys() else None
+    return config if config and own <= config.keys() else None
 
 
 def _read(path: epath.Path) -> dict | None:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}); copy all of {path.parent} again") from None
+    return read_json(path, f"copy all of {path.parent} again")
 
 
 def fingerprint(folder: epath.Path) -> str:
