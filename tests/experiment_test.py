@@ -215,7 +215,7 @@ def test_folders_contain_what_the_readme_lists(finished):
         files = {p.name for p in (workdir / name).iterdir()}
         assert {"config.json", "metrics.jsonl", "checkpoints", "results.json", "predictions_test.npz"} <= files
         assert any(f.startswith("events.out.tfevents") for f in files)
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert read_json(workdir / "results.json") == results
     assert (workdir / "results.md").read_text() == markdown(results)
     lines = [json.loads(line) for line in (workdir / "augmented_rgb" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
