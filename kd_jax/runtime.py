@@ -23,6 +23,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 
 from kd_jax import __version__
+from kd_jax.files import is_address
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -49,10 +50,43 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     _show_own_messages()
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
     named = jax.config.values.get("jax_compilation_cache_dir")  # by JAX_COMPILATION_CACHE_DIR
-    if folder := os.path.expanduser(named) if named else _cache_folder():
-        _set_option("jax_compilation_cache_dir", str(folder))
+    folder = _named_folder(os.path.expanduser(named)) if named else _cache_folder()
+    _set_option("jax_compilation_cache_dir", folder and str(folder))
+    if folder:
+        _open_cache()
+
+
+def _open_cache() -> None:
+    """Has JAX check what it reads from the cache, and sets the options that the user has not set."""
+    try:
+        from kd_jax import checked_cache
+    except ImportError:  # it replaces private names of JAX
+        remedy = "every start compiles anew; pip install -U kd_jax"
+        reason = f"JAX {jax.__version__} is too new to check them"
+        logging.warning("compiled programs are not kept, because %s; %s", reason, remedy)
+        _set_option("jax_enable_compilation_cache", False)
+        return
+    checked_cache.install()
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # small programs are a quarter of a start
         _set_option("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES" not in os.environ:  # XLA's own files of autotuning have no checksum
+        _set_option("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def _named_folder(folder: str) -> str | None:
+    """Makes a folder that the user named, private if it is new; returns None, with a message, if that fails."""
+    if is_address(folder):
+        return folder
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"JAX_COMPILATION_CACHE_DIR={folder} cannot be made ({error.strerror})"
+        logging.warning("compiled programs are not kept, because %s; every start compiles anew", reason)
+        return None
+    if Path(folder).stat().st_mode & 0o002:
+        reason = f"every user can write JAX_COMPILATION_CACHE_DIR={folder} and so run code in this program"
+        logging.warning("%s; chmod o-w %s", reason, folder)
+    return folder
 
 
 def _cache_folder() -> Path | None:
@@ -72,14 +106,26 @@ def _cache_folder() -> Path | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Makes a folder unless it exists; returns whether this user owns it and can write there."""
+    """Makes a folder that only this user can enter; returns False if it is another user's or cannot be written.
+
+    Who can write the folder can run code as its user, so an open one is closed, with a message.
+    """
     if not folder.is_absolute():  # ~ of an unknown home folder
         return False
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid()
+        mode = folder.stat().st_mode & 0o777
+        if not os.access(folder, os.W_OK) or {folder.stat().st_uid, folder.lstat().st_uid} != {os.getuid()}:
+            return False
+        if mode & 0o077:
+            folder.chmod(0o700)
     except OSError:
         return False
+    if mode & 0o022:
+        logging.warning(
+            "other users could write %s (mode %o), now closed; delete it if you do not trust them", folder, mode
+        )
+    return True
 
 
 def num_processors(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

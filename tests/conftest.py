@@ -71,7 +71,10 @@ def pytest_configure():
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     import jax
 
+    from kd_jax import checked_cache
+
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    checked_cache.install()
 
 
 def pytest_unconfigure():

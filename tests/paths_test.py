@@ -8,8 +8,11 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import jax
 import pytest
+from jax._src import compilation_cache
 
+import kd_jax
 from data_prep import build, convert_weights, extract, stickfigures
 from kd_jax import __main__, analyse, main, predict, report, runtime
 from kd_jax.data.source import open_source
@@ -125,3 +128,72 @@ def test_a_cache_that_the_user_names_may_be_in_the_home_folder(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": "~/programs"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(tmp_path / "programs")
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o700, False), (0o755, False), (0o775, True), (0o777, True)])
+def test_an_open_folder_of_programs_is_closed(tmp_path, monkeypatch, caplog, mode, said):
+    """Who can write a compiled program can run code as the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "kd_jax"
+    folder.mkdir()
+    folder.chmod(mode)
+    assert runtime._cache_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    assert (f"other users could write {folder} (mode {mode:o})" in caplog.text) == said
+    assert len(caplog.records) == said
+
+
+def test_a_link_of_another_user_is_no_private_folder(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert runtime._is_private(tmp_path / "link")
+    with mock.patch.object(Path, "lstat", return_value=mock.Mock(st_uid=os.getuid() + 1)):
+        assert not runtime._is_private(tmp_path / "link")
+
+
+def test_a_named_folder_of_programs(tmp_path, caplog):
+    assert runtime._named_folder("gs://bucket/programs") == "gs://bucket/programs"
+    folder = tmp_path / "new" / "programs"
+    assert runtime._named_folder(str(folder)) == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o775)  # shared by a group
+    assert runtime._named_folder(str(folder)) == str(folder) and folder.stat().st_mode & 0o777 == 0o775
+    assert not caplog.records
+    folder.chmod(0o777)
+    assert runtime._named_folder(str(folder)) == str(folder)
+    assert f"every user can write JAX_COMPILATION_CACHE_DIR={folder}" in caplog.records[0].message
+    (tmp_path / "file").touch()
+    assert runtime._named_folder(f"{tmp_path}/file/programs") is None
+    assert f"JAX_COMPILATION_CACHE_DIR={tmp_path}/file/programs cannot be made (Not a dir" in caplog.records[1].message
+
+
+def test_a_start_survives_damaged_programs(tmp_path):
+    """The first start writes the programs, the second one finds them damaged, and the third one finds them replaced."""
+    lines = ["import jax, jax.numpy as jnp", "from kd_jax import runtime", "runtime.start()"]
+    lines += ["print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.arange(12.0)))"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+
+    def start():
+        command = [sys.executable, "-c", "\n".join(lines)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    first = start()
+    paths = sorted(tmp_path.iterdir())
+    assert paths and all(path.name.endswith("-sha256-cache") for path in paths)
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    second, third = start(), start()
+    assert first.stdout == second.stdout == third.stdout
+    assert first.stderr == third.stderr == ""
+    assert second.stderr.count("\n") == 1 and "is damaged; it and others like it are deleted" in second.stderr
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_a_jax_whose_programs_cannot_be_checked_keeps_none(monkeypatch, caplog):
+    monkeypatch.delattr(compilation_cache, "LRUCache")
+    monkeypatch.delattr(kd_jax, "checked_cache", raising=False)
+    monkeypatch.delitem(sys.modules, "kd_jax.checked_cache", raising=False)
+    with mock.patch.object(runtime, "_set_option") as set_option:
+        runtime._open_cache()
+    assert set_option.mock_calls == [mock.call("jax_enable_compilation_cache", False)]
+    assert f"JAX {jax.__version__} is too new to check them; every start compiles anew" in caplog.text
