@@ -188,7 +188,9 @@ def test_a_run_that_diverges_is_named_and_stops_no_other(tmp_path, one_by_one):
     sound, config = one_by_one[0], ablation(checkpoint_every=1)
     shutil.copytree(sound / "flow_teacher", tmp_path / "flow_teacher")
     config.runs.both.learning_rate = 1e30
-    with pytest.raises(FloatingPointError, match="both, seed 0: training diverged in epoch .*; both, seed 1: training"):
+    with pytest.raises(
+        FloatingPointError, match="both, seed 0: training diverged in epoch 1, step .*; both, seed 1: training"
+    ):
         perform(config, tmp_path)
     assert not (tmp_path / "both" / "results.json").exists()
     for name in ("atomic", "slower"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -14,7 +15,8 @@ from kd_jax.data import records, synthetic
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import open_source
 from kd_jax.files import read_json, write_json
-from kd_jax.training import experiment
+from kd_jax.training import checkpoints, experiment
+from kd_jax.training import teachers as teachers_module
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.plan import prepare
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
@@ -271,3 +273,36 @@ def test_terms_that_do_not_fit_the_teacher_are_refused_before_training(workdir, 
     config.fusions.ensemble = ("flow", "wide")
     with pytest.raises(ValueError, match="differ in `hidden`"):
         prepare(config, workdir)
+
+
+def test_a_given_run_with_parameters_that_are_not_finite_is_refused_before_training(workdir, tmp_path):
+    folder = workdir / "flow"
+    variables = load_run(folder).variables
+    variables["params"]["head"]["bias"][0] = np.nan
+    with checkpoints.Checkpoints(folder) as keeper:
+        keeper.save(9, {"step": jnp.zeros(())}, checkpoints.new_best(variables.pop("params"), variables))
+    config = make_config(student=student("given"))
+    config.teachers.given = str(folder)
+    with pytest.raises(ValueError, match=r"teachers.given: .*flow has values that are not finite in .*head.*bias"):
+        prepare(config, tmp_path / "new")
+
+
+def test_teacher_features_beyond_float32_are_refused(finished, tmp_path):
+    source = source_of(finished)
+    folder = write_features(tmp_path / "features", source)
+    (video, *_) = source.videos("train", [])
+    np.save(folder / f"{video.id}.npy", np.full((video.num_snippets, 8), 1e300))
+    config = make_config(student=student("given"))
+    config.teachers.given = str(folder)
+    with pytest.raises(ValueError, match=f"{video.id}.npy holds values up to 1e.300, but float32 ends at"):
+        prepare(config, tmp_path / "new")
+
+
+def test_outputs_of_a_teacher_that_are_not_finite_name_the_video(finished, monkeypatch):
+    source = source_of(finished)
+    examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
+    examples[1].features[2] = np.inf
+    monkeypatch.setattr(teachers_module, "make_examples", lambda *_: examples)
+    teacher = Teacher("flow", (finished / "vanilla_rgb",))
+    with pytest.raises(FloatingPointError, match=f"teacher .*vanilla_rgb for video '{examples[1].id}' are not finite"):
+        attach_teachers(examples, [teacher], source, batch_size=2, num_buckets=1)

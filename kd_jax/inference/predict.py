@@ -98,7 +98,7 @@ class SplitPredictor:
         self._model, self._forward = model, forward
 
     def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict[str, np.ndarray]]:
-        """`variables` `[P, …]` → P times {video: logits `[T, C]`}."""
+        """`variables` `[P, …]` → P times {video: logits `[T, C]`}; FloatingPointError if one is not finite."""
         count = len(jax.tree.leaves(variables)[0])
         if count == 1:
             variables = jax.tree.map(lambda x: x[0], variables)
@@ -106,4 +106,7 @@ class SplitPredictor:
         outputs = run_detector(self._model, variables, self._examples, **self._forward, **options)
         pairs = zip(self._examples, outputs, strict=True)
         tables = {example.id: out.logits.reshape(count, *out.logits.shape[-2:]) for example, out in pairs}
+        if damaged := [video for video, table in tables.items() if not np.isfinite(table).all()]:
+            remedy = "look for values in its features that are not finite, or too large"
+            raise FloatingPointError(f"the logits of video {damaged[0]!r} are not finite; {remedy}")
         return [{video: table[i] for video, table in tables.items()} for i in range(count)]

@@ -97,7 +97,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run: its model, with the parameters of its best epoch.
 
     Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
-    FILTERS or its checkpoint cannot be read.
+    FILTERS, its checkpoint cannot be read or holds a value that is not finite.
     """
     directory = epath.Path(checked_path(directory))
     config = read_json(directory / "config.json")
@@ -124,7 +124,14 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
         raise ValueError(f"the checkpoint of the run {directory} cannot be read ({reason}); {remedy}") from error
     finally:
         manager.close()
-    return TrainedRun(model, {"params": best["params"], **best["constants"]}, config)
+    variables = {"params": best["params"], **best["constants"]}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if not np.isfinite(leaf).all():
+            name, remedy = jax.tree_util.keystr(path), "copy all of the run again, or train it anew"
+            raise ValueError(
+                f"the checkpoint of the run {directory} has values that are not finite in {name}; {remedy}"
+            )
+    return TrainedRun(model, variables, config)
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:

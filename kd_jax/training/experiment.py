@@ -36,6 +36,8 @@ def perform(
       resume: False deletes the runs of the config first.
       profile: write a trace of a few steps into a folder `profile` of the first run of each program.
 
+    Raises FloatingPointError if a run diverged. Runs that do not need it are trained first.
+
     Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
     'gain', 'test'}], 'environment', …}. 'test' holds every measure of every protocol, also per class.
     """
@@ -46,11 +48,22 @@ def perform(
             (workdir / name).rmtree(missing_ok=True)  # `prepare` has checked that the folder is a run
     runtime.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
+    failures, untrained = list[str](), set[str]()
     for names in groups(config, order):
-        runs = [seeded_run(config, workdir, name, seed, source) for name in names for seed in seeds(config)]
-        finished = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
+        untrained |= {name for name in names if teaching_runs(config, name) & untrained}
+        if not (ready := [name for name in names if name not in untrained]):
+            continue
+        runs = [seeded_run(config, workdir, name, seed, source) for name in ready for seed in seeds(config)]
+        try:
+            finished = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
+        except FloatingPointError as error:
+            failures.append(str(error))
+            untrained |= {run.name for run in runs if not (run.directory / "results.json").exists()}
+            continue
         for run, result in zip(runs, finished, strict=True):
             scores[run.name].append(result)
+    if failures:
+        raise FloatingPointError(f"{'; '.join(failures)}; without results: {', '.join(sorted(untrained))}")
     for name, streams in config.fusions.items():
         for seed in seeds(config):
             directories = [run_directory(config, workdir, stream, seed) for stream in streams]

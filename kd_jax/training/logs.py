@@ -83,7 +83,9 @@ class Log(contextlib.AbstractContextManager):
     def write(self, epoch: int, step: int, record: Mapping[str, float]) -> None:
         self._entries.append({"epoch": epoch, "step": step, **record})
         # Rewrite the whole file: objects in a bucket cannot be appended to.
-        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+        write_atomically(
+            self._path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self._entries).encode()
+        )
         for key, value in record.items():
             self._events.add_scalar(key, value, step)
         self._events.flush()

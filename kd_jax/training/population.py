@@ -10,6 +10,7 @@ little from that: its runs train one after another, each as a population of one,
 import contextlib
 import ctypes
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -127,6 +128,12 @@ class Population:
         train = self._run_streamed if self._data is None else self._run_resident
         return train(number, report, max_steps)
 
+    def batch(self, run: int, epoch: int, step: int) -> tuple[list[Example], int]:
+        """The videos of one step of a run in an epoch, and the number of steps of the epoch."""
+        seed, videos = self._seeds[run], self._sets[int(self._set_of_run[run])]
+        batches = schedule_epoch(self._lengths, self._buckets, self._training.batch_size, seed=seed, epoch=epoch)
+        return [videos[i] for i in batches[step][1]], len(batches)
+
     def profile(self, directory: str, max_steps: int = 8) -> None:
         """Writes a trace of a few steps for TensorBoard or Perfetto; the states stay as they are."""
         kept = jax.tree.map(jnp.copy, self.states)
@@ -168,7 +175,8 @@ class Population:
                     state, metrics = compile_for(self._function, *arguments)(*arguments)
                 steps.append(metrics)
                 report(steps)
-                if len(steps) > AHEAD:  # every queued step holds its batch, so the queue stays short
-                    jax.block_until_ready(steps[-1 - AHEAD])
+                # Every queued step holds its batch, so the queue stays short: this waits for an earlier step.
+                if len(steps) > AHEAD and not math.isfinite(steps[-1 - AHEAD]["gradient_norm"]):
+                    break
         self.states = jax.tree.map(lambda x: x[None], state)
         return jax.tree.map(lambda *values: np.array(values)[:, None], *jax.device_get(steps))

@@ -28,6 +28,7 @@ from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
 from kd_jax.files import DamagedFileError, read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
+from kd_jax.training import divergence
 from kd_jax.training.checkpoints import Checkpoints, load_run, new_best, saved_epochs
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.plan import make_program
@@ -267,15 +268,33 @@ def _train_epoch(population: Population, epoch: int, runs: Sequence[Run], report
     seconds, records, diverged = time.perf_counter() - started, [], {}
     finite = jax.device_get(_params_are_finite(population.states.params))
     for i, run in enumerate(runs):
-        record = epoch_record(_own_metrics(metrics, run, i), seconds)
-        if not (math.isfinite(record["loss"]) and finite[i]):
-            values = ", ".join(f"{key} {value:.4g}" for key, value in record.items())
-            remedy = "lower training.learning_rate or the weight of the term that grew"
-            diverged[run] = f"{run.title}: training diverged in epoch {epoch} ({values}); {remedy}"
-        records.append(record)
+        own = _own_metrics(metrics, run, i)
+        step = divergence.first_bad_step(own)
+        if step is not None or not finite[i]:
+            diverged[run] = _describe_divergence(population, epoch, run, i, own, step)
+        else:
+            records.append(epoch_record(own, seconds))
     if diverged:
         raise _Diverged(diverged)
     return records
+
+
+def _describe_divergence(
+    population: Population, epoch: int, run: Run, i: int, metrics: Mapping[str, np.ndarray], step: int | None
+) -> str:
+    """One sentence on where run i stopped being finite; `step` is None if only its parameters did."""
+    causes: Sequence[str] = ()
+    what, at = "the parameters are not finite", len(metrics["loss"]) - 1 if step is None else step
+    if step is not None:
+        what, causes = divergence.blame(metrics, step, run.weights)
+    batch, num_steps = population.batch(i, epoch, at)
+    videos, kept = ", ".join(video.id for video in batch), saved_epochs(run.directory)
+    place = f"diverged in epoch {epoch}, step {at + 1} of {num_steps}"
+    checkpoint = f"the checkpoint of epoch {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+    lower = " or the weight of ".join(["training.learning_rate", *(f"{cause}" for cause in causes)])
+    remedy = "repair the data" if (damage := divergence.find_damage(batch)) else f"lower {lower}"
+    damage = f"; {damage}" if damage else ""
+    return f"{run.title}: training {place} ({what}), with the videos {videos}{damage}; {checkpoint}; {remedy}"
 
 
 def _validate(states: TrainState, predictor: SplitPredictor, runs: Sequence[Run], records: list[dict]) -> np.ndarray:

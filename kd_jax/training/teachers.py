@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from kd_jax.data.base import Info, Video, check_finite
+from kd_jax.data.base import Info, Video, to_dtype
 from kd_jax.data.batches import Example, attach_teacher, make_examples
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import check_file
@@ -66,7 +66,14 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
-    return run_detector(teacher.model, teacher.variables, own, progress="teacher", **forward)
+    outputs = run_detector(teacher.model, teacher.variables, own, progress="teacher", **forward)
+    finite = (all(np.isfinite(array).all() for array in jax.tree.leaves(of_video)) for of_video in outputs)
+    if damaged := [video.id for video, is_finite in zip(videos, finite, strict=True) if not is_finite]:
+        remedy = "look for values in its features that are not finite, or too large"
+        raise FloatingPointError(
+            f"the outputs of the teacher {folder} for video {damaged[0]!r} are not finite; {remedy}"
+        )
+    return outputs
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
@@ -145,14 +152,14 @@ def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     if not files:
         remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
         raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
-    findings: Findings = Findings()
+    findings, check = Findings(), functools.partial(to_dtype, dtype="float32")
     widths: dict[int, Path] = {}
     for video in videos:
         if video.id not in files:
             findings.problem("missing feature file", f"{folder / video.id}.npy")
         elif len(found := own.find(video.id)) > 1:
             findings.problem("two feature files", " and ".join(map(str, found)))
-        elif shape := check_file("teacher", files[video.id], findings, check=check_finite):
+        elif shape := check_file("teacher", files[video.id], findings, check=check):
             widths.setdefault(shape[1], files[video.id])
             if shape[0] != video.num_snippets:
                 findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")
