@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from kd_jax import config as schema
+from kd_jax.analysis.finished import open_experiment
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import open_source
@@ -25,6 +26,7 @@ from kd_jax.training import experiment, on_device, population
 from kd_jax.training import run as run_module
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.experiment import seeded_run
+from kd_jax.training.logs import Log, read_log
 from kd_jax.training.plan import check_config, make_manifest, prepare, training_order
 from kd_jax.training.run import train_runs
 from kd_jax.training.table import markdown, tabulate
@@ -648,3 +650,77 @@ def test_a_field_that_is_newer_than_a_run_has_its_default(finished, tmp_path):
     config.training.clip_norm = 1.0
     with pytest.raises(ValueError, match=r"other settings \(training.clip_norm: 0.0 there, 1.0 now"):
         prepare(config, tmp_path / "work")
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    config, workdir, results = finished
+    return config, shutil.copytree(workdir, tmp_path / "work"), results
+
+
+LOST = {"cut": lambda content: content[: len(content) // 2], "emptied": lambda content: b"", "deleted": lambda _: None}
+LOST["flipped"] = lambda content: content[:200] + bytes([content[200] ^ 4]) + content[201:]
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_lost_predictions_and_results_are_written_again(lost, copied, caplog):
+    config, workdir, results = copied
+    files = [workdir / "augmented_rgb" / name for name in ("predictions_test.npz", "results.json")]
+    whole, log = [path.read_bytes() for path in files], workdir / "augmented_rgb" / "metrics.jsonl"
+    entries = log.read_bytes()
+    for path, content in zip(files, whole, strict=True):
+        caplog.clear()
+        changed = LOST[lost](content)
+        path.unlink() if changed is None else path.write_bytes(changed)
+        if path.suffix == ".npz":
+            with pytest.raises(ValueError, match=r"test\.npz is (damaged|missing).*; run its experiment again"):
+                open_experiment(workdir).logits("augmented_rgb", 0)
+        assert perform(config, workdir)["rows"] == results["rows"]
+        assert [path.read_bytes() for path in files] == whole and log.read_bytes() == entries
+        named = f"{path} is {'missing' if changed is None else 'damaged'}"
+        assert (named in caplog.text) == (changed is not None or path.suffix == ".npz")
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_lost_config_is_named_before_training(lost, copied):
+    config, workdir, _ = copied
+    path = workdir / "augmented_rgb" / "config.json"
+    changed = LOST[lost](path.read_bytes())
+    path.unlink() if changed is None else path.write_bytes(changed)
+    message = r"config\.json is damaged \(.*restore it from a copy, or delete .*augmented_rgb to train this run anew"
+    with pytest.raises(ValueError, match="augmented_rgb is not a run" if changed is None else message):
+        prepare(config, workdir)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"augmented_rgb.*run its experiment again"):
+        open_experiment(workdir)
+
+
+def test_a_lost_config_of_another_seed_is_named(copied):
+    config, workdir, _ = copied
+    config.seeds = 2
+    shutil.copytree(workdir / "vanilla_rgb", workdir / "vanilla_rgb" / "seed_1")
+    (workdir / "vanilla_rgb" / "seed_1" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"seed_1/config\.json is missing, which says how its results\.json and check"):
+        prepare(config, workdir)
+
+
+@pytest.mark.parametrize(
+    "damage, lost",
+    [
+        (lambda lines: [*lines[:1], lines[1][:30]], 1),
+        (lambda lines: lines[1:], 1),
+        (lambda lines: None, 2),
+        (lambda lines: [lines[0].replace('"loss": ', '"loss": Infinity, "x": '), "[1]", "\0\0", '{"epoch": "1"}'], 2),
+    ],
+    ids=["cut", "shortened", "deleted", "no numbers"],
+)
+def test_a_damaged_log_is_reported_and_training_continues(damage, lost, copied, caplog):
+    _, workdir, _ = copied
+    path = workdir / "augmented_rgb" / "metrics.jsonl"
+    lines = damage(path.read_text().splitlines()[:2])
+    path.write_text("\n".join(lines)) if lines else path.unlink()
+    kept = [entry["epoch"] for entry in read_log(path)]
+    assert len(kept) == 2 - lost == len(open_experiment(workdir).runs["augmented_rgb"][0].epochs)
+    with Log(path.parent, after_epoch=2) as log:
+        log.write(3, 6, {"loss": 1.0})
+    assert f"metrics.jsonl: the entries of {lost} of 2 epochs are lost; training continues" in caplog.text
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [*kept, 3]

@@ -1,4 +1,6 @@
-"""Atomic writes of files."""
+"""Atomic writes of files, and what is reported about damaged ones."""
+
+import json
 
 import numpy as np
 import pytest
@@ -46,3 +48,36 @@ def test_addresses_and_paths_with_a_colon():
         assert files.is_address(path)
     for path in ("ablation:/x/mine.py", "C:/x", "./gs:/x", "a/b://c", "gs", ""):
         assert not files.is_address(path)
+
+
+CONTENT = {"run": "rgb", "classes": ["a", "ü"], "rate": 1e-4, "best": None, "nested": {"1": [True, -0.0, 1e300]}}
+
+
+def test_json_that_is_not_what_was_written_is_refused(tmp_path):
+    path, refused = tmp_path / "config.json", 0
+    files.write_json(path, CONTENT)
+    written = path.read_bytes()
+    assert files.read_json(path) == CONTENT and list(json.loads(written)) == [*CONTENT, files.CHECKSUM]
+    changes = [written[:i] + bytes([byte ^ 1]) + written[i + 1 :] for i, byte in enumerate(written)]
+    changes += [written[:i] for i in range(len(written) - 2)]
+    for changed in changes:
+        path.write_bytes(changed)
+        try:
+            assert CONTENT.items() <= files.read_json(path).items()  # a flip may rename the checksum
+        except files.DamagedFileError as error:
+            refused += 1
+            assert str(error).startswith(f"{path} is damaged (") and str(error).endswith("); restore it from a copy")
+    assert refused > 0.97 * len(changes)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"\xff", b"[" * 100_000, b'{"a": 1, "sha256": null}', b"null", b""])
+def test_json_that_is_no_object_is_refused(content, tmp_path):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(files.DamagedFileError, match=r"x\.json is damaged \(.*\); build it again"):
+        files.read_json(tmp_path / "x.json", "build it again")
+
+
+def test_json_of_older_versions_has_no_checksum(tmp_path):
+    assert files.read_json(tmp_path / "x.json") is None
+    (tmp_path / "x.json").write_text(json.dumps(CONTENT))
+    assert files.read_json(tmp_path / "x.json") == CONTENT
