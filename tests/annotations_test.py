@@ -19,6 +19,7 @@ from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import annotate, check_units
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.annotations.tools.media import video_name
+from kd_jax.data.annotations.units import OR_LESS, OR_MORE, as_between
 from kd_jax.data.checks import (
     AMBIGUOUS,
     CLIPPED,
@@ -451,26 +452,51 @@ def test_times_and_durations_in_one_unit_are_no_finding():
 @pytest.mark.parametrize(
     "factor, duration, pair",
     [
-        (24, 1, "seconds and frames at 24 per second"),
-        (25, 1, "seconds and frames at 25 per second"),
-        (30, 1, "seconds and frames at 30 per second"),
+        (24, 1, "seconds and frames at {24} per second"),
+        (25, 1, "seconds and frames at {25} per second"),
+        (30, 1, "seconds and frames at {30} per second"),
+        (60, 1, "minutes and seconds"),
         (1000, 1, "seconds and milliseconds"),
-        (1000, 25, "frames at 25 per second and milliseconds"),
+        (1000, 25, "frames at {25} per second and milliseconds"),
         (1e7, 1, "seconds and ticks of 100 nanoseconds"),
     ],
 )
 def test_times_in_another_unit_than_durations(factor, duration, pair):
     (problem,), _ = unit_findings(timed(factor, duration))
     assert re.match(r"10\d of 109 actions of train start at or after the end of their video; the ratio is", problem)
-    assert pair in problem and problem.endswith("give times and durations in one unit")
+    assert names_units(problem, pair) and problem.endswith("give times and durations in one unit")
     problems, (note,) = unit_findings(timed(duration, factor))
-    assert not problems and note.startswith("in 6 videos, the last action ends within the first ") and pair in note
+    assert not problems and note.startswith("in 6 videos, the last action ends within the first ")
+    assert names_units(note, pair)
+
+
+def names_units(text, units):
+    """Whether a text names units, with the frame rate in braces or a range that holds it."""
+    before, rate, after = re.fullmatch(r"([^{]*)\{?(\d*)\}?(.*)", units).groups()
+    found = re.search(rf"{before}(\d+)(?: to (\d+))?{after}" if rate else before, text)
+    return found and (not rate or int(found[1]) <= int(rate) <= int(found[2] or found[1]))
+
+
+@pytest.mark.parametrize("fps", [12, 15, 24, 25, 30, 50, 60])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.99])
+def test_actions_that_end_early_do_not_suggest_another_frame_rate(fps, share):
+    """A ratio of 15 may be that of 15 frames per second, or of 30 if all actions end in the first half."""
+    for ratio, bounds in ((share * fps, OR_MORE), (fps / share, OR_LESS)):
+        assert names_units(as_between(ratio, *bounds), f"seconds and frames at {{{fps}}} per second")
+
+
+def test_an_exact_ratio_names_all_units_that_it_fits():
+    assert as_between(25.0) == as_between(1 / 25) == ", as between seconds and frames at 25 per second"
+    assert as_between(60.0) == ", as between seconds and frames at 60 per second or minutes and seconds"
+    assert as_between(1.25) == ", as between 30 and 24 frames per second"
+    assert as_between(0.5) == ", as between every second frame and every frame"
+    assert as_between(1.37) == as_between(1.0) == ""
 
 
 def test_one_video_in_another_unit():
     (problem,), _ = unit_findings(timed(v3=25.0))
-    assert problem.startswith("v3: 18 of 19 actions start at or after its end; the ratio is about 23.")
-    assert "seconds and frames at 25 per second" in problem
+    assert problem.startswith("v3: 18 of 19 actions start at or after its end; the ratio is 23.7 or more, as between")
+    assert names_units(problem, "seconds and frames at {25} per second")
     _, (note,) = unit_findings([*timed(), annotate("late", "train", 9.0, [(0, 10, 11), (0, 12, 13)], Findings())])
     assert note == "late: 2 of 2 actions start at or after its end, 9"
 

@@ -321,8 +321,8 @@ def test_times_and_durations_in_different_units_are_refused(tree):
         video["actions"] = [[c, 25 * start + 25, 25 * end] for c, start, end in video["actions"]]
     text = tree.problems()
     late = "3 of 3 actions of train start at or after the end of their video"
-    assert f"units (2):\n  {late}; the ratio is about 22" in text
-    assert "seconds and frames at 25 per second" in text
+    assert f"units (2):\n  {late}; the ratio is 22.9 or more" in text
+    assert "as between seconds and frames at 24 to 30 per second" in text
 
 
 def test_without_test_videos_the_report_announces_no_test_scores(tree):

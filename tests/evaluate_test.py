@@ -368,11 +368,12 @@ def test_detections_whose_unit_is_wrong(files, capsys):
             files / "native.json", {v: t * [1, factor, factor, 1] for v, t in perfect.items()}, CLASSES
         )
         text = evaluate_here(capsys, *command)
-        assert said in text and ("mixed up" in text) == bool(said)
+        assert said in text and ("as between seconds and" in text) == bool(said)
     formats.write_native(files / "native.json", {v: t * [1, 1000, 1000, 1] for v, t in perfect.items()}, CLASSES)
     text = evaluate_here(capsys, *command)
     assert "native.json: all 5 detections start after the end of their video: v lasts 10 s" in text
-    assert "divided by 1000" in text and "were seconds and milliseconds mixed up?" in text and "mAP" not in text
+    assert "divided by 1000" in text and "mAP" not in text
+    assert "best detection is 1.00 instead of 0.00, as between seconds and milliseconds" in text
     formats.write_native(files / "native.json", perfect | {"v": np.array([[0, 1.0, 1.0, 0.5]])}, CLASSES)
     assert "1 of 3 detections end where they start, such as one of v at 1 s" in evaluate_here(capsys, *command)
     (files / "native.json").write_text("[]")

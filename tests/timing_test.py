@@ -124,9 +124,7 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
     assert handled[LENGTH_DIFFERS] == ["v7: 207 snippets every 0.5 s end at 103.5 s, but the video at 172.5 s"]
     handled, _ = compared([1.2] * 7 + [1.0])
     assert handled == {
-        FACTOR: [
-            "the features last 1.2 times the duration in 7 of 8 videos; were 30 and 25 frames per second mixed up?"
-        ]
+        FACTOR: ["the features last 1.2 times the duration in 7 of 8 videos, as between 30 and 25 frames per second"]
     }
     for ratio, meaning in (
         (25.0, "seconds and frames at 25 per second"),

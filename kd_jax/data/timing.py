@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import checks
-from kd_jax.data.annotations.units import MOST, common_factor, suggest
+from kd_jax.data.annotations.units import MOST, as_between, common_factor
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_tables import open_array
 from kd_jax.segments import Grid
@@ -142,7 +142,7 @@ def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> No
     explained = np.abs(ratios / factor - 1) < 0.02 if factor else np.zeros(len(lengths), bool)
     if factor:
         case = f"the features last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
-        findings.note(checks.FACTOR, f"{case}{suggest(factor)}")
+        findings.note(checks.FACTOR, f"{case}{as_between(factor)}")
     for length, known in zip(lengths, explained, strict=True):
         if not known and not length.fits():
             assert length.cut

@@ -1,14 +1,14 @@
 """Times of detections compared with those of their videos and of the ground truth.
 
 describe_late(detections, truth)       # '3 of 4 detections start after the end of their video: …', or ''
-describe_unit(detections, truth, 25)   # 'divided by 25, … seconds and frames at 25 per second …', or ''
+describe_unit(detections, truth, 25)   # 'divided by 25, …, as between seconds and frames at 25 per second', or ''
 """
 
 import math
 
 import numpy as np
 
-from kd_jax.data.annotations.units import MEANINGS, describe_ratio
+from kd_jax.data.annotations.units import FACTORS, OR_MORE, as_between
 from kd_jax.evaluation.metrics.segment_matching import pairs_of_one_class, temporal_iou
 from kd_jax.evaluation.metrics.segment_rows import Rows, Tables, read_both
 from kd_jax.evaluation.protocols import Truth
@@ -31,7 +31,8 @@ def describe_late(detections: Tables, truth: Truth) -> str:
     units = ""
     if 2 * count > total:
         last = [table[:, 2].max() / truth.durations[v] for v, table in known.items() if len(table)]
-        units = f"; {describe_ratio(float(np.quantile(last, 0.9)))}"
+        ratio = float(np.quantile(last, 0.9))
+        units = f"; the ratio is {ratio:.3g} or more{as_between(ratio, *OR_MORE)}"
     if count == total:
         raise ValueError(f"all {total} detections start after the end of their video: {example}{units}")
     return f"{count} of {total} detections start after the end of their video: {example}{units}"
@@ -53,16 +54,16 @@ def describe_unit(detections: Tables, truth: Truth, fps: float) -> str:
     The times are compared by the mean, over the actions, of the highest tIoU with a detection.
     """
     found, truths, _ = read_both("describe_unit", detections, truth.written, truth.num_classes)
-    names = {fps: f"seconds and frames at {fps:g} per second", 1 / fps: f"frames at {fps:g} per second and seconds"}
     own = _overlap(found, truths, 1.0)
     if own * BETTER >= 1:
         return ""
-    overlaps = {factor: _overlap(found, truths, factor) for factor in (*names, *MEANINGS)}
+    overlaps = {factor: _overlap(found, truths, factor) for factor in (fps, 1 / fps, *FACTORS)}
     factor = max(overlaps, key=lambda key: overlaps[key])
     if overlaps[factor] < max(CLEAR, BETTER * own):
         return ""
     compared = f"the mean tIoU of an action with its best detection is {overlaps[factor]:.2f} instead of {own:.2f}"
-    return f"if times are divided by {factor:.4g}, {compared}; were {(MEANINGS | names)[factor]} mixed up?"
+    units = f", as between seconds and frames at {fps:g} per second" if factor in (fps, 1 / fps) else as_between(factor)
+    return f"if times are divided by {factor:.4g}, {compared}{units}"
 
 
 def _overlap(found: Rows, truths: Rows, factor: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.data.annotations.units import FRAME_RATES, LOOSE, SLACK, describe_ratio
+from kd_jax.data.annotations.units import FRAME_RATES, OR_LESS, OR_MORE, as_between
 from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, UNITS_DIFFER, Findings, number, short
 
 Action = tuple[float, float, float]  # (class, start, end)
@@ -191,20 +191,26 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
         if 2 * later > total:
             what = f"{later} of {total} actions of {split} start at or after the end of their video"
             usual = np.quantile([reached[v.id] for v in of_split if late[v.id]], 0.9)
-            findings.problem("units", f"{what}; {describe_ratio(float(usual))}; give times and durations in one unit")
+            findings.problem("units", f"{what}; {_ratio_of(float(usual))}; give times and durations in one unit")
             continue
         for video in of_split:
             if late[video.id] < 2 or late[video.id] < 0.9 * len(video.written):
                 continue
             what = f"{video.id}: {late[video.id]} of {len(video.written)} actions start at or after its end"
             if reached[video.id] >= OTHER_UNIT:
-                case = f"{what}; {describe_ratio(reached[video.id])}; give times and durations in one unit"
+                case = f"{what}; {_ratio_of(reached[video.id])}; give times and durations in one unit"
                 findings.problem("units", case)
             else:
                 findings.note(UNITS_DIFFER, f"{what}, {video.duration:.10g}")
     if len(timed) > 2 and (usual := np.quantile(list(reached.values()), 0.9)) < 1 / FRAME_RATES[0]:
         what = f"in {len(timed)} videos, the last action ends within the first {100 * usual:.2g} % of the video"
-        findings.note(UNITS_DIFFER, f"{what}; {describe_ratio(float(1 / usual), LOOSE, SLACK)}")
+        ratio = float(1 / usual)
+        findings.note(UNITS_DIFFER, f"{what}; the ratio is {ratio:.3g} or less{as_between(ratio, *OR_LESS)}")
+
+
+def _ratio_of(ratio: float) -> str:
+    """Describes the time at which the last action ends, divided by the duration."""
+    return f"the ratio is {ratio:.3g} or more{as_between(ratio, *OR_MORE)}"
 
 
 def _table(rows: Sequence[Sequence[float]]) -> np.ndarray:

@@ -21,7 +21,7 @@ from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import Annotated, check_units
 from kd_jax.data.annotations.tools import label_files
 from kd_jax.data.annotations.tools.media import video_name
-from kd_jax.data.annotations.units import common_factor, suggest
+from kd_jax.data.annotations.units import as_between, common_factor
 from kd_jax.data.checks import DURATION_DIFFERS, TRIMMED, Findings, check_common, number, read_text
 
 SUBSETS = {  # in small letters → subset of the common layout
@@ -203,7 +203,7 @@ def _add_durations(
         case = (
             f"stated durations are {factor:.4g} times those of the videos or features in most of {len(differ)} videos"
         )
-        findings.note(DURATION_DIFFERS, f"{case}{suggest(factor)}")
+        findings.note(DURATION_DIFFERS, f"{case}{as_between(factor)}")
     for video, ratio in differ.items():
         if not factor or abs(ratio / factor - 1) > 0.02:
             stated, found = number(entries[video]["duration"]), media[video]

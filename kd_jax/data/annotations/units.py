@@ -1,7 +1,8 @@
 """Units of time that may have been mixed up, by the ratio of two lengths.
 
-describe_ratio(24.9)                        # 'the ratio is about 24.9, as between seconds and frames at 25 …'
-suggest(common_factor(np.array([1.2] * 9)))  # '; were 30 and 25 frames per second mixed up?'
+as_between(1.2)                     # ', as between 30 and 25 frames per second'
+as_between(15.0, *OR_MORE)          # ', as between seconds and frames at 15 to 30 per second'
+common_factor(np.array([1.2] * 9))  # 1.2
 """
 
 import math
@@ -9,30 +10,48 @@ import math
 import numpy as np
 
 FRAME_RATES = (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 100, 120)
-PAIRS = {  # factor between two units of time: their names
-    **{float(fps): f"seconds and frames at {fps} per second" for fps in FRAME_RATES},
-    **{1000 / fps: f"frames at {fps} per second and milliseconds" for fps in (24, 25, 30)},
-    1e3: "seconds and milliseconds",
-    1e6: "seconds and microseconds",
-    1e7: "seconds and ticks of 100 nanoseconds",
-    1e9: "seconds and nanoseconds",
+RATES = (24, 25, 30)  # usual frames per second
+GROUPS = {  # two units of time: {frame rate: their factor}
+    "seconds and frames at {} per second": {fps: float(fps) for fps in FRAME_RATES},
+    "minutes and frames at {} per second": {fps: 60.0 * fps for fps in RATES},
+    "frames at {} per second and milliseconds": {fps: 1000 / fps for fps in RATES},
 }
-SLACK, LOOSE = 1.02, 1.3  # a last action that reaches the end of its video, and one that ends well before it
+PAIRS = {  # two units of time: their factor
+    "minutes and seconds": 60.0,
+    "seconds and milliseconds": 1e3,
+    "hours and seconds": 3600.0,
+    "minutes and milliseconds": 6e4,
+    "seconds and microseconds": 1e6,
+    "seconds and ticks of 100 nanoseconds": 1e7,
+    "seconds and nanoseconds": 1e9,
+}
+ONE_WAY = {  # two units of frames, in the order of the lengths: their factor
+    **{f"{one} and {other} frames per second": one / other for one in RATES for other in RATES if one != other},
+    "every frame and every second frame": 2.0,
+    "every second frame and every frame": 0.5,
+}
+_BOTH_WAYS = {*PAIRS.values(), *(factor for group in GROUPS.values() for factor in group.values())}
+FACTORS = (*ONE_WAY.values(), *_BOTH_WAYS, *(1 / factor for factor in _BOTH_WAYS))  # between any two units
+
 MOST = 0.75  # the share of the videos that must agree before the others are named
-RATES = (24.0, 25.0, 30.0)  # usual frames per second
-MEANINGS = {  # ratio of two lengths of a video → what may have been mixed up
-    **{one / other: f"{one:g} and {other:g} frames per second" for one in RATES for other in RATES if one != other},
-    **PAIRS,
-    **{1 / factor: units for factor, units in PAIRS.items()},
-    2.0: "every frame and every second frame",
-    0.5: "every second frame and every frame",
-}
+SHARED = 0.975, 1.025  # lowest and highest factor, as parts of a ratio that many videos share
+# The same for the time at which a last action ends, as a part of its video: it may be half of it, hardly more than it.
+OR_MORE, OR_LESS = (1 / 1.02, 2.0), (0.5, 1.02)
 
 
-def describe_ratio(ratio: float, below: float = SLACK, above: float = LOOSE) -> str:
-    """Names the pairs of units whose factor is between `ratio / below` and `ratio * above`."""
-    fitting = [names for factor, names in sorted(PAIRS.items()) if ratio / below <= factor <= ratio * above]
-    return f"the ratio is about {ratio:.3g}" + (f", as between {' or '.join(fitting)}" if fitting else "")
+def as_between(ratio: float, lowest: float = SHARED[0], highest: float = SHARED[1]) -> str:
+    """Names all units whose factor is from `lowest · ratio` to `highest · ratio`: ', as between … or …', or ''."""
+
+    def fits(factor: float) -> bool:
+        return lowest * ratio <= factor <= highest * ratio
+
+    names = []
+    for name, factors in GROUPS.items():
+        if rates := [fps for fps, factor in factors.items() if fits(factor) or fits(1 / factor)]:
+            names.append(name.format(" to ".join(dict.fromkeys([str(rates[0]), str(rates[-1])]))))
+    names += [name for name, factor in PAIRS.items() if fits(factor) or fits(1 / factor)]
+    names += [name for name, factor in ONE_WAY.items() if fits(factor)]
+    return f", as between {' or '.join(names)}" if names else ""
 
 
 def common_factor(ratios: np.ndarray) -> float | None:
@@ -42,9 +61,3 @@ def common_factor(ratios: np.ndarray) -> float | None:
         return None
     shared = np.abs(ratios / factor - 1) < 0.02
     return factor if shared.mean() >= MOST and abs(factor - 1) > 0.02 else None
-
-
-def suggest(factor: float) -> str:
-    """Returns '; were … mixed up?' for a ratio that has a usual cause, or ''."""
-    near = min(MEANINGS, key=lambda known: abs(math.log(factor / known)))
-    return f"; were {MEANINGS[near]} mixed up?" if abs(factor / near - 1) < 0.025 else ""
