@@ -423,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = Options(**given)
     try:
         _, report = build_records(options)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, FileExistsError, BlockingIOError) as error:
         sys.exit(f"data_prep.build: {error}")
     except OSError as error:
         sys.exit(f"data_prep.build: {options.output} cannot be written ({error}); choose another --output")

@@ -32,6 +32,7 @@ from kd_jax.command_line import Parser, at_least, disk_path
 from kd_jax.data import feature_files
 from kd_jax.data.feature_tables import open_array
 from kd_jax.files import make_folder, read_json, write_atomically, write_json
+from kd_jax.lock import held
 from kd_jax.video import skeletons, videos
 from kd_jax.video.encode import batched, encode_batches, finite
 from kd_jax.video.encoders.protocol import Encoder
@@ -388,13 +389,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         output = Path(given.output)
         make_folder(output, "output")
-        left, others = unfinished(output, settings, files)
-        if given.runner:
-            broken = _run_pipeline(given, output, settings, left)
-        else:
-            workers = min(given.workers if given.workers is not None else runtime.num_processors(), len(left))
-            options: dict = {"batch_size": given.batch_size, "workers": workers, "progress": True}
-            broken = extract_features(output, settings, left, **options)
+        with held(output):
+            left, others = unfinished(output, settings, files)
+            if given.runner:
+                broken = _run_pipeline(given, output, settings, left)
+            else:
+                workers = min(given.workers if given.workers is not None else runtime.num_processors(), len(left))
+                options: dict = {"batch_size": given.batch_size, "workers": workers, "progress": True}
+                broken = extract_features(output, settings, left, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"data_prep.extract: {error}")
     except KeyboardInterrupt:

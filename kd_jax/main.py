@@ -6,6 +6,7 @@ The same command continues an experiment that was interrupted.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -16,14 +17,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
 from kd_jax import runtime
 from kd_jax.command_line import Parser, any_path, disk_path
 from kd_jax.files import DamagedFileError
+from kd_jax.lock import held
 from kd_jax.training import experiment
-from kd_jax.training.plan import prepare
+from kd_jax.training.plan import check_config, open_workdir, prepare
 from kd_jax.training.table import markdown
 
 
@@ -116,7 +119,19 @@ def _fail_with_the_job(error: Exception) -> NoReturn:
     os._exit(1)
 
 
-def _write_report(workdir: str) -> str:
+def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
+    """Locks the workdir until the stack is closed; raises OSError in every process of the job if it is in use."""
+    message = ""
+    if runtime.is_first():
+        try:
+            stack.enter_context(held(workdir))
+        except OSError as error:
+            message = str(error)
+    if runtime.any_process(bool(message)):
+        raise OSError(message or "the first process of the job has reported why it cannot use the workdir")
+
+
+def _write_report(workdir: epath.PathLike) -> str:
     """Writes report.html and returns a sentence on it. An error loses nothing, because the results are on disk."""
     try:
         from kd_jax import report  # here because matplotlib and scikit-learn take seconds to import
@@ -134,28 +149,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, overrides = read_options(argv)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
         signal.signal(signal.SIGINT, _stop)
-    try:
-        config = read_config(given.config, overrides)
-        runtime.start(given.coordinator, given.processes, given.process)
-        devices = time.perf_counter() - started
-        workdir = given.workdir or f"workdir/{_name_of(given.config)}"
-        source = prepare(config, workdir, given.resume)
-    except (ValueError, OSError) as error:
-        sys.exit(f"kd_jax.main: {error}")
-    data = time.perf_counter() - started - devices
-    logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
-    try:
-        results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
-    except (FloatingPointError, DamagedFileError) as error:
-        sys.exit(f"kd_jax.main: {error}")
-    except Exception as error:
-        if given.coordinator is None:
-            raise
-        _fail_with_the_job(error)
-    if runtime.is_first():
-        print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
-        if given.report:
-            print(_write_report(workdir))
+    with contextlib.ExitStack() as stack:
+        try:
+            config = read_config(given.config, overrides)
+            runtime.start(given.coordinator, given.processes, given.process)
+            devices = time.perf_counter() - started
+            check_config(config)
+            workdir = open_workdir(given.workdir or f"workdir/{_name_of(given.config)}")
+            _lock(workdir, stack)
+            source = prepare(config, workdir, given.resume)
+        except (ValueError, OSError) as error:
+            sys.exit(f"kd_jax.main: {error}")
+        data = time.perf_counter() - started - devices
+        logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
+        try:
+            results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
+        except (FloatingPointError, DamagedFileError) as error:
+            sys.exit(f"kd_jax.main: {error}")
+        except Exception as error:
+            if given.coordinator is None:
+                raise
+            _fail_with_the_job(error)
+        if runtime.is_first():
+            print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+            if given.report:
+                print(_write_report(workdir))
 
 
 if __name__ == "__main__":

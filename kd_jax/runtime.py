@@ -19,6 +19,7 @@ from pathlib import Path
 
 import fsspec
 import jax
+import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
@@ -198,6 +199,13 @@ def wait_for_all(place: str) -> None:
     """Waits until every process of the job has reached this call, so that all see the files of the first one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
+
+
+def any_process(flag: bool) -> bool:
+    """Returns whether `flag` is True in any process of the job; all of them must call this."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def environment() -> dict[str, str]:

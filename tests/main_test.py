@@ -1,5 +1,6 @@
 """The command line: each mistake of a first-time user ends in one sentence."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from kd_jax import config as schema
 from kd_jax import main
+from kd_jax.lock import held
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -91,6 +93,14 @@ WRONG_TURNS = {
 def test_one_sentence_that_says_what_to_do(turn):
     arguments, message = WRONG_TURNS[turn]
     assert message in mistake(*arguments)
+
+
+@pytest.mark.parametrize("resume", [[], ["--noresume"]])
+def test_a_second_experiment_in_one_workdir_is_refused(tmp_path, resume):
+    with held(tmp_path):
+        message = mistake("--config=configs/demo.py:smoke", f"--workdir={tmp_path}", *resume)
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in message
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_the_program_ends_with_the_sentence_alone():

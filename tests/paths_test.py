@@ -67,7 +67,7 @@ def test_buckets_are_those_of_google(tmp_path, monkeypatch):
         stickfigures.main(["--output=gs:/bucket/x"])
     assert "--output: gs:/bucket/x is not a path on a disk" in str(stopped.value)
     with pytest.raises(ValueError, match=r"^workdir: gs:/b/x must be a path on a disk or gs://BUCKET/PATH"):
-        plan._open_workdir(Path("gs://b/x"))  # pathlib drops a slash
+        plan.open_workdir(Path("gs://b/x"))  # pathlib drops a slash
     assert not list(tmp_path.iterdir())
 
 

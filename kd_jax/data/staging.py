@@ -12,6 +12,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_jax.lock import held
+
 
 @contextlib.contextmanager
 def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
@@ -21,11 +23,12 @@ def staged(directory: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
       directory: the final name; see `check_free`.
       marker: a file that only folders of this kind hold; other folders are never deleted.
 
-    Raises FileExistsError if `directory` is not free.
+    Raises FileExistsError if `directory` is not free, and BlockingIOError if another program is writing it.
     """
     directory = Path(os.path.abspath(directory))
     check_free(directory, marker=marker, overwrite=overwrite)
-    with scratch(directory, "unfinished") as unfinished:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with held(directory, directory.parent / f".{directory.name}.lock"), scratch(directory, "unfinished") as unfinished:
         yield unfinished
         check_free(directory, marker=marker, overwrite=overwrite)  # the block may have taken hours
         if directory.exists():

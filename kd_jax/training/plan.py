@@ -33,7 +33,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     Raises ValueError or OSError, one sentence that names field, value and remedy.
     """
     check_config(config)
-    workdir = _open_workdir(workdir)
+    workdir = open_workdir(workdir)
     given = {name: given_folders(entry) for name, entry in config.teachers.items()}
     modalities = {run.modality for run in config.runs.values()}
     for name, folders in given.items():
@@ -55,6 +55,26 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
             for seed in seeds(config):
                 _check_unchanged(run_directory(config, workdir, name, seed), make_manifest(config, name, seed, source))
     return source
+
+
+def open_workdir(workdir: epath.PathLike) -> epath.Path:
+    """Makes the workdir, a folder or gs://bucket/folder, and writes a file into it.
+
+    Raises ValueError for another address, and OSError if it cannot be written.
+    """
+    with _naming("workdir"):
+        workdir = epath.Path(checked_path(workdir))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except ImportError:
+        raise OSError(f"the workdir {workdir} needs `pip install kd_jax[gcs]`") from None
+    except Exception as error:  # a bucket's library has its own errors
+        reason = " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
+        raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
+    return workdir
 
 
 def seeds(config: ConfigDict) -> range:
@@ -296,23 +316,6 @@ def _check_rows(config: ConfigDict) -> None:
     remedy = f"name one of {', '.join(config.runs)}, or none"
     is_known = not config.baseline or config.baseline in config.runs
     _require(is_known, f"baseline={config.baseline!r}, but no run has that name; {remedy}")
-
-
-def _open_workdir(workdir: epath.PathLike) -> epath.Path:
-    """Makes the workdir and writes a file into it."""
-    with _naming("workdir"):
-        workdir = epath.Path(checked_path(workdir))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except ImportError:
-        raise OSError(f"the workdir {workdir} needs `pip install kd_jax[gcs]`") from None
-    except Exception as error:  # a bucket's library has its own errors
-        reason = " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
-        raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
-    return workdir
 
 
 def _teacher_widths(config: ConfigDict, source: Source, given: Mapping) -> dict[str, tuple[int, int]]:
