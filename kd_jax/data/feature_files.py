@@ -94,8 +94,11 @@ def check_video_files(
             findings.problem("two feature files", f"{folder.name}: {paths[0]} and {paths[1]}; remove one")
         elif paths:
             own = Statistics()
-            if shape := _check_parts(folder, paths[0], video, findings, own):
+            if shape := check_file(folder, paths[0], video, findings, own.add):
                 shapes[folder.name] = shape
+            if own.largest:
+                case = f"{folder.name}: {folder.place(paths[0], video)}: values up to {own.largest:g}"
+                findings.note(checks.BEYOND_FLOAT16, case)
             if statistics is not None:
                 statistics.setdefault(folder.name, Statistics()).merge(own)
         elif skip_missing:
@@ -106,64 +109,38 @@ def check_video_files(
     return None if skipped else shapes, findings
 
 
-def _check_parts(
-    folder: FeatureFolder, path: Path, video: str, findings: Findings, statistics: Statistics
-) -> Shape | None:
-    """Checks one file and that its channels divide into one part for each modality."""
-    layout: dict = {"name": folder.array_of(video), "channels_first": folder.channels_first, "pool": folder.pool}
-    shape = check_file(folder.name, path, findings, **layout, check=statistics.add)
-    if statistics.largest:
-        case = f"{folder.name}: {folder.place(path, video)}: values up to {statistics.largest:g}"
-        findings.note(checks.BEYOND_FLOAT16, case)
-    if shape and shape[1] % len(folder.modalities):
-        parts = f"{len(folder.modalities)} equal parts ({', '.join(folder.modalities)})"
-        findings.problem("wrong dimension", f"{folder.name}: {path}: D = {shape[1]} has no {parts}")
-        return None
-    return shape
-
-
 def check_file(
-    modality: str,
+    folder: FeatureFolder,
     path: Path,
+    video: str,
     findings: Findings,
-    *,
-    name: str = "",
-    channels_first: bool = False,
-    pool: bool = False,
     check: Callable[[np.ndarray], object] = base.check_finite,
 ) -> Shape | None:
     """Returns (T, D) of one feature file; None after a problem.
 
-    Args:
-      modality: for messages.
-      name: of the array in the file.
-      channels_first, pool: as in `feature_tables.as_table`.
-      check: called with parts `[N, D]` of the file; raises ValueError for values that cannot be used.
+    `check` is called with parts `[N, D]` of the file, and raises ValueError for values that cannot be used.
     """
-    place = f"{modality}: {path}{':' if name else ''}{name}"
+    place = f"{folder.name}: {folder.place(path, video)}"
     try:
-        array = open_array(path, name)
+        array = open_array(path, folder.array_of(video))
     except (OSError, ValueError) as error:
-        what = reason(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
-        findings.problem("unreadable feature file", f"{place}: {what}")
+        findings.problem("unreadable feature file", f"{place}: {reason(error)}")
         return None
     if not is_real(array.dtype):
         findings.problem("feature type", f"{place}: {array.dtype}, expected real numbers")
         return None
-    table = as_table(array, channels_first=channels_first, pool=pool)
+    table = as_table(array, channels_first=folder.channels_first, pool=folder.pool)
     if table is None:
-        kind, expected = "feature shape", "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
-        if not pool and as_table(array, channels_first=channels_first, pool=True) is not None:
-            kind, expected = (
-                "feature shape, see --pool=mean for grids of tokens",
-                "[D, T]" if channels_first else "[T, D]",
-            )
+        is_grid = as_table(array, channels_first=folder.channels_first, pool=True) is not None
+        kind = "feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape"
+        expected = "[D, T]" if folder.channels_first else "[T, D]"
         findings.problem(kind, f"{place}: {list(array.shape)}, expected {expected}")
         return None
     if not len(table):
         findings.problem("no snippets", f"{place}: {list(array.shape)}")
         return None
-    rows = max(1, CHUNK_VALUES // table.shape[1])
+    num_channels, num_parts = table.shape[1], len(folder.modalities)
+    rows = max(1, CHUNK_VALUES // num_channels)
     try:
         for first in range(0, len(table), rows):
             check(table[first : first + rows])
@@ -172,7 +149,11 @@ def check_file(
         return None
     if array.dtype.kind != "f":
         findings.note(checks.CONVERTED, f"{place}: {array.dtype}")
-    return len(table), table.shape[1]
+    if num_channels % num_parts:
+        parts = f"{num_parts} equal parts ({', '.join(folder.modalities)})"
+        findings.problem("wrong dimension", f"{place}: D = {num_channels} has no {parts}")
+        return None
+    return len(table), num_channels
 
 
 def refuse_transposed(
