@@ -136,7 +136,7 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
         (case,) = compared([ratio] * 5)[0][FACTOR]
         assert meaning in case
     assert compared([1.37] * 5)[0][FACTOR] == ["the features last 1.37 times the duration in 5 of 5 videos"]
-    assert common_factor(np.array([1.2, 1.2])) is None
+    assert common_factor(np.array([1.2, 1.2]))[0] is None
 
 
 def test_videos_are_compared_with_each_other_if_no_rule_is_known():

@@ -335,7 +335,7 @@ def _match_rows(
         video = with_duration(video, common * timing.stride, findings)
     duration, snippets = timing.in_seconds(video.duration), np.arange(common)
     length, grid = Length(video.id, common, duration, cut or timing.public_cut(video)), Grid(0.0, video.duration)
-    if not cut and length.cut and length.fits():
+    if not cut and length.fits:
         cut = length.cut
     if cut and cut.is_plausible and 0 < duration < math.inf:  # `compare_lengths` reports others
         placed = place(cut, common, duration)

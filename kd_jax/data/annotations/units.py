@@ -1,7 +1,7 @@
 """Units of time that may have been mixed up, by the ratio of two lengths.
 
 describe_ratio(24.9)                        # 'the ratio is about 24.9, as between seconds and frames at 25 …'
-suggest(common_factor(np.array([1.2] * 9)))  # '; were 30 and 25 frames per second mixed up?'
+suggest(common_factor(np.array([1.2] * 9))[0])  # '; were 30 and 25 frames per second mixed up?'
 """
 
 import math
@@ -35,13 +35,17 @@ def describe_ratio(ratio: float, below: float = SLACK, above: float = LOOSE) -> 
     return f"the ratio is about {ratio:.3g}" + (f", as between {' or '.join(fitting)}" if fitting else "")
 
 
-def common_factor(ratios: np.ndarray) -> float | None:
-    """Returns the factor above 0 that most of at least three ratios share, unless it is 1 within 2 %."""
+def common_factor(ratios: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """Finds the factor above 0 that most of at least three ratios share, unless it is 1 within 2 %.
+
+    Returns the factor, or None, and for each ratio whether it is the factor within 2 %.
+    """
     factor = float(np.median(ratios)) if len(ratios) > 2 else 0.0
-    if not 0 < factor < math.inf:
-        return None
-    shared = np.abs(ratios / factor - 1) < 0.02
-    return factor if shared.mean() >= MOST and abs(factor - 1) > 0.02 else None
+    if 0 < factor < math.inf and abs(factor - 1) > 0.02:
+        shared = np.abs(ratios / factor - 1) < 0.02
+        if shared.mean() >= MOST:
+            return factor, shared
+    return None, np.zeros(len(ratios), bool)
 
 
 def suggest(factor: float) -> str:
