@@ -15,7 +15,6 @@ from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.custom import Media, ReadOptions, read_list
 from kd_jax.data.checks import Findings, check_common, number
 from kd_jax.data.feature_folders import FeatureFolder
-from kd_jax.files import read_json
 from kd_jax.video import videos
 
 
@@ -89,15 +88,11 @@ def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -
     """What the manifests next to feature files state about videos."""
     found: dict[str, Media] = {}
     for video in entries:
-        for path in [file.with_suffix(".json") for folder in features for file in folder.find(video)]:
-            try:
-                manifest = read_json(path)
-            except (ValueError, OSError):
-                continue
-            if manifest and feature_files.is_manifest(manifest):
-                frames, fps = number(manifest.get("frames")), number(manifest.get("fps"))
-                if frames > 0 and fps > 0:
-                    found.setdefault(video, Media(frames / fps, fps, path))
+        for path in [file for folder in features for file in folder.find(video)]:
+            manifest = feature_files.read_manifest(path, Findings()) or {}  # damage is reported with the features
+            frames, fps = number(manifest.get("frames")), number(manifest.get("fps"))
+            if frames > 0 and fps > 0:
+                found.setdefault(video, Media(frames / fps, fps, path.with_suffix(".json")))
     return found
 
 

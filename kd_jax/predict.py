@@ -143,9 +143,7 @@ def read_features(
         if len(found := folder.find(video)) > 1:
             findings.problem("two feature files", f"{modality}: {found[0]} and {found[1]}; remove one")
             continue
-        layout: dict = {"name": folder.array_of(video), "channels_first": channels_first, "pool": pool}
-        check = functools.partial(base.to_dtype, dtype=dtype)
-        shape = feature_files.check_file(modality, file, findings, **layout, check=check)
+        shape = feature_files.check_file(folder, file, video, findings, functools.partial(base.to_dtype, dtype=dtype))
         if shape and shape[1] != input_size:
             findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
         elif shape:

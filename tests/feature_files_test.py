@@ -21,7 +21,6 @@ from kd_jax.data.checks import (
 )
 from kd_jax.data.feature_files import check_file
 from kd_jax.data.feature_folders import FeatureFolder
-from kd_jax.data.feature_tables import load_file
 
 TABLE = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 EXPECTED = TABLE.astype(np.float16)
@@ -52,9 +51,10 @@ def save(path, array, **arrays):
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
     path, findings = save(tmp_path / f"v.{suffix}", array), Findings()
-    assert check_file("rgb", path, findings, channels_first=channels_first) == (7, 4)
+    folder = FeatureFolder(("rgb",), tmp_path, channels_first)
+    assert check_file(folder, path, "v", findings) == (7, 4)
     findings.raise_problems()
-    loaded = load_file(path, channels_first=channels_first)
+    loaded = folder.load(path, "v")
     assert loaded.dtype == array.dtype
     loaded = base.to_dtype(loaded, "float16")
     np.testing.assert_array_equal(loaded, EXPECTED)
@@ -63,7 +63,7 @@ def test_every_shape_in_use(tmp_path, array, channels_first, suffix):
 @pytest.mark.parametrize("channels_first, shape", [(False, (7,)), (False, (7, 2, 4)), (True, (4,)), (True, (4, 2, 7))])
 def test_other_shapes_are_refused(tmp_path, channels_first, shape):
     path, findings = save(tmp_path / "v.npy", np.ones(shape)), Findings()
-    assert check_file("rgb", path, findings, channels_first=channels_first) is None
+    assert check_file(FeatureFolder(("rgb",), tmp_path, channels_first), path, "v", findings) is None
     (kind,) = findings.problems
     is_grid = len(shape) == 3 and not (channels_first and shape[0] == 1)
     assert kind == ("feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape")
@@ -72,13 +72,14 @@ def test_other_shapes_are_refused(tmp_path, channels_first, shape):
 
 def test_an_npz_holds_one_array(tmp_path):
     path, findings = save(tmp_path / "v.npz", None, rgb=TABLE, flow=TABLE), Findings()
-    assert check_file("rgb", path, findings) is None
+    folder = FeatureFolder(("rgb",), tmp_path)
+    assert check_file(folder, path, "v", findings) is None
     assert "it holds 2 arrays (rgb, flow), expected one" in findings.problems["unreadable feature file"][0]
     (tmp_path / "w.npz").write_bytes(path.read_bytes()[:100])
     (tmp_path / "x.npz").write_bytes(save(tmp_path / "x.npy", TABLE).read_bytes())
     objects = save(tmp_path / "y.npz", np.array([["x"], [None]], object))
     for broken in (tmp_path / "w.npz", tmp_path / "x.npz", objects):
-        assert check_file("rgb", broken, findings) is None
+        assert check_file(folder, broken, broken.stem, findings) is None
     assert len(findings.problems["unreadable feature file"]) == 3
     assert findings.problems["feature type"] == [f"rgb: {objects}: object, expected real numbers"]
 

@@ -296,7 +296,8 @@ def test_bfloat16_is_read_and_counted(tmp_path):
     }
     records_of_two_bytes = np.zeros((4, 3), [("x", "u1"), ("y", "u1")])
     write(tmp_path / "g.npy", records_of_two_bytes)
-    assert check_file("rgb", tmp_path / "g.npy", findings := Findings()) is None and findings.problems["feature type"]
+    folder, findings = FeatureFolder(("rgb",), tmp_path), Findings()
+    assert check_file(folder, tmp_path / "g.npy", "g", findings) is None and findings.problems["feature type"]
 
 
 PRESSURE = np.array([0, 0, 1013.25, 0, 0, 0]), np.array([1, 1, 0.05, 1, 1, 1])
@@ -428,7 +429,7 @@ def test_damaged_headers_are_a_problem_of_their_file(damage, suffix, tmp_path):
     else:
         path.write_bytes(DAMAGED[damage])
     findings = Findings()
-    assert check_file("rgb", path, findings) is None
+    assert check_file(FeatureFolder(("rgb",), tmp_path), path, "v", findings) is None
     ((case,),) = findings.problems.values()
     assert str(path) in case
 

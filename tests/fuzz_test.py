@@ -140,18 +140,20 @@ def skeleton() -> bytes:
 def read_features(suffix: str, video_array: str = "") -> Callable[[Path], object]:
     from kd_jax.data.checks import Findings
     from kd_jax.data.feature_files import check_file
-    from kd_jax.data.feature_tables import array_names, load_file
+    from kd_jax.data.feature_folders import FeatureFolder
+    from kd_jax.data.feature_tables import array_names
 
     def read(folder: Path) -> object:
         path, findings = folder / f"{VIDEO}{suffix}", Findings()
-        shape = check_file("rgb", path, findings, name=video_array)
+        features = FeatureFolder(("rgb",), folder, pattern=f"{{video}}{suffix}", array=video_array)
+        shape = check_file(features, path, VIDEO, findings)
         findings.raise_problems()
         if suffix != ".npy" and suffix != ".csv":
             try:
                 array_names(path)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{path}: {error}") from error
-        table = load_file(path, name=video_array)
+        table = features.load(path, VIDEO)
         assert table.shape == shape
         return np.asarray(table).sum()
 

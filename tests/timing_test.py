@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_prep.build import Options, build_records
 from kd_jax.data import records
 from kd_jax.data.annotations.units import common_factor
-from kd_jax.data.checks import FACTOR, LENGTH_DIFFERS, LENGTHS_VARY, PADDED, RESAMPLED, UNANNOTATED, Findings
+from kd_jax.data.checks import CROPPED, FACTOR, LENGTH_DIFFERS, LENGTHS_VARY, PADDED, RESAMPLED, UNANNOTATED, Findings
 from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.evaluation.proposals import choose
 from kd_jax.evaluation.scoring import make_truth
@@ -134,7 +134,7 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
         (case,) = compared([ratio] * 5)[0][FACTOR]
         assert meaning in case
     assert compared([1.37] * 5)[0][FACTOR] == ["the features last 1.37 times the duration in 5 of 5 videos"]
-    assert common_factor(np.array([1.2, 1.2])) is None
+    assert common_factor(np.array([1.2, 1.2]))[0] is None
 
 
 def test_videos_are_compared_with_each_other_if_no_rule_is_known():
@@ -262,6 +262,26 @@ def test_modalities_of_other_times_are_resampled_onto_the_first(tmp_path):
     for video in videos:
         rgb, pose = (np.asarray(video.features[m], np.float64)[:, 0] for m in ("rgb", "pose"))
         np.testing.assert_array_less(np.abs((rgb + 8) - (pose + 5))[:-1], 5.001)  # centres, at most half a row apart
+
+
+def test_a_file_with_the_times_of_the_first_may_lack_one_row_next_to_a_resampled_file(tmp_path):
+    windows = {"rgb": (8, 16), "pose": (8, 16), "flow": (64, 64)}
+    features = write_set(tmp_path, windows)
+    for modality in ("rgb", "flow"):
+        stride, window = windows[modality]
+        for name, frames in VIDEOS.items():
+            stamps = np.arange(window, frames + 1, stride) / FPS * 1000
+            np.save(tmp_path / modality / f"{name}_timestamps_ms.npy", stamps)
+    rows = np.load(tmp_path / "pose/a.npy")
+    np.save(tmp_path / "pose/a.npy", rows[:-1])
+    videos, report = build(tmp_path, features)
+    assert report["handled"][CROPPED] == [f"a: rgb {len(rows)}, pose {len(rows) - 1}"]
+    assert len(report["handled"][RESAMPLED]) == len(VIDEOS)
+    (video,) = (video for video in videos if video.id == "a")
+    np.testing.assert_array_equal(video.features["rgb"], video.features["pose"])
+    np.save(tmp_path / "pose/a.npy", rows[:-2])
+    with pytest.raises(ValueError, match=r"modalities disagree in T.*\n  a: rgb 124, pose 122"):
+        build(tmp_path, features, overwrite=True)
 
 
 def test_a_stride_that_contradicts_manifests_is_a_problem(tmp_path):

@@ -135,8 +135,7 @@ def read_text(path: Path, findings: Findings) -> str | None:
     try:
         text, encoding = decode(path.read_bytes())
     except (OSError, ValueError) as error:
-        why = error if type(error) is ValueError else reason(error)
-        findings.problem("unreadable file", f"{path}: not readable as text ({why})")
+        findings.problem("unreadable file", f"{path}: not readable as text ({reason(error)})")
         return None
     if encoding != "UTF-8":
         words = [word for word in text.split() if not word.isascii()]
@@ -201,7 +200,10 @@ def short(value: object) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be read, in one line."""
+    """Why something could not be read, in one line; the type of the error is named unless it is ValueError."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no details'}"
+    message = str(error).partition("\n")[0]
+    if type(error) is ValueError and message:
+        return message
+    return f"{type(error).__name__}: {message[:120] or 'no details'}"

@@ -94,8 +94,11 @@ def check_video_files(
             findings.problem("two feature files", f"{folder.name}: {paths[0]} and {paths[1]}; remove one")
         elif paths:
             own = Statistics()
-            if shape := _check_parts(folder, paths[0], video, findings, own):
+            if shape := check_file(folder, paths[0], video, findings, own.add):
                 shapes[folder.name] = shape
+            if own.largest:
+                case = f"{folder.name}: {folder.place(paths[0], video)}: values up to {own.largest:g}"
+                findings.note(checks.BEYOND_FLOAT16, case)
             if statistics is not None:
                 statistics.setdefault(folder.name, Statistics()).merge(own)
         elif skip_missing:
@@ -106,64 +109,38 @@ def check_video_files(
     return None if skipped else shapes, findings
 
 
-def _check_parts(
-    folder: FeatureFolder, path: Path, video: str, findings: Findings, statistics: Statistics
-) -> Shape | None:
-    """Checks one file and that its channels divide into one part for each modality."""
-    layout: dict = {"name": folder.array_of(video), "channels_first": folder.channels_first, "pool": folder.pool}
-    shape = check_file(folder.name, path, findings, **layout, check=statistics.add)
-    if statistics.largest:
-        case = f"{folder.name}: {folder.place(path, video)}: values up to {statistics.largest:g}"
-        findings.note(checks.BEYOND_FLOAT16, case)
-    if shape and shape[1] % len(folder.modalities):
-        parts = f"{len(folder.modalities)} equal parts ({', '.join(folder.modalities)})"
-        findings.problem("wrong dimension", f"{folder.name}: {path}: D = {shape[1]} has no {parts}")
-        return None
-    return shape
-
-
 def check_file(
-    modality: str,
+    folder: FeatureFolder,
     path: Path,
+    video: str,
     findings: Findings,
-    *,
-    name: str = "",
-    channels_first: bool = False,
-    pool: bool = False,
     check: Callable[[np.ndarray], object] = base.check_finite,
 ) -> Shape | None:
     """Returns (T, D) of one feature file; None after a problem.
 
-    Args:
-      modality: for messages.
-      name: of the array in the file.
-      channels_first, pool: as in `feature_tables.as_table`.
-      check: called with parts `[N, D]` of the file; raises ValueError for values that cannot be used.
+    `check` is called with parts `[N, D]` of the file, and raises ValueError for values that cannot be used.
     """
-    place = f"{modality}: {path}{':' if name else ''}{name}"
+    place = f"{folder.name}: {folder.place(path, video)}"
     try:
-        array = open_array(path, name)
+        array = open_array(path, folder.array_of(video))
     except (OSError, ValueError) as error:
-        what = reason(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
-        findings.problem("unreadable feature file", f"{place}: {what}")
+        findings.problem("unreadable feature file", f"{place}: {reason(error)}")
         return None
     if not is_real(array.dtype):
         findings.problem("feature type", f"{place}: {array.dtype}, expected real numbers")
         return None
-    table = as_table(array, channels_first=channels_first, pool=pool)
+    table = as_table(array, channels_first=folder.channels_first, pool=folder.pool)
     if table is None:
-        kind, expected = "feature shape", "[D, T]" if channels_first else "[T, D] or [T, 1, 1, D]"
-        if not pool and as_table(array, channels_first=channels_first, pool=True) is not None:
-            kind, expected = (
-                "feature shape, see --pool=mean for grids of tokens",
-                "[D, T]" if channels_first else "[T, D]",
-            )
+        is_grid = as_table(array, channels_first=folder.channels_first, pool=True) is not None
+        kind = "feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape"
+        expected = "[D, T]" if folder.channels_first else "[T, D]"
         findings.problem(kind, f"{place}: {list(array.shape)}, expected {expected}")
         return None
     if not len(table):
         findings.problem("no snippets", f"{place}: {list(array.shape)}")
         return None
-    rows = max(1, CHUNK_VALUES // table.shape[1])
+    num_channels, num_parts = table.shape[1], len(folder.modalities)
+    rows = max(1, CHUNK_VALUES // num_channels)
     try:
         for first in range(0, len(table), rows):
             check(table[first : first + rows])
@@ -172,7 +149,11 @@ def check_file(
         return None
     if array.dtype.kind != "f":
         findings.note(checks.CONVERTED, f"{place}: {array.dtype}")
-    return len(table), table.shape[1]
+    if num_channels % num_parts:
+        parts = f"{num_parts} equal parts ({', '.join(folder.modalities)})"
+        findings.problem("wrong dimension", f"{place}: D = {num_channels} has no {parts}")
+        return None
+    return len(table), num_channels
 
 
 def refuse_transposed(
@@ -259,7 +240,7 @@ class Timing:
 
 def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
     """Returns how a file was cut by the files next to it, a manifest or time stamps."""
-    manifest, stamps = _manifest(path, findings), path.with_name(f"{video}{TIME_STAMPS}.npy")
+    manifest, stamps = read_manifest(path, findings), path.with_name(f"{video}{TIME_STAMPS}.npy")
     if manifest:
         length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
         if 0 < length < math.inf and 0 < fps < math.inf:
@@ -315,14 +296,8 @@ def match(
             rows = {folder.name: found[folder.name][0] for folder in folders}
             if (of_video := _match_rows(video, folders, rows, findings, timing)) is not None:
                 matched.append(of_video)
-                _note_short_actions(of_video, findings)
     compare_lengths([of_video.length for of_video in matched], findings)
-    total, unlabelled = sum(len(m.annotated.segments) for m in matched), len(findings.handled.get(checks.TOO_SHORT, ()))
-    if total >= FEW_ACTIONS and unlabelled > 0.9 * total:
-        case = (
-            f"{unlabelled} of {total} actions label no snippet; check the unit of the times and --unit, --fps, --stride"
-        )
-        findings.problem("labels", case)
+    _check_labels(matched, findings)
     modalities = {
         modality: sizes[folder.name] // len(folder.modalities)
         for folder in folders
@@ -336,25 +311,17 @@ def _match_rows(
     video: Annotated, folders: Sequence[FeatureFolder], num_rows: dict[str, int], findings: Findings, timing: Timing
 ) -> Matched | None:
     """Chooses the rows of each file that are the snippets of a video; None after a problem."""
-    paths = [folder.find(video.id)[0] for folder in folders]
-    cuts = [timing.cut(video, *file, findings) for file in zip(folders, paths, strict=True)]
-    counts, cut = list(num_rows.values()), next((each for each in cuts if each), None)
-    resampled = {i: each for i, each in enumerate(cuts) if each and cuts[0] and not _agree(cuts[0], each)}
-    if cut and resampled:
-        case = ", ".join(f"{folders[i].name} every {each.step:.4g} s" for i, each in enumerate(cuts) if each)
-        findings.note(checks.RESAMPLED, f"{video.id}: {case}")
-    elif not _agree_in_length(video.id, num_rows, findings):
+    files = tuple((folder, folder.find(video.id)[0]) for folder in folders)
+    cuts = [timing.cut(video, *file, findings) for file in files]
+    rows = _align(video.id, num_rows, cuts, findings)
+    if rows is None:
         return None
-    common = counts[0] if resampled else min(counts)
-    rows = [np.arange(common)] * len(folders)
-    for i, other in resampled.items():
-        assert cut
-        rows[i] = nearest_rows(cut, common, other, counts[i])
+    cut, common = next((cut for cut in cuts if cut), None), len(rows[0])
     if math.isinf(video.duration) and timing.stride:
         video = with_duration(video, common * timing.stride, findings)
     duration, snippets = timing.in_seconds(video.duration), np.arange(common)
     length, grid = Length(video.id, common, duration, cut or timing.public_cut(video)), Grid(0.0, video.duration)
-    if not cut and length.cut and length.fits():
+    if not cut and length.fits:
         cut = length.cut
     if cut and cut.is_plausible and 0 < duration < math.inf:  # `compare_lengths` reports others
         placed = place(cut, common, duration)
@@ -362,11 +329,33 @@ def _match_rows(
         grid = placed.grid.scale(video.duration / duration)
         if missing := placed.num_snippets - common:
             findings.note(checks.PADDED, f"{video.id}: {placed.front} before, {missing - placed.front} after {common}")
-    files = tuple(zip(folders, paths, strict=True))
     return Matched(video, files, tuple(of[snippets] for of in rows), length, cut, grid)
 
 
-def _agree(one: Cut, other: Cut) -> bool:
+def _align(
+    video: str, num_rows: Mapping[str, int], cuts: Sequence[Cut | None], findings: Findings
+) -> list[np.ndarray] | None:
+    """Returns the row of each file at each snippet of the first file, `[T]`; None after a problem.
+
+    Files whose snippets have other times than those of the first file are resampled; all others must have one T.
+    """
+    first = cuts[0]
+    known = {name: cut for name, cut in zip(num_rows, cuts, strict=True) if cut}
+    resampled = {name: cut for name, cut in known.items() if first and not _same_times(first, cut)}
+    others = {name: count for name, count in num_rows.items() if name not in resampled}
+    if not _agree_in_length(video, others, findings):
+        return None
+    if resampled:
+        case = ", ".join(f"{name} every {cut.step:.4g} s" for name, cut in known.items())
+        findings.note(checks.RESAMPLED, f"{video}: {case}")
+    common = min(others.values())
+    return [
+        nearest_rows(first, common, resampled[name], count) if first and name in resampled else np.arange(common)
+        for name, count in num_rows.items()
+    ]
+
+
+def _same_times(one: Cut, other: Cut) -> bool:
     """Whether the snippets of two files of a video have the same times: equal steps, and starts within one."""
     return abs(one.step / other.step - 1) < 1e-3 and abs(one.start - other.start) < one.step
 
@@ -396,13 +385,20 @@ def _agree_in_length(video: str, num_rows: Mapping[str, int], findings: Findings
     return difference <= 1
 
 
-def _note_short_actions(video: Matched, findings: Findings) -> None:
-    """Notes actions without a snippet inside."""
-    annotated = video.annotated
-    if annotated.duration > 0:
-        first, stop = video.grid.snippets_inside(annotated.segments, video.num_snippets)
-        for class_id, start, end in annotated.segments[first >= stop]:
-            findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
+def _check_labels(videos: Sequence[Matched], findings: Findings) -> None:
+    """Notes actions without a snippet inside; if these are nearly all, they are a problem."""
+    total = unlabelled = 0
+    for video in videos:
+        annotated = video.annotated
+        total += len(annotated.segments)
+        if annotated.duration > 0:
+            first, stop = video.grid.snippets_inside(annotated.segments, video.num_snippets)
+            unlabelled += int((first >= stop).sum())
+            for class_id, start, end in annotated.segments[first >= stop]:
+                findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
+    if total >= FEW_ACTIONS and unlabelled > 0.9 * total:
+        case = f"{unlabelled} of {total} actions label no snippet"
+        findings.problem("labels", f"{case}; check the unit of the times and --unit, --fps, --stride")
 
 
 def load(video: Matched, dtypes: Mapping[str, str] | None = None) -> base.Video:
@@ -438,7 +434,7 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
     made = {}
     for folder in folders:
         paths = [path for video in videos for of, path in video.files if of == folder]
-        manifests = {path: manifest for path in paths if (manifest := _manifest(path, Findings()))}
+        manifests = {path: manifest for path in paths if (manifest := read_manifest(path, Findings()))}
         if len(folder.modalities) > 1 or not manifests:
             continue
         if without := [path for path in paths if path not in manifests]:
@@ -456,7 +452,7 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
     return made
 
 
-def _manifest(path: Path, findings: Findings) -> dict | None:
+def read_manifest(path: Path, findings: Findings) -> dict | None:
     """Reads the manifest of a feature file; one that is damaged is a problem, and other JSON is none."""
     try:
         content = read_json(path.with_suffix(".json"), "extract the features again, or delete it if it is no manifest")

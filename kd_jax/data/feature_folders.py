@@ -18,7 +18,7 @@ import numpy as np
 
 from kd_jax.data import base
 from kd_jax.data.checks import check_common
-from kd_jax.data.feature_tables import LISTS, READERS, array_names, check_suffix, load_file
+from kd_jax.data.feature_tables import LISTS, READERS, array_names, as_table, check_suffix, open_array
 from kd_jax.data.text_files import find_file, normalize
 
 SUFFIXES = (".npy", ".npz")  # of files without a pattern
@@ -80,7 +80,10 @@ class FeatureFolder:
 
     def load(self, path: Path, video: str) -> np.ndarray:
         """Reads the features of a video from its file, which passed all checks, as `[T, D]` in the type of the file."""
-        return load_file(path, name=self.array_of(video), channels_first=self.channels_first, pool=self.pool)
+        array = open_array(path, self.array_of(video))
+        table = as_table(array, channels_first=self.channels_first, pool=self.pool)
+        assert table is not None, f"{path} was not checked"
+        return table
 
     def place(self, path: Path, video: str) -> str:
         """Returns where the features of a video are in a file, for messages."""

@@ -7,10 +7,11 @@ The sizes that a file states are compared with the size of the file before memor
 exception that a library raises for a damaged file becomes a ValueError.
 """
 
+import contextlib
 import importlib.util
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,8 @@ def open_array(path: Path, name: str = "") -> np.ndarray:
     """
     suffix = path.suffix.lower()
     check_suffix(suffix)
-    try:
+    with _library_errors():
         array = READERS[suffix](path, name)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # numpy, zipfile, h5py and torch raise many other types for damaged files
-        raise ValueError(reason(error)) from error
     is_bfloat16 = array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None
     return array.view(BFLOAT16) if is_bfloat16 else array  # np.save has no name for bfloat16 and writes |V2
 
@@ -64,11 +61,18 @@ def check_suffix(suffix: str) -> None:
 def array_names(path: Path) -> list[str]:
     """Returns the names of the arrays in a file of several; raises OSError or ValueError if it cannot be read."""
     check_suffix(path.suffix.lower())
-    try:
+    with _library_errors():
         return sorted(LISTS[path.suffix.lower()](path))
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turns every exception other than OSError into ValueError."""
+    try:
+        yield
     except (OSError, ValueError):
         raise
-    except Exception as error:  # as in `open_array`
+    except Exception as error:  # numpy, zipfile, h5py and torch raise many other types for damaged files
         raise ValueError(reason(error)) from error
 
 
@@ -107,13 +111,6 @@ def as_table(array: np.ndarray, *, channels_first: bool = False, pool: bool = Fa
     return array.reshape(math.prod(shape[:-1]), shape[-1])
 
 
-def load_file(path: Path, *, name: str = "", channels_first: bool = False, pool: bool = False) -> np.ndarray:
-    """Reads a feature file that passed `feature_files.check_file`, as `[T, D]` in the type of the file."""
-    table = as_table(open_array(path, name), channels_first=channels_first, pool=pool)
-    assert table is not None, f"{path} was not checked"
-    return table
-
-
 def _pool(array: np.ndarray, axes: Iterable[int]) -> np.ndarray:
     return array.mean(tuple(axes), np.result_type(array.dtype, np.float32))
 
@@ -139,10 +136,12 @@ def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]
         version = np.lib.format.read_magic(file)
     except ValueError:
         raise ValueError("it is not a .npy file") from None
-    if version > (1, 0) and (length := int.from_bytes(file.peek(4)[:4], "little")) > LONGEST_HEADER:
-        raise ValueError(f"its header states {length} bytes for itself, expected at most {LONGEST_HEADER}")
-    readers = {(1, 0): np.lib.format.read_array_header_1_0}
-    shape, is_fortran, dtype = readers.get(version, np.lib.format.read_array_header_2_0)(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+        if (length := int.from_bytes(file.peek(4)[:4], "little")) > LONGEST_HEADER:
+            raise ValueError(f"its header states {length} bytes for itself, expected at most {LONGEST_HEADER}")
+    shape, is_fortran, dtype = read(file)
     expected, left = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or (expected != left and not dtype.hasobject):
         raise ValueError(f"its header states {list(shape)} {dtype}, {expected} bytes, but {left} bytes follow")

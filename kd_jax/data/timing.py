@@ -4,6 +4,7 @@ cut = Cut(step=4 / 30, window=16 / 30)                  # 16 frames every 4 fram
 front, num_snippets, grid = place(cut, 22, duration=3.4)
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,11 +112,16 @@ class Length(NamedTuple):
     duration: float  # seconds, of the annotation
     cut: Cut | None  # of its features, or of the public ones; None if unknown
 
+    @property
+    def end(self) -> float:
+        """The end of the last row in seconds; the duration if it is unknown how the rows were cut."""
+        return self.cut.covered(self.num_rows) if self.cut else self.duration
+
+    @property
     def fits(self) -> bool:
         """Whether the rows end within a window of the end of the video."""
-        assert self.cut
-        off = abs(self.cut.covered(self.num_rows) - self.duration)
-        return off <= max(self.cut.window, self.cut.step) * (1 + 1e-6)
+        window = max(self.cut.window, self.cut.step) if self.cut else 0.0
+        return abs(self.end - self.duration) <= window * (1 + 1e-6)
 
 
 def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
@@ -125,10 +131,10 @@ def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
     """
     lengths = [length for length in lengths if 0 < length.duration < math.inf]
     for video, num_rows, duration, cut in lengths:
-        seconds = cut.step if cut else duration / num_rows
-        if not Cut(seconds, cut.window if cut else seconds).is_plausible:
-            case = f"{video}: {duration:.4g} s and {num_rows} snippets, so a snippet lasts {seconds:.4g} s"
-            case += f" and its window {cut.window:.4g} s" if cut and cut.window > LONGEST else ""
+        known = cut or Cut(duration / num_rows, duration / num_rows)
+        if not known.is_plausible:
+            case = f"{video}: {duration:.4g} s and {num_rows} snippets, so a snippet lasts {known.step:.4g} s"
+            case += f" and its window {known.window:.4g} s" if cut and cut.window > LONGEST else ""
             findings.problem("snippet length", f"{case}; check the unit of the times and --unit, --fps, --stride")
     _compare_with_durations([length for length in lengths if length.cut], findings)
     _compare_with_each_other([length for length in lengths if not length.cut], findings)
@@ -136,19 +142,16 @@ def compare_lengths(lengths: Sequence[Length], findings: Findings) -> None:
 
 def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> None:
     """Compares the time that the rows cover with the duration."""
-    ratios = np.array([length.cut.covered(length.num_rows) / length.duration for length in lengths if length.cut])
-    misfits = sum(not length.fits() for length in lengths)
-    factor = common_factor(ratios) if misfits >= MOST * len(lengths) else None
-    explained = np.abs(ratios / factor - 1) < 0.02 if factor else np.zeros(len(lengths), bool)
-    if factor:
+    differ = np.array([not length.fits for length in lengths], bool)
+    factor, explained = common_factor(np.array([length.end / length.duration for length in lengths]))
+    if factor and differ.sum() >= MOST * len(lengths):
         case = f"the features last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
         findings.note(checks.FACTOR, f"{case}{as_between(factor)}")
-    for length, known in zip(lengths, explained, strict=True):
-        if not known and not length.fits():
-            assert length.cut
-            end = length.cut.covered(length.num_rows)
-            case = f"{length.video}: {length.num_rows} snippets every {length.cut.step:.4g} s end at {end:.4g} s"
-            findings.note(checks.LENGTH_DIFFERS, f"{case}, but the video at {length.duration:.4g} s")
+        differ &= ~explained
+    for length in itertools.compress(lengths, differ):
+        assert length.cut
+        case = f"{length.video}: {length.num_rows} snippets every {length.cut.step:.4g} s end at {length.end:.4g} s"
+        findings.note(checks.LENGTH_DIFFERS, f"{case}, but the video at {length.duration:.4g} s")
 
 
 def _compare_with_each_other(lengths: Sequence[Length], findings: Findings) -> None:

@@ -24,7 +24,6 @@ from kd_jax.data.batches import Example, attach_teacher, make_examples
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import check_file
 from kd_jax.data.feature_folders import FeatureFolder
-from kd_jax.data.feature_tables import load_file
 from kd_jax.data.source import Source
 from kd_jax.files import checked_path, read_json, sha256
 from kd_jax.inference.predict import run_detector
@@ -57,8 +56,9 @@ def attach_teachers(
 def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, forward: Mapping) -> list[Outputs]:
     """Outputs of every training video, in the order of the examples; a folder of features has logits of width 0."""
     if given_run(folder) is None:
-        files = FeatureFolder(("features",), Path(folder)).files()
-        tables = [np.asarray(load_file(files[example.id]), np.float32) for example in examples]
+        features = FeatureFolder(("teacher",), Path(folder))
+        files = features.files()
+        tables = [np.asarray(features.load(files[example.id], example.id), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_run(folder)
     if results := _read(folder / "results.json"):
@@ -147,7 +147,7 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
 def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     """The width of the features in a folder that has a file for every video."""
     on_disk = "://" not in str(folder)
-    own = FeatureFolder(("features",), Path(folder))
+    own = FeatureFolder(("teacher",), Path(folder))
     files = own.files() if on_disk and folder.is_dir() else {}
     if not files:
         remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
@@ -159,7 +159,7 @@ def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
             findings.problem("missing feature file", f"{folder / video.id}.npy")
         elif len(found := own.find(video.id)) > 1:
             findings.problem("two feature files", " and ".join(map(str, found)))
-        elif shape := check_file("teacher", files[video.id], findings, check=check):
+        elif shape := check_file(own, files[video.id], video.id, findings, check=check):
             widths.setdefault(shape[1], files[video.id])
             if shape[0] != video.num_snippets:
                 findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")

@@ -29,6 +29,14 @@ def load_one_file(paths: Sequence[Path], expected: str, findings: Findings) -> d
     return load_json(paths[0], dict, expected, findings)
 
 
+def only_objects(entries: Mapping[str, object], findings: Findings) -> dict[str, dict]:
+    """Returns the entries that are objects; reports the others."""
+    for video, entry in entries.items():
+        if not isinstance(entry, dict):
+            findings.problem("annotation layout", f"{video}: {short(entry)} is not an object")
+    return {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
+
+
 def check_fields(video: str, entry: object, fields: Sequence[str], findings: Findings) -> dict:
     """Returns the entry of a video, or {} if it is not an object; reports that and missing fields."""
     if not isinstance(entry, dict):

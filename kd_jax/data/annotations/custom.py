@@ -57,7 +57,7 @@ class Media:
     source: Path
 
 
-Entries = dict[str, Any]  # {video: entry of the common layout, or any other value that a file has there}
+Entries = dict[str, dict[str, Any]]  # {video: entry of the common layout}, with values that are not checked yet
 
 
 def read_files(
@@ -70,7 +70,7 @@ def read_files(
         formats[str(path)], found = tools.read_file(path, findings, options.label_from)
         for video in found.keys() & entries.keys():
             findings.problem("repeated video", f"{path}: {video} is in another file too; remove it from one")
-        if options.unit == "frames" and any("unit" in entry for entry in found.values() if isinstance(entry, dict)):
+        if options.unit == "frames" and any("unit" in entry for entry in found.values()):
             findings.problem("unit", f"{path}: the unit of its times is known; leave --unit out")
         if names and formats[str(path)] == label_files.FRAME_LABELS:
             _check_columns(found, names, findings)
@@ -87,7 +87,7 @@ def read_files(
     return entries, formats
 
 
-def _check_columns(entries: Mapping[str, Any], names: Sequence[str], findings: Findings) -> None:
+def _check_columns(entries: Entries, names: Sequence[str], findings: Findings) -> None:
     """Names the classes of tables, which are columns there; reports other numbers of columns."""
     for video, entry in entries.items():
         if (columns := entry.get("num_columns", len(names))) != len(names):
@@ -97,22 +97,22 @@ def _check_columns(entries: Mapping[str, Any], names: Sequence[str], findings: F
             entry["actions"] = [[names[column], start, end] for column, start, end in entry["actions"]]
 
 
-def _drop_background(entries: Mapping[str, Any], names: Sequence[str]) -> None:
+def _drop_background(entries: Entries, names: Sequence[str]) -> None:
     """Removes the labels of frames without an action, unless they are names of classes."""
+    absent = set(NO_ACTION).difference(names)
     for entry in entries.values():
-        if isinstance(entry, dict) and "num_labelled_frames" in entry:
-            absent = set(NO_ACTION).difference(names)
+        if "num_labelled_frames" in entry:
             entry["actions"] = [action for action in entry["actions"] if str(action[0]).lower() not in absent]
 
 
-def _read_numbers(entries: Mapping[str, Any], names: Sequence[str]) -> None:
+def _read_numbers(entries: Entries, names: Sequence[str]) -> None:
     """Turns class numbers, which a table has as text, into numbers, unless they are names of classes."""
     for action in _actions(entries):
         if isinstance(action[0], str) and re.fullmatch(r"\d{1,18}", action[0]) and action[0] not in names:
             action[0] = int(action[0])
 
 
-def class_names(entries: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
+def class_names(entries: Entries, findings: Findings) -> tuple[str, ...]:
     """Returns the names of the classes in the entries, sorted; reports classes that are numbers."""
     labels = [action[0] for action in _actions(entries) if action]
     if any(isinstance(label, (int, float)) for label in labels):
@@ -123,29 +123,28 @@ def class_names(entries: Mapping[str, Any], findings: Findings) -> tuple[str, ..
     return names
 
 
-def _actions(entries: Mapping[str, Any]) -> Iterable[list]:
-    """All actions that are lists, of entries that may be invalid."""
+def _actions(entries: Entries) -> Iterable[list]:
+    """Yields all actions that are lists."""
     for entry in entries.values():
-        actions = entry.get("actions") if isinstance(entry, dict) else None
-        yield from (action for action in actions if isinstance(action, list)) if isinstance(actions, list) else ()
+        if isinstance(actions := entry.get("actions"), list):
+            yield from (action for action in actions if isinstance(action, list))
 
 
 def fill_in(
-    entries: Mapping[str, Any], media: Mapping[str, Media], options: ReadOptions, findings: Findings
+    entries: Entries, media: Mapping[str, Media], options: ReadOptions, findings: Findings
 ) -> tuple[Entries, list[str]]:
     """Adds what the files leave out: times in seconds, durations and subsets.
 
-    Returns the entries in the common layout, and lines for the report. Entries that lack something are left out after
-    their problem was reported; values that are no entries are kept, to be reported by `common_layout.read_entries`.
+    Returns the entries, and lines for the report. An entry that lacks something is reported and left out.
     """
     used: Counter[str] = Counter()
     filled: Entries = {}
     for video, entry in entries.items():
-        known = dict(entry) if isinstance(entry, dict) else entry
-        if isinstance(known, dict) and known.pop("unit", "") == "frames":
-            known = _in_seconds(video, known, media.get(video), options, findings, used)
-        if known is not None:
+        known = dict(entry)
+        if known.pop("unit", "") != "frames":
             filled[video] = known
+        elif converted := _in_seconds(video, known, media.get(video), options, findings, used):
+            filled[video] = converted
     _add_durations(filled, media, options, findings, used)
     facts = [f"{what}: {count} video{'s'[: count != 1]}" for what, count in used.items()]
     return _with_subsets(filled, set(entries), options, findings, facts), facts
@@ -177,13 +176,10 @@ def _add_durations(
 ) -> None:
     """Adds durations that the entries do not state, and compares those that they state."""
     scale = (options.fps or DESCRIPTION.fps) if options.unit == "frames" else 1.0
-    some_stated = any("duration" in entry for entry in entries.values() if isinstance(entry, dict))
+    some_stated = any("duration" in entry for entry in entries.values())
     differ: dict[str, float] = {}  # stated duration over that of the other source
     for video, entry in list(entries.items()):
-        found = media.get(video)
-        if not isinstance(entry, dict):
-            continue
-        if found:
+        if found := media.get(video):
             entry.setdefault("fps", found.fps)
         if "duration" in entry:
             stated = number(entry["duration"])
@@ -198,14 +194,12 @@ def _add_durations(
                 remedy = f"--videos={options.videos} has no video of this name; add it, or state the duration"
             findings.problem("duration", f"{video}: the annotation does not state it; {remedy}")
             del entries[video]
-    factor = common_factor(np.array(list(differ.values())))
+    factor, explained = common_factor(np.array(list(differ.values())))
     if factor:
-        case = (
-            f"stated durations are {factor:.4g} times those of the videos or features in most of {len(differ)} videos"
-        )
-        findings.note(DURATION_DIFFERS, f"{case}{as_between(factor)}")
-    for video, ratio in differ.items():
-        if not factor or abs(ratio / factor - 1) > 0.02:
+        times = f"stated durations are {factor:.4g} times those of the videos or features"
+        findings.note(DURATION_DIFFERS, f"{times} in most of {len(differ)} videos{as_between(factor)}")
+    for video, is_explained in zip(differ, explained, strict=True):
+        if not is_explained:
             stated, found = number(entries[video]["duration"]), media[video]
             case = f"{video}: {stated:.10g} {options.unit}, but {found.seconds:.10g} seconds in {found.source}"
             findings.note(DURATION_DIFFERS, case)
@@ -215,40 +209,38 @@ def _with_subsets(
     entries: Entries, videos: Set[str], options: ReadOptions, findings: Findings, facts: list[str]
 ) -> Entries:
     """Gives each video the subset that the options or the files state; `videos` are all that the files annotate."""
-    known = {video: entry for video, entry in entries.items() if isinstance(entry, dict)}
+    is_stated = any("subset" in entry for entry in entries.values())
     if options.test or options.test_fraction is not None:
-        listed = read_list(options.test, "test list", videos, findings) if options.test else None
-        test = _drawn(options, known, videos, findings) if listed is None else listed
-        drawn = f"--test_fraction={options.test_fraction}, seed {options.seed}"
-        replaced = any("subset" in entry for entry in known.values())
-        instead = ", instead of the subsets in the annotations" if replaced else ""
-        facts.append(f"split by {f'--test={options.test}' if options.test else drawn}{instead}")
-        subsets: dict[str, str | None] = {v: "testing" if v in test else "training" for v in known}
-    elif known and "subset" in options.needs and not any("subset" in entry for entry in known.values()):
+        if options.test:
+            test, rule = read_list(options.test, "test list", videos, findings), f"--test={options.test}"
+        else:
+            test = _draw(options, entries, videos, findings)
+            rule = f"--test_fraction={options.test_fraction}, seed {options.seed}"
+        facts.append(f"split by {rule}{', instead of the subsets in the annotations' if is_stated else ''}")
+        return {v: entry | {"subset": "testing" if v in test else "training"} for v, entry in entries.items()}
+    if entries and "subset" in options.needs and not is_stated:
         remedy = "give --test=LIST, a file with the names of the test videos, --test_fraction=0.3, or 0 for none"
-        case = f"the annotations do not state which of the {len(known)} videos are for testing; {remedy}"
+        case = f"the annotations do not state which of the {len(entries)} videos are for testing; {remedy}"
         findings.problem("subset", case)
         return {}
-    else:
-        subsets = _subsets_of_files(known, findings)
-    return {
-        video: entry | {"subset": subsets[video]} if video in subsets else entry
-        for video, entry in entries.items()
-        if subsets.get(video) is not None or video not in subsets
-    }
+    return _with_subsets_of_files(entries, findings)
 
 
-def _subsets_of_files(entries: Entries, findings: Findings) -> dict[str, str | None]:
-    """{video: subset}, None for videos that are not used: those of the test subset if nobody may see its actions."""
+def _with_subsets_of_files(entries: Entries, findings: Findings) -> Entries:
+    """Gives each video the name that its subset has in the common layout.
+
+    If the videos of the test subset have no actions, which are then secret, they are left out, and the videos of the
+    validation subset are for testing.
+    """
     stated = {video: entry["subset"] for video, entry in entries.items() if isinstance(entry.get("subset"), str)}
-    subsets: dict[str, str | None] = {video: SUBSETS.get(name.lower(), name) for video, name in stated.items()}
+    subsets = {video: SUBSETS.get(name.lower(), name) for video, name in stated.items()}
     tested = [video for video, subset in subsets.items() if subset == "testing"]
     if "validation" in subsets.values() and not any(entries[video].get("actions") for video in tested):
-        for video, subset in subsets.items():
-            subsets[video] = {"validation": "testing", "testing": None}.get(str(subset), subset)
-            if subset == "testing":
-                findings.note(TRIMMED, f"{video}: {stated[video]}, without actions")
-    return subsets
+        for video in tested:
+            findings.note(TRIMMED, f"{video}: {stated[video]}, without actions")
+        entries = {video: entry for video, entry in entries.items() if video not in tested}
+        subsets = {video: "testing" if subset == "validation" else subset for video, subset in subsets.items()}
+    return {v: entry | {"subset": subsets[v]} if v in subsets else entry for v, entry in entries.items()}
 
 
 def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set[str]:
@@ -269,15 +261,15 @@ def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set
     return set(names)
 
 
-def _drawn(options: ReadOptions, known: Mapping[str, Any], videos: Set[str], findings: Findings) -> set[str]:
-    """A part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
+def _draw(options: ReadOptions, entries: Entries, videos: Set[str], findings: Findings) -> set[str]:
+    """Draws a part of the videos, the same for the same names and seed; at least one is drawn, and one is not."""
     if options.test_fraction == 0:
         return set()
-    if len(known) < 2:  # fewer than are annotated if some have a problem that was reported
+    if len(entries) < 2:  # fewer than are annotated if some have a problem that was reported
         if len(videos) == 1:
             findings.problem("subset", "--test_fraction needs two videos at least, the annotations have 1")
         return set()
-    names, fraction = sorted(known), options.test_fraction or 0.0
+    names, fraction = sorted(entries), options.test_fraction or 0.0
     count = min(max(1, round(fraction * len(names))), len(names) - 1)
     drawn = np.random.default_rng(options.seed).permutation(len(names))[:count]
     return {names[i] for i in drawn}
@@ -294,7 +286,7 @@ def read_actions(
     where = ", ".join(map(str, paths))
     if apart := check_common("the videos", media, where, found):
         findings.problem("video id", apart)
-    known = {v: entry | {"subset": "testing"} for v, entry in found.items() if v in media and isinstance(entry, dict)}
+    known = {v: entry | {"subset": "testing"} for v, entry in found.items() if v in media}
     entries, _ = fill_in(known, media, ReadOptions(), findings)
     videos = common_layout.read_entries(entries, names, findings, where=where)
     check_units(videos, findings)
@@ -311,9 +303,9 @@ def read_truth(
     """
     found, _ = read_files(paths, names, options, findings)
     names = tuple(names) or class_names(found, findings)
-    if not any("subset" in entry for entry in found.values() if isinstance(entry, dict)):
+    if not any("subset" in entry for entry in found.values()):
         subset = {"train": "training", "test": "testing"}[split]
-        found = {v: entry | {"subset": subset} if isinstance(entry, dict) else entry for v, entry in found.items()}
+        found = {v: entry | {"subset": subset} for v, entry in found.items()}
     entries, _ = fill_in(found, {}, options, findings)
     where = ", ".join(map(str, paths))
     choices: dict = {"where": where, "first_class": first_class, "needs": options.needs}

@@ -2,7 +2,7 @@
 
 as_between(1.2)                     # ', as between 30 and 25 frames per second'
 as_between(15.0, *OR_MORE)          # ', as between seconds and frames at 15 to 30 per second'
-common_factor(np.array([1.2] * 9))  # 1.2
+common_factor(np.array([1.2] * 9))  # 1.2, and True for each
 """
 
 import math
@@ -54,10 +54,14 @@ def as_between(ratio: float, lowest: float = SHARED[0], highest: float = SHARED[
     return f", as between {' or '.join(names)}" if names else ""
 
 
-def common_factor(ratios: np.ndarray) -> float | None:
-    """Returns the factor above 0 that most of at least three ratios share, unless it is 1 within 2 %."""
+def common_factor(ratios: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """Finds the factor above 0 that most of at least three ratios share, unless it is 1 within 2 %.
+
+    Returns the factor, or None, and for each ratio whether it is the factor within 2 %.
+    """
     factor = float(np.median(ratios)) if len(ratios) > 2 else 0.0
-    if not 0 < factor < math.inf:
-        return None
-    shared = np.abs(ratios / factor - 1) < 0.02
-    return factor if shared.mean() >= MOST and abs(factor - 1) > 0.02 else None
+    if 0 < factor < math.inf and abs(factor - 1) > 0.02:
+        shared = np.abs(ratios / factor - 1) < 0.02
+        if shared.mean() >= MOST:
+            return factor, shared
+    return None, np.zeros(len(ratios), bool)

@@ -25,6 +25,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from kd_jax.data.annotations.common_layout import only_objects
 from kd_jax.data.annotations.tools import (
     activitynet,
     elan,
@@ -88,7 +89,7 @@ def _read_json(text: str, path: Path, findings: Findings, label_from: str) -> tu
             findings.problem("annotation layout", f"{path}: [], expected an object with at least one video, or tasks")
         return "", {}
     if isinstance(content, dict) and any(isinstance(e, dict) and "actions" in e for e in content.values()):
-        return COMMON, _without_unit(content)
+        return COMMON, _common_layout(content, findings)
     if isinstance(content, list) or {"data", "annotations"} <= content.keys():
         return "Label Studio", label_studio.read(content, where, findings, label_from)
     if "database" in content:
@@ -104,20 +105,15 @@ def _read_json(text: str, path: Path, findings: Findings, label_from: str) -> tu
         known = f"{short(list(content))} are the keys of no format that is read (data_prep/README.md lists them)"
         findings.problem("annotation layout", f"{path}: {known}; expected an object with at least one video")
         return "", {}
-    return COMMON, _without_unit(content)
+    return COMMON, _common_layout(content, findings)
 
 
-def _without_unit(content: Mapping) -> dict:
-    """The entries of a file in the common layout, where the unit is that of the command line.
-
-    Fields that only the readers of other formats set are removed too.
-    """
-    set_by_readers = ("unit", "num_labelled_frames", "num_columns")
+def _common_layout(content: Mapping, findings: Findings) -> dict[str, dict]:
+    """Returns the entries of a file in the common layout, without fields that only other readers set."""
+    set_by_readers = ("unit", "num_labelled_frames", "num_columns")  # the command line states the unit
     return {
         video: {name: value for name, value in entry.items() if name not in set_by_readers}
-        if isinstance(entry, dict)
-        else entry
-        for video, entry in content.items()
+        for video, entry in only_objects(content, findings).items()
     }
 
 

@@ -9,7 +9,7 @@ Source: activity-net.org, page Download.
 
 from collections.abc import Mapping
 
-from kd_jax.data.annotations.common_layout import list_field
+from kd_jax.data.annotations.common_layout import list_field, only_objects
 from kd_jax.data.checks import Findings, short
 
 
@@ -20,10 +20,7 @@ def read(content: Mapping, where: str, findings: Findings) -> dict[str, dict]:
         findings.problem("annotation layout", f"{where}: database {short(database)}, expected {{video: …}}")
         return {}
     entries = {}
-    for video, entry in database.items():
-        if not isinstance(entry, dict):
-            findings.problem("annotation layout", f"{video}: {short(entry)} is not an object")
-            continue
+    for video, entry in only_objects(database, findings).items():
         actions = []
         for action in list_field(video, entry, "annotations", findings):
             segment = action.get("segment") if isinstance(action, dict) else None
