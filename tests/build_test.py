@@ -517,8 +517,8 @@ build_records(Options("custom", {str(tree.root / "out")!r}, **{tree.files()!r}))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert not (tree.root / "out").exists()
-    (left,) = tree.root.glob(".out*")
-    assert ".unfinished-" in left.name
+    (lock, left) = sorted(tree.root.glob(".out*"))  # the lock of a process that has ended keeps no one out
+    assert lock.name == ".out.lock" and ".unfinished-" in left.name
     (tree.root / ".out.unfinished-elsewhere-1").mkdir()  # from another machine, where it may be in use
     (tree.root / left.name.replace("unfinished", "scratch")).mkdir()  # from a Beam pipeline
     tree.build()
