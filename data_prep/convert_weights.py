@@ -264,7 +264,7 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
     trained = dataclasses.replace(fresh, params=params)
     output.mkdir(parents=True)
     write_json(output / "config.json", _run_config(output.name, model, size, info, modality, source))
-    with Checkpoints(output) as keeper:
+    with Checkpoints(output, after_epoch=0) as keeper:
         keeper.save(0, trained, new_best(trained.params, trained.constants))
     write_json(output / "results.json", {"best_epoch": 0})
 

@@ -95,10 +95,11 @@ def test_a_restored_checkpoint_continues_bit_for_bit(name, tmp_path, monkeypatch
         return state
 
     saved = advance(fresh(), 2)
-    with checkpoints.Checkpoints(tmp_path / "run") as keeper:
+    with checkpoints.Checkpoints(tmp_path / "run", after_epoch=0) as keeper:
         keeper.save(1, saved, checkpoints.new_best(saved.params, saved.constants))
-        other = create(jax.random.key(9))
-        restored, _ = keeper.restore(1, other, checkpoints.new_best(other.params, other.constants))
+    other = create(jax.random.key(9))
+    best = checkpoints.new_best(other.params, other.constants)
+    restored, _ = checkpoints.read_checkpoint(tmp_path / "run", 1, other, best)
     chex.assert_trees_all_equal(advance(restored, 1), advance(fresh(), 3))
 
 

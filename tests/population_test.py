@@ -146,11 +146,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
-def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
-    """The runs were saved after different epochs. They continue together from the last epoch in common."""
-    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
-    shutil.copytree(together[0] / "flow_teacher", tmp_path / "flow_teacher")
+def stop_after_save(epoch, place, workdir, together):
+    """Trains the students together until run number `place` has saved `epoch`."""
+    shutil.copytree(together[0] / "flow_teacher", workdir / "flow_teacher")
     saves, real = [], checkpoints.Checkpoints.save
 
     def save(self, at, *rest):
@@ -159,19 +157,46 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
         if at == epoch and saves.count(epoch) == place + 1:
             raise Stop
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "save", save)
         with pytest.raises(Stop):
-            perform(ablation(checkpoint_every=1), tmp_path)
+            perform(ablation(checkpoint_every=1), workdir)
+
+
+def assert_resumes(workdir, sizes, monkeypatch, together):
+    """The same command trains groups of these sizes, and every run ends as if nothing had happened."""
     groups = groups_trained(monkeypatch)
-    perform(ablation(checkpoint_every=1), tmp_path)
-    assert [len(group) for group in groups] == [6]
-    for path in sorted(tmp_path.glob("**/predictions_test.npz")):
-        ours, theirs = read_arrays(path), read_arrays(together[0] / path.relative_to(tmp_path))
+    perform(ablation(checkpoint_every=1), workdir)
+    assert [len(group) for group in groups] == sizes
+    for path in sorted(workdir.glob("**/predictions_test.npz")):
+        ours, theirs = read_arrays(path), read_arrays(together[0] / path.relative_to(workdir))
         for video in ours:
             np.testing.assert_array_equal(ours[video], theirs[video])
-    for path in tmp_path.glob("**/metrics.jsonl"):
+    for path in workdir.glob("**/metrics.jsonl"):
         assert [record["epoch"] for record in records(path.parent)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
+def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
+    """The runs were saved after different epochs. They continue together from the last epoch in common."""
+    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    stop_after_save(epoch, place, tmp_path, together)
+    assert_resumes(tmp_path, [6], monkeypatch, together)
+
+
+@pytest.mark.parametrize(
+    "damaged, sizes",
+    [
+        ({"atomic": 3, "both/seed_1": 3}, [6]),
+        ({"atomic": 2, "both": 3}, [1, 2, 3]),  # these two have no sound epoch in common
+    ],
+)
+def test_runs_with_damaged_checkpoints_continue_from_a_common_epoch(damaged, sizes, tmp_path, monkeypatch, together):
+    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    stop_after_save(3, 5, tmp_path, together)
+    for name, epoch in damaged.items():
+        shutil.rmtree(tmp_path / name / "checkpoints" / str(epoch) / "state")
+    assert_resumes(tmp_path, sizes, monkeypatch, together)
 
 
 def test_added_seeds_do_not_train_finished_ones_again(tmp_path, monkeypatch, one_by_one):

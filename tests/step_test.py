@@ -15,7 +15,7 @@ from kd_jax.data.batches import make_examples
 from kd_jax.masking import mask_out, masked_mean
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import terms
-from kd_jax.training.checkpoints import Checkpoints, new_best
+from kd_jax.training.checkpoints import Checkpoints, new_best, read_checkpoint
 from kd_jax.training.state import OPTIMIZERS, OWNED, SCHEDULES, Optimization, create_train_state, plateau_scale
 from kd_jax.training.step import (
     BALANCES,
@@ -420,9 +420,9 @@ def test_every_optimizer_and_schedule_takes_steps_and_survives_a_checkpoint(fiel
         assert all(np.isfinite(value) for value in metrics.values()) and metrics["learning_rate"] > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), fresh.params, state.params)))
-    with Checkpoints(tmp_path) as keeper:
+    with Checkpoints(tmp_path, after_epoch=0) as keeper:
         keeper.save(1, state, best := new_best(state.params, state.constants))
-        restored, _ = keeper.restore(1, fresh, best)
+    restored, _ = read_checkpoint(tmp_path, 1, fresh, best)
     chex.assert_trees_all_equal(restored, state)
     chex.assert_trees_all_equal(step(restored, (), batch, settings()), step(state, (), batch, settings()))
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,14 @@ from kd_jax.evaluation.scoring import score_split
 from kd_jax.files import DamagedFileError, read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training import divergence
-from kd_jax.training.checkpoints import Checkpoints, load_run, new_best, saved_epochs
+from kd_jax.training.checkpoints import (
+    Checkpoints,
+    DamagedCheckpointError,
+    load_run,
+    new_best,
+    read_checkpoint,
+    saved_epochs,
+)
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, runs_at_once
@@ -131,26 +139,30 @@ class _Diverged(Exception):
     """The loss or the parameters of some runs are no longer finite; the argument is {run: message}."""
 
 
-def _train_all(job: _Job, runs: Sequence[Run]) -> dict[Run, str]:
+def _train_all(job: _Job, runs: Sequence[Run], damaged: frozenset[epath.Path] = frozenset()) -> dict[Run, str]:
     """Trains all runs, together where they can be, and returns {run: message} of those that diverged.
 
     Together they need enough memory, and a checkpoint of the same epoch or none. Otherwise they are split in two. On a
-    CPU they are trained one by one.
+    CPU they are trained one by one. Checkpoints that were found to be `damaged` are passed over.
     """
     if not runs:
         return {}
-    saved = [saved_epochs(run.directory) for run in runs]
+    saved = [saved_epochs(run.directory, damaged) for run in runs]
     common = set(saved[0]).intersection(*saved[1:])
     if (common or not any(saved)) and len(runs) <= (runs_at_once() or len(runs)):
         try:
             if _train(job, runs, max(common, default=0)):
                 return {}
+        except DamagedCheckpointError as error:
+            logging.warning("%s; it is passed over", error)
+            traceback.clear_frames(error.__traceback__)  # which hold the arrays of the population
+            return _train_all(job, runs, damaged | {error.folder})
         except _Diverged as error:
             (reasons,) = error.args
             logging.error("%s", "; ".join(reasons.values()))
-            return reasons | _train_all(job, [run for run in runs if run not in reasons])
+            return reasons | _train_all(job, [run for run in runs if run not in reasons], damaged)
     half = len(runs) // 2 if runs_at_once() != 1 else 1
-    return _train_all(job, runs[:half]) | _train_all(job, runs[half:])
+    return _train_all(job, runs[:half], damaged) | _train_all(job, runs[half:], damaged)
 
 
 def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
@@ -173,11 +185,12 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
     steps_per_epoch = job.program.optimization.steps_per_epoch
     title = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
     with contextlib.ExitStack() as stack:
-        keepers = [stack.enter_context(Checkpoints(run.directory)) for run in runs]
+        if done:
+            population.states, best = _restore(runs, done, (population.states, best))
+        keepers = [stack.enter_context(Checkpoints(run.directory, after_epoch=done)) for run in runs]
         logs = [stack.enter_context(Log(run.directory, after_epoch=done)) for run in runs if runtime.is_first()]
         bar = stack.enter_context(Progress(title, training.epochs, steps_per_epoch, done))
         if done:
-            population.states, best = _restore(keepers, done, (population.states, best))
             logging.info("%s: continues after epoch %d of %d", title, done, training.epochs)
         else:
             _announce(runs, model_params(population.states.params), job.show_parameters)
@@ -255,9 +268,9 @@ def _sum_over_videos(function: Callable[[np.ndarray], np.ndarray], examples: Seq
     return multihost_utils.process_allgather(parts).view(np.float64).sum(axis=0)
 
 
-def _restore(keepers: Sequence[Checkpoints], epoch: int, like: tuple[TrainState, dict]) -> tuple[TrainState, dict]:
+def _restore(runs: Sequence[Run], epoch: int, like: tuple[TrainState, dict]) -> tuple[TrainState, dict]:
     """States and best parameters of all runs after an epoch, `[P, …]`."""
-    restored = [keeper.restore(epoch, *_nth(like, i)) for i, keeper in enumerate(keepers)]
+    restored = [read_checkpoint(run.directory, epoch, *_nth(like, i)) for i, run in enumerate(runs)]
     return sharding.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored), sharding.data_mesh())
 
 
