@@ -17,7 +17,9 @@ from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
 from gcsfs.core import GCSFileSystem
 
+from kd_jax import checked_cache
 from kd_jax.files import read_arrays
+from kd_jax.training.checkpoints import Checkpoints, saved_epochs
 from kd_jax.training.teachers import fingerprint
 
 pytestmark = pytest.mark.slow
@@ -132,3 +134,36 @@ def test_a_missing_bucket_is_an_error(bucket):
     )
     assert result.returncode == 1 and "gs://nobucket/work cannot be written" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_a_checkpoint_in_a_bucket_counts_once_it_is_marked(bucket):
+    """orbax writes `commit_success.txt` last, because a bucket has no rename."""
+    folder = epath.Path("gs://kdjax/marked")
+    state, other = {"w": np.arange(3.0)}, {"w": np.zeros(3)}
+    with Checkpoints(folder) as keeper:
+        keeper.save(1, state, state)
+        keeper.save(2, other, other)
+    assert saved_epochs(folder) == [1, 2]
+    assert bucket.exists("kdjax/marked/checkpoints/2/commit_success.txt")
+    bucket.rm("kdjax/marked/checkpoints/2/commit_success.txt")
+    assert saved_epochs(folder) == [1]
+    with Checkpoints(folder) as keeper:
+        np.testing.assert_array_equal(keeper.restore(1, other, other)[0]["w"], state["w"])
+        keeper.save(2, other, state)
+    assert saved_epochs(folder) == [1, 2]
+    with Checkpoints(folder) as keeper:
+        restored, best = keeper.restore(2, state, other)
+        np.testing.assert_array_equal(restored["w"], other["w"])
+        np.testing.assert_array_equal(best["w"], state["w"])
+
+
+def test_compiled_programs_in_a_bucket_are_checked(bucket):
+    cache = checked_cache.CheckedCache("gs://kdjax/programs", max_size=-1)
+    assert cache.get("program") is None
+    cache.put("program", b"code")
+    assert cache.get("program") == b"code"
+    (path,) = bucket.ls("kdjax/programs", detail=False)
+    bucket.pipe(path, bucket.cat(path)[:-1] + b"E")
+    assert cache.get("program") is None and not bucket.exists(path)
+    cache.put("program", b"code")
+    assert cache.get("program") == b"code"
