@@ -197,3 +197,12 @@ def test_a_jax_whose_programs_cannot_be_checked_keeps_none(monkeypatch, caplog):
         runtime._open_cache()
     assert set_option.mock_calls == [mock.call("jax_enable_compilation_cache", False)]
     assert f"JAX {jax.__version__} is too new to check them; every start compiles anew" in caplog.text
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_files_of_xla_that_have_no_checksum_are_used_only_if_the_user_says_so(monkeypatch, named):
+    if named:
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "all")
+    with mock.patch.object(runtime, "_set_option") as set_option:
+        runtime._open_cache()
+    assert (mock.call("jax_persistent_cache_enable_xla_caches", "none") in set_option.mock_calls) != named
