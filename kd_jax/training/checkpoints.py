@@ -12,7 +12,9 @@ arrays, which are compared whenever it is read. Checkpoints of older versions ha
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+import inspect
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -85,7 +87,7 @@ def checksum(tree) -> str:
     for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -119,7 +121,7 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
     """The trees of a saved epoch. `like` is {item: a tree of the same structure, dtypes and shardings}."""
     checksums = folder / CHECKSUMS
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with _quiet(), ocp.StandardCheckpointer() as reader:
             trees = [reader.restore(folder / item, tree) for item, tree in like.items()]
         saved = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checksums) if checksums.exists() else None
         if saved is not None and saved["epoch"] != int(folder.name):
@@ -131,6 +133,20 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise DamagedCheckpointError(folder, reason) from error
     return trees
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the tracebacks that Python prints about reads which orbax abandons after its first error."""
+    show = sys.unraisablehook
+
+    def show_others(event):
+        if not (inspect.iscoroutine(event.object) or str(event.exc_value) == "Event loop is closed"):
+            show(event)
+
+    sys.unraisablehook = show_others
+    yield
+    sys.unraisablehook = show  # not after an error, because these reads end later, in threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +200,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     return TrainedRun(model, variables, config)
 
 
-def _read_best(directory: epath.Path, like: dict, best_epoch: int) -> dict:
+def _read_best(directory: epath.Path, like: dict, best_epoch: int | None) -> dict:
     """The `best` of the latest saved epoch that is not damaged. It must be of the epoch that results.json names."""
     reasons = []
     for epoch in reversed(saved_epochs(directory)):
@@ -198,10 +214,8 @@ def _read_best(directory: epath.Path, like: dict, best_epoch: int) -> dict:
                 logging.warning("%s; that of epoch %d has the same best epoch and is read", reasons[0], epoch)
             return best
         reasons.append(f"the best epoch of checkpoint {epoch} is {best['epoch']}, in results.json it is {best_epoch}")
-    remedy = "copy all of the run again, or train it anew"
-    raise DamagedFileError(
-        f"the checkpoint of the run {directory} cannot be read ({(reasons or ['there is none'])[0]}); {remedy}"
-    )
+    reason, remedy = (reasons or ["there is none"])[0], "copy all of the run again, or train it anew"
+    raise DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {remedy}")
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
