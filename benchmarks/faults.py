@@ -1,6 +1,6 @@
 """Faults of disks, machines and users: how many of them an experiment survives.
 
-    python -m benchmarks.faults [--size=small|large] [--only=KIND,…] [--seed=0] [--folder=DIR] [--jobs=2]
+    python -m benchmarks.faults [--size=small|large] [--only=KIND] [--seed=0] [--folder=DIR] [--jobs=2]
     python -m benchmarks.faults --only=KIND --case=N --seed=S         repeats one attempt
 
 A tiny experiment, a teacher and a student, is trained without faults. Each attempt does the same with one fault. It
@@ -18,7 +18,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -108,7 +107,6 @@ class Attempt:
         plan: dict | None = None,
         prefix: Sequence[str] = (),
         cache: Path | None = None,
-        file_limit: int | None = None,
     ) -> Ended:
         """Runs a command to its end.
 
@@ -117,7 +115,6 @@ class Attempt:
           plan: how it is disturbed, see `benchmarks.disturbed`.
           prefix: words before the command.
           cache: XDG_CACHE_HOME.
-          file_limit: the largest size of a file, in bytes.
         """
         log = self.folder / "log"
         log.unlink(missing_ok=True)
@@ -125,10 +122,9 @@ class Attempt:
         command = [*prefix, sys.executable, "-m", *hook, module, *arguments]
         environment = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "PYTHONPATH")}
         environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache or self.world.cache)}
-        limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_limit or 0,) * 2)
         options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-        with subprocess.Popen(command, preexec_fn=limit if file_limit else None, **options) as process:
+        with subprocess.Popen(command, **options) as process:
             try:
                 output = process.communicate(timeout=END)[0]
             except subprocess.TimeoutExpired:
@@ -147,6 +143,13 @@ class Attempt:
         if "--report" in options and not (workdir / "report.html").exists():
             raise Lost(f"without the fault: no report, {last_line(ended)}")
 
+    def settle(self, ended: Ended, workdir: Path) -> None:
+        """Compares the results of a command that was disturbed; if it has refused, runs it without the fault."""
+        if succeeded(ended):
+            compare(workdir, self.world.finished)
+        else:
+            self.recover(workdir)
+
     def operation(self, part: str, done: Sequence[str]) -> dict:
         """Plans a moment: a random one of the operations on files whose path contains `part`."""
         count = sum(part in operation for operation in done)
@@ -159,14 +162,18 @@ def last_line(ended: Ended) -> str:
 
 def succeeded(ended: Ended) -> bool:
     """Returns whether a command succeeded; raises Lost unless it did or ended in one sentence."""
-    last = last_line(ended)
-    if "Traceback (most recent call last)" in ended.output:
-        raise Lost(f"exit {ended.code} with a traceback, {last}")
+    check_output(ended)
     if ended.code < 0:
-        raise Lost(f"crash by {signal.Signals(-ended.code).name}, {last}")
-    if ended.code and not re.match(r"(kd_jax|data_prep)\.\w+: ", last):
-        raise Lost(f"exit {ended.code} without a sentence, {last}")
+        raise Lost(f"crash by {signal.Signals(-ended.code).name}, {last_line(ended)}")
+    if ended.code and not re.search(r"^(kd_jax|data_prep)\.\w+: ", ended.output, re.MULTILINE):
+        raise Lost(f"exit {ended.code} without a sentence, {last_line(ended)}")
     return ended.code == 0
+
+
+def check_output(ended: Ended) -> None:
+    """Raises Lost for a traceback, with the first error."""
+    if found := re.search(r"^Traceback \(most recent call last\):\n(?:[ |].*\n|\n)*(.*)", ended.output, re.MULTILINE):
+        raise Lost(f"exit {ended.code} with a traceback, {found[1][:300]}")
 
 
 _reading = threading.Lock()  # orbax in several threads is not ours to test
@@ -178,10 +185,10 @@ def compare(workdir: Path, reference: Path, unread: str = "") -> None:
     `unread` is a finished run with a damaged checkpoint: `load_run` may refuse it, and its optimiser state is not read.
     """
     with _reading:
-        ours, theirs = bits_of(workdir, unread), bits_of(reference, unread)
+        ours, theirs = bits_of(workdir, unread), dict(_bits_of_reference(reference))
     if unread and ours[f"{unread}/best"].startswith("refused"):
         theirs[f"{unread}/best"] = ours[f"{unread}/best"]
-    if different := [name for name in theirs if ours.get(name) != theirs[name]]:
+    if different := [name for name in ours if ours[name] != theirs[name]]:
         shown = [f"{name} {ours[name]}" if " " in ours[name] else name for name in different]
         raise Lost(f"exit 0 with others: {', '.join(shown[:4])}")
 
@@ -199,6 +206,9 @@ def bits_of(workdir: Path, unread: str = "") -> dict[str, str]:
         if run != unread:
             found[f"{run}/state"] = _hash_or_reason(lambda folder=folder: _latest_state(folder))
     return found
+
+
+_bits_of_reference = functools.cache(bits_of)
 
 
 def values_of(path: Path, *fields: str) -> str:
@@ -252,9 +262,8 @@ def stopped(attempt: Attempt, case: tuple[str, str, int]) -> None:
 
 def check_stop(ended: Ended, name: str) -> None:
     """Raises Lost unless a command was stopped by a signal as promised, or had finished before."""
+    check_output(ended)
     last = last_line(ended)
-    if "Traceback (most recent call last)" in ended.output:
-        raise Lost(f"SIG{name}: exit {ended.code} with a traceback, {last}")
     if ended.code not in (0, *STOPPED[name]):
         raise Lost(f"SIG{name}: exit {ended.code}, {last}")
     if name != "KILL" and (ended.stopping or 0) > STOP:
@@ -346,10 +355,7 @@ def records_file(attempt: Attempt, case: tuple[Path, str]) -> None:
     shutil.copytree(attempt.world.records, data)
     shutil.copytree(attempt.world.interrupted, workdir)
     damage(data / case[0], case[1], attempt.random)
-    if succeeded(attempt.train(workdir, data=data)):
-        compare(workdir, attempt.world.finished)
-    else:
-        attempt.recover(workdir)
+    attempt.settle(attempt.train(workdir, data=data), workdir)
 
 
 def disk_full(attempt: Attempt, case: tuple[str, int]) -> None:
@@ -358,18 +364,14 @@ def disk_full(attempt: Attempt, case: tuple[str, int]) -> None:
     workdir.mkdir()
     files = [path for path in attempt.world.finished.rglob("*") if not set(UNREAD) & set(path.parts)]
     pages = sum(-(-path.stat().st_size // 4096) for path in files if path.is_file())
-    most = {"size": f"{attempt.random.randint(1, pages)}", "nr_inodes": f"{attempt.random.randint(2, len(files))}"}
-    option = f"{case[0]}={most[case[0]]}" + ("k" if case[0] == "size" else "")
-    if case[0] == "size":
-        option = f"size={4 * int(most['size'])}k"
+    size, inodes = f"{4 * attempt.random.randint(1, pages)}k", attempt.random.randint(2, len(files))
+    option = f"size={size}" if case[0] == "size" else f"nr_inodes={inodes}"
     script = 'mount -t tmpfs -o "$1" faults "$2" || exit 99; "${@:4}"; code=$?; cp -a "$2" "$3"; exit $code'
     prefix = [*NAMESPACE, "bash", "-c", script, "bash", option, str(workdir), str(saved)]
-    whole = succeeded(attempt.train(workdir, prefix=prefix))
+    ended = attempt.train(workdir, prefix=prefix)
     workdir.rmdir()
     saved.rename(workdir)
-    if whole:
-        compare(workdir, attempt.world.finished)
-    attempt.recover(workdir)
+    attempt.settle(ended, workdir)
 
 
 def file_limit(attempt: Attempt, case: int) -> None:
@@ -377,18 +379,14 @@ def file_limit(attempt: Attempt, case: int) -> None:
     workdir = attempt.folder / "work"
     largest = max(path.stat().st_size for path in attempt.world.finished.rglob("*") if path.is_file())
     limit = int(np.exp(attempt.random.uniform(np.log(16), np.log(largest))))
-    if succeeded(attempt.train(workdir, file_limit=limit)):
-        compare(workdir, attempt.world.finished)
-    attempt.recover(workdir)
+    attempt.settle(attempt.train(workdir, prefix=["prlimit", f"--fsize={limit}"]), workdir)
 
 
 def workdir_deleted(attempt: Attempt, case: int) -> None:
     """The workdir is deleted while the experiment trains."""
     workdir = attempt.folder / "work"
     plan = {"action": "delete", "folder": str(workdir), **attempt.operation("", attempt.world.operations)}
-    if succeeded(attempt.train(workdir, plan=plan)):
-        compare(workdir, attempt.world.finished)
-    attempt.recover(workdir)
+    attempt.settle(attempt.train(workdir, plan=plan), workdir)
 
 
 def two_at_once(attempt: Attempt, case: int) -> None:
@@ -410,10 +408,7 @@ def cache_entry(attempt: Attempt, case: tuple[Path, str]) -> None:
     workdir, cache = attempt.folder / "work", attempt.folder / "cache"
     shutil.copytree(attempt.world.cache, cache)
     damage(cache / case[0], case[1], attempt.random)
-    if succeeded(attempt.train(workdir, cache=cache)):
-        compare(workdir, attempt.world.finished)
-    else:
-        attempt.recover(workdir)
+    attempt.settle(attempt.train(workdir, cache=cache), workdir)
 
 
 def damage(path: Path, how: str, random: random.Random) -> Path:
@@ -548,8 +543,8 @@ def try_case(world: World, folder: Path, kind: str, number: int, seed: int) -> s
     try:
         FAULTS[kind].attempt(Attempt(world, own, random.Random(f"{kind} {number} {seed}")), case)
     except Lost as error:
-        what = " ".join(map(str, case)) if isinstance(case, tuple) else ""
-        return f"{kind} {what}: {error}; repeat: --only={kind} --case={number} --seed={seed}"
+        what = " ".join([kind, *map(str, case)]) if isinstance(case, tuple) else kind
+        return f"{what}: {error}; repeat: --only={kind} --case={number} --seed={seed}"
     shutil.rmtree(own)
     return None
 
@@ -563,9 +558,12 @@ def main(arguments) -> tuple[list[dict], dict]:
         chosen = [(kind, number) for kind in kinds for number in choose(kind, world, arguments)]
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
             tried = [pool.submit(try_case, world, folder, kind, number, seed) for kind, number in chosen]
-            for done in concurrent.futures.as_completed(tried):
-                if line := done.result():
-                    print(f"lost: {line}", file=sys.stderr, flush=True)
+            try:
+                for done in concurrent.futures.as_completed(tried):
+                    if line := done.result():
+                        print(f"lost: {line}", file=sys.stderr, flush=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
         for kind in kinds:
             results = [done.result() for (of, _), done in zip(chosen, tried, strict=True) if of == kind]
             lost += [line for line in results if line]
@@ -581,9 +579,9 @@ def choose(kind: str, world: World, arguments) -> Sequence[int]:
     count = len(FAULTS[kind].cases(world))
     if arguments.case is not None:
         return [arguments.case]
-    if arguments.size == "large" and arguments.most is None:
+    if arguments.size == "large" and arguments.tries is None:
         return range(count)
-    wanted = FAULTS[kind].small if arguments.most is None else arguments.most
+    wanted = FAULTS[kind].small if arguments.tries is None else arguments.tries
     return random.Random(f"{kind} {arguments.seed}").sample(range(count), min(count, wanted))
 
 
@@ -595,12 +593,12 @@ def run(_) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("size", "small", ["small", "large"], "A few random cases of each kind, or all cases.")
-    flags.DEFINE_integer("most", None, "Instead of --size: as many random cases of each kind.", 1)
+    flags.DEFINE_integer("tries", None, "Instead of --size: as many random cases of each kind.", 1)
     flags.DEFINE_multi_enum("only", None, list(FAULTS), "Kinds to try; may be repeated.")
     flags.DEFINE_integer("case", None, "With --only: the number of the one case to try.", 0)
     flags.DEFINE_integer("seed", 0, "Of the random moments, bytes and choices.")
     flags.DEFINE_string("folder", None, "A new folder for all files; those of lost attempts are kept there.")
     flags.DEFINE_integer("jobs", num_processors(), "Attempts at once.", 1)
     flags.DEFINE_string("output", None, "Also write the table, the machine and the versions to this JSON file.")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     app.run(run)
