@@ -10,6 +10,7 @@ COMMANDS = {  # name: (module, what it does)
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
     "report": ("kd_jax.report", "writes one page on finished experiments, which a browser shows"),
+    "verify": ("kd_jax.verify", "checks that a workdir is whole, and trains it again to compare"),
     "build": ("data_prep.build", "builds records from features and annotations"),
     "convert-annotations": (
         "data_prep.convert_annotations",

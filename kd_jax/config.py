@@ -8,12 +8,14 @@ The files of `configs/` start from `get_config` and set what differs. The comman
 import ast
 import difflib
 import importlib.util
+import json
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-from kd_jax.files import checked_path
+from kd_jax.files import checked_path, is_address
 from kd_jax.training.terms import TERMS
 
 # The folder of the configs that kd_jax ships: inside an installed package, next to the package in a clone.
@@ -106,6 +108,38 @@ def load(name: str, variant: str = "") -> ConfigDict:
     assert spec and spec.loader  # every .py file has them
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module.get_config(variant) if variant else module.get_config()
+
+
+def as_json(config: ConfigDict) -> dict:
+    """Make plain JSON of a config, for `from_json`. Folders become absolute."""
+    content = json.loads(json.dumps(config.to_dict(), default=os.fspath))
+    content["dataset"]["data_dir"] = _absolute(content["dataset"]["data_dir"])
+    for name, entry in content["teachers"].items():
+        content["teachers"][name] = list(map(_absolute, entry)) if isinstance(entry, list) else _absolute(entry)
+    return content
+
+
+def _absolute(folder: str) -> str:
+    return os.path.abspath(checked_path(folder)) if folder and not is_address(folder) else folder
+
+
+def from_json(content: dict) -> ConfigDict:
+    """Make the config that `as_json` was given; a field that it does not know keeps its default.
+
+    Raises KeyError or TypeError for a field that does not exist or has another type.
+    """
+
+    def with_tuples(value):
+        if isinstance(value, dict):
+            return {name: with_tuples(entry) for name, entry in value.items()}
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+    config, content = get_config(), with_tuples(content)
+    config.runs = make_runs(**{name: make_run(**run) for name, run in content.pop("runs").items()})
+    for name in _ENTRIES:
+        config[name].update(content.pop(name))
+    config.update(content)
+    return config.lock()
 
 
 def find_file(name: str) -> Path:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -209,15 +210,31 @@ def any_process(flag: bool) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Returns the versions of kd_jax and of what it runs on, the system, and the number of devices of each kind."""
+    """Returns the versions of kd_jax and of what it runs on, its git commit, the system, and the kinds of devices."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "kd_jax": __version__,
-        **{name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+        **_commit(Path(__file__).parents[1]),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
     }
+
+
+@functools.cache
+def _commit(checkout: Path) -> dict[str, str]:
+    """{'commit': the git commit of a checkout, and whether files have changed since}; {} for an installed package."""
+    if not (checkout / ".git").exists():
+        return {}
+    try:
+        commit, changed = (
+            subprocess.run(["git", "-C", checkout, *command.split()], capture_output=True, text=True, check=True).stdout
+            for command in ("rev-parse HEAD", "--no-optional-locks status --porcelain")
+        )
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or does not trust the owner of the folder
+        return {}
+    return {"commit": commit.strip() + (" with changes" if changed else "")}
 
 
 @functools.cache  # the handler gets its filter once

@@ -18,7 +18,7 @@ ROWS = [
     ["inference", "evaluation"],
     ["training"],
     ["training.experiment", "analysis"],
-    ["main", "predict", "evaluate", "analyse", "report", "__main__"],
+    ["main", "predict", "evaluate", "analyse", "report", "verify", "__main__"],
 ]
 FORBIDDEN = {  # {part of the package: what it must not import}
     "losses": ["kd_jax.models"],

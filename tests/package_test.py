@@ -41,6 +41,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "analyse",
         "evaluate",
         "report",
+        "verify",
         "build",
         "convert-annotations",
         "extract",

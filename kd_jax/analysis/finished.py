@@ -6,7 +6,7 @@ run = experiment.runs["augmented_rgb"][0]                      # the first seed
 experiment.outputs(run)["test_003"].features                   # [T, H]
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
         for row in results["rows"]
         if not row.get("members")
     }
-    source = _open_source(workdir, results, [run for seeds in runs.values() for run in seeds], data_dir)
+    source = open_videos(workdir, results, [run.config for seeds in runs.values() for run in seeds], data_dir)
     return FinishedExperiment(workdir, results, runs, source)
 
 
@@ -101,13 +101,25 @@ def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> 
     return FinishedRun(row["run"], seed, folder, config, results, read_log(folder / "metrics.jsonl"))
 
 
-def _open_source(workdir: epath.Path, results: Mapping, runs: list[FinishedRun], data_dir: str | None) -> Source:
-    dataset = dict(runs[0].config["dataset"])
+def open_videos(
+    workdir: epath.Path, results: Mapping, configs: Sequence[Mapping], data_dir: str | None, *, streamed: bool = False
+) -> Source:
+    """Opens the videos of an experiment.
+
+    Args:
+      workdir, results, configs: its folder, its results.json and the config.json of each run.
+      data_dir: the folder of the records, if they have moved.
+      streamed: leave the features on the disk.
+
+    Raises FileNotFoundError if the records cannot be read, and ValueError if they are others.
+    """
+    dataset = dict(configs[0]["dataset"])
     fingerprint, data_dir = dataset.pop("fingerprint"), data_dir or results.get("data_dir", "")
-    modalities = sorted({run.config["modality"] for run in runs})
+    modalities = sorted({config["modality"] for config in configs})
     try:
         fallback = results["dataset"] == "synthetic"  # a smoke variant that ran without records
-        source = open_source(data_dir=data_dir, modalities=modalities, synthetic_fallback=fallback, **dataset)
+        options = {"modalities": modalities, "synthetic_fallback": fallback, "streamed": streamed}
+        source = open_source(data_dir=data_dir, **options, **dataset)
     except (FileNotFoundError, ValueError) as error:
         remedy = "name the folder of the records with --data_dir=DIR"
         raise FileNotFoundError(f"the videos of {workdir} cannot be read ({error}); {remedy}") from None

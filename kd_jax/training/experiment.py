@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import runtime
-from kd_jax.config import teaching_runs
+from kd_jax.config import as_json, teaching_runs
 from kd_jax.data.source import Source
 from kd_jax.files import checked_path, write_atomically, write_json
 from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
@@ -39,7 +39,7 @@ def perform(
     Raises FloatingPointError if a run diverged. Runs that do not need it are trained first.
 
     Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
-    'gain', 'test'}], 'environment', …}. 'test' holds every measure of every protocol, also per class.
+    'gain', 'test'}], 'environment', 'config', …}. 'test' holds every measure of every protocol, also per class.
     """
     order, workdir = training_order(config), epath.Path(checked_path(workdir))
     runtime.wait_for_all("the workdir has been checked")
@@ -68,7 +68,7 @@ def perform(
         for seed in seeds(config):
             directories = [run_directory(config, workdir, stream, seed) for stream in streams]
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
-    results = {**tabulate(config, source, scores), "environment": runtime.environment()}
+    results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
     if runtime.is_first():
         write_json(workdir / "results.json", results)
         write_atomically(workdir / "results.md", markdown(results).encode())

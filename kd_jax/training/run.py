@@ -2,7 +2,8 @@
 
 `train_runs` serves teachers, plain students and distilled students. The folder of a run holds config.json (what is
 trained), checkpoints/, metrics.jsonl and TensorBoard events (one entry an epoch), predictions_{validation,test}.npz
-(logits) and results.json. The last is written at the end, so its presence means that the run has finished.
+(logits), provenance.json (see `provenance`) and results.json. The last is written at the end, so its presence means
+that the run has finished.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
 from kd_jax.files import DamagedFileError, read_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
-from kd_jax.training import divergence
+from kd_jax.training import divergence, provenance
 from kd_jax.training.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
@@ -44,7 +45,7 @@ from kd_jax.training.population import Population, runs_at_once
 from kd_jax.training.scores import VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.state import TrainState, create_train_state, model_params
 from kd_jax.training.step import Program, Settings
-from kd_jax.training.teachers import Teacher, attach_teachers
+from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.training.terms import TERMS
 
 
@@ -176,6 +177,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
     for run in runs if runtime.is_first() else ():
         run.directory.mkdir(parents=True, exist_ok=True)
         write_json(run.directory / "config.json", dict(run.manifest))
+        provenance.add_session(run.directory, done)
     runtime.wait_for_all("folders are made")
 
     modality, splits = runs[0].manifest["modality"], ("validation", "test")
@@ -367,6 +369,9 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         predictions = predictor(variables, progress=f"{title}: {split}")
         for run, logits in zip(writers, predictions, strict=False):
             write_arrays(run.directory / f"predictions_{split}.npz", logits)
+    taught = [{teacher.name: list(map(fingerprint, teacher.folders)) for teacher in run.teachers} for run in runs]
+    for run, teachers in zip(writers, taught, strict=False):
+        provenance.finish(run.directory, teachers)
     for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
         logging.info("%s: %s", run.title, summary(results))

@@ -9,8 +9,9 @@ from etils import epath
 from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring, score_split
-from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
+from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_json
 from kd_jax.inference.predict import fuse
+from kd_jax.training import provenance
 
 VALIDATION = Scoring(("frame_map",))  # how validation videos are scored to choose the best epoch
 
@@ -47,11 +48,15 @@ def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]
 
 
 def read_results(directory: epath.Path) -> dict | None:
-    """Reads the results.json of a run; None if it has not finished, or if its predictions or results are damaged."""
+    """Reads the results.json of a run; None if it has not finished, or if one of its files is damaged."""
     try:
         results = read_json(directory / "results.json", "it is written again")
+        written = (read_json(directory / provenance.FILE, "it is written again") or {}).get("files", {})
         for split in ("validation", "test") if results else ():
             read_predictions(directory, split)
+            path = directory / f"predictions_{split}.npz"
+            if (expected := written.get(path.name)) and expected != sha256(path):
+                raise DamagedFileError(f"{path} is damaged (it is not what the run wrote); it is written again")
     except DamagedFileError as error:
         logging.warning("%s", error)
         return None

@@ -1,0 +1,43 @@
+"""The provenance of a run: which program trained it, when, on what and with which teachers, and what it wrote.
+
+    add_session(directory, after_epoch=0)      # when training starts or continues
+    finish(directory, teachers)                # before results.json is written
+
+provenance.json decides nothing. `kd_jax.verify` compares it with the files of the run.
+"""
+
+import datetime
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from etils import epath
+
+from kd_jax import runtime
+from kd_jax.files import DamagedFileError, read_json, sha256, write_json
+
+FILE = "provenance.json"
+CHECKED = ("metrics.jsonl", "predictions_validation.npz", "predictions_test.npz")  # files whose SHA-256 is recorded
+
+
+def add_session(directory: epath.Path, after_epoch: int) -> None:
+    """Records the program, the machine and the time of a training that starts, or continues after an epoch."""
+    try:
+        earlier = (read_json(directory / FILE, "its earlier sessions are lost") or {}).get("sessions", [])
+    except DamagedFileError as error:
+        logging.warning("%s", error)
+        earlier = []
+    session = {"started": _now(), "after_epoch": after_epoch, "command": shlex.join(sys.orig_argv)}
+    write_json(directory / FILE, {"sessions": [*earlier, session | {"environment": runtime.environment()}]})
+
+
+def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None:
+    """Records the end of a training, the fingerprints of its teachers' folders and the checksums of its files."""
+    known = read_json(directory / FILE) or {}
+    files = {name: sha256(directory / name) for name in CHECKED}
+    write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
