@@ -279,8 +279,10 @@ def test_a_given_run_with_parameters_that_are_not_finite_is_refused_before_train
     folder = workdir / "flow"
     variables = load_run(folder).variables
     variables["params"]["head"]["bias"][0] = np.nan
-    with checkpoints.Checkpoints(folder) as keeper:
-        keeper.save(9, {"step": jnp.zeros(())}, checkpoints.new_best(variables.pop("params"), variables))
+    best = checkpoints.new_best(variables.pop("params"), variables)
+    best["epoch"] = jnp.asarray(read_json(folder / "results.json")["best_epoch"])
+    with checkpoints.Checkpoints(folder, after_epoch=1) as keeper:
+        keeper.save(2, {"step": jnp.zeros(())}, best)
     config = make_config(student=student("given"))
     config.teachers.given = str(folder)
     with pytest.raises(ValueError, match=r"teachers.given: .*flow has values that are not finite in .*head.*bias"):
