@@ -9,16 +9,19 @@ An interrupted write leaves the previous file, or none.
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
 MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
+LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
 CHECKSUM = "sha256"  # field of a JSON file: checksum of its other fields
 
 
@@ -79,22 +82,60 @@ def check_size(size: int, stored: int) -> None:
         raise ValueError(f"it states an array of {size} bytes, but stores {stored} bytes")
 
 
+def read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of a .npy file of `size` bytes, a stream with `peek`.
+
+    Returns shape, whether it is in Fortran order, and dtype. Raises ValueError unless the rest has the size it states.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError:
+        raise ValueError("it is not a .npy file") from None
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+        if (length := int.from_bytes(file.peek(4)[:4], "little")) > LONGEST_HEADER:
+            raise ValueError(f"its header states {length} bytes for itself, expected at most {LONGEST_HEADER}")
+    shape, is_fortran, dtype = read(file)
+    expected, left = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or (expected != left and not dtype.hasobject):
+        raise ValueError(f"its header states {list(shape)} {dtype}, {expected} bytes, but {left} bytes follow")
+    return shape, is_fortran, dtype
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """Reads an array of an .npz file; an array of Python objects is returned empty.
+
+    The sizes that the archive and the header of the array state are compared before the array is read. Raises
+    ValueError if they differ, or are far larger than what is stored; other errors of zipfile for a damaged archive.
+    """
+    assert archive.fp
+    check_size(info.file_size, min(info.compress_size, archive.fp.seek(0, io.SEEK_END)))
+    with archive.open(info) as member:
+        shape, is_fortran, dtype = read_header(member, info.file_size)
+        if dtype.hasobject:
+            return np.empty((0,) * len(shape), dtype)
+        content = bytearray(member.read())  # to the end, where the checksum is compared
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"its array is cut short, {len(content)} bytes are left")
+    return np.ndarray(shape, dtype, content, order="F" if is_fortran else "C")
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file by name; raises OSError or ValueError if it cannot be read."""
+    arrays = {}
     try:
-        with path.open("rb") as stream:
-            with zipfile.ZipFile(stream) as archive:
-                for member in archive.infolist():
-                    check_size(member.file_size, member.compress_size)
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    raise ValueError(f"its member {info.filename!r} is no array")
+                arrays[name := info.filename.removesuffix(".npy")] = read_member(archive, info)
+                if arrays[name].dtype.hasobject:
+                    raise ValueError(f"its member {name!r} holds Python objects, which are not read")
     except (OSError, ValueError):
         raise
-    except Exception as error:  # numpy and zipfile raise many other types for damaged files
+    except Exception as error:  # zipfile raises many other types for damaged files
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise ValueError(f"its member {others[0]!r} is no array")
     return arrays
 
 

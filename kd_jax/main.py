@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
         try:
             results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
-        except (FloatingPointError, DamagedFileError) as error:
+        except (FloatingPointError, MemoryError, DamagedFileError) as error:
             sys.exit(f"kd_jax.main: {error}")
         except Exception as error:
             if given.coordinator is None:

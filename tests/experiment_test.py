@@ -177,6 +177,37 @@ WRONG_TURNS = {
     "dtype": (lambda c: c.model.update(dtype="float16"), "model.dtype='float16'; it must be one of float32, bfloat16"),
     "learning rate": (lambda c: c.training.update(learning_rate=0.0), "training.learning_rate=0.0"),
     "validation": (lambda c: c.dataset.update(validation_fraction=1.0), "validation_fraction=1.0"),
+    "beyond float32": (lambda c: c.training.update(learning_rate=1e300), "it must be 0, or from 1e-37 to 1e.37"),
+    "weight beyond float32": (
+        lambda c: c.runs.augmented_rgb.weights.update(atomic=1e39),
+        r"augmented_rgb.weights.atomic=1e\+39; it must be 0, or from",
+    ),
+    "option beyond float32": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(temperature=1e300),
+        "options.atomic.temperature=1e.300; it must be 0, or from",
+    ),
+    "option beyond int32": (
+        lambda c: c.runs.augmented_rgb.options.atomic.update(num_negatives=10**10),
+        "options.atomic.num_negatives=10000000000; it must be below 2147483648",
+    ),
+    "channels": (lambda c: c.model.update(hidden=10**9), "model.hidden=1000000000; it must be at most 1048576"),
+    "layers": (lambda c: c.model.update(num_layers=70), "augmented_rgb: SSTCN: num_layers must be at most 30, got 70"),
+    "seeds": (lambda c: c.update(seeds=10**9), "seeds=1000000000; it must be at most 10000"),
+    "a seed beyond 32 bits": (lambda c: c.update(seed=2**32), "seed=4294967296; it must be below"),
+    "endless epochs": (lambda c: c.training.update(epochs=10**12), "epochs=1000000000000; it must be below 2147483648"),
+    "endless steps": (
+        lambda c: c.training.update(epochs=2 * 10**9),
+        "training: epochs=2000000000 are 4000000000 steps",
+    ),
+    "too many parameters": (
+        lambda c: c.model.update(hidden=2**20),
+        "runs.augmented_rgb: one run takes at least .* GiB of .* GiB of memory; lower its hidden or num_layers$",
+    ),
+    "batch beyond the memory": (
+        lambda c: c.training.update(batch_size=10**9),
+        r"a batch of 1000000000 videos of \d+ snippets takes at least .* GiB of .* GiB of memory; lower "
+        r"training.batch_size \(there are 3 training videos\)",
+    ),
     "run name": (lambda c: c.runs.update({"a/b": schema.make_run("rgb")}), "run name 'a/b' cannot be a folder name"),
 }
 

@@ -449,7 +449,7 @@ def test_scores_refuse(tmp_path):
     np.savez(path, **arrays)
     text = refuses(formats.read_scores, path, "6 problems")
     assert "'flat': shape [3], expected [T, C]" in text and "'empty': shape [0, 2]" in text
-    assert "'text': <U1, expected real numbers" in text and "'object': not readable" in text
+    assert "'text': <U1, expected real numbers" in text and "'object': object, expected real numbers" in text
     assert "'nan': nan at snippet 0, class 1" in text and "'wide': 3 classes, most videos have 2" in text
     with pytest.raises(
         ValueError, match=r"1 problem in the scores to write; nothing was written\nscores \(1\):\n  'nan'"

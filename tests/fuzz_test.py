@@ -62,6 +62,9 @@ TYPES = (
 )
 
 
+OUT_OF_MEMORY = r"(?i)MemoryError|unable to allocate|cannot allocate memory|out of memory|bad_alloc"
+
+
 class Hang(BaseException):
     """A reader took longer than SECONDS; no reader catches it."""
 
@@ -519,6 +522,13 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 # The process that reads.
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def check(reader: Reader, folder: Path, inputs: dict[str, bytes]) -> str:
     """Reads the files; returns what is wrong with how that ends, or ''."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -529,8 +539,8 @@ def check(reader: Reader, folder: Path, inputs: dict[str, bytes]) -> str:
         names = ["hall", *(word for file in inputs for word in (*Path(file).parts, Path(file).stem))]
         if not any(word in str(error) for word in names):
             return f"the message names no file: {type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
-        if ": MemoryError" in str(error):
-            return f"too much memory: {error}"
+        if any(isinstance(cause, MemoryError) for cause in causes(error)) or re.search(OUT_OF_MEMORY, str(error)):
+            return f"too much memory: {error}\n{traceback.format_exc(limit=-3)}"
         return ""
     except (Exception, Hang):
         signal.setitimer(signal.ITIMER_PROF, 0)

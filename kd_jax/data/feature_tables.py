@@ -13,16 +13,14 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from kd_jax.data.checks import parse, reason
-from kd_jax.files import check_size
+from kd_jax.files import check_size, read_header, read_member
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
 NEEDS = {  # {suffix: (library, extra of kd_jax that installs it)}
     ".pt": ("torch", "torch"),
     ".pth": ("torch", "torch"),
@@ -127,32 +125,11 @@ def _choose(names: Iterable[str], name: str, path: Path) -> str:
     return name or names[0]
 
 
-def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the header of a `.npy` file of `size` bytes, a stream with `peek`.
-
-    Returns shape, whether it is in Fortran order, and dtype.
-    """
-    try:
-        version = np.lib.format.read_magic(file)
-    except ValueError:
-        raise ValueError("it is not a .npy file") from None
-    read = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read = np.lib.format.read_array_header_2_0
-        if (length := int.from_bytes(file.peek(4)[:4], "little")) > LONGEST_HEADER:
-            raise ValueError(f"its header states {length} bytes for itself, expected at most {LONGEST_HEADER}")
-    shape, is_fortran, dtype = read(file)
-    expected, left = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or (expected != left and not dtype.hasobject):
-        raise ValueError(f"its header states {list(shape)} {dtype}, {expected} bytes, but {left} bytes follow")
-    return shape, is_fortran, dtype
-
-
 def _open_npy(path: Path, name: str) -> np.ndarray:
     if name:
         raise ValueError(f"it holds one array without a name, not {name!r}")
     with path.open("rb") as file:
-        shape, is_fortran, dtype = _read_header(file, path.stat().st_size)
+        shape, is_fortran, dtype = read_header(file, path.stat().st_size)
         offset = file.tell()
     if dtype.hasobject or 0 in shape:  # neither can be mapped
         return np.empty((0,) * len(shape) if dtype.hasobject else shape, dtype)
@@ -170,15 +147,7 @@ def _open_npz(path: Path, name: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         members = _npz_members(archive)
         info = members[_choose(members, name, path)]
-        check_size(info.file_size, min(info.compress_size, path.stat().st_size))
-        with archive.open(info) as member:
-            shape, is_fortran, dtype = _read_header(member, info.file_size)
-            if dtype.hasobject:
-                return np.empty((0,) * len(shape), dtype)
-            content = member.read()  # to the end, where the checksum is compared
-    if len(content) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"its array is cut short, {len(content)} bytes are left")
-    return np.ndarray(shape, dtype, content, order="F" if is_fortran else "C")
+        return read_member(archive, info)
 
 
 def _list_npz(path: Path) -> Iterable[str]:

@@ -18,6 +18,7 @@ from kd_jax.config import get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
 from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
+from kd_jax.training import memory
 from kd_jax.training.checkpoints import build_model
 from kd_jax.training.scores import scoring_of
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES, Optimization
@@ -44,7 +45,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     with _naming("evaluation"):
         scoring_of(config).check(source.info.head)
     with _naming("training"):
-        make_optimization(config.training, num_videos=1)
+        optimization = make_optimization(config.training, len(source.videos("train", [])))
+        steps = optimization.epochs * optimization.steps_per_epoch
+        _require(steps < 2**31, f"epochs={optimization.epochs} are {steps} steps; there must be below 2147483648")
     widths = _teacher_widths(config, source, given)
     for name in config.runs:
         with _naming(f"runs.{name}"):
@@ -199,6 +202,11 @@ def _naming(field: str):
 
 _ABOVE_0 = lambda value: 0 < value < math.inf, "finite and above 0"
 _FROM_0 = lambda value: 0 <= value < math.inf, "finite and at least 0"
+_SMALL, _LARGE = 1e-37, 1e37  # float32 holds these, and a factor of 10 beyond
+_FLOAT32 = lambda value: not value or _SMALL <= abs(value) <= _LARGE, f"0, or from {_SMALL:g} to {_LARGE:g}"
+_INT32 = lambda value: value < 2**31, "below 2147483648"
+_WIDTH = lambda value: value <= 2**20, "at most 1048576"
+_DEPTH = lambda value: value <= 1000, "at most 1000"
 # What a number must be, where it is set: (condition, description, fields). Then the values that a text may have.
 _NUMBERS = (
     (*_ABOVE_0, "training.learning_rate"),
@@ -216,6 +224,16 @@ _NUMBERS = (
         "seeds model.hidden model.num_layers training.epochs training.batch_size training.length_buckets "
         "training.checkpoint_every evaluation.batch_size",
     ),
+    (*_FLOAT32, "training.learning_rate training.weight_decay training.clip_norm"),
+    (
+        *_INT32,
+        "dataset.max_videos training.warmup_epochs training.plateau_patience training.epochs training.batch_size "
+        "training.length_buckets training.checkpoint_every evaluation.batch_size",
+    ),
+    (*_WIDTH, "model.hidden"),
+    (*_DEPTH, "model.num_layers"),
+    (lambda value: value <= 10_000, "at most 10000", "seeds"),
+    (lambda value: value < 2**32 - 10_000, "below 4294957296", "seed"),  # JAX ignores higher bits
 )
 _TEXTS = {
     "model.dtype": ("float32", "bfloat16"),
@@ -227,6 +245,9 @@ _RUN_NUMBERS = (
     (*_ABOVE_0, "learning_rate"),
     (*_FROM_0, "task_weight"),
     (lambda value: value >= 1, "at least 1", "hidden num_layers"),
+    (*_FLOAT32, "learning_rate task_weight"),
+    (*_WIDTH, "hidden"),
+    (*_DEPTH, "num_layers"),
 )
 _RUN_TEXTS = {"filter": FILTERS, "balance": BALANCES}
 
@@ -266,6 +287,8 @@ def _check_run(config: ConfigDict, name: str) -> None:
     for term, weight in run.weights.items():
         is_weight = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
         _require(is_weight, f"{field}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
+        in_float32, must_be = _FLOAT32
+        _require(in_float32(weight), f"{field}.weights.{term}={weight!r}; it must be {must_be}")
         _check_options(f"{field}.options.{term}", term, _set_options(run, term), weight)
     active = [term for term, weight in run.weights.items() if weight]
     weighs = f"{field} weighs {', '.join(active)}"
@@ -289,6 +312,8 @@ def _check_options(field: str, term: str, options: Mapping, weight: float) -> No
     for option, value in options.items():
         is_finite = not isinstance(value, float) or math.isfinite(value)
         _require(is_finite, f"{field}.{option}={value}; it must be finite")
+        fits, must_be = _FLOAT32 if isinstance(value, float) else _INT32
+        _require(isinstance(value, str) or fits(value), f"{field}.{option}={value}; it must be {must_be}")
     _require(weight or not options, f"{field} has no effect, because the weight of {term} is 0; leave it out")
     with _naming(field):
         choose_term(term, options)
@@ -340,16 +365,22 @@ def _teacher_widths(config: ConfigDict, source: Source, given: Mapping) -> dict[
 
 
 def _check_shapes(config: ConfigDict, name: str, source: Source, widths: Mapping[str, tuple[int, int]]) -> None:
-    """Traces the run's model and terms on the shapes of its data and teachers, without computing anything."""
+    """Traces the run's model and terms on the shapes of its data and teachers, without computing anything.
+
+    Compares the memory that they need with what there is.
+    """
     manifest = make_manifest(config, name, config.seed, source)
-    program = make_program(config.training, [manifest], num_videos=1, num_snippets=4)
+    lengths = [video.num_snippets for video in source.videos("train", [])]
+    program = make_program(config.training, [manifest], len(lengths), sum(lengths))
     for teacher in manifest["teachers"]:
         unserved = [chosen.name for chosen in program.terms if chosen.term.needs_logits and not widths[teacher][1]]
         lacking = f"compares logits, but the teacher {teacher!r} is a folder of features and has none"
         remedy = "give a finished run, or weigh terms that compare features"
         _require(not unserved, f"{', '.join(unserved)} {lacking}; {remedy}")
     taught = tuple(widths[teacher] for teacher in manifest["teachers"])
-    _trace(program, manifest["input_size"], len(source.info.classes), taught)
+    sizes = manifest["input_size"], len(source.info.classes), taught
+    memory.check_run(program, memory.Shapes(*sizes, lengths, config.training.batch_size))
+    _trace(program, *sizes)
 
 
 @functools.lru_cache(maxsize=256)  # many runs have the same shapes

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import AHEAD, Example, bucket_lengths, iterate_epoch, schedule_epoch
-from kd_jax.training import on_device
+from kd_jax.training import memory, on_device
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_train_step
 
@@ -50,7 +50,10 @@ def _jit_options(quick: bool) -> dict:
 
 
 def compile_for(function, *arguments) -> jax.stages.Compiled:
-    """The jitted function compiled for these arguments; compiled once for equal shapes and shardings."""
+    """The jitted function compiled for these arguments; compiled once for equal shapes and shardings.
+
+    Raises MemoryError if it needs more memory than there is.
+    """
     leaves, tree = jax.tree.flatten(arguments)
     return _compiled(function, tree, *(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves))
 
@@ -62,6 +65,7 @@ def _compiled(function, tree, *leaves) -> jax.stages.Compiled:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps 0.6 GB that the compiler has freed
         trim(0)
     logging.info("compiled in %.1f s", time.perf_counter() - started)
+    memory.check_compiled(compiled)
     return compiled
 
 
@@ -102,6 +106,7 @@ class Population:
         num_params = sum(x.size for x in jax.tree.leaves(states.params)) / len(seeds)
         flops = 6 * num_params * sum(self._lengths) * program.optimization.epochs
         if training.data == "resident" or (training.data == "auto" and on_device.fits(teacher_sets)):
+            memory.check_videos(on_device.num_bytes(teacher_sets))
             self._data: on_device.Resident | None = on_device.put(teacher_sets, max(self._buckets), self._mesh)
             self._function = jitted_epoch(program, self._buckets, flops < SHORT)
         else:
@@ -111,7 +116,10 @@ class Population:
         """Whether the device holds the videos and what an epoch of all runs needs; compiles the epoch."""
         if self._data is None:
             return False
-        needed = compile_for(self._function, *self._arguments(1)).memory_analysis()
+        try:
+            needed = compile_for(self._function, *self._arguments(1)).memory_analysis()
+        except MemoryError:
+            return False
         assert needed is not None  # every backend that maps runs reports it
         return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= on_device.memory_limit()
 

@@ -1,6 +1,7 @@
 """The files of this project: `scores.npz`, {video: `[T, C]`}, and `detections.json`, a list of detections."""
 
 import json
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from kd_jax.data.checks import Findings, check_video_id, load_json, reason
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats import fields
-from kd_jax.files import write_arrays, write_atomically
+from kd_jax.files import read_member, write_arrays, write_atomically
 
 
 def write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
@@ -35,18 +36,20 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
     findings = Findings(path)
     scores: dict[str, np.ndarray] = {}
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array; write {video: scores} with np.savez")
-    except Exception as error:  # zipfile and NumPy raise exceptions of many types for a damaged file
+        with path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                raise ValueError("it holds one array; write {video: scores} with np.savez")
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises exceptions of many types for a damaged file
         raise ValueError(f"{path} is not a readable .npz file ({reason(error)}); write it again") from None
     with archive:
-        for video, count in Counter(map(normalize, archive.files)).items():
+        members = [(info, normalize(info.filename.removesuffix(".npy"))) for info in archive.infolist()]
+        for video, count in Counter(video for _, video in members).items():
             if count > 1:
                 findings.problem("repeated video", f"{video!r}: it occurs {count} times; remove all but one")
-        for video in archive.files:
+        for info, video in members:
             try:
-                scores[normalize(video)] = archive[video]
+                scores[video] = read_member(archive, info)
             except Exception as error:
                 case = f"{video!r}: not readable ({reason(error)}); expected an array of numbers [T, C]"
                 findings.problem("scores", case)
@@ -55,15 +58,13 @@ def read_scores(path: Path) -> dict[str, np.ndarray]:
     return scores
 
 
-def _check_scores(scores: Mapping[str, object], findings: Findings) -> None:
-    arrays = [table for table in scores.values() if isinstance(table, np.ndarray) and table.ndim == 2]
-    sizes = Counter(table.shape[1] for table in arrays)
+def _check_scores(scores: Mapping[str, np.ndarray], findings: Findings) -> None:
+    sizes = Counter(table.shape[1] for table in scores.values() if table.ndim == 2)
     usual = sizes.most_common(1)[0][0] if sizes else None
     for video, table in scores.items():
         check_video_id(video, findings)
-        if not isinstance(table, np.ndarray) or table.dtype.kind not in "fiu":
-            found = table.dtype if isinstance(table, np.ndarray) else "no array"
-            case = f"{found}, expected real numbers [T, C]"
+        if table.dtype.kind not in "fiu":
+            case = f"{table.dtype}, expected real numbers [T, C]"
         elif table.ndim != 2 or not table.size:
             case = f"shape {list(table.shape)}, expected [T, C] with T and C above 0"
         elif table.shape[1] != usual:

@@ -1,0 +1,101 @@
+"""The memory that a training needs, compared with what there is before any of it is taken.
+
+check_run(program, shapes)          # before training: a lower bound, from shapes alone
+check_compiled(compiled)            # before a compiled program runs: what the compiler reports
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax import runtime, sharding
+from kd_jax.training.state import create_train_state
+from kd_jax.training.step import Program
+from kd_jax.types import Outputs
+
+
+class Shapes(NamedTuple):
+    """The sizes of the data of a run."""
+
+    input_size: int  # D
+    num_classes: int  # C, of the labels
+    taught: tuple[tuple[int, int], ...]  # the widths of the features and of the logits of each teacher
+    lengths: Sequence[int]  # T of each training video
+    batch_size: int
+
+
+def total() -> int:
+    """Bytes of the memory of one device; on a CPU those of the host."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", runtime.host_memory())
+
+
+def check_run(program: Program, shapes: Shapes) -> None:
+    """Raises ValueError if one run does not fit a device.
+
+    The estimate is a lower bound: first the state, the gradient and the best parameters; then features, labels,
+    teachers' outputs and one layer of the longest batch.
+    """
+    of_state = _state_size(program, shapes.input_size, shapes.num_classes, shapes.taught)
+    owning = [chosen.name for chosen in program.terms if chosen.term.owns]
+    terms = f", or the options of {', '.join(owning)}" if owning else ""
+    _require(of_state, "one run", f"lower its hidden or num_layers{terms}")
+    mesh, longest = sharding.data_mesh(), max(shapes.lengths)
+    parts = jax.process_count() if jax.default_backend() == "cpu" else mesh.size
+    rows = sharding.device_rows(shapes.batch_size, mesh) // parts
+    floats = shapes.input_size + program.model.hidden + sum(map(sum, shapes.taught))
+    what = f"a batch of {shapes.batch_size} videos of {longest} snippets"
+    remedy = f"lower training.batch_size (there are {len(shapes.lengths)} training videos)"
+    _require(rows * longest * (2 * floats + shapes.num_classes), what, remedy)
+
+
+@functools.lru_cache(maxsize=256)  # many runs have the same shapes
+def _state_size(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]) -> int:
+    """Bytes of the state of a run, its gradient and its best parameters."""
+    like = [Outputs(_floats(width), _floats(logits)) for width, logits in taught]
+
+    def create(key):
+        optimizer, terms = program.optimization.make(), program.terms
+        return create_train_state(
+            program.model, optimizer, key, input_size, terms=terms, teachers=like, num_classes=num_classes
+        )
+
+    state = jax.eval_shape(create, jax.random.key(0))
+    return _num_bytes(state) + 2 * _num_bytes(state.params)
+
+
+def check_videos(size: int) -> None:
+    """Raises MemoryError if the training videos, of `size` bytes, do not fit a device."""
+    if size > total():
+        found = f"the training videos take {_shown(size)} of {_shown(total())} of memory"
+        raise MemoryError(f"training.data='resident': {found}; set it to 'auto'")
+
+
+def check_compiled(compiled: jax.stages.Compiled) -> None:
+    """Raises MemoryError if a compiled program needs more than there is."""
+    needed = compiled.memory_analysis()
+    if needed is not None:
+        size = needed.argument_size_in_bytes + needed.temp_size_in_bytes
+        if size > total():
+            remedy = "lower training.batch_size, hidden, num_layers or the options of the terms"
+            raise MemoryError(f"training takes {_shown(size)} of {_shown(total())} of memory; {remedy}")
+
+
+def _require(size: int, what: str, remedy: str) -> None:
+    if size > total():
+        raise ValueError(f"{what} takes at least {_shown(size)} of {_shown(total())} of memory; {remedy}")
+
+
+def _floats(width: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, width), jnp.float32)
+
+
+def _num_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
