@@ -40,6 +40,12 @@ def add_options(parser: Parser) -> None:
     )
 
 
+def read_options(given, **others) -> ReadOptions:
+    """Returns the options of `add_options`, and `--fps`, as `ReadOptions`; `others` are further fields."""
+    known = {name: getattr(given, name) for name in ("fps", "test", "test_fraction", "videos")}
+    return ReadOptions(**known, label_from=given.label_from or "", seed=given.seed or 0, **others)
+
+
 def collect_entries(
     paths: Sequence[str],
     names: Sequence[str],

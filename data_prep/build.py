@@ -20,14 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
-from data_prep.annotations import add_options, collect_entries, hold_out
+from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least, disk_path, named_path
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
-from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import Matched, Timing
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
@@ -103,9 +102,7 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
     annotated: list[Annotated] = []
     facts: list[str] = []
     if options.dataset == "custom":
-        given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
-        more = {name: getattr(options, name) for name in ("test_fraction", "videos")}
-        given = dataclasses.replace(given, seed=options.seed or 0, **more)
+        given = read_options(options, unit=description.unit)
         entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
         annotated = read_entries(entries, names, findings, where=", ".join(options.annotations))
     else:

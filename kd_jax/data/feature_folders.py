@@ -174,12 +174,13 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
     if folder.is_file:
         what, names, expected = "array", list(arrays), folder.array.replace(VIDEO, "<video>")
     else:
+        what, expected = "file", folder.expected().removeprefix(f"{folder.path}/")
         below = (path for path in folder.path.rglob("*") if path.suffix.lower() in READERS and path.is_file())
         some = itertools.islice(below, SEARCHED_FILES)
         names = sorted(normalize(path.relative_to(folder.path).as_posix()) for path in some)
-        what, expected = "feature file", folder.expected().removeprefix(f"{folder.path}/")
-    why = check_common("the annotations", videos, str(folder.path), folder.files() or names) or f"there is no {what}"
-    case = f"{folder.name}: {folder.path} has no {what.removeprefix('feature ')} {expected}: {why}"
+    absent = f"there is no feature {what}"
+    why = check_common("the annotations", videos, str(folder.path), folder.files() or names) or absent
+    case = f"{folder.name}: {folder.path} has no {what} {expected}: {why}"
     pattern, count = _suggest_pattern(names, videos, folder.modalities)
     if not count:
         return case
