@@ -87,29 +87,14 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.output:
             raise ValueError("--output is missing: the folder for the records (or --check, to write nothing)")
         check_free(output, marker=records.INFO_FILE, overwrite=options.overwrite)
-    read = description.read
-    if read is None:
+    if description.read is None:
         return _build_synthetic(options)
     _check_options(options, description)
     folders = parse_features(options.features, options.channels_first, pool=bool(options.pool))
     chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride", "window")}
     description = dataclasses.replace(description, **{name: value for name, value in chosen.items() if value})
     findings = Findings()
-    names = read_classes(Path(options.classes), findings) if options.classes else description.names
-    if names and description.names and len(names) != len(description.names):
-        expected = f"{options.dataset} has {len(description.names)}"
-        findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
-    annotated: list[Annotated] = []
-    facts: list[str] = []
-    if options.dataset == "custom":
-        given = read_options(options, unit=description.unit)
-        entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
-        annotated = read_entries(entries, names, findings, where=", ".join(options.annotations))
-    else:
-        annotated = read([Path(path) for path in options.annotations], names, findings)
-    annotated = hold_out(annotated, options.validation, findings)
-    facts += _describe_splits(annotated, options)
-    check_splits(annotated, ", ".join(options.annotations), findings)
+    annotated, names, facts = _read_annotations(options, description, folders, findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
         timing = _timing(options, description)
@@ -130,6 +115,27 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.check:
             _write(output, info, videos, report, run, overwrite=options.overwrite)
     return info, report
+
+
+def _read_annotations(
+    options: Options, description: base.Description, folders: Sequence[FeatureFolder], findings: Findings
+) -> tuple[list[Annotated], Sequence[str], list[str]]:
+    """Reads the annotation files; returns the videos, the names of the classes, and lines for the report."""
+    names = read_classes(Path(options.classes), findings) if options.classes else description.names
+    if names and description.names and len(names) != len(description.names):
+        expected = f"{options.dataset} has {len(description.names)}"
+        findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
+    where, facts = ", ".join(options.annotations), list[str]()
+    if options.dataset == "custom":
+        given = read_options(options, unit=description.unit)
+        entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
+        annotated = read_entries(entries, names, findings, where=where)
+    else:
+        assert description.read
+        annotated = description.read([Path(path) for path in options.annotations], names, findings)
+    annotated = hold_out(annotated, options.validation, findings)
+    check_splits(annotated, where, findings)
+    return annotated, names, facts + _describe_splits(annotated, options)
 
 
 def _describe_splits(annotated: Sequence[Annotated], options: Options) -> list[str]:
@@ -291,11 +297,8 @@ def _make_info(
     dtypes: dict[str, str],
 ) -> base.Info:
     folder_name = Path(options.output or "").resolve().name
-    cuts = [video.cut for video in videos]
-    seconds = [
-        cut.step if cut else video.length.duration / video.num_snippets for cut, video in zip(cuts, videos, strict=True)
-    ]
-    known = [cut for cut in cuts if cut]
+    known = [video.cut for video in videos if video.cut]
+    seconds = [v.cut.step if v.cut else v.length.duration / v.num_snippets for v in videos]
     return base.Info(
         name=folder_name if options.dataset == "custom" and base.is_name(folder_name) else options.dataset,
         classes=tuple(names),
