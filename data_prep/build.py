@@ -225,7 +225,7 @@ def parse_features(
 
 @contextlib.contextmanager
 def _beam(options: Options) -> Iterator[execution.Beam | None]:
-    """Where a pipeline runs, with its scratch folder; None without a runner."""
+    """Yields where the pipeline of a runner runs, with a scratch folder; None without a runner."""
     if not options.runner:
         yield None
         return
@@ -315,7 +315,7 @@ def _make_info(
 
 
 def _timing(options: Options, description: base.Description) -> Timing:
-    """What the options and the data set say about the times of snippets."""
+    """Returns what the options and the data set say about the times of snippets."""
     return Timing(
         fps=description.fps,
         unit=description.unit,

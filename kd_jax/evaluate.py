@@ -31,7 +31,7 @@ from kd_jax.files import write_atomically
 
 
 def parser() -> Parser:
-    """The options of this command."""
+    """Returns the options of this command."""
     options = Parser("kd_jax.evaluate", __doc__)
     add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
