@@ -68,10 +68,7 @@ class FeatureFolder:
         if not self.pattern and self._nested:
             return self._nested.get(video, [])
         names = [self.pattern.replace(VIDEO, video)] if self.pattern else [f"{video}{suffix}" for suffix in SUFFIXES]
-        paths = (
-            functools.reduce(lambda path, part: find_file(path / part), name.split("/"), self.path) for name in names
-        )
-        return [path for path in paths if path.is_file()]
+        return [path for name in names if (path := find_file(self.path, name)).is_file()]
 
     def array_of(self, video: str) -> str:
         """Returns the name of the array of a video in its file."""
