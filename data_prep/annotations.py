@@ -40,6 +40,12 @@ def add_options(parser: Parser) -> None:
     )
 
 
+def read_options(given, **others) -> ReadOptions:
+    """Returns the options of `add_options`, and `--fps`, as `ReadOptions`; `others` are further fields."""
+    known = {name: getattr(given, name) for name in ("fps", "test", "test_fraction", "videos")}
+    return ReadOptions(**known, label_from=given.label_from or "", seed=given.seed or 0, **others)
+
+
 def collect_entries(
     paths: Sequence[str],
     names: Sequence[str],
@@ -85,7 +91,7 @@ def hold_out(videos: Sequence[Annotated], path: str | None, findings: Findings) 
 
 
 def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -> dict[str, Media]:
-    """What the manifests next to feature files state about videos."""
+    """Returns what the manifests next to feature files state about videos."""
     found: dict[str, Media] = {}
     for video in entries:
         for path in [file for folder in features for file in folder.find(video)]:
@@ -97,7 +103,7 @@ def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -
 
 
 def _from_videos(entries: custom.Entries, folder: Path, fps: float | None, findings: Findings) -> dict[str, Media]:
-    """What videos in a folder state, found by their names: files, or folders of frames at `fps` frames per second."""
+    """Returns what the videos of these names in a folder state; folders of frames have `fps` frames per second."""
     found: dict[str, Media] = {}
     if not folder.is_dir():
         findings.problem("videos", f"--videos={folder} is not a folder")

@@ -20,14 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
-from data_prep.annotations import add_options, collect_entries, hold_out
+from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least, disk_path, named_path
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
-from kd_jax.data.annotations.custom import ReadOptions
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import Matched, Timing
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
@@ -88,31 +87,14 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.output:
             raise ValueError("--output is missing: the folder for the records (or --check, to write nothing)")
         check_free(output, marker=records.INFO_FILE, overwrite=options.overwrite)
-    read = description.read
-    if read is None:
+    if description.read is None:
         return _build_synthetic(options)
     _check_options(options, description)
     folders = parse_features(options.features, options.channels_first, pool=bool(options.pool))
     chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride", "window")}
     description = dataclasses.replace(description, **{name: value for name, value in chosen.items() if value})
     findings = Findings()
-    names = read_classes(Path(options.classes), findings) if options.classes else description.names
-    if names and description.names and len(names) != len(description.names):
-        expected = f"{options.dataset} has {len(description.names)}"
-        findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
-    annotated: list[Annotated] = []
-    facts: list[str] = []
-    if options.dataset == "custom":
-        given = ReadOptions(description.unit, options.fps, options.label_from or "", options.test)
-        more = {name: getattr(options, name) for name in ("test_fraction", "videos")}
-        given = dataclasses.replace(given, seed=options.seed or 0, **more)
-        entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
-        annotated = read_entries(entries, names, findings, where=", ".join(options.annotations))
-    else:
-        annotated = read([Path(path) for path in options.annotations], names, findings)
-    annotated = hold_out(annotated, options.validation, findings)
-    facts += _describe_splits(annotated, options)
-    check_splits(annotated, ", ".join(options.annotations), findings)
+    annotated, names, facts = _read_annotations(options, description, folders, findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
         timing = _timing(options, description)
@@ -133,6 +115,27 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.check:
             _write(output, info, videos, report, run, overwrite=options.overwrite)
     return info, report
+
+
+def _read_annotations(
+    options: Options, description: base.Description, folders: Sequence[FeatureFolder], findings: Findings
+) -> tuple[list[Annotated], Sequence[str], list[str]]:
+    """Reads the annotation files; returns the videos, the names of the classes, and lines for the report."""
+    names = read_classes(Path(options.classes), findings) if options.classes else description.names
+    if names and description.names and len(names) != len(description.names):
+        expected = f"{options.dataset} has {len(description.names)}"
+        findings.problem("class list", f"{options.classes}: {len(names)} names; {expected}")
+    where, facts = ", ".join(options.annotations), list[str]()
+    if options.dataset == "custom":
+        given = read_options(options, unit=description.unit)
+        entries, names, facts = collect_entries(options.annotations, names, given, folders, findings)
+        annotated = read_entries(entries, names, findings, where=where)
+    else:
+        assert description.read
+        annotated = description.read([Path(path) for path in options.annotations], names, findings)
+    annotated = hold_out(annotated, options.validation, findings)
+    check_splits(annotated, where, findings)
+    return annotated, names, facts + _describe_splits(annotated, options)
 
 
 def _describe_splits(annotated: Sequence[Annotated], options: Options) -> list[str]:
@@ -222,7 +225,7 @@ def parse_features(
 
 @contextlib.contextmanager
 def _beam(options: Options) -> Iterator[execution.Beam | None]:
-    """Where a pipeline runs, with its scratch folder; None without a runner."""
+    """Yields where the pipeline of a runner runs, with a scratch folder; None without a runner."""
     if not options.runner:
         yield None
         return
@@ -294,11 +297,8 @@ def _make_info(
     dtypes: dict[str, str],
 ) -> base.Info:
     folder_name = Path(options.output or "").resolve().name
-    cuts = [video.cut for video in videos]
-    seconds = [
-        cut.step if cut else video.length.duration / video.num_snippets for cut, video in zip(cuts, videos, strict=True)
-    ]
-    known = [cut for cut in cuts if cut]
+    known = [video.cut for video in videos if video.cut]
+    seconds = [v.cut.step if v.cut else v.length.duration / v.num_snippets for v in videos]
     return base.Info(
         name=folder_name if options.dataset == "custom" and base.is_name(folder_name) else options.dataset,
         classes=tuple(names),
@@ -315,7 +315,7 @@ def _make_info(
 
 
 def _timing(options: Options, description: base.Description) -> Timing:
-    """What the options and the data set say about the times of snippets."""
+    """Returns what the options and the data set say about the times of snippets."""
     return Timing(
         fps=description.fps,
         unit=description.unit,

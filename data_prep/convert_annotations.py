@@ -9,14 +9,13 @@ All formats that `data_prep.build --dataset=custom` reads are recognised. `--to=
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from data_prep.annotations import add_options, collect_entries, hold_out
+from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from kd_jax.command_line import Parser, disk_path, positive
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import check_units
-from kd_jax.data.annotations.custom import DESCRIPTION, ReadOptions
+from kd_jax.data.annotations.custom import DESCRIPTION
 from kd_jax.data.annotations.tools import label_studio
 from kd_jax.data.checks import Findings
 from kd_jax.files import write_atomically
@@ -48,8 +47,7 @@ def convert(given) -> str:
     findings = Findings(", ".join(given.input))
     names = common_layout.read_classes(Path(given.classes), findings) if given.classes else ()
     needs = NEEDS.get(given.to, common_layout.NEEDS)
-    options = ReadOptions(given.unit, given.fps, given.label_from or "", given.test, given.test_fraction)
-    options = replace(options, seed=given.seed or 0, videos=given.videos, needs=needs)
+    options = read_options(given, unit=given.unit, needs=needs)
     entries, names, facts = collect_entries(given.input, names, options, (), findings)
     videos = common_layout.read_entries(entries, names, findings, where=str(findings.subject), needs=needs)
     videos = hold_out(videos, given.validation, findings)

@@ -31,8 +31,6 @@ _VIDEOPRISM_NAMES = {"patches": "patch_projection/linear", "spatial_norm": "spat
 _VIDEOPRISM_NAMES |= {"attention_norm": "layer_norm", "dense_norm": "ff_layer/layer_norm", "out": "self_attention/post"}
 _VIDEOPRISM_NAMES |= {f"dense_{i}": f"ff_layer/ffn_layer{i}/linear" for i in (1, 2)}
 _VIDEOPRISM_NAMES |= {name: f"self_attention/{name}" for name in ("query", "key", "value")}
-
-
 # Models by patterns of their keys, for weights under other names.
 _LOOKS = {"AGCN": r"\.PA$|gcn1\.conv_[abd]\.", "I3D": r"Conv3d_1a_7x7|Mixed_\d[a-f]\.", "CTR-GCN": r"gcn1\.convs\."}
 _LOOKS |= {"ST-GCN": r"st_gcn_networks\."}
@@ -86,7 +84,7 @@ def _convert_videoprism(state: Mapping[str, np.ndarray]) -> Converted:
     """Converts a video encoder of any size; the shapes of some arrays give the sizes of all others."""
 
     def size(key: str, axis: int) -> int:
-        """The length of an axis; 1 if the array is missing or misshapen, which is reported later."""
+        """Returns the length of an axis; 1 if the array is missing or misshapen, which is reported later."""
         array = state.get(f"params/{key}", np.zeros(()))
         return max(1, array.shape[axis]) if array.ndim > axis else 1
 
@@ -120,17 +118,17 @@ def _convert_i3d(state: Mapping, channels: int, key_of: Callable, layout: Callab
 
 
 def _first_channels(kernel: np.ndarray, axis: int) -> int:
-    """Input channels of the first layer; 3 if its kernel is misshapen, which is reported later."""
+    """Returns the input channels of the first layer; 3 if its kernel is misshapen, which is reported later."""
     return kernel.shape[axis] if kernel.ndim == 5 else 3
 
 
 def _num_classes(bias: np.ndarray | None, otherwise: int) -> int:
-    """Number of classes by the last layer's bias; `otherwise` if it is missing or misshapen."""
+    """Returns the number of classes by the last layer's bias; `otherwise` if it is missing or misshapen."""
     return bias.shape[0] if bias is not None and bias.ndim == 1 else otherwise
 
 
 def _take(state: Mapping, expected: Mapping, key_of: Callable, layout: Callable) -> dict:
-    """The variables by their paths in `expected`; ValueError with all problems."""
+    """Returns the variables by their paths in `expected`; ValueError with all problems."""
     taken: dict[str, np.ndarray] = {}
     problems, seen = [], set()
     for path, ours in expected.items():

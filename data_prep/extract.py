@@ -104,7 +104,7 @@ def files_of(source: Path, modality: str) -> tuple[dict[str, Path], dict[str, st
 
 
 def _first(paths: Sequence[Path]) -> str:
-    """The names of the first three paths and, if there are more, the number of all."""
+    """Returns the names of the first three paths and, if there are more, the number of all."""
     more = f", … ({len(paths)} in all)" if len(paths) > 3 else ""
     return ", ".join(path.name for path in paths[:3]) + more
 
@@ -318,13 +318,13 @@ def _is_whole(table: Path, snippets: int | None) -> bool:
 
 
 def _changed(manifest: Mapping, now: Mapping) -> str:
-    """The differences between a manifest and the values `now`; '' if there are none."""
+    """Returns the differences between a manifest and the values `now`; '' if there are none."""
     there = ((name, manifest.get(name), value) for name, value in now.items())
     return "; ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in there if old != new)
 
 
 def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
-    """The settings, and the file or folder to read; ValueError if an option is missing, invalid or without effect."""
+    """Returns the settings, and the file or folder to read; ValueError for an option that is missing or wrong."""
     if not given.modality:
         example = "--videos=DIR --modality=rgb --weights=i3d_rgb.npz --output=DIR"
         raise ValueError(f"--modality is missing; for example {example} (--help lists all options)")

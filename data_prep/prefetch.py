@@ -73,7 +73,7 @@ def _begin(context, function: Callable):
 
 
 def _receive(ours: connection.Connection, process) -> tuple[Any, bool]:
-    """The next message, and whether the process is still alive."""
+    """Returns the next message, and whether the process is still alive."""
     try:
         return ours.recv(), True
     except (EOFError, ConnectionResetError):

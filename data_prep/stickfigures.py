@@ -47,7 +47,7 @@ def joints(pose: Pose, height: float = 1.7) -> np.ndarray:
     found = np.zeros((25, 3))
 
     def towards(angle: float, side: float = 0.0, front: float = 1.0) -> np.ndarray:
-        """A unit vector, `angle` away from straight down, with these shares to the side and forward."""
+        """Returns a unit vector, `angle` away from straight down, with these shares to the side and forward."""
         return np.array([side * np.sin(angle), -np.cos(angle), -front * np.sin(angle)])
 
     trunk = -towards(-pose.bend)
@@ -158,13 +158,13 @@ def _parts(seconds: float) -> np.ndarray:
 
 
 def _rest(pose: Pose) -> Pose:
-    """The resting pose nearest to a pose: legs together, trunk upright, arms down unless both are raised."""
+    """Returns the resting pose nearest to a pose: legs together, trunk upright, arms down unless both are raised."""
     arms = pose.lift if pose.lift[0] == pose.lift[1] and pose.lift[0] > 2 else Pose.lift
     return Pose(seat=round(pose.seat), lift=arms, x=pose.x)
 
 
 def _blend(a: Pose, b: Pose, part: float) -> Pose:
-    """The pose that is a fraction `part` of the way from a to b."""
+    """Returns the pose that is a fraction `part` of the way from a to b."""
 
     def mix(x, y):
         return tuple(map(mix, x, y)) if isinstance(x, tuple) else x + (y - x) * part

@@ -79,7 +79,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The (number, value) fields of a protocol buffer message, in order."""
+    """Yields the (number, value) fields of a protocol buffer message, in order."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -97,7 +97,7 @@ def _fields(data: bytes) -> dict[int, Any]:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of an uncompressed LevelDB table, the kind that TensorFlow writes."""
+    """Yields keys and values of an uncompressed LevelDB table, the kind that TensorFlow writes."""
     footer = data[-48:]
     if len(footer) < 48 or struct.unpack("<Q", footer[40:])[0] != _MAGIC:
         raise KeyError("no LevelDB table")

@@ -31,7 +31,7 @@ from kd_jax.files import write_atomically
 
 
 def parser() -> Parser:
-    """The options of this command."""
+    """Returns the options of this command."""
     options = Parser("kd_jax.evaluate", __doc__)
     add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
@@ -55,7 +55,7 @@ def parser() -> Parser:
     add("--protocols", action="append", choices=list(PROTOCOLS), metavar="PROTOCOL", help=protocols)
     tiou = "tIoU threshold instead of those of the benchmark, for detections; may be repeated."
     add("--tiou", action="append", type=between(1e-6, 1), help=tiou)
-    add("--logits", action="store_true", help="The scores are logits, not probabilities.")
+    add("--logits", action="store_true", default=None, help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
     add("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
@@ -113,25 +113,15 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
         raise ValueError(f"{given.predictions}: no prediction for any of {len(annotated)} videos; it is empty")
     if apart := check_common(given.predictions, arrays, ", ".join(given.annotations), [v.id for v in annotated]):
         raise ValueError(f"{apart}; rename one of them")
-    wanted = given.protocols or describe(given.dataset).protocols
-    check_protocols(wanted)
-    _refuse_idle_options(kind, wanted, given)
-    servable = [name for name in wanted if kind in ("scores", PROTOCOLS[name].needs)]  # snippet scores serve all
-    protocols = tuple(given.protocols or servable)
-    scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
-    if not protocols:
-        reason = f"{given.predictions} holds {kind}, but {', '.join(wanted)} cannot be computed from them"
-        raise ValueError(f"{reason}; choose --protocols that can")
-    scoring.check(info.head)
-    if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
-        raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
+    scoring = _choose_scoring(kind, info.head, given)
     scores = arrays if kind == "scores" else {}
     truth = make_truth([_as_video(video, scores.get(video.id), info, given) for video in annotated], info)
     _check_durations(truth, scoring.protocols, kind)
     of_split = {video: array for video, array in arrays.items() if video in truth.segments}
     if kind == "scores":
-        _check_probabilities(of_split, given)
-        predictions = make_predictions(of_split, truth, info.head, scoring, logits=given.logits)
+        if not given.logits:
+            _check_probabilities(of_split, given.predictions)
+        predictions = make_predictions(of_split, truth, info.head, scoring, logits=bool(given.logits))
     else:
         predictions = Predictions(**{kind: of_split})
     notes = _compare_times(of_split, truth, info.fps, given) if kind == "detections" else []
@@ -140,32 +130,47 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
     _report(info, truth, kind, arrays, (findings, notes), results, given)
 
 
+def _choose_scoring(kind: str, head: str, given: argparse.Namespace) -> Scoring:
+    """Returns how to score; raises ValueError for options that these predictions do not allow or do not need."""
+    wanted = given.protocols or describe(given.dataset).protocols
+    check_protocols(wanted)
+    _refuse_idle_options(kind, wanted, given)
+    servable = [name for name in wanted if kind in ("scores", PROTOCOLS[name].needs)]  # snippet scores serve all
+    protocols = tuple(given.protocols or servable)
+    if not protocols:
+        reason = f"{given.predictions} holds {kind}, but {', '.join(wanted)} cannot be computed from them"
+        raise ValueError(f"{reason}; choose --protocols that can")
+    if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
+        raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
+    scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
+    scoring.check(head)
+    return scoring
+
+
 def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Namespace) -> None:
     """Raises ValueError for an option that has no effect on these predictions."""
-    options = {name: getattr(given, name) for name in ("proposals", "threshold", "convention", "head", "first_label")}
-    options["logits"] = given.logits or None
-    options |= {"stride": given.stride, "window": given.window}
+    names = ("proposals", "threshold", "convention", "head", "first_label", "logits", "stride", "window")
     folders = [given.predictions, *(given.annotations if given.dataset == "custom" else ())]
     used = {"first_label"} if any(Path(folder).is_dir() for folder in folders) else set()
     if kind == "scores":
         used |= {"logits", "head", "stride", *(["window"] if given.stride else [])}
         if any(PROTOCOLS[name].needs == "detections" for name in wanted):
             used |= {"proposals", "threshold", "convention"}
-    if idle := [f"--{name}" for name, value in options.items() if value is not None and name not in used]:
+    if idle := [f"--{name}" for name in names if getattr(given, name) is not None and name not in used]:
         raise ValueError(f"{', '.join(idle)} would be ignored for these predictions and protocols; leave it out")
 
 
 def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], Findings]:
     """Reads the videos of the split: their classes, annotations, and what was cleaned."""
     description, findings = describe(given.dataset), Findings()
-    if given.unit and given.dataset != "custom":
-        raise ValueError(f"--dataset={given.dataset} is in {description.unit}: --unit would be ignored; leave it out")
+    is_custom = given.dataset == "custom"
+    for option, fact in (("unit", f"is in {description.unit}"), ("test", "states its test videos")):
+        if getattr(given, option) and not is_custom:
+            raise ValueError(f"--dataset={given.dataset} {fact}: --{option} would be ignored; leave it out")
     names = read_classes(Path(given.classes), findings) if given.classes else description.names
     assert description.read is not None  # only the synthetic set has no annotation files
     paths = [Path(path) for path in given.annotations]
-    if given.test and given.dataset != "custom":
-        raise ValueError(f"--dataset={given.dataset} states its test videos: --test would be ignored; leave it out")
-    if given.dataset == "custom":
+    if is_custom:
         options = ReadOptions(given.unit or description.unit, given.fps, test=given.test, needs=("subset",))
         first_class = (given.first_label or 0) if any(path.is_dir() for path in paths) else 0
         annotated, names = read_truth(paths, names, given.split, options, findings, first_class)
@@ -206,12 +211,11 @@ def _check_durations(truth: Truth, protocols: Sequence[str], kind: str) -> None:
         raise ValueError(f"{what}; give --stride, frames from one snippet of the scores to the next, or add durations")
 
 
-def _check_probabilities(tables: Mapping[str, np.ndarray], given: argparse.Namespace) -> None:
-    for video, table in {} if given.logits else tables.items():
+def _check_probabilities(tables: Mapping[str, np.ndarray], path: str) -> None:
+    for video, table in tables.items():
         if table.size and (table.min() < 0 or table.max() > 1):
             scores = f"the scores of {video!r} go from {table.min():.4g} to {table.max():.4g}"
-            remedy = "so they are no probabilities; if they are logits, give --logits"
-            raise ValueError(f"{given.predictions}: {scores}, {remedy}")
+            raise ValueError(f"{path}: {scores}, so they are no probabilities; if they are logits, give --logits")
 
 
 def _compare_times(detections: Mapping[str, np.ndarray], truth: Truth, fps: float, given) -> list[str]:

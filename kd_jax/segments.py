@@ -4,8 +4,8 @@
 
 In ground truth, snippet i of n is the *instant* `i·duration/n`. It is positive if the instant lies strictly inside a
 segment, so no segment that starts at 0 or later labels snippet 0. `kd_jax.evaluation.proposals` converts predictions to
-segments and describes a second convention for the position of a snippet. A `Grid` applies the same rules to features
-that do not divide the whole video evenly.
+segments and describes a second convention for the position of a snippet. A `Grid` applies the same rules to snippets
+that start later, or do not end with the video.
 """
 
 from typing import NamedTuple
@@ -99,7 +99,10 @@ def labels_from_segments(segments: np.ndarray, duration: float, num_snippets: in
 
 
 def runs(active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds the runs of True in the columns of `[T, C]`: column, first and stop index, `[R]` each, sorted like this."""
+    """Finds the runs of True in each column of `[T, C]`.
+
+    Returns column, first and stop index, `[R]` each, sorted by column and first index.
+    """
     active = np.asarray(active, bool)
     padded = np.zeros((active.shape[1], len(active) + 2), np.int8)
     padded[:, 1:-1] = active.T

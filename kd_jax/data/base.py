@@ -100,7 +100,7 @@ class Info:
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def dtype(self, modality: str) -> np.dtype:
-        """The type in which the features of a modality are stored."""
+        """Returns the type in which the features of a modality are stored."""
         return np.dtype(self.dtypes.get(modality, np.float16))
 
     def seconds(self, value: float) -> float:
@@ -108,7 +108,7 @@ class Info:
         return value / self.fps if self.unit == "frames" else value
 
     def num_frames(self, video: Video) -> int:
-        """The number of frames of a video: its duration in seconds times `fps`, rounded, at least 1."""
+        """Returns the number of frames of a video: its duration in seconds times `fps`, rounded, at least 1."""
         return max(1, round(video.duration if self.unit == "frames" else video.duration * self.fps))
 
 

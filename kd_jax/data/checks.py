@@ -76,7 +76,7 @@ class Findings:
         self.handled[kind].append(case)
 
     def as_json(self) -> dict:
-        """Problems and handled cases as plain JSON, for another process."""
+        """Returns problems and handled cases as plain JSON, for another process."""
         return {"problems": dict(self.problems), "handled": dict(self.handled)}
 
     def add(self, other: Mapping) -> None:
@@ -176,7 +176,7 @@ def check_video_id(video: object, findings: Findings, where: str = "", *, blanks
 
 
 def number(value: object) -> float:
-    """A JSON number as float; NaN for every other value."""
+    """Returns a JSON number as float; NaN for every other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     with contextlib.suppress(OverflowError):
@@ -193,14 +193,14 @@ def parse(text: str) -> float | str:
 
 
 def short(value: object) -> str:
-    """A value as printable JSON of at most 60 characters."""
+    """Returns a value as printable JSON of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     text = text if text.isprintable() else json.dumps(value, default=repr)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be read, in one line; the type of the error is named unless it is ValueError."""
+    """Returns why something could not be read, in one line; the type of the error is named unless it is ValueError."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     message = str(error).partition("\n")[0]

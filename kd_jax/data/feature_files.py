@@ -257,10 +257,8 @@ def _plausible(cut: Cut, source: Path, findings: Findings) -> Cut | None:
     """Returns the cut that a file states; None after a problem."""
     if cut.is_plausible:
         return cut
-    case = (
-        f"{source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s; correct or delete this file"
-    )
-    findings.problem("snippet length", case)
+    case = f"{source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s"
+    findings.problem("snippet length", f"{case}; correct or delete this file")
     return None
 
 

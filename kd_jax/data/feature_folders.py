@@ -68,10 +68,7 @@ class FeatureFolder:
         if not self.pattern and self._nested:
             return self._nested.get(video, [])
         names = [self.pattern.replace(VIDEO, video)] if self.pattern else [f"{video}{suffix}" for suffix in SUFFIXES]
-        paths = (
-            functools.reduce(lambda path, part: find_file(path / part), name.split("/"), self.path) for name in names
-        )
-        return [path for path in paths if path.is_file()]
+        return [path for name in names if (path := find_file(self.path, name)).is_file()]
 
     def array_of(self, video: str) -> str:
         """Returns the name of the array of a video in its file."""
@@ -174,12 +171,13 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
     if folder.is_file:
         what, names, expected = "array", list(arrays), folder.array.replace(VIDEO, "<video>")
     else:
+        what, expected = "file", folder.expected().removeprefix(f"{folder.path}/")
         below = (path for path in folder.path.rglob("*") if path.suffix.lower() in READERS and path.is_file())
         some = itertools.islice(below, SEARCHED_FILES)
         names = sorted(normalize(path.relative_to(folder.path).as_posix()) for path in some)
-        what, expected = "feature file", folder.expected().removeprefix(f"{folder.path}/")
-    why = check_common("the annotations", videos, str(folder.path), folder.files() or names) or f"there is no {what}"
-    case = f"{folder.name}: {folder.path} has no {what.removeprefix('feature ')} {expected}: {why}"
+    absent = f"there is no feature {what}"
+    why = check_common("the annotations", videos, str(folder.path), folder.files() or names) or absent
+    case = f"{folder.name}: {folder.path} has no {what} {expected}: {why}"
     pattern, count = _suggest_pattern(names, videos, folder.modalities)
     if not count:
         return case

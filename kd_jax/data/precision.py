@@ -71,13 +71,13 @@ class Statistics:
         self.count, self.epsilon = count, max(self.epsilon, other.epsilon)
 
     def as_json(self) -> dict:
-        """The statistics as plain JSON, for another process."""
+        """Returns the statistics as plain JSON, for another process."""
         arrays = {name: getattr(self, name).tolist() for name in ("mean", "squares", "errors")}
         return {"count": self.count, "epsilon": self.epsilon, "largest": self.largest, **arrays}
 
     @classmethod
     def from_json(cls, content: Mapping) -> "Statistics":
-        """The inverse of `as_json`."""
+        """Returns the statistics that `as_json` returned as JSON."""
         arrays = {name: np.array(content[name], np.float64) for name in ("mean", "squares", "errors")}
         return cls(content["count"], **arrays, epsilon=content["epsilon"], largest=content["largest"])
 

@@ -88,7 +88,7 @@ def write(
 
 
 def video_bytes(num_snippets: int, info: Info) -> int:
-    """The size of the features of a video in a shard."""
+    """Returns the size of the features of a video in a shard."""
     return num_snippets * sum(size * info.dtype(modality).itemsize for modality, size in info.modalities.items())
 
 
@@ -141,7 +141,7 @@ def _tables(video: Video) -> dict[str, np.ndarray]:
 
 
 def _entry(video: Video) -> dict:
-    """The line of a video in VIDEOS_FILE. JSON keeps every bit of a float64."""
+    """Returns the line of a video in VIDEOS_FILE. JSON keeps every bit of a float64."""
     known = {"id": video.id, "snippets": video.num_snippets, "duration": float(video.duration)}
     if video.known_grid:  # older records have none
         known["grid"] = list(video.known_grid)
@@ -196,7 +196,7 @@ def _check_ids(ids: Sequence[str]) -> None:
 
 
 def _features(info: Info, modalities: Iterable[str]):
-    """The TFDS features of a record, restricted to these modalities."""
+    """Returns the TFDS features of a record, restricted to these modalities."""
     from tensorflow_datasets import features as tfds
 
     def tensor(shape: tuple, dtype: type | np.dtype) -> tfds.Tensor:
@@ -227,7 +227,7 @@ def checksums(video: Video) -> dict[str, int]:
 
 
 def fingerprint(info: Info, checksums_of: Mapping[str, Sequence[Mapping[str, int]]]) -> str:
-    """A short hash of a data set: equal only for an equal Info and equal `checksums` of the videos of each split."""
+    """Returns a short hash, equal only for an equal Info and equal `checksums` of the videos of each split."""
     known = dataclasses.asdict(info)
     # Not content: the videos have the times of their snippets, and the checksums imply the types of the features.
     for name in ("extraction", "first_snippet", "label_at", "dtypes"):
@@ -355,7 +355,7 @@ def read(
 
 
 def _first_of_each(entries: Sequence[Mapping], first: int | None) -> list[tuple[int, Mapping]]:
-    """(index, entry) of the first videos for training, and of the first ones for validation."""
+    """Returns (index, entry) of the first videos for training, and of the first ones for validation."""
     groups: dict[bool, list[tuple[int, Mapping]]] = {False: [], True: []}
     for index, entry in enumerate(entries):
         groups[bool(entry.get("validation"))].append((index, entry))

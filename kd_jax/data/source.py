@@ -25,7 +25,7 @@ class Validation:
 
     ids: frozenset[str]
     rule: str  # what chose them: 'named by the records', or fields of config.dataset with their values
-    groups: tuple[str, ...] = ()  # those that are held out, if whole groups are
+    groups: tuple[str, ...] = ()  # the groups that are held out, if whole groups are drawn
 
 
 @dataclass(frozen=True)

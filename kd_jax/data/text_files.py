@@ -2,7 +2,7 @@
 
 text, encoding = decode(path.read_bytes())     # 'UTF-8', 'UTF-16' or 'GB18030'
 normalize("Cafe\\u0301.mp4")                    # 'Café.mp4' in NFC; macOS writes names of files in NFD
-find_file(Path("rgb/Café.npy"))                # this file, in whatever form the folder has its name
+find_file(Path("rgb"), "Café.npy")             # this file, in whatever form the folder has its name
 """
 
 import codecs
@@ -38,12 +38,14 @@ def unescape(json_text: str) -> str:
     return re.sub(r"((?<!\\)(?:\\\\)*)\\u([0-9a-fA-F]{4})", replace, json_text)
 
 
-def find_file(path: Path) -> Path:
-    """Returns the file whose name is that of `path` in any Unicode form; `path` itself if there is none."""
-    if path.name.isascii() or path.exists() or not path.parent.is_dir():
-        return path
-    name = normalize(path.name)
-    return next((found for found in sorted(path.parent.iterdir()) if normalize(found.name) == name), path)
+def find_file(path: Path, name: str) -> Path:
+    """Returns the file with this path below a folder, in any Unicode form; the path as it is if there is no file."""
+    for part in name.split("/"):
+        folder, path = path, path / part
+        if not part.isascii() and not path.exists() and folder.is_dir():
+            wanted = normalize(part)
+            path = next((found for found in sorted(folder.iterdir()) if normalize(found.name) == wanted), path)
+    return path
 
 
 def decode(content: bytes) -> tuple[str, str]:

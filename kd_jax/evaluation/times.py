@@ -17,7 +17,7 @@ CLEAR, BETTER = 0.4, 3  # the mean tIoU that another unit must reach, and how ma
 
 
 def describe_late(detections: Tables, truth: Truth) -> str:
-    """Says how many detections start after the end of their video, with the unit that fits if most do; '' if none does.
+    """Returns how many detections start after the end of their video, with the unit that fits if most do; or ''.
 
     Raises ValueError if all of them start there.
     """
@@ -39,7 +39,7 @@ def describe_late(detections: Tables, truth: Truth) -> str:
 
 
 def describe_empty(detections: Tables) -> str:
-    """Says how many detections have no length, which overlap nothing; '' if none does."""
+    """Returns how many detections have no length, so that they overlap nothing; '' if none does."""
     empty = {video: table[table[:, 2] <= table[:, 1]] for video, table in detections.items()}
     count, total = sum(map(len, empty.values())), sum(map(len, detections.values()))
     if not count:
@@ -49,9 +49,9 @@ def describe_empty(detections: Tables) -> str:
 
 
 def describe_unit(detections: Tables, truth: Truth, fps: float) -> str:
-    """Names the factor that makes detections overlap the actions of their class; '' if the times clearly fit, or none.
+    """Returns the factor that makes detections overlap the actions of their class; '' if none does clearly better.
 
-    The times are compared by the mean, over the actions, of the highest tIoU with a detection.
+    Times fit as well as the mean, over the actions, of the highest tIoU with a detection.
     """
     found, truths, _ = read_both("describe_unit", detections, truth.written, truth.num_classes)
     own = _overlap(found, truths, 1.0)

@@ -55,8 +55,9 @@ def encode_batches(
             filled = np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1))
             features = run(filled)
         if pending:
-            yield pending[0], _as_table(encoder, pending[2], mesh)[: pending[1]]
-        pending = item and (key, len(batch), (rows, features))
+            before, count, num_rows, result = pending
+            yield before, _as_table(encoder, num_rows, result, mesh)[:count]
+        pending = item and (key, len(batch), rows, features)
 
 
 def _num_rows(count: int, batch_size: int, mesh: jax.sharding.Mesh) -> int:
@@ -115,9 +116,8 @@ def _on_host(encoder: Encoder) -> Callable[[np.ndarray], Any]:
     return lambda batch: encoder.function(_as_input(batch, encoder.mean, encoder.std))
 
 
-def _as_table(encoder: Encoder, result: tuple[int, Any], mesh: jax.sharding.Mesh) -> np.ndarray:
+def _as_table(encoder: Encoder, rows: int, features: Any, mesh: jax.sharding.Mesh) -> np.ndarray:
     """Returns the features of `rows` snippets as `[rows, D]` float32; raises ValueError if they are anything else."""
-    rows, features = result
     try:
         table = sharding.fetch(features, mesh) if isinstance(features, jax.Array) else np.asarray(features)
     except (ValueError, TypeError, RuntimeError) as error:  # of PyTorch, too

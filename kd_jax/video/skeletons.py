@@ -39,13 +39,14 @@ class Track(NamedTuple):
 def read_skeletons(path: Path) -> np.ndarray:
     """Reads a skeleton file.
 
-    A person whom the tracker loses and finds again under another id is one body. If there are more than two bodies, the
-    two whose joints spread most are kept, the most spread one first. Spread is the standard deviation of each
-    coordinate over joints and frames, summed over coordinates, as Shi et al. prepare NTU RGB+D. A body of a few frames,
-    or one that hardly moves, comes after all others: a tracker takes objects for bodies. A still one of a few frames is
-    not joined to a person who moves. A body keeps its place while
-    it is absent; the code of Shi et al. places bodies by their order in each frame. A body with a coordinate that is
-    not finite or beyond 1 km is absent from that frame; a warning counts these frames.
+    The two bodies with the largest spread are kept, the largest first. Spread is the standard deviation of each
+    coordinate over joints and frames, summed over coordinates, as Shi et al. prepare NTU RGB+D. A body keeps its place
+    while it is absent; the code of Shi et al. places bodies by their order in each frame.
+
+    A person whom the tracker loses and finds again under another id is one body. A tracker also takes objects for
+    bodies. A body of a few frames, or one that hardly moves, therefore comes after all others, and a still one of a few
+    frames is not joined to a person who moves. A body with a coordinate that is not finite or beyond 1 km is absent
+    from that frame; a warning counts these frames.
 
     Returns:
       `[F, 2, 25, 3]` float32 in metres, 0 where a body is absent.
@@ -80,14 +81,15 @@ def read_skeletons(path: Path) -> np.ndarray:
 
 
 def _without_errors(track: Track) -> Track:
+    """Returns the track without frames that have a coordinate which is not finite or too far away."""
     good = (np.abs(track.joints) <= FARTHEST).all(axis=(1, 2))  # False for NaN
     return Track(track.frames[good], track.joints[good])
 
 
 def _join(tracks: list[Track]) -> list[Track]:
     """Joins tracks without a common frame that follow each other within `MAX_GAP` frames and `MAX_STEP` metres."""
-    bodies: list[list[Track]] = []
-    recent: list[list[Track]] = []  # the parts of bodies that may continue; all parts but the last end before it starts
+    bodies: list[list[Track]] = []  # each as its parts
+    recent: list[list[Track]] = []  # the bodies that may continue; all parts of one but the last end before that starts
     for track in sorted(tracks, key=lambda track: track.frames[0]):
         start = track.frames[0]
         bodies += [parts for parts in recent if parts[-1].frames[-1] < start - MAX_GAP]

@@ -181,41 +181,39 @@ def is_frame_folder(path: Path) -> bool:
     return not any(name.suffix.lower() in SUFFIXES for name in names) and any(map(_number, names))
 
 
-def _number(path: Path) -> str:
-    """Returns the last number in the name of a picture; '' for other files, and for hidden ones such as `._1.jpg`."""
+def _number(path: Path) -> re.Match | None:
+    """Matches the last number in the name of a picture; None for other files, and for hidden ones such as `._1.jpg`."""
     is_picture = path.suffix.lower() in PICTURES and not path.name.startswith(".")
-    found = re.search(r"(\d+)\D*$", path.stem) if is_picture else None
-    return found[1] if found else ""
-
-
-def _series(path: Path) -> str:
-    """Returns the name of a picture before its last number."""
-    return re.split(r"\d+\D*$", path.stem)[0]
+    return re.search(r"(\d+)\D*$", path.stem) if is_picture else None
 
 
 def picture_files(folder: Path) -> list[Path]:
     """Returns the numbered pictures in a folder, in the order of their numbers; [] if it has none.
 
-    Raises VideoError if a number occurs twice or is missing, or names differ before it: times of frames would be wrong.
+    Raises VideoError if a number occurs twice or is missing, or the names differ before it, because the times of frames
+    would be wrong.
     """
-    pictures = sorted(filter(_number, folder.iterdir()))
-    by_series = {_series(path): path.name for path in pictures}
+    found = {path: match for path in sorted(folder.iterdir()) if (match := _number(path))}
+    by_series = {match.string[: match.start()]: path.name for path, match in found.items()}
     if len(by_series) > 1:
         names = " and ".join([*by_series.values()][:2])
         raise VideoError(f"{folder}: {names} have different names; give each a folder")
-    numbered: dict[int, Path] = {}
-    for path in pictures:
-        if (other := numbered.setdefault(int(_number(path)), path)) is not path:
+    pictures: dict[int, Path] = {}
+    for path, match in found.items():
+        if (other := pictures.setdefault(int(match[1]), path)) is not path:
             raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
-    order = sorted(numbered)
-    if order and (gap := next((a for a, b in itertools.pairwise(order) if b != a + 1), None)) is not None:
-        raise VideoError(f"{folder}: the frame after {numbered[gap].name} is missing; the numbers must have no gaps")
-    return [numbered[number] for number in order]
+    numbers = sorted(pictures)
+    for number, following in itertools.pairwise(numbers):
+        if following != number + 1:
+            missing = f"the frame after {pictures[number].name} is missing"
+            raise VideoError(f"{folder}: {missing}; the numbers must have no gaps")
+    return [pictures[number] for number in numbers]
 
 
 def num_bytes(path: Path) -> int:
     """Returns the size of a video file, or of all pictures in a folder of frames."""
-    return sum(file.stat().st_size for file in ([*filter(_number, path.iterdir())] if path.is_dir() else [path]))
+    files = filter(_number, path.iterdir()) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _probe_pictures(folder: Path, fps: float | None) -> Video:

@@ -67,14 +67,15 @@ def read_files(
     entries: Entries = {}
     formats = {}
     for path in paths:
-        formats[str(path)], found = tools.read_file(path, findings, options.label_from)
+        name, found = tools.read_file(path, findings, options.label_from)
+        formats[str(path)] = name
         for video in found.keys() & entries.keys():
             findings.problem("repeated video", f"{path}: {video} is in another file too; remove it from one")
         if options.unit == "frames" and any("unit" in entry for entry in found.values()):
             findings.problem("unit", f"{path}: the unit of its times is known; leave --unit out")
-        if names and formats[str(path)] == label_files.FRAME_LABELS:
-            _check_columns(found, names, findings)
-        if names and formats[str(path)] in ("CSV", label_files.FRAME_LABELS):
+        if names:
+            _name_columns(found, names, findings)
+        if names and name in ("CSV", label_files.FRAME_LABELS):
             _read_numbers(found, names)
         _drop_background(found, names)
         entries |= found
@@ -87,8 +88,8 @@ def read_files(
     return entries, formats
 
 
-def _check_columns(entries: Entries, names: Sequence[str], findings: Findings) -> None:
-    """Names the classes of tables, which are columns there; reports other numbers of columns."""
+def _name_columns(entries: Entries, names: Sequence[str], findings: Findings) -> None:
+    """Names the classes of tables, where they are columns; reports a table with another number of columns."""
     for video, entry in entries.items():
         if (columns := entry.get("num_columns", len(names))) != len(names):
             case = f"{video}: {columns} columns, but {len(names)} classes; expected [F, C], frames by classes"

@@ -46,7 +46,7 @@ FIELDS = ("subset", "duration", "annotations")
 
 
 def read_annotations(paths: Sequence[Path], names: Sequence[str], findings: Findings) -> list[Annotated]:
-    """Reads the JSON file.
+    """Reads the JSON file, or the folder of the kit.
 
     Arguments and result are those of `common_layout.read_annotations`; classes are found by their name.
     """
@@ -118,7 +118,7 @@ def _read_kit(folder: Path, names: Sequence[str], findings: Findings) -> list[An
 
 
 def _split_by_names(subsets: dict[str, str]) -> dict[str, str]:
-    """{subset: split} of a file with one subset, from the official video names; {} if they do not agree."""
+    """Returns {subset: split} of a file with one subset, from the official video names; {} if they do not agree."""
     if len(set(subsets.values())) != 1:
         return {}
     prefixes = {"video_test_": "test", "video_validation_": "train"}

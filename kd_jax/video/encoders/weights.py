@@ -90,7 +90,7 @@ def _kind_of(model: nn.Module) -> tuple[str, Kind]:
 
 
 def _options(network: type[nn.Module]) -> list[str]:
-    """The fields of a network that its manifest has."""
+    """Returns the fields of a network that its manifest has."""
     return [field.name for field in dataclasses.fields(network) if field.name not in ("dtype", "parent", "name")]
 
 

@@ -69,7 +69,7 @@ def read(text: str, where: str, findings: Findings, label_from: str = "") -> dic
 def _choose_tiers(
     tiers: Mapping[str, ElementTree.Element], where: str, findings: Findings, label_from: str
 ) -> dict[str, ElementTree.Element]:
-    """The tiers whose annotations are read, by name; notes them if others are left out."""
+    """Returns the tiers whose annotations are read, by name; notes them if others are left out."""
     if label_from in tiers:
         chosen = {label_from: tiers[label_from]}
     elif label_from in ("", "tier"):
@@ -87,7 +87,7 @@ def _choose_tiers(
 
 
 def _times(found: ElementTree.Element, by_id: Mapping, slots: Mapping) -> tuple[str | None, str | None]:
-    """Start and end as the file writes them; an annotation that refers to another one has those of the other."""
+    """Returns start and end as in the file; an annotation that refers to another one has the times of that one."""
     for _ in by_id:
         if "TIME_SLOT_REF1" in found.attrib:
             return slots.get(found.get("TIME_SLOT_REF1")), slots.get(found.get("TIME_SLOT_REF2"))

@@ -112,6 +112,6 @@ def _read_table(path: Path, name: str, findings: Findings) -> dict:
 
 
 def _entry(found: Iterable[tuple[str | int, int, int]], num_frames: int) -> dict:
-    """The entry of a video with runs (label, first frame, stop frame)."""
+    """Returns the entry of a video with runs (label, first frame, stop frame)."""
     actions = [[label, max(first - SHIFT, 0.0), stop - SHIFT] for label, first, stop in found]
     return {"actions": actions, "unit": "frames", "num_labelled_frames": num_frames}

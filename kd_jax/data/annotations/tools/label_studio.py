@@ -79,7 +79,7 @@ def read(content: list | dict, where: str, findings: Findings, label_from: str =
 
 
 def _video_of(data: Mapping, where: str, findings: Findings) -> str:
-    """The name of the video of a task; '' after a problem."""
+    """Returns the name of the video of a task; '' after a problem."""
     files = [value for value in data.values() if isinstance(value, str) and is_media(_video_file(value))]
     named = data.get("video") if isinstance(data.get("video"), str) else files[0] if len(files) == 1 else None
     if isinstance(named, str) and named:
@@ -89,12 +89,12 @@ def _video_of(data: Mapping, where: str, findings: Findings) -> str:
 
 
 def _video_file(text: str) -> str:
-    """A path or URL without a query, so that its ending is that of the file."""
+    """Returns a path or URL without a query, so that its ending is that of the file."""
     return text if "local-files/?d=" in text else text.partition("?")[0]
 
 
 def _result(task: Mapping, video: str, findings: Findings) -> list | None:
-    """The regions of the only annotation of a task that was submitted; None without one."""
+    """Returns the regions of the only annotation of a task that was submitted; None without one."""
     given = task.get("annotations", [])
     submitted = (
         [a for a in given if isinstance(a, dict) and not a.get("was_cancelled")] if isinstance(given, list) else []

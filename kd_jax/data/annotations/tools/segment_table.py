@@ -53,14 +53,14 @@ def read(text: str, where: str, findings: Findings) -> dict[str, dict]:
 
 
 def _field(name: str) -> str:
-    """The field that a column is for, or ''."""
+    """Returns the field that a column is for, or ''."""
     name = re.sub(r"\W+", "_", name.strip().strip('"').lower()).strip("_")
     name = re.sub(r"_(s|sec|secs|seconds)$", "", name)
     return next((field for field, names in COLUMNS.items() if name in names), "")
 
 
 def _places(header: list[str], where: str, findings: Findings) -> dict[str, int]:
-    """{field: number of its column}; {} after a problem."""
+    """Returns {field: number of its column}; {} after a problem."""
     places: dict[str, int] = {}
     for i, name in enumerate(header):
         field = _field(name)
@@ -101,7 +101,7 @@ def _read_action(entry: dict, cells: Mapping[str, str], where: str, findings: Fi
 
 
 def _time(text: str) -> float | str:
-    """The seconds of 12.5, 12,5, 01:12.5 or 00:01:12.5; the text itself if it is none of these."""
+    """Returns the seconds of 12.5, 12,5, 01:12.5 or 00:01:12.5; the text itself if it is none of these."""
     text = text.replace(",", ".")
     if clock := re.fullmatch(r"(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\d(?:\.\d+)?)", text, re.ASCII):
         hours, minutes, only_minutes, seconds = clock.groups()

@@ -75,7 +75,7 @@ def _times(cells: Mapping[str, str]) -> object:
 
 
 def _labels(chosen: object, attributes: Mapping, where: str, findings: Findings, label_from: str) -> list[str]:
-    """The classes of a segment; [] after a problem. `chosen` is {attribute, by id or name: option or text}."""
+    """Returns the classes of a segment; [] after a problem. `chosen` is {attribute, by id or name: option or text}."""
     chosen = chosen if isinstance(chosen, dict) else {}
     values = {str(attributes.get(key, {}).get("aname", key)): (key, value) for key, value in chosen.items()}
     name = label_from or (next(iter(values)) if len(values) == 1 else "")
