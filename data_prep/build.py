@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data_prep import execution
 from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from data_prep.report import Row, describe_report, make_report
-from kd_jax.command_line import Parser, at_least, disk_path, named_path
+from kd_jax.command_line import Parser, at_least, disk_path, named_number, named_path
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
@@ -42,7 +42,11 @@ SMALL = 512 * 2**20  # bytes of features below which a second process does not p
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to build, and how. Values of `head`, `unit`, `fps`, `stride`, `window` replace the data set's own."""
+    """What to build, and how. Values of `head`, `unit`, `fps`, `stride`, `window` replace the data set's own.
+
+    `stride` and `window` are a number for all features, or {name: number} with the names of `features`; the name '' is
+    that of all others.
+    """
 
     dataset: str  # a key of DATASETS
     output: str | None = None  # folder of the records; optional with `check`
@@ -54,9 +58,10 @@ class Options:
     pool: str | None = None  # 'mean' for files that are grids of tokens, `[T, N, D]`
     head: str | None = None
     unit: str | None = None  # only for 'custom'
-    fps: float | None = None
-    stride: float | None = None
-    window: float | None = None
+    fps: float | None = None  # of the ground truth
+    features_fps: float | None = None  # of the frames that `stride` and `window` count; None for `fps`
+    stride: float | Mapping[str, float] | None = None
+    window: float | Mapping[str, float] | None = None
     skip_missing: bool = False  # leave out, and list, videos that lack a feature file
     overwrite: bool = False  # replace older records in `output`
     check: bool = False  # read everything and write nothing
@@ -91,13 +96,14 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         return _build_synthetic(options)
     _check_options(options, description)
     folders = parse_features(options.features, options.channels_first, pool=bool(options.pool))
-    chosen = {name: getattr(options, name) for name in ("head", "unit", "fps", "stride", "window")}
+    stated = _stated_frames(options, description, folders)
+    chosen = {name: getattr(options, name) for name in ("head", "unit", "fps")}
     description = dataclasses.replace(description, **{name: value for name, value in chosen.items() if value})
     findings = Findings()
     annotated, names, facts = _read_annotations(options, description, folders, findings)
     with _beam(options) as beam:
         run = functools.partial(execution.run, workers=options.workers or _workers(annotated, folders), beam=beam)
-        timing = _timing(options, description)
+        timing = _timing(options, description, stated, folders[0].name)
         videos, sizes, dtypes = _match_features(annotated, folders, findings, timing, options.skip_missing, run)
         with_durations = {video.annotated.id: video.annotated for video in videos}  # of data sets that lack them
         check_units([with_durations.get(video.id, video) for video in annotated], findings)
@@ -107,10 +113,10 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         rows = [
             Row(v.annotated.split, v.annotated.segments, v.annotated.duration, v.num_snippets, v.grid) for v in videos
         ]
-        facts += _describe_times(info, videos, options)
+        facts += _describe_times(info, videos, stated)
         features = {folder.name: folder.described for folder in folders}
         source = {"annotations": list(options.annotations), "features": features}
-        expected_seconds = description.stride / description.fps if description.stride else None
+        expected_seconds = timing.stride / timing.fps if timing.stride else None
         report = make_report(info, rows, findings.handled, source, expected_seconds=expected_seconds, facts=facts)
         if not options.check:
             _write(output, info, videos, report, run, overwrite=options.overwrite)
@@ -161,13 +167,15 @@ def _check_options(options: Options, description: base.Description) -> None:
         _refuse(dataset, "has annotations of a known format", own)
     if options.test and options.test_fraction is not None:
         raise ValueError("--test lists the test videos and --test_fraction draws them; leave one out")
-    if options.window and not (options.stride or description.stride):
-        raise ValueError("--window needs --stride: frames from one snippet to the next")
+    if options.features_fps and not (options.stride or options.window):
+        raise ValueError("--features_fps without --stride, whose frames it counts, would be ignored; leave it out")
     if lacking := [f"--{name}" for name in ("annotations", "features") if not getattr(options, name)]:
         raise ValueError(f"--dataset={dataset} also needs {', '.join(lacking)}; `--list` shows a whole command")
-    for name, value in {"fps": options.fps, "stride": options.stride, "window": options.window}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name}={value}; it must be a finite number above 0")
+    for name in ("fps", "features_fps", "stride", "window"):
+        given = getattr(options, name)
+        for value in given.values() if isinstance(given, Mapping) else [given]:
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name}={value}; it must be a finite number above 0")
     if options.beam_options and not options.runner:
         raise ValueError("--beam_options are those of a --runner; name one")
     if options.workers and options.runner:
@@ -175,7 +183,8 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
-    names = ["annotations", "classes", "features", "channels_first", "pool", "head", "unit", "fps", "stride", "window"]
+    names = ["annotations", "classes", "features", "channels_first", "pool", "head", "unit", "fps", "features_fps"]
+    names += ["stride", "window"]
     names += ["skip_missing", *OWN_OPTIONS, "validation", "workers", "runner", "beam_options"]
     vain = {name: getattr(options, name) for name in names}
     _refuse(options.dataset, "is made from a seed", vain)
@@ -186,6 +195,32 @@ def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
     if not options.check:
         records.write(Path(options.output or ""), info, splits, report, overwrite=options.overwrite)
     return info, report
+
+
+def _stated_frames(
+    options: Options, description: base.Description, folders: Sequence[FeatureFolder]
+) -> dict[str, tuple[float, float]]:
+    """Returns {name of a folder: (stride, window)} in frames, of the folders for which the options state one of them.
+
+    Raises ValueError for a name that is none of the folders', or a window without a stride.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for option in ("stride", "window"):
+        given = getattr(options, option) or {}
+        numbers = given if isinstance(given, Mapping) else {"": given}
+        names = [folder.name for folder in folders]
+        if unknown := [name for name in numbers if name and name not in names]:
+            raise ValueError(f"--{option}={unknown[0]}=…: {unknown[0]} is none of --features ({', '.join(names)})")
+        for name in names:
+            if value := numbers.get(name) or numbers.get(""):
+                found.setdefault(name, {})[option] = value
+    stated = {}
+    for name, frames in found.items():
+        stride = frames.get("stride") or description.stride
+        if not stride:
+            raise ValueError("--window needs --stride: frames from one snippet to the next")
+        stated[name] = (stride, frames.get("window") or description.window or stride)
+    return stated
 
 
 def _refuse(dataset: str, reason: str, options: Mapping) -> None:
@@ -314,27 +349,33 @@ def _make_info(
     )
 
 
-def _timing(options: Options, description: base.Description) -> Timing:
-    """Returns what the options and the data set say about the times of snippets."""
+def _timing(
+    options: Options, description: base.Description, stated: Mapping[str, tuple[float, float]], first: str
+) -> Timing:
+    """What the options and the data set say about the times of snippets; `first` is the name of the first folder."""
+    stride, window = description.stride, description.window
+    if first in stated:  # in frames of the ground truth
+        scale = description.fps / options.features_fps if options.features_fps else 1.0
+        stride, window = (frames * scale for frames in stated[first])
     return Timing(
         fps=description.fps,
         unit=description.unit,
-        stride=description.stride,
-        window=description.window,
-        features_fps=options.fps,  # read only if `known`
-        default_fps=None if options.dataset == "custom" else description.fps,
-        known=bool(options.stride or options.window),
+        stride=stride,
+        window=window,
+        is_assumed=options.dataset == "custom",
+        features_fps=options.features_fps or options.fps,
+        stated=stated,
     )
 
 
-def _describe_times(info: base.Info, videos: Sequence[Matched], options: Options) -> list[str]:
+def _describe_times(info: base.Info, videos: Sequence[Matched], stated: Mapping) -> list[str]:
     """Says in a line of the report where the times of snippets come from."""
     known = [video for video in videos if video.cut]
     if not known:
         return ["times: the snippets of each video divide its duration evenly (--stride and --fps state their times)"]
     cut = known[0].cut
     assert cut
-    source = "from --stride" if options.stride or options.window else "from manifests, time stamps or the data set"
+    source = "from --stride" if stated else "from manifests, time stamps or the data set"
     facts = [f"times: a snippet every {info.seconds_per_snippet:.4g} s, from {cut.window:.4g} s of video, {source}"]
     if rest := len(videos) - len(known):
         facts.append(f"times: of {rest} videos unknown; their snippets divide the duration evenly")
@@ -398,8 +439,12 @@ def parser() -> Parser:
     add("--head", choices=["dense", "sparse"], help="Concurrent actions, or one at a time with background.")
     add("--unit", choices=["seconds", "frames"], help="Unit of times in the file, for custom (seconds).")
     add("--fps", type=float, help="Frames per second of the ground truth (the data set's own; custom: 25).")
-    add("--stride", type=float, help="Frames from one snippet to the next (that of the public features).")
-    add("--window", type=float, help="Frames that one snippet covers (that of the public features, or the stride).")
+    of_features = "Frames per second of the videos that the features were made of, which --stride counts (--fps)."
+    add("--features_fps", type=float, help=of_features)
+    stride = "Frames from one snippet to the next (that of the public features); MODALITY=FRAMES for one of --features."
+    add("--stride", type=named_number, **several, metavar="FRAMES", help=stride)
+    window = "Frames that one snippet covers (that of the public features, or the stride); MODALITY=FRAMES as above."
+    add("--window", type=named_number, **several, metavar="FRAMES", help=window)
     add("--skip_missing", action="store_true", help="Leave out, and list, videos that lack a feature file.")
     add("--overwrite", action="store_true", help="Replace older records in --output.")
     add("--check", action="store_true", help="Read and check everything, write nothing.")
@@ -420,6 +465,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not given["dataset"]:
         command_line.error(f"--dataset is missing: one of {', '.join(DATASETS)}; `--list` shows what each needs")
+    for name in ("stride", "window"):
+        if len(frames := dict(given[name])) < len(given[name]):
+            command_line.error(f"--{name} is given twice for one modality; leave one out")
+        given[name] = frames
     options = Options(**given)
     try:
         _, report = build_records(options)

@@ -30,6 +30,7 @@ from data_prep import execution, prefetch
 from kd_jax import runtime
 from kd_jax.command_line import Parser, at_least, disk_path
 from kd_jax.data import feature_files
+from kd_jax.data.checks import join_repeated
 from kd_jax.data.feature_tables import open_array
 from kd_jax.files import make_folder, read_json, write_atomically, write_json
 from kd_jax.lock import held
@@ -114,14 +115,14 @@ def read_batches(path: Path, settings: Settings, batch_size: int) -> Iterator:
     sampling = settings.sampling
     facts: dict
     if settings.modality == "pose":
-        bodies = skeletons.read_skeletons(path)
-        facts = {"frames": len(bodies), "fps": settings.fps or SKELETON_FPS}
+        bodies, lost = skeletons.read_bodies(path)
+        facts = {"frames": len(bodies), "fps": settings.fps or SKELETON_FPS, "damaged_frames": lost}
         snippets = skeletons.cut_snippets(skeletons.normalize(bodies)[:, : settings.persons], sampling)
     else:
         video = videos.probe_video(path, settings.fps)
         facts = {"frames": video.num_frames, "fps": video.fps, "width": video.width, "height": video.height}
         facts |= {"rotation": video.rotation, "resampled": video.resampled, "stored_frames": video.stored_frames}
-        facts["pixel_aspect"] = video.pixel_aspect
+        facts |= {"mirrored": video.mirrored, "pixel_aspect": video.pixel_aspect}
         snippets = videos.cut_snippets(video, settings.modality, sampling)
     count = sampling.count_of(path, facts["frames"])
     yield facts | {"snippets": count, "seconds_per_snippet": sampling.stride / facts["fps"]}
@@ -407,7 +408,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished = f", {before} {'was' if before == 1 else 'were'} finished before" if before else ""
     print(f"{output}: features of {done} file{'s'[: done != 1]}{finished}")
     if failed := failed | others | broken:
-        sys.exit("\n".join([f"data_prep.extract: {len(failed)} could not be used:", *failed.values()]))
+        reasons = join_repeated(list(failed.values()))
+        sys.exit("\n".join([f"data_prep.extract: {len(failed)} could not be used:", *reasons]))
 
 
 def _run_pipeline(

@@ -72,6 +72,12 @@ def named_path(text: str) -> str:
     return f"{name}={disk_path(path)}" if equals else text
 
 
+def named_number(text: str) -> tuple[str, float]:
+    """Reads a number above 0, or NAME=NUMBER, as (NAME or '', number)."""
+    name, _, value = text.rpartition("=")
+    return name, positive(value)
+
+
 def at_least(lowest: int) -> Callable[[str], int]:
     """Returns a reader of integers that are not below `lowest`."""
 

@@ -22,7 +22,7 @@ from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.annotations.custom import ReadOptions, read_truth
-from kd_jax.data.checks import Findings, check_common
+from kd_jax.data.checks import GUESSED, Findings, check_common
 from kd_jax.data.timing import Cut
 from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
@@ -139,7 +139,8 @@ def _choose_scoring(kind: str, head: str, given: argparse.Namespace) -> Scoring:
     protocols = tuple(given.protocols or servable)
     if not protocols:
         reason = f"{given.predictions} holds {kind}, but {', '.join(wanted)} cannot be computed from them"
-        raise ValueError(f"{reason}; choose --protocols that can")
+        can = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.needs == kind)
+        raise ValueError(f"{reason}; choose --protocols that can: {can}")
     if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
         raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
     scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
@@ -236,7 +237,8 @@ def _report(
     actions = sum(map(len, truth.written.values()))
     print(f"{info.name}, {given.split}: {len(truth.segments)} videos, {actions} actions, {len(info.classes)} classes")
     for change, cases in sorted(findings.handled.items()):
-        print(f"  annotations, both splits: {change}: {len(cases)}")
+        example = f", e.g. {cases[0]}" if change == GUESSED else ""
+        print(f"  annotations, both splits: {change}: {len(cases)}{example}")
     missing, unknown = truth.segments.keys() - arrays.keys(), arrays.keys() - truth.segments.keys()
     if missing:
         effect = "; event_map, like the official script, leaves their actions out: write empty files for them"

@@ -36,7 +36,7 @@ from kd_jax.command_line import Parser, any_path, at_least, between, disk_path, 
 from kd_jax.data import base, feature_files, records, timing
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
-from kd_jax.data.checks import ENCODED, UNITS_DIFFER, Findings
+from kd_jax.data.checks import ENCODED, GUESSED, UNITS_DIFFER, Findings, join_repeated
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
@@ -137,8 +137,15 @@ def read_features(
     `dtype` is the type in which records store them. Raises FileNotFoundError or ValueError, which lists every file that
     cannot be used.
     """
-    findings, features = Findings(), {}
     folder, files = find_features(place, modality, channels_first=channels_first, pool=pool)
+    return _read_tables(folder, files, input_size, dtype)
+
+
+def _read_tables(
+    folder: FeatureFolder, files: Mapping[str, Path], input_size: int, dtype: str
+) -> dict[str, np.ndarray]:
+    """Reads the files that `find_features` found, as `read_features` does."""
+    findings, features, modality = Findings(), {}, folder.name
     for video, file in sorted(files.items()):
         if len(found := folder.find(video)) > 1:
             findings.problem("two feature files", f"{modality}: {found[0]} and {found[1]}; remove one")
@@ -163,8 +170,9 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
     if not (path / records.INFO_FILE).is_file():
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
-        tables = read_features(place, modality, size, run.config.get("features_dtype", "float16"), **layout)
-        return Inputs(tables, _find_times(place, modality, tables, run, seconds))
+        folder, files = find_features(place, modality, **layout)
+        tables = _read_tables(folder, files, size, run.config.get("features_dtype", "float16"))
+        return Inputs(tables, _find_times(files, tables, run, seconds))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
     if any(layout.values()):
@@ -181,13 +189,12 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
 
 
 def _find_times(
-    place: str | Path, modality: str, tables: Mapping[str, np.ndarray], run: TrainedRun, seconds: float | None
+    files: Mapping[str, Path], tables: Mapping[str, np.ndarray], run: TrainedRun, seconds: float | None
 ) -> dict[str, Grid]:
     """Returns {video: the times of its snippets}: as `seconds`, the manifest of its features or the run says."""
-    _, files = find_features(place, modality)
     findings, grids = Findings(), {}
     for video, table in tables.items():
-        cut = None if seconds else feature_files.stated_cut(video, modality, files[video], findings)
+        cut = None if seconds else feature_files.stated_cut(video, run.config["modality"], files[video], findings)
         grids[video] = cut.grid(len(table)) if cut else run.grid(len(table), seconds)
     findings.raise_problems()
     return grids
@@ -217,7 +224,7 @@ def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
         except videos.VideoError as error:
             broken.append(str(error))
     if not opened:
-        raise ValueError("; ".join(broken))
+        raise ValueError("; ".join(join_repeated(broken)))
     return VideoFiles(encoder, sampling, opened, broken)
 
 
@@ -252,7 +259,7 @@ def read_truth(path: str, files: Mapping[str, videos.Video], classes: Sequence[s
     media = {name: custom.Media(video.duration, video.fps, video.path) for name, video in files.items()}
     known = custom.read_actions([Path(path)], classes, media, findings)
     findings.raise_problems("nothing was read")
-    for kind in (ENCODED, UNITS_DIFFER):
+    for kind in (ENCODED, GUESSED, UNITS_DIFFER):
         for case in findings.handled.get(kind, ()):
             logging.warning("--annotations: %s: %s", kind, case)
     return known
@@ -290,7 +297,7 @@ def encode(files: VideoFiles, batch_size: int, dtype: str = "float16") -> Inputs
         features[name] = base.to_dtype(table, dtype)[placed.rows(len(table))]  # as records store it
         inputs.grids[name], inputs.durations[name] = placed.grid, video.duration
     if not features:
-        raise ValueError("; ".join(inputs.broken))
+        raise ValueError("; ".join(join_repeated(inputs.broken)))
     return dataclasses.replace(inputs, features=features, frames=frames)
 
 
@@ -336,7 +343,10 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     outputs = run_detector(run.model, run.variables, examples, **options)
     scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
     found = {v: rule(table, inputs.grids[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
-    paths = formats.write(output, chosen, scores=scores, detections=found, classes=classes, files=known)
+    # The last window of a feature file ends with its video, as far as the file shows.
+    times = {v: (grid, inputs.durations.get(v) or 2 * grid.start + grid.length) for v, grid in inputs.grids.items()}
+    more = {"classes": classes, "files": known, "times": times}
+    paths = formats.write(output, chosen, scores=scores, detections=found, **more)
     for name, frames in inputs.frames.items():
         picture, page = output / f"{name}.png", output / f"{name}.html"
         timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
@@ -379,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"kd_jax.predict: {error}")
     print(report)
     if broken:
-        sys.exit("\n".join([f"kd_jax.predict: {len(broken)} could not be used:", *broken]))
+        sys.exit("\n".join([f"kd_jax.predict: {len(broken)} could not be used:", *join_repeated(broken)]))
 
 
 if __name__ == "__main__":

@@ -272,7 +272,9 @@ def _limits(controller: str, name_2: str, name_1: str, groups: Path, root: Path)
         if number == "0":
             folder, name = root, name_2
         elif controller in controllers.split(","):
-            folder, name = root / controller, name_1
+            mounts = root.iterdir() if root.is_dir() else ()  # cpu,cpuacct may have no link named cpu
+            folder = next((mount for mount in mounts if controller in mount.name.split(",")), root / controller)
+            name = name_1
         else:
             continue
         group = folder / path.lstrip("/")

@@ -26,6 +26,7 @@ from kd_jax.data.checks import (
     DUPLICATE,
     EMPTY,
     ENCODED,
+    GUESSED,
     LATE,
     NO_ACTIONS,
     TRIMMED,
@@ -33,6 +34,7 @@ from kd_jax.data.checks import (
     UNLISTED,
     DataError,
     Findings,
+    join_repeated,
     parse_json,
 )
 from kd_jax.data.feature_folders import FeatureFolder
@@ -336,7 +338,8 @@ def test_class_lists_in_other_encodings_are_read_and_said(tmp_path, codec, encod
     path, findings = tmp_path / "classes.txt", Findings()
     path.write_bytes("\r\n".join(CHINESE).encode(codec))
     assert read_classes(path, findings) == CHINESE
-    expected = {ENCODED: [f'{path}: {encoding}, e.g. "切菜"']} if encoding else {}
+    kind = GUESSED if encoding == "GB18030" else ENCODED
+    expected = {kind: [f'{path}: {encoding}, e.g. "切菜"']} if encoding else {}
     assert findings.handled == expected and not findings.problems
 
 
@@ -360,6 +363,17 @@ def test_class_lists_in_unknown_encodings_are_refused(tmp_path, text, codec):
     assert read_classes(path, findings) == ()
     (problem,) = findings.problems["unreadable file"]
     assert problem.startswith(f"{path}: not readable as text (it ") and problem.endswith("save it as UTF-8)")
+
+
+@pytest.mark.parametrize("text, codec", [("걷기\n", "euc-kr"), ("БОГ\nДОМ\n", "koi8-r")])
+def test_a_guessed_encoding_is_said_with_the_remedy(tmp_path, text, codec):
+    """Short lists in other encodings pass for GB18030."""
+    findings = Findings()
+    (tmp_path / "classes.txt").write_bytes(text.encode(codec))
+    assert read_classes(tmp_path / "classes.txt", findings) != tuple(text.split())
+    assert GUESSED.endswith("a guess; if the example is wrong, convert the file to UTF-8")
+    (case,) = findings.handled[GUESSED]
+    assert case.startswith(f"{tmp_path / 'classes.txt'}: GB18030, e.g. ")
 
 
 def test_every_text_file_is_read_in_its_encoding(tmp_path):
@@ -441,6 +455,28 @@ def unit_findings(videos):
     findings = Findings()
     check_units(videos, findings)
     return findings.problems.get("units", []), findings.handled.get(UNITS_DIFFER, [])
+
+
+def test_a_sentence_of_many_cases_is_said_once():
+    cases = [f"rgb: /x/{i}.npy: [5], expected [T, D]" for i in range(30)]
+    cases.insert(2, "v1: 3, expected [T, D]")
+    others = [f"v{i}: {i}, expected a number above 0" for i in range(30)]
+    assert join_repeated(cases) == {
+        "rgb: /x/0.npy, rgb: /x/1.npy, rgb: /x/2.npy, … (30 in all): [5], expected [T, D]": 30,
+        "v1: 3, expected [T, D]": 1,
+    }
+    assert join_repeated(others) == dict.fromkeys(others, 1)
+    few = ["a: it is empty", "b: it is empty", "c: it is empty"]
+    assert join_repeated(few) == dict.fromkeys(few, 1)
+    quoted = [f'v: {{"x{i}": 1}}, expected a list' for i in range(9)]
+    assert join_repeated(quoted) == dict.fromkeys(quoted, 1)
+    findings = Findings("x")
+    findings.problems = {"shape": cases, "value": others}
+    with pytest.raises(ValueError) as error:
+        findings.raise_problems()
+    lines = str(error.value).splitlines()
+    assert lines[0] == "61 problems in x; nothing was written" and lines[1] == "shape (31):"
+    assert lines[4] == "value (30):" and lines[-1] == "  … and 10 more" and len(lines) == 26
 
 
 def test_times_and_durations_in_one_unit_are_no_finding():

@@ -278,7 +278,7 @@ def test_class_lists(tree):
 def test_classes_counted_from_one_are_recognised(tree):
     for video in tree.annotations.values():
         video["actions"] = [[c + 1, s, e] for c, s, e in video["actions"]]
-    assert "this file counts from 1" in tree.problems()
+    assert "the file counts from 1; subtract 1 from each" in tree.problems()
 
 
 @pytest.mark.parametrize("subset", ["validation", "testing"])

@@ -118,7 +118,7 @@ def test_durations_come_from_folders_of_frames(tmp_path):
         f"--output={output}",
     ]
     text = refused(convert_annotations, tmp_path / "a.csv", *arguments)
-    assert f"{tmp_path / 'frames' / 'a'} is a folder of frames, whose rate is not stated; give --fps" in text
+    assert f"{tmp_path / 'frames' / 'a'}: it is a folder of frames, whose rate is not stated; give --fps" in text
     convert(tmp_path / "a.csv", *arguments, "--fps=20")
     assert {name: entry["duration"] for name, entry in json.loads(output.read_text()).items()} == {"a": 0.5, "b": 1.0}
 

@@ -280,7 +280,29 @@ def test_a_folder_of_text_files_is_ground_truth(files, capsys):
     assert value(text, "event_map/mAP_action@0.5") == value(
         custom(files, files / "native.json", "--protocols=event_map"), "event_map/mAP_action@0.5"
     )
-    assert "the class is not one of 0 … 1" in evaluate_here(capsys, *command, *paths)
+    refused = evaluate_here(capsys, *command, *paths)
+    assert "the class is not one of 0 … 1" in refused and "counts from 1; give --first_label=1" in refused
+
+
+def test_protocols_that_detections_allow_are_named(files, capsys):
+    formats.write_native(files / "native.json", FOUND, CLASSES)
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    text = evaluate_here(capsys, "--dataset=custom", *paths, f"--predictions={files / 'native.json'}")
+    names = [name for name in PROTOCOLS if PROTOCOLS[name].needs == "detections"]
+    assert text.endswith(f"choose --protocols that can: {', '.join(names)}") and "event_map" in names
+
+
+@pytest.mark.parametrize(
+    "ending, listed", [("", ".mp4"), ("", ".npy"), (".mp4", ""), (".mp4", ".mp4"), (".mp4", ".npy")]
+)
+def test_lists_with_or_without_the_endings_of_files(files, ending, listed, capsys):
+    content = {f"{v}{ending}": {"duration": 10, "actions": ACTIONS[v]} for v in FOUND}
+    (files / "annotations.json").write_text(json.dumps(content))
+    formats.write_native(files / "native.json", {f"{v}{ending}": table for v, table in FOUND.items()}, CLASSES)
+    (files / "list.txt").write_text(f"v{listed}\n")
+    paths = [f"--annotations={files / 'annotations.json'}", f"--classes={files / 'classes.txt'}"]
+    command = ["--dataset=custom", *paths, "--protocols=event_map", f"--predictions={files / 'native.json'}"]
+    assert "custom, test: 1 videos" in evaluate_here(capsys, *command, f"--test={files / 'list.txt'}")
 
 
 @pytest.mark.parametrize("kind", ["names", "table"])
@@ -305,7 +327,9 @@ def test_labels_of_frames_are_ground_truth(files, kind, capsys):
     assert value(text, "frame_map_upsampled/present_classes") == pytest.approx(
         expected["mean_over_present_classes"], abs=0.005
     )
-    assert "its times are frames; give --fps" in evaluate_here(capsys, *command, *paths[:2])
+    refused = evaluate_here(capsys, *command, *paths[:2])
+    assert "its times are frames; give --fps, the frames per second of the labels" in refused
+    assert "Label Studio" not in refused and "--videos" not in refused
 
 
 @pytest.mark.parametrize("kind", ["txt", "npy", "npz"])

@@ -109,7 +109,7 @@ def match(videos, folders, findings, **options):
     for video in videos:
         shapes[video.id], found = feature_files.check_video_files(video.id, folders)
         findings.add(found.as_json())
-    timing = feature_files.Timing(**{"fps": 30.0, "default_fps": 30.0, **options})
+    timing = feature_files.Timing(**{"fps": 30.0, **options})
     return feature_files.match(videos, folders, shapes, findings, timing)
 
 

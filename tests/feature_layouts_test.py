@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shlex
 import struct
 import unicodedata
 import zipfile
@@ -21,6 +23,7 @@ from kd_jax.data.feature_tables import as_table, open_array
 from kd_jax.data.precision import Statistics
 from kd_jax.files import read_json, write_json
 from kd_jax.predict import read_features, read_inputs
+from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun
 from kd_jax.training.run import fit_standardization
 
@@ -154,6 +157,18 @@ def test_every_layout_builds_the_same_records(layout, tmp_path):
     assert report["handled"] == {} and report["dtypes"] == {"rgb": "float16"}
 
 
+def test_prediction_lists_a_folder_once(tmp_path, monkeypatch):
+    LAYOUTS["suffix"][0](tmp_path / "f")
+    (tmp_path / "f" / "a_timestamps_ms.npy").unlink(missing_ok=True)
+    listed = []
+    own = FeatureFolder.files
+    monkeypatch.setattr(FeatureFolder, "files", lambda self: listed.append(self) or own(self))
+    config = {"modality": "rgb", "input_size": D, "seconds_per_snippet": 2.0, "first_snippet": 0.5}
+    inputs = read_inputs(tmp_path / "f/{video}_rgb.npy", None, TrainedRun(None, {}, config), None)
+    assert_stored(inputs.features)
+    assert len(listed) == 1 and inputs.grids["a"] == Grid(0.5, 2.0 * len(TABLES["a"]))
+
+
 def test_prediction_reads_the_same_layouts(tmp_path):
     for layout in ("suffix", "npz", "one npz", "csv", "[D, T]", "[T, N, D]"):
         fill, place, options = LAYOUTS[layout]
@@ -185,9 +200,8 @@ def test_names_that_do_not_fit_are_one_problem_with_the_pattern_that_would(layou
         build(tmp_path, f"f/{place}")
     lines = str(caught.value).splitlines()
     shown = suggested if suggested.startswith("all") else f"f/{suggested}"
-    assert (
-        len(lines) == 3 and f"write --features=rgb={tmp_path}/{shown if shown[0] == 'f' else 'f/' + shown}" in lines[2]
-    )
+    pattern, count = (shown if shown[0] == "f" else f"f/{shown}").split(",", 1)
+    assert len(lines) == 3 and f"write --features='rgb={tmp_path}/{pattern}',{count}" in lines[2]
 
 
 def test_names_of_other_videos_are_shown(tmp_path):
@@ -463,10 +477,35 @@ def test_hdf5_does_not_lead_out_of_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["1,5;2\n-3,25;4e2\n", "a;b\n1.5;2\n-3.25;400\n", "1.5,2\n-3.25,400\n", "1.5 2\n-3.25 400\n"]
+)
+def test_tables_with_semicolons_and_decimal_commas(text, tmp_path):
+    (tmp_path / "v.csv").write_text(text)
+    np.testing.assert_array_equal(open_array(tmp_path / "v.csv"), [[1.5, 2], [-3.25, 400]])
+
+
+def test_an_array_of_another_shape_shows_the_other_arrays(tmp_path):
+    (tmp_path / "f").mkdir()
+    for video, table in TABLES.items():
+        np.savez(tmp_path / "f" / f"{video}.npz", features=table, fps=np.float64(25))
+    with pytest.raises(DataError, match=r"npz:fps: \[\], expected .*; the file holds 2 arrays \(features, fps\)"):
+        build(tmp_path, "f/{video}.npz:fps")
+
+
+def test_suggested_patterns_are_quoted_for_the_shell(tmp_path):
+    write(tmp_path / "my features/x_a.npy", TABLES["a"])
+    with pytest.raises(DataError) as error:
+        build(tmp_path, "my features")
+    option = re.search(r"write (--features=.*), which fits", str(error.value))[1]
+    assert shlex.split(option) == [f"--features=rgb={tmp_path}/my features/x_{{video}}.npy"]
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
-        ("1,2\n3\n", "number of columns changed"),
-        ("1,x\n2,3\n", "could not convert"),
+        ("1,2\n3\n", "line 2: columns: 1, in the first row 2, expected rows of numbers with decimal points"),
+        ("1,x\n2,3\n", 'line 1: "x" is no number, expected rows of numbers with decimal points, separated by'),
+        ("1,5\t2\n", 'line 1: "5.*2" is no number, expected rows of numbers with decimal points'),
         ("\n1,2\n", "its first line is empty"),
         (",0,1\n0,5,6\n1,7,8\n2,9,1\n", "its first column counts the rows"),
         ("a,b\n0,5\n1,6\n2,7\n", "its first column counts the rows"),

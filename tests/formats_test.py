@@ -17,6 +17,7 @@ from kd_jax.data.base import is_file_name
 from kd_jax.data.checks import Findings
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
+from kd_jax.segments import Grid
 
 CLASSES = ("run", "sit down", "Diving, 10 m")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -141,6 +142,24 @@ def test_charades_frames_by_hand():
     np.testing.assert_array_equal(frames[:6, 0], [0, 0, 0, 1, 1, 2])
     assert frames.shape == (25, 1) and frames[24, 0] == 9
     np.testing.assert_array_equal(formats.charades_frames(np.eye(25)), np.eye(25))
+
+
+def test_charades_frames_of_snippets_that_do_not_divide_the_video():
+    """Windows of 4 s every 2 s in 12.5 s: snippets start at 1, 3, …, 9 s, and time j is j / 2 s."""
+    scores = np.arange(5.0)[:, None]
+    frames = formats.charades_frames(scores, Grid(1.0, 10.0, 0.5), 12.5)
+    expected = [*[0] * 6, *[1] * 4, *[2] * 4, *[3] * 4, *[4] * 7]
+    np.testing.assert_array_equal(frames[:, 0], expected)
+    assert not np.array_equal(formats.charades_frames(scores), frames)
+
+
+def test_charades_files_use_the_times_of_the_snippets(tmp_path):
+    table = np.repeat(np.arange(5.0)[:, None], 157, axis=1)
+    tables = {"scores": {"v": table, "w": table}, "detections": {}, "classes": [f"c{i}" for i in range(157)]}
+    (path,) = formats.write(tmp_path, ["charades"], **tables, times={"v": (Grid(1.0, 10.0, 0.5), 12.5)})
+    found = formats.read_charades(path)
+    np.testing.assert_array_equal(found["v"], formats.charades_frames(table, Grid(1.0, 10.0, 0.5), 12.5))
+    np.testing.assert_array_equal(found["w"], formats.charades_frames(table))
 
 
 def test_native_by_hand(tmp_path):

@@ -96,6 +96,12 @@ def test_processors_are_those_that_this_process_may_use(tmp_path, monkeypatch):
     (tmp_path / "cpu" / "slurm" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert runtime.num_processors(groups, tmp_path) == 4
+    groups.write_text("4:cpuacct,cpu:/batch\n")  # a mount of both, without a link to it
+    (tmp_path / "cpu").rename(tmp_path / "gone")
+    (tmp_path / "cpu,cpuacct" / "batch").mkdir(parents=True)
+    (tmp_path / "cpu,cpuacct" / "batch" / "cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "cpu,cpuacct" / "batch" / "cpu.cfs_period_us").write_text("100000\n")
+    assert runtime.num_processors(groups, tmp_path) == 2
 
 
 @pytest.mark.parametrize("home", [None, "/proc"], ids=["none", "read-only"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_prep.extract import Settings, read_batches
 from kd_jax.video import skeletons
 from kd_jax.video.videos import Sampling, VideoError
 
@@ -99,6 +100,9 @@ def test_coordinates_that_are_no_numbers_cost_their_frames(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         whole, found = (skeletons.read_skeletons(tmp_path / f"{name}.skeleton") for name in "ab")
     assert not found[[5, 6]].any() and "b.skeleton: a body is left out of 2 frames" in caplog.text
+    settings = Settings("pose", None, Sampling(), None, "float32")
+    facts = [next(read_batches(tmp_path / f"{name}.skeleton", settings, 8)) for name in "ab"]  # of the manifests
+    assert [of_file["damaged_frames"] for of_file in facts] == [0, 2]
     whole[[5, 6]] = 0
     np.testing.assert_array_equal(found, whole)
 

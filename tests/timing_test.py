@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.build import Options, build_records
+from data_prep.build import Options, build_records, main
 from kd_jax.data import records
 from kd_jax.data.annotations.units import common_factor
 from kd_jax.data.checks import CROPPED, FACTOR, LENGTH_DIFFERS, LENGTHS_VARY, PADDED, RESAMPLED, UNANNOTATED, Findings
@@ -246,7 +246,7 @@ def test_time_stamps_next_to_features_are_read(tmp_path):
     assert any("2.56" in fact for fact in report["facts"]) and UNANNOTATED not in report["handled"]
     for path in (tmp_path / "rgb").glob("?.npy"):
         path.rename(path.with_name(f"{path.stem}_rgb.npy"))
-    with pytest.raises(ValueError, match=r"write --features=rgb=.*/rgb/\{video\}_rgb\.npy, which fits 4 of 4"):
+    with pytest.raises(ValueError, match=r"write --features='rgb=.*/rgb/\{video\}_rgb\.npy', which fits 4 of 4"):
         build(tmp_path, features, overwrite=True)
 
 
@@ -282,6 +282,66 @@ def test_a_file_with_the_times_of_the_first_may_lack_one_row_next_to_a_resampled
     np.save(tmp_path / "pose/a.npy", rows[:-2])
     with pytest.raises(ValueError, match=r"modalities disagree in T.*\n  a: rgb 124, pose 122"):
         build(tmp_path, features, overwrite=True)
+
+
+def test_modalities_have_strides_of_their_own(tmp_path):
+    """Rows every 16 and every 10 frames, without manifests: the centre of each row is at the same time in both."""
+    features = write_set(tmp_path, {"rgb": (16, 16), "pose": (10, 10), "flow": (8, 16)})
+    with pytest.raises(ValueError, match="two rows of each, --stride=rgb=FRAMES --stride=pose=FRAMES"):
+        build(tmp_path, features, stride=16, fps=FPS)
+    strides = {"": 16, "pose": 10, "flow": 8}
+    videos, report = build(tmp_path, features, stride=strides, window={"flow": 16}, fps=FPS)
+    assert report["info"].seconds_per_snippet == 16 / FPS and len(report["handled"][RESAMPLED]) == len(VIDEOS)
+    for video in videos:
+        rgb, pose, flow = (np.asarray(video.features[m], np.float64)[:-1, 0] for m in ("rgb", "pose", "flow"))
+        np.testing.assert_array_less(np.abs((rgb + 8) - (pose + 5)), 5.001)
+        np.testing.assert_array_less(np.abs((rgb + 8) - (flow + 8)), 4.001)
+    with pytest.raises(ValueError, match=r"--stride=depth=…: depth is none of --features \(rgb, pose, flow\)"):
+        build(tmp_path, features, stride={"depth": 4}, overwrite=True)
+    with pytest.raises(ValueError, match="--window needs --stride"):
+        build(tmp_path, features, stride={"pose": 4}, window={"rgb": 4}, overwrite=True)
+
+
+def test_strides_on_the_command_line(tmp_path):
+    features = write_set(tmp_path, {"rgb": (16, 16), "pose": (10, 10)})
+    command = ["--dataset=custom", f"--annotations={tmp_path / 'annotations.json'}", "--check"]
+    command += [f"--classes={tmp_path / 'classes.txt'}", "--fps=25", *(f"--features={text}" for text in features)]
+    main([*command, "--stride=16", "--stride=pose=10"])
+    for wrong, message in (
+        (["--stride=16", "--stride=10"], "--stride is given twice for one modality"),
+        (["--stride=rgb=fast"], "--stride: fast must be a finite number above 0"),
+        (["--features_fps=15"], "--features_fps without --stride"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*command, *wrong])
+
+
+def test_features_of_another_frame_rate_than_the_ground_truth(tmp_path):
+    """Annotations in frames at 25 per second; features of 8 frames every 8 at 12.5 per second."""
+    features = write_set(tmp_path, {"rgb": (16, 16)}, duration=lambda frames: frames)
+    entries = json.loads((tmp_path / "annotations.json").read_text())
+    for entry in entries.values():
+        entry["actions"] = [[0, 600, 700]]
+    (tmp_path / "annotations.json").write_text(json.dumps(entries))
+    videos, report = build(tmp_path, features, unit="frames", stride=8, fps=FPS, features_fps=12.5)
+    assert not report["handled"].keys() & {FACTOR, LENGTH_DIFFERS}
+    info = report["info"]
+    assert (info.fps, info.seconds_per_snippet) == (25.0, 0.64) and info.num_frames(videos[0]) == VIDEOS["a"]
+    assert videos[0].grid.length / videos[0].num_snippets == pytest.approx(16)  # frames of the ground truth
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_time_stamps_in_seconds_among_others_in_milliseconds(tmp_path, modality):
+    features = write_set(tmp_path, {"rgb": (64, 64), "flow": (64, 64)})
+    for name, frames in VIDEOS.items():
+        for of in ("rgb", "flow"):
+            stamps = np.arange(64, frames + 1, 64) / FPS * (1 if (of, name) == (modality, "b") else 1000)
+            np.save(tmp_path / of / f"{name}_timestamps_ms.npy", stamps)
+    with pytest.raises(ValueError) as error:
+        build(tmp_path, features)
+    text = str(error.value)
+    assert f"{modality}/b_timestamps_ms.npy" in text and "--unit" not in text
+    assert "as between seconds and milliseconds; correct" in text
 
 
 def test_a_stride_that_contradicts_manifests_is_a_problem(tmp_path):

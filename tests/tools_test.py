@@ -243,7 +243,8 @@ def test_frames_of_label_studio(tmp_path, test_list):
     ):
         entries, facts, _ = read([path], test=test_list, **options)
         assert entries["kitchen"]["actions"][0] == ["cut", 30 / fps, 120 / fps] and source in facts
-    assert "kitchen: its times are frames; give --fps, the frameRate of" in problems(path, media={})
+    text = problems(path, media={})
+    assert "give --fps, the frameRate of Label Studio's Video tag (24 unless it is set), or --videos=DIR" in text
     text = problems(SAMPLES / "label_studio.json", fps=30.0)
     assert "kitchen: --fps=30, but its annotation has 25; leave --fps out" in text
 

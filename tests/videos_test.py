@@ -375,10 +375,23 @@ def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
         np.testing.assert_array_equal(*made)
 
 
+def test_numbers_of_pictures_may_rise_by_one_step(tmp_path, caplog):
+    write_pictures(tmp_path / "a", list(grey(range(0, 40, 10))))
+    for i in range(4, 0, -1):
+        (tmp_path / "a" / f"frame_{i}.png").rename(tmp_path / "a" / f"frame_{5 * (i - 1):06d}.png")
+    video = probe_video(tmp_path / "a", 6.0)
+    assert (video.num_frames, video.duration) == (4, pytest.approx(4 / 6))
+    assert [int(frame.mean()) for frame in read_frames(video, 48)] == [0, 10, 20, 30]
+    assert "rise by 5, so --fps must be the rate of the frames that are there" in caplog.text
+    (tmp_path / "a" / "frame_000005.png").unlink()
+    with pytest.raises(VideoError, match="the frame after frame_000000.png is missing; .* or rise by one step"):
+        probe_video(tmp_path / "a", 6.0)
+
+
 def test_each_bad_folder_of_pictures_is_named_with_its_reason(tmp_path):
     pictures = list(grey(range(0, 60, 10)))
     write_pictures(tmp_path / "a", pictures)
-    with pytest.raises(VideoError, match="a is a folder of frames, whose rate is not stated; give --fps"):
+    with pytest.raises(VideoError, match="a: it is a folder of frames, whose rate is not stated; give --fps"):
         probe_video(tmp_path / "a")
     (tmp_path / "a" / "frame_3.png").write_bytes(b"no picture")
     with pytest.raises(VideoError, match="frame_3.png cannot be read as a picture"):
@@ -451,7 +464,7 @@ def with_orientation(jpeg, value):
     return jpeg[:2] + struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif + jpeg[2:]
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_frames_are_turned_as_their_exif_says(orientation, tmp_path):
     corners = np.array([[40, 80], [120, 200]], np.uint8).repeat(24, 0).repeat(48, 1)  # differs however it is turned
     folder = write_frames(tmp_path / "a", [np.dstack([corners] * 3)] * 2, "{}.jpg")
@@ -465,5 +478,9 @@ def test_frames_are_turned_as_their_exif_says(orientation, tmp_path):
     assert np.abs(shown.astype(int) - expected).max() < 3
     (folder / "2.jpg").write_bytes(upright)
     if orientation != 1:
-        with pytest.raises(VideoError, match=r"2.jpg (has 96 × 48 pixels|is turned by 0° \(EXIF\), others by 180°)"):
+        others = {2: "mirrored and turned by 0°", 3: "turned by 180°", 4: "mirrored and turned by 180°"}.get(
+            orientation
+        )
+        wrong = rf"is turned by 0° \(EXIF\), others are {others}" if others else "has 96 × 48 pixels"
+        with pytest.raises(VideoError, match=rf"2.jpg {wrong}"):
             list(read_frames(video, 48))

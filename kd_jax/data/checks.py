@@ -21,6 +21,7 @@ from kd_jax.data.base import is_file_name
 from kd_jax.data.text_files import decode, normalize, unescape
 
 LINES_PER_KIND = 20  # problems of one kind that the error lists; it counts the others
+NAMES_PER_LINE = 3  # of the cases that one line joins
 
 # Kinds of dirt that are handled. They are the keys of 'handled' in report.json.
 DUPLICATE = "dropped: exact duplicate of another action"
@@ -49,6 +50,7 @@ DURATION_DIFFERS = "kept: duration of the annotation, although that of the video
 TRIMMED = "ignored: video of a subset that is neither trained nor tested on"
 SKIPPED = "skipped: video without a feature file"
 ENCODED = "read: text file in another encoding than UTF-8"
+GUESSED = "read: text file whose encoding is a guess; if the example is wrong, convert the file to UTF-8"
 TIERS = "ignored: some tiers of an ELAN file"
 UNITS_DIFFER = "kept: times and durations that are probably not in one unit"
 
@@ -92,11 +94,42 @@ class Findings:
         total = sum(map(len, self.problems.values()))
         lines = [f"{total} {'problem' if total == 1 else 'problems'} in {self.subject}; {consequence}"]
         for kind, cases in self.problems.items():
+            shown = list(join_repeated(cases).items())
             lines.append(f"{kind} ({len(cases)}):")
-            lines += [f"  {case}" for case in cases[:LINES_PER_KIND]]
-            if len(cases) > LINES_PER_KIND:
-                lines.append(f"  … and {len(cases) - LINES_PER_KIND} more")
+            lines += [f"  {line}" for line, _ in shown[:LINES_PER_KIND]]
+            if left := sum(count for _, count in shown[LINES_PER_KIND:]):
+                lines.append(f"  … and {left} more")
         raise DataError("\n".join(lines))
+
+
+def join_repeated(cases: Sequence[str]) -> dict[str, int]:
+    """Joins cases `NAME: sentence` of one sentence to `NAME, NAME, NAME, … (9 in all): sentence`, if more than three.
+
+    Returns {line: number of its cases}, in the order of the first cases.
+    """
+    tails = [_tails(case) for case in cases]
+    counts = Counter(tail for of_case in tails for tail in of_case)
+    groups: dict[str, list[str]] = defaultdict(list)  # {sentence, or whole case: names}
+    for case, of_case in zip(cases, tails, strict=True):
+        tail = next((tail for tail in of_case if counts[tail] > NAMES_PER_LINE), None)
+        groups[tail or case].append(case.removesuffix(f": {tail}") if tail else "")
+    joined: dict[str, int] = {}
+    for sentence, names in groups.items():
+        first = ", ".join(names[:NAMES_PER_LINE])
+        joined[f"{first}, … ({len(names)} in all): {sentence}" if first else sentence] = len(names)
+    return joined
+
+
+def _tails(case: str) -> list[str]:
+    """Returns what follows each colon before a semicolon and outside brackets and quotes, the longest part first."""
+    parts = case.split(": ")
+    heads = [": ".join(parts[:i]) for i in range(1, len(parts))]
+    closed = [all(head.count(a) == head.count(b) for a, b in ("()", "[]", "{}")) for head in heads]
+    return [
+        case[len(head) + 2 :]
+        for head, is_closed in zip(heads, closed, strict=True)
+        if is_closed and head.count('"') % 2 == 0 and "; " not in head
+    ]
 
 
 def load_json(path: Path, kind: type[Content], expected: str, findings: Findings) -> Content:
@@ -128,7 +161,7 @@ def parse_json(text: str, path: Path, kind: type[Content], expected: str, findin
 
 
 def read_text(path: Path, findings: Findings) -> str | None:
-    """Reads a text file as `text_files.decode` does, and notes an encoding other than UTF-8.
+    """Reads a text file as `text_files.decode` does, and notes an encoding other than UTF-8; GB18030 is a guess.
 
     Returns None and reports a problem if it cannot be read.
     """
@@ -140,7 +173,7 @@ def read_text(path: Path, findings: Findings) -> str | None:
     if encoding != "UTF-8":
         words = [word for word in text.split() if not word.isascii()]
         shown = f", e.g. {short(words[0])}" if words else ""
-        findings.note(ENCODED, f"{path}: {encoding}{shown}")
+        findings.note(GUESSED if encoding == "GB18030" else ENCODED, f"{path}: {encoding}{shown}")
     return text
 
 

@@ -12,16 +12,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
+from kd_jax.data.annotations.units import as_between
 from kd_jax.data.checks import Findings, number, reason, short
 from kd_jax.data.feature_folders import TIME_STAMPS, FeatureFolder, describe_absence
-from kd_jax.data.feature_tables import array_names, as_table, is_real, open_array
+from kd_jax.data.feature_tables import LISTS, array_names, as_table, is_real, open_array, shown_names
 from kd_jax.data.precision import Statistics
 from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
 from kd_jax.files import read_json
@@ -134,7 +135,9 @@ def check_file(
         is_grid = as_table(array, channels_first=folder.channels_first, pool=True) is not None
         kind = "feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape"
         expected = "[D, T]" if folder.channels_first else "[T, D]"
-        findings.problem(kind, f"{place}: {list(array.shape)}, expected {expected}")
+        several = folder.array and not folder.is_file and path.suffix.lower() in LISTS
+        others = f"; the file holds {shown_names(array_names(path))}" if several else ""
+        findings.problem(kind, f"{place}: {list(array.shape)}, expected {expected}{others}")
         return None
     if not len(table):
         findings.problem("no snippets", f"{place}: {list(array.shape)}")
@@ -206,9 +209,10 @@ class Timing:
     unit: str = "seconds"  # 'seconds' or 'frames', of the annotation
     stride: float | None = None  # frames from one snippet to the next; None if unknown
     window: float | None = None  # frames that one snippet covers; None if unknown
-    features_fps: float | None = None  # frames per second of all features; None if those of each video hold
-    default_fps: float | None = None  # frames per second of the features of a video whose annotation has none
-    known: bool = False  # whether `stride` is that of these features, and not only that of the public ones
+    is_assumed: bool = False  # whether `fps` is a mere default, which says nothing about these videos
+    features_fps: float | None = None  # frames per second that `stated` counts in; None for those of each video
+    # {name of the folder: (frames from one snippet to the next, frames that one covers)}, as the command says
+    stated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def in_seconds(self, time: float) -> float:
         """Converts a time of the annotation to seconds."""
@@ -217,13 +221,13 @@ class Timing:
     def cut(self, annotated: Annotated, folder: FeatureFolder, path: Path, findings: Findings) -> Cut | None:
         """Returns how a file was cut: as the command says, its manifest or its time stamps; None if they do not."""
         stated = stated_cut(annotated.id, folder.name, path, findings)
-        if not self.known:
+        if folder.name not in self.stated:
             return stated
-        if not (fps := self.features_fps or annotated.fps or self.default_fps):
+        if not (fps := self.features_fps or annotated.fps or (0.0 if self.is_assumed else self.fps)):
             remedy = "give --fps, or --videos=DIR with the videos"
             findings.problem("fps", f"{annotated.id}: --stride counts frames, but their rate is unknown; {remedy}")
             return None
-        of_options = self._cut_at(fps)
+        of_options = _cut_at(fps, *self.stated[folder.name])
         if stated and abs(stated.step / of_options.step - 1) > 0.01:
             case = f"{folder.name}: {path}: a snippet every {stated.step:.4g} s, but --stride and --fps make it"
             findings.problem("stride", f"{case} {of_options.step:.4g} s; leave --stride out or make the features again")
@@ -231,11 +235,12 @@ class Timing:
 
     def public_cut(self, annotated: Annotated) -> Cut | None:
         """Returns how the public features of the data set are cut, if their windows overlap."""
-        return self._cut_at(annotated.fps or self.fps) if self.stride and self.window else None
+        fps = annotated.fps or self.fps
+        return _cut_at(fps, self.stride, self.window) if self.stride and self.window else None
 
-    def _cut_at(self, fps: float) -> Cut:
-        assert self.stride
-        return Cut(self.stride / fps, (self.window or self.stride) / fps)
+
+def _cut_at(fps: float, stride: float, window: float) -> Cut:
+    return Cut(stride / fps, window / fps)
 
 
 def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
@@ -244,20 +249,21 @@ def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut |
     if manifest:
         length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
         if 0 < length < math.inf and 0 < fps < math.inf:
-            return _plausible(Cut(manifest["seconds_per_snippet"], length / fps), path.with_suffix(".json"), findings)
+            source = path.with_suffix(".json")
+            return _plausible(Cut(manifest["seconds_per_snippet"], length / fps, source), findings)
     if stamps.is_file():
         try:
-            return _plausible(read_timestamps(stamps), stamps, findings)
+            return _plausible(read_timestamps(stamps), findings)
         except (OSError, ValueError) as error:
             findings.problem("time stamps", f"{folder}: {error}")
     return None
 
 
-def _plausible(cut: Cut, source: Path, findings: Findings) -> Cut | None:
+def _plausible(cut: Cut, findings: Findings) -> Cut | None:
     """Returns the cut that a file states; None after a problem."""
     if cut.is_plausible:
         return cut
-    case = f"{source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s"
+    case = f"{cut.source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s"
     findings.problem("snippet length", f"{case}; correct or delete this file")
     return None
 
@@ -311,7 +317,7 @@ def _match_rows(
     """Chooses the rows of each file that are the snippets of a video; None after a problem."""
     files = tuple((folder, folder.find(video.id)[0]) for folder in folders)
     cuts = [timing.cut(video, *file, findings) for file in files]
-    rows = _align(video.id, num_rows, cuts, findings)
+    rows = _align(video.id, num_rows, cuts, [path for _, path in files], findings)
     if rows is None:
         return None
     cut, common = next((cut for cut in cuts if cut), None), len(rows[0])
@@ -331,7 +337,7 @@ def _match_rows(
 
 
 def _align(
-    video: str, num_rows: Mapping[str, int], cuts: Sequence[Cut | None], findings: Findings
+    video: str, num_rows: Mapping[str, int], cuts: Sequence[Cut | None], paths: Sequence[Path], findings: Findings
 ) -> list[np.ndarray] | None:
     """Returns the row of each file at each snippet of the first file, `[T]`; None after a problem.
 
@@ -346,6 +352,9 @@ def _align(
     if resampled:
         case = ", ".join(f"{name} every {cut.step:.4g} s" for name, cut in known.items())
         findings.note(checks.RESAMPLED, f"{video}: {case}")
+        files = [(cut, count, path) for cut, count, path in zip(cuts, num_rows.values(), paths, strict=True) if cut]
+        for other in files[1:]:
+            _compare_ends(video, files[0], other, findings)
     common = min(others.values())
     return [
         nearest_rows(first, common, resampled[name], count) if first and name in resampled else np.arange(common)
@@ -356,6 +365,16 @@ def _align(
 def _same_times(one: Cut, other: Cut) -> bool:
     """Whether the snippets of two files of a video have the same times: equal steps, and starts within one."""
     return abs(one.step / other.step - 1) < 1e-3 and abs(one.start - other.start) < one.step
+
+
+def _compare_ends(video: str, first: tuple[Cut, int, Path], other: tuple[Cut, int, Path], findings: Findings) -> None:
+    """Reports a problem if the rows of two modalities, (cut, T, file), end more than both windows apart."""
+    (cut, rows, _), (other_cut, other_rows, _) = first, other
+    end, other_end = cut.covered(rows), other_cut.covered(other_rows)
+    if abs(end - other_end) > max(cut.window, cut.step) + max(other_cut.window, other_cut.step):
+        files = [f"{of.source or file} ends at {of.covered(count):.4g} s" for of, count, file in (first, other)]
+        remedy = f"{as_between(other_end / end)}; correct the times or complete the features"
+        findings.problem("modalities disagree in time", f"{video}: {', '.join(files)}{remedy}")
 
 
 def _check_sizes(
@@ -377,7 +396,9 @@ def _agree_in_length(video: str, num_rows: Mapping[str, int], findings: Findings
     case = f"{video}: " + ", ".join(f"{name} {length}" for name, length in num_rows.items())
     difference = max(num_rows.values()) - min(num_rows.values())
     if difference > 1:
-        findings.problem("modalities disagree in T", f"{case}; all need the same snippets")
+        example = " ".join(f"--stride={name}=FRAMES" for name in num_rows)
+        remedy = f"complete them or, if their times differ, state the frames between two rows of each, {example}"
+        findings.problem("modalities disagree in T", f"{case}; {remedy}")
     elif difference:
         findings.note(checks.CROPPED, case)
     return difference <= 1
@@ -394,9 +415,11 @@ def _check_labels(videos: Sequence[Matched], findings: Findings) -> None:
             unlabelled += int((first >= stop).sum())
             for class_id, start, end in annotated.segments[first >= stop]:
                 findings.note(checks.TOO_SHORT, f"{annotated.id}: [{class_id:g}, {start:.10g}, {end:.10g}]")
-    if total >= FEW_ACTIONS and unlabelled > 0.9 * total:
+    if total >= FEW_ACTIONS and unlabelled > 0.9 * total and "snippet length" not in findings.problems:
+        sources = [video.cut.source for video in videos if video.cut and video.cut.source]
+        remedy = "check the unit of the times" + (f", also of those in {sources[0]}" if sources else "")
         case = f"{unlabelled} of {total} actions label no snippet"
-        findings.problem("labels", f"{case}; check the unit of the times and --unit, --fps, --stride")
+        findings.problem("labels", f"{case}; {remedy}, and --unit, --fps, --stride")
 
 
 def load(video: Matched, dtypes: Mapping[str, str] | None = None) -> base.Video:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def describe_absence(folder: FeatureFolder, arrays: Sequence[str], videos: Seque
     array = f":{folder.array}" if folder.array else ""
     place = f"{folder.path}:{pattern}" if folder.is_file else f"{folder.path}/{pattern}{array}"
     found = f"fits {count} of {len(videos)} videos, e.g. {min(videos)!r}"
-    return f"{case}; write --features={folder.name}={place}, which {found}"
+    return f"{case}; write --features={shlex.quote(f'{folder.name}={place}')}, which {found}"
 
 
 def _suggest_pattern(names: Sequence[str], videos: Sequence[str], modalities: Sequence[str]) -> tuple[str, int]:

@@ -11,13 +11,14 @@ import contextlib
 import importlib.util
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from kd_jax.data.checks import parse, reason
+from kd_jax.data.checks import parse, reason, short
 from kd_jax.files import check_size, read_header, read_member
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -113,10 +114,15 @@ def _pool(array: np.ndarray, axes: Iterable[int]) -> np.ndarray:
     return array.mean(tuple(axes), np.result_type(array.dtype, np.float32))
 
 
+def shown_names(names: Sequence[str]) -> str:
+    """Returns the number and the first names of the arrays in a file."""
+    return f"{len(names)} arrays ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+
+
 def _choose(names: Iterable[str], name: str, path: Path) -> str:
     """Returns `name`, or the only one of the names."""
     names = list(names)
-    shown = f"{len(names)} arrays ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+    shown = shown_names(names)
     if name and name not in names:
         raise ValueError(f"it has no array {name!r}; it holds {shown}")
     if not name and len(names) != 1:
@@ -156,22 +162,52 @@ def _list_npz(path: Path) -> Iterable[str]:
 
 
 def _read_csv(path: Path, name: str) -> np.ndarray:
-    """Reads rows of numbers; a first line that names or numbers the columns is left out."""
+    """Reads rows of numbers; a first line that names or numbers the columns is left out.
+
+    Numbers between semicolons may have decimal commas.
+    """
     if name:
         raise ValueError(f"it holds one table without a name, not {name!r}")
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
-    delimiter = "," if "," in first else None
-    words = [word.strip().strip('"') for word in first.split(delimiter)]
+    delimiter = next((sign for sign in ";," if sign in first), None)
+    words = _words(first, delimiter)
     if not words or not first.strip():
         raise ValueError("its first line is empty, expected a row of numbers")
     is_number = [isinstance(parse(word), float) for word in words]
     is_heading = not any(is_number) or (len(words) > 2 and _counts([word for word in words if word]))
-    lines: dict = {"comments": None, "quotechar": '"', "encoding": "utf-8-sig", "skiprows": int(is_heading)}
-    table = np.loadtxt(path, np.float64, delimiter=delimiter, ndmin=2, **lines)
+    options: dict = {"comments": None, "quotechar": '"', "skiprows": int(is_heading), "delimiter": delimiter}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines: Any = (line.replace(",", ".") for line in file) if delimiter == ";" else file
+            table = np.loadtxt(lines, np.float64, ndmin=2, **options)
+    except ValueError:
+        expected = "expected rows of numbers with decimal points, separated by commas, semicolons or blanks"
+        raise ValueError(f"{_wrong_line(path, delimiter, int(is_heading))}, {expected}") from None
     if table.shape[1] > 1 and len(table) > 2 and _counts(table[:, 0]):
         raise ValueError("its first column counts the rows; save the table without it (in pandas: index=False)")
     return table
+
+
+def _words(line: str, delimiter: str | None) -> list[str]:
+    words = [word.strip().strip('"') for word in line.split(delimiter)]
+    return [word.replace(",", ".") for word in words] if delimiter == ";" else words
+
+
+def _wrong_line(path: Path, delimiter: str | None, skipped: int) -> str:
+    """Says which line of a table is no row of numbers, or has another number of columns than the first."""
+    width = 0
+    with path.open(encoding="utf-8-sig") as file:
+        for i, line in enumerate(file, 1):
+            if i <= skipped or not line.strip():
+                continue
+            words = _words(line, delimiter)
+            width = width or len(words)
+            if wrong := [word for word in words if not isinstance(parse(word), float)]:
+                return f"line {i}: {short(wrong[0])} is no number"
+            if len(words) != width:
+                return f"line {i}: columns: {len(words)}, in the first row {width}"
+    return "it is no table of numbers"
 
 
 def _counts(values: Iterable) -> bool:

@@ -53,7 +53,7 @@ def decode(content: bytes) -> tuple[str, str]:
 
     A byte order mark decides. Without one the text is UTF-8; otherwise UTF-16 if it has zero bytes, which text in other
     encodings does not have; otherwise GB18030, of which GBK and GB2312 are a part, if most of its characters are common
-    in Chinese.
+    in Chinese. GB18030 is a guess: short texts in EUC-KR or KOI8-R may pass for it.
 
     Raises ValueError for any other content.
     """

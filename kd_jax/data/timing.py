@@ -7,14 +7,14 @@ front, num_snippets, grid = place(cut, 22, duration=3.4)
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from kd_jax.data import checks
-from kd_jax.data.annotations.units import MOST, as_between, common_factor
+from kd_jax.data.annotations.units import MOST, OTHER_UNIT, as_between, common_factor
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_tables import open_array
 from kd_jax.segments import Grid
@@ -28,6 +28,7 @@ class Cut:
 
     step: float  # from one row to the next
     window: float  # that a row covers; the first window starts with the video
+    source: Path | None = field(default=None, compare=False)  # the file that states it; None for options
 
     @property
     def start(self) -> float:
@@ -101,7 +102,7 @@ def read_timestamps(path: Path) -> Cut:
         raise ValueError(
             f"{path}: its times must rise evenly, but they are from {steps.min():.4g} to {steps.max():.4g} s apart"
         )
-    return Cut(float(times[-1] - times[0]) / (len(times) - 1), float(times[0]))
+    return Cut(float(times[-1] - times[0]) / (len(times) - 1), float(times[0]), path)
 
 
 class Length(NamedTuple):
@@ -150,6 +151,11 @@ def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> No
         differ &= ~explained
     for length in itertools.compress(lengths, differ):
         assert length.cut
+        ratio, source = length.end / length.duration, length.cut.source
+        if source and not 1 / OTHER_UNIT < ratio < OTHER_UNIT and (units := as_between(ratio)):
+            case = f"{source}: its times end at {length.end:.4g} s, but {length.video} at {length.duration:.4g} s"
+            findings.problem("snippet length", f"{case}{units}; correct or delete this file")
+            continue
         case = f"{length.video}: {length.num_rows} snippets every {length.cut.step:.4g} s end at {length.end:.4g} s"
         findings.note(checks.LENGTH_DIFFERS, f"{case}, but the video at {length.duration:.4g} s")
 

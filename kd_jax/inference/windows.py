@@ -10,6 +10,9 @@
 An output depends on `receptive_field` snippets around it. A window that is extended by half of them on both sides
 therefore gives the outputs of the whole video. In a stream, the outputs of a snippet are final once that half has
 followed it. This delay is `StreamingDetector.delay` snippets: 31 for SS-TCN of five layers, 16 to 25 seconds.
+
+Output i of a stream is that of snippet i, counted from 0 at the start of the video. With `start, step, _ = run.grid(1)`
+of the run that `load_run` returns, it covers `start + i · step` to `start + (i + 1) · step` seconds of the video.
 """
 
 import jax

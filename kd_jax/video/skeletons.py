@@ -37,6 +37,11 @@ class Track(NamedTuple):
 
 
 def read_skeletons(path: Path) -> np.ndarray:
+    """Reads a skeleton file, see `read_bodies`."""
+    return read_bodies(path)[0]
+
+
+def read_bodies(path: Path) -> tuple[np.ndarray, int]:
     """Reads a skeleton file.
 
     The two bodies with the largest spread are kept, the largest first. Spread is the standard deviation of each
@@ -49,7 +54,7 @@ def read_skeletons(path: Path) -> np.ndarray:
     from that frame; a warning counts these frames.
 
     Returns:
-      `[F, 2, 25, 3]` float32 in metres, 0 where a body is absent.
+      `[F, 2, 25, 3]` float32 in metres, 0 where a body is absent; and in how many frames a body is left out.
 
     Raises:
       VideoError: for another format or layout of joints, a damaged file, and a file without frames or bodies.
@@ -69,15 +74,15 @@ def read_skeletons(path: Path) -> np.ndarray:
     usable = [_without_errors(track) for track in tracks]
     lost = sum(len(track.frames) for track in tracks) - sum(len(track.frames) for track in usable)
     usable = [track for track in usable if len(track.frames)]
+    what = "coordinates that are not finite or beyond 1 km"
+    if not usable:
+        raise VideoError(f"{path} has {what} in every frame")
     if lost:
-        what = "coordinates that are not finite or beyond 1 km"
-        if not usable:
-            raise VideoError(f"{path} has {what} in every frame")
         logging.warning("%s: a body is left out of %d frames, which have %s", path, lost, what)
     bodies = np.zeros((num_frames, PERSONS, JOINTS, 3), np.float32)
     for place, track in enumerate(_rank(_join(usable))[:PERSONS]):
         bodies[track.frames, place] = track.joints
-    return bodies
+    return bodies, lost
 
 
 def _without_errors(track: Track) -> Track:

@@ -13,12 +13,14 @@ import io
 import itertools
 import math
 import re
+import struct
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from kd_jax.data.text_files import normalize
 
@@ -29,6 +31,7 @@ PICTURES = (".jpg", ".jpeg", ".png")  # of a folder that is a video: the last nu
 _PICTURE_FORMATS = {b"\xff\xd8": "jpeg_pipe", b"\x89PNG": "png_pipe"}  # FFmpeg's name, by the first bytes
 ENDS = ("repeat", "drop")
 FLOWS = ("dis", "tvl1")
+MIRRORED = (2, 4, 5, 7)  # orientations of EXIF
 FLOW_LIMIT = 20.0  # pixels per frame, as published
 _MIN_SIDE, _MAX_ASPECT = 16, 8  # a frame's shorter side in pixels; its longer side divided by the shorter
 
@@ -53,6 +56,7 @@ class Video:
     rotation: int  # 0, 90, 180 or 270: degrees by which stored frames are turned counter-clockwise
     resampled: bool
     stored_frames: int  # number of frames in the file
+    mirrored: bool = False  # whether stored frames are mirrored, left to right, before they are turned
     pixel_aspect: float = 1.0  # width of a stored pixel divided by its height; `width` and `height` are as shown
 
     @property
@@ -167,12 +171,12 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
         return _probe_pictures(path, fps)
     timing = _read_timing(path)
     _check_whole(path, timing)
-    width, height, rotation, aspect = _read_geometry(path)
+    width, height, turn, aspect = _read_geometry(path)
     own, uneven = _own_rate(timing)
     resampled = uneven or (fps is not None and abs(fps - own) > 1.001e-3 * own)  # 29.97 counts as 30
     rate = (fps or own) if resampled else own
     count = max(1, round(timing.num_frames / own * rate)) if resampled else timing.num_frames
-    return Video(path, width, height, count, rate, rotation, resampled, timing.num_frames, aspect)
+    return Video(path, width, height, count, rate, turn.degrees, resampled, timing.num_frames, turn.mirrored, aspect)
 
 
 def is_frame_folder(path: Path) -> bool:
@@ -190,8 +194,8 @@ def _number(path: Path) -> re.Match | None:
 def picture_files(folder: Path) -> list[Path]:
     """Returns the numbered pictures in a folder, in the order of their numbers; [] if it has none.
 
-    Raises VideoError if a number occurs twice or is missing, or the names differ before it, because the times of frames
-    would be wrong.
+    The numbers may rise by any constant step, as those of every fifth frame do. Raises VideoError if a number occurs
+    twice or is missing, or the names differ before it, because the times of frames would be wrong.
     """
     found = {path: match for path in sorted(folder.iterdir()) if (match := _number(path))}
     by_series = {match.string[: match.start()]: path.name for path, match in found.items()}
@@ -203,10 +207,11 @@ def picture_files(folder: Path) -> list[Path]:
         if (other := pictures.setdefault(int(match[1]), path)) is not path:
             raise VideoError(f"{folder}: {other.name} and {path.name} have the same number; remove one")
     numbers = sorted(pictures)
+    step = _step(numbers)
     for number, following in itertools.pairwise(numbers):
-        if following != number + 1:
+        if following != number + step:
             missing = f"the frame after {pictures[number].name} is missing"
-            raise VideoError(f"{folder}: {missing}; the numbers must have no gaps")
+            raise VideoError(f"{folder}: {missing}; the numbers must have no gaps, or rise by one step")
     return [pictures[number] for number in numbers]
 
 
@@ -221,14 +226,23 @@ def _probe_pictures(folder: Path, fps: float | None) -> Video:
     if not pictures:
         raise VideoError(f"{folder} is a folder without numbered pictures ({', '.join(PICTURES)})")
     if fps is None:
-        raise VideoError(f"{folder} is a folder of frames, whose rate is not stated; give --fps")
-    first = _read_picture(pictures[0])
-    width, height, rotation = _shown(first, first.width)
+        raise VideoError(f"{folder}: it is a folder of frames, whose rate is not stated; give --fps")
+    first, mirrored = _read_picture(pictures[0])
+    width, height, turn = _shown(first, first.width, mirrored=mirrored)
     _check_shape(pictures[0], width, height)
-    return Video(folder, width, height, len(pictures), fps, rotation, False, len(pictures))
+    if (step := _step([int(match[1]) for match in map(_number, pictures) if match])) > 1:
+        message = "%s: the numbers of its frames rise by %d, so --fps must be the rate of the frames that are there"
+        logging.log_first_n(logging.WARNING, message, 1, folder, step)
+    return Video(folder, width, height, len(pictures), fps, turn.degrees, False, len(pictures), turn.mirrored)
 
 
-def _read_picture(path: Path) -> Any:
+def _step(numbers: list[int]) -> int:
+    """Returns the least distance of at least three sorted numbers; 1 if there are fewer."""
+    return min(b - a for a, b in itertools.pairwise(numbers)) if len(numbers) > 2 else 1
+
+
+def _read_picture(path: Path) -> tuple[Any, bool]:
+    """Decodes a picture; returns PyAV's frame, and whether EXIF says that it is mirrored, which PyAV does not."""
     import av
 
     try:
@@ -239,20 +253,36 @@ def _read_picture(path: Path) -> Any:
         with av.open(io.BytesIO(content), "r", format=kind) as container:  # FFmpeg takes a % in a path for a pattern
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}  # otherwise the rest of a cut picture is grey
-            return next(container.decode(stream))
+            return next(container.decode(stream)), _exif_orientation(content) in MIRRORED
     except (av.FFmpegError, OSError, StopIteration) as error:
         raise VideoError(f"{path} cannot be read as a picture ({_reason(error)})") from None
 
 
+def _exif_orientation(jpeg: bytes) -> int:
+    """Returns the orientation that the EXIF data of a JPEG file states, 1 … 8; 0 if there is none."""
+    header = re.search(rb"\xff\xe1..Exif\0\0(II\*\0|MM\0\*)", jpeg[: 2**16], re.DOTALL)
+    if not header:
+        return 0
+    start, order = header.start(1), "<" if header[1].startswith(b"I") else ">"
+    with contextlib.suppress(struct.error):  # damaged EXIF data; FFmpeg ignores it too
+        first = start + struct.unpack_from(f"{order}I", jpeg, start + 4)[0]
+        (count,) = struct.unpack_from(f"{order}H", jpeg, first)
+        for place in range(first + 2, first + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", jpeg, place)
+            if tag == 0x0112:
+                return value
+    return 0
+
+
 def _read_pictures(video: Video) -> Iterator[Any]:
     for path in picture_files(video.path):
-        frame = _read_picture(path)
-        width, height, rotation = _shown(frame, frame.width)
+        frame, mirrored = _read_picture(path)
+        width, height, turn = _shown(frame, frame.width, mirrored=mirrored)
         if (width, height) != (video.width, video.height):
             found = f"{width} × {height} pixels, others {video.width} × {video.height}"
             raise VideoError(f"{path} has {found}; make all frames of a video equal in size")
-        if rotation != video.rotation:
-            found = f"is turned by {rotation}° (EXIF), others by {video.rotation}°"
+        if turn != (own := _Turn(video.rotation, video.mirrored)):
+            found = f"is {turn} (EXIF), others are {own}"
             raise VideoError(f"{path} {found}; make all frames of a video equal in orientation")
         yield frame
 
@@ -312,22 +342,33 @@ def _check_whole(path: Path, timing: _Timing) -> None:
     raise VideoError(f"{path} is cut short: {found} are there; {remedy}")
 
 
-def _read_geometry(path: Path) -> tuple[int, int, int, float]:
-    """Returns width and height as shown, the rotation, and the aspect ratio of a pixel, from the first frame."""
+class _Turn(NamedTuple):
+    """How stored frames are shown: mirrored left to right, then turned counter-clockwise."""
+
+    degrees: int  # 0, 90, 180 or 270
+    mirrored: bool
+
+    def __str__(self) -> str:
+        return f"{'mirrored and ' if self.mirrored else ''}turned by {self.degrees}°"
+
+
+def _read_geometry(path: Path) -> tuple[int, int, _Turn, float]:
+    """Returns width and height as shown, the turn, and the aspect ratio of a pixel, from the first frame."""
     with _open_video(path) as (container, stream):
         first = next(_decode(path, container.decode(stream)), None)
         aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
     if first is None:
         raise VideoError(f"{path} has no frame")
-    width, height, rotation = _shown(first, max(1, round(first.width * aspect)))
+    width, height, turn = _shown(first, max(1, round(first.width * aspect)))
     _check_shape(path, width, height)
-    return width, height, rotation, aspect
+    return width, height, turn, aspect
 
 
-def _shown(frame: Any, width: int) -> tuple[int, int, int]:
-    """Returns width and height as shown, and the rotation, of a frame that is `width` wide with square pixels."""
-    rotation = round(frame.rotation / 90) * 90 % 360
-    return (frame.height, width, rotation) if rotation % 180 else (width, frame.height, rotation)
+def _shown(frame: Any, width: int, *, mirrored: bool = False) -> tuple[int, int, _Turn]:
+    """Returns width and height as shown, and the turn, of a frame that is `width` wide with square pixels."""
+    # FFmpeg takes the rotation from the part of its matrix that mirroring negates.
+    turn = _Turn(round((frame.rotation + 180 * mirrored) / 90) * 90 % 360, mirrored)
+    return (frame.height, width, turn) if turn.degrees % 180 else (width, frame.height, turn)
 
 
 def _check_shape(path: Path, width: int, height: int) -> None:
@@ -363,7 +404,7 @@ def read_frames(video: Video, shorter_side: int) -> Iterator[np.ndarray]:
     with contextlib.closing(_read_stored(video)) as stored:
         for frame in stored:
             scaled = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
-            turned = np.rot90(scaled, video.rotation // 90)
+            turned = np.rot90(scaled[:, ::-1] if video.mirrored else scaled, video.rotation // 90)
             if not video.resampled:
                 count += 1
                 yield turned

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kd_jax.data import base
-from kd_jax.data.annotations.units import FRAME_RATES, OR_LESS, OR_MORE, as_between
+from kd_jax.data.annotations.units import FRAME_RATES, OR_LESS, OR_MORE, OTHER_UNIT, as_between
 from kd_jax.data.checks import CLIPPED, DUPLICATE, EMPTY, LATE, NO_ACTIONS, UNITS_DIFFER, Findings, number, short
 
 Action = tuple[float, float, float]  # (class, start, end)
 
-OTHER_UNIT = 5.0  # times the duration, from which the last end of a video has another unit
 SLOWEST, FASTEST = 1e-3, 1e5  # frames per second that a video can have
 
 

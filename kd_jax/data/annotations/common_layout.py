@@ -77,16 +77,18 @@ def read_entries(
     where: str,
     first_class: int = 0,
     needs: Sequence[str] = NEEDS,
+    remedy: str = "subtract 1 from each",
 ) -> list[Annotated]:
     """Checks and cleans {video: entry}, like `read_annotations`; `where` is the file or files they come from.
 
-    A video without a field that is not in `needs` has the split '' or an infinite duration.
+    A video without a field that is not in `needs` has the split '' or an infinite duration. `remedy` is what to do if
+    the classes are counted from 1.
     """
     labels = Labels(names, first_class)
     videos = [_read_video(name, entry, labels, needs, findings) for name, entry in entries.items()]
     labels.report_unknown(findings)
     if names and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == len(names):
-        case = f"they run from 1 to {len(names)}: this file counts from 1, subtract 1 from each"
+        case = f"they run from 1 to {len(names)}: the file counts from 1; {remedy}"
         findings.problem("class ids", case)
     return [video for video in videos if check_video_id(video.id, findings, where)]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data import base
+from kd_jax.data import base, feature_tables
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import Annotated, check_units
 from kd_jax.data.annotations.tools import label_files
@@ -141,11 +141,11 @@ def fill_in(
     used: Counter[str] = Counter()
     filled: Entries = {}
     for video, entry in entries.items():
-        known = dict(entry)
-        if known.pop("unit", "") != "frames":
+        known = {name: value for name, value in entry.items() if name not in ("unit", "frame_rate")}
+        if entry.get("unit") != "frames":
             filled[video] = known
-        elif converted := _in_seconds(video, known, media.get(video), options, findings, used):
-            filled[video] = converted
+        elif converted := _in_seconds(video, entry, media.get(video), options, findings, used):
+            filled[video] = {name: converted[name] for name in converted if name not in ("unit", "frame_rate")}
     _add_durations(filled, media, options, findings, used)
     facts = [f"{what}: {count} video{'s'[: count != 1]}" for what, count in used.items()]
     return _with_subsets(filled, set(entries), options, findings, facts), facts
@@ -155,6 +155,7 @@ def _in_seconds(
     video: str, entry: dict, media: Media | None, options: ReadOptions, findings: Findings, used: Counter
 ) -> dict | None:
     """Converts actions in frames; None after a problem."""
+    rate = entry.get("frame_rate", "the frames per second of the labels")
     stated = number(entry["fps"]) if "fps" in entry else math.nan
     if stated > 0 and options.fps and abs(stated - options.fps) > 0.001 * options.fps:
         findings.problem("fps", f"{video}: --fps={options.fps:g}, but its annotation has {stated:g}; leave --fps out")
@@ -162,7 +163,7 @@ def _in_seconds(
     sources = [("the annotations", stated), ("--fps", options.fps or 0.0), ("the videos", media.fps if media else 0.0)]
     known = [(source, fps) for source, fps in sources if 0 < fps < math.inf]
     if not known:
-        remedy = "give --fps, the frameRate of Label Studio's Video tag (24 unless it is set), or --videos=DIR"
+        remedy = f"give --fps, {rate}{', or --videos=DIR' if 'duration' in options.needs else ''}"
         findings.problem("fps", f"{video}: its times are frames; {remedy}")
         return None
     source, fps = known[0]
@@ -244,6 +245,12 @@ def _with_subsets_of_files(entries: Entries, findings: Findings) -> Entries:
     return {v: entry | {"subset": subsets[v]} if v in subsets else entry for v, entry in entries.items()}
 
 
+def _bare_name(name: str) -> str:
+    """Returns the name of a video without the ending of a video, a feature file or a text file."""
+    name = video_name(name)
+    return Path(name).stem if Path(name).suffix.lower() in (*feature_tables.SUFFIXES, ".txt", ".json") else name
+
+
 def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set[str]:
     """Reads the videos that a file lists, one a line, with or without the ending of a file.
 
@@ -251,7 +258,9 @@ def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set
     """
     lines = (read_text(Path(path), findings) or "").splitlines()
     names = [video_name(line) for line in lines if line.strip()]
-    names = [Path(name).stem if name not in videos and Path(name).stem in videos else name for name in names]
+    bare = Counter(map(_bare_name, videos))
+    by_bare_name = {_bare_name(video): video for video in videos if bare[_bare_name(video)] == 1}
+    names = [name if name in videos else by_bare_name.get(_bare_name(name), name) for name in names]
     if len(names) > 1 and (apart := check_common(path, names, "the annotations", videos)):
         findings.problem(kind, apart)
         return set()
@@ -309,7 +318,8 @@ def read_truth(
         found = {v: entry | {"subset": subset} for v, entry in found.items()}
     entries, _ = fill_in(found, {}, options, findings)
     where = ", ".join(map(str, paths))
-    choices: dict = {"where": where, "first_class": first_class, "needs": options.needs}
+    remedy = "give --first_label=1" if any(path.is_dir() for path in paths) else "subtract 1 from each"
+    choices: dict = {"where": where, "first_class": first_class, "needs": options.needs, "remedy": remedy}
     return common_layout.read_entries(entries, names, findings, **choices), names
 
 

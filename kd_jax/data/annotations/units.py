@@ -33,6 +33,7 @@ ONE_WAY = {  # two units of frames, in the order of the lengths: their factor
 _BOTH_WAYS = {*PAIRS.values(), *(factor for group in GROUPS.values() for factor in group.values())}
 FACTORS = (*ONE_WAY.values(), *_BOTH_WAYS, *(1 / factor for factor in _BOTH_WAYS))  # between any two units
 
+OTHER_UNIT = 5.0  # a ratio of two lengths of one video, from which one has another unit
 MOST = 0.75  # the share of the videos that must agree before the others are named
 SHARED = 0.975, 1.025  # lowest and highest factor, as parts of a ratio that many videos share
 # The same for the time at which a last action ends, as a part of its video: it may be half of it, hardly more than it.

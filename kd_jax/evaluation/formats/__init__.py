@@ -34,6 +34,7 @@ from kd_jax.evaluation.formats.pku_mmd import read_pku_mmd, write_pku_mmd
 from kd_jax.evaluation.formats.webvtt import write_webvtt
 from kd_jax.evaluation.metrics.charades import NUM_CLASSES as CHARADES_CLASSES
 from kd_jax.evaluation.metrics.segment_rows import Tables
+from kd_jax.segments import Grid
 
 __all__ = [
     "FORMATS", "VideoFile", "charades_frames", "check_formats", "read_activitynet", "read_charades", "read_csv",
@@ -83,6 +84,7 @@ def write(
     detections: Tables,
     classes: Sequence[str],
     files: Mapping[str, VideoFile] | None = None,
+    times: Mapping[str, tuple[Grid, float]] | None = None,
 ) -> list[Path]:
     """Writes predictions into a folder in each of the formats, under the names in FORMATS.
 
@@ -91,11 +93,13 @@ def write(
       scores: {video: `[T, C]`}, or `[T, C + 1]` with the background last.
       detections: {video: `[N, 4]`}.
       files: the video files by name, for `label_studio`.
+      times: {video: (the times of its snippets, its duration)}, for `charades`; the snippets of other videos divide
+        their durations evenly.
 
     Returns the files and folders that were written. Raises ValueError as in `check_formats` and the writers of the
     formats.
     """
-    formats, files = list(dict.fromkeys(formats)), files or {}
+    formats, files, times = list(dict.fromkeys(formats)), files or {}, times or {}
     check_formats(formats, scores, len(classes), files)
     paths = {name: [directory / file for file in FORMATS[name]] for name in formats}
     if "native" in paths:
@@ -106,7 +110,8 @@ def write(
     if "pku_mmd" in paths:
         write_pku_mmd(paths["pku_mmd"][0], detections, len(classes), overwrite=True)
     if "charades" in paths:
-        frames = {video: charades_frames(table[:, : len(classes)]) for video, table in scores.items()}
+        tables = {video: table[:, : len(classes)] for video, table in scores.items()}
+        frames = {video: charades_frames(table, *times.get(video, ())) for video, table in tables.items()}
         write_charades(paths["charades"][0], frames)
     if "csv" in paths:
         write_csv(paths["csv"][0], detections, classes)

@@ -20,21 +20,24 @@ from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats.fields import existing
 from kd_jax.evaluation.metrics.charades import NUM_CLASSES, NUM_TIME_POINTS
 from kd_jax.files import write_atomically
-from kd_jax.segments import resample_scores
+from kd_jax.segments import Grid, resample_scores
 
 
-def charades_frames(scores: np.ndarray) -> np.ndarray:
+def charades_frames(scores: np.ndarray, grid: Grid | None = None, duration: float = 0.0) -> np.ndarray:
     """Samples snippet scores at the 25 times of the Charades localization protocol.
 
-    Frame j of 1 … 25 is the time `(j - 1) / 25 · length`. Snippet i covers `[i, i + 1) · length / T`. Frame j therefore
-    has the scores of snippet `floor((j - 1) · T / 25)`, whatever the length.
+    Frame j of 1 … 25 is the time `(j - 1) / 25 · duration`. It has the scores of the snippet that covers this time.
+    Without a grid, snippet i covers `[i, i + 1) · duration / T`, so frame j has the scores of snippet
+    `floor((j - 1) · T / 25)`, whatever the duration.
 
     Args:
       scores: `[T, C]`.
+      grid: the times of the snippets.
+      duration: of the video, in the unit of the grid; read only with a grid.
 
     Returns `[25, C]`, in the dtype of `scores`.
     """
-    return resample_scores(scores, NUM_TIME_POINTS)
+    return grid.resample(scores, duration, NUM_TIME_POINTS) if grid else resample_scores(scores, NUM_TIME_POINTS)
 
 
 def write_charades(path: Path, frames: Mapping[str, np.ndarray], *, num_classes: int = NUM_CLASSES) -> None:

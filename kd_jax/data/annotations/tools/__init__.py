@@ -4,8 +4,9 @@
     name, entries = read_file(Path("export.json"), findings)   # ("Label Studio", {video: {"actions": …, …}})
 
 A reader returns {video: entry}. An entry has `actions`, a list of [label, start, end], and `unit`, 'seconds' or
-'frames', unless the file leaves it open. It has `subset`, `duration` (seconds) and `fps` if the file states them. The
-values are not checked yet; `common_layout` does that for all formats.
+'frames', unless the file leaves it open; `frame_rate` says in words what the rate of its frames is. It has `subset`,
+`duration` (seconds) and `fps` if the file states them. The values are not checked yet; `common_layout` does that for
+all formats.
 
     write_file(Path("tasks.json"), "label_studio", entries)   # the reverse; times in seconds
 
@@ -110,7 +111,7 @@ def _read_json(text: str, path: Path, findings: Findings, label_from: str) -> tu
 
 def _common_layout(content: Mapping, findings: Findings) -> dict[str, dict]:
     """Returns the entries of a file in the common layout, without fields that only other readers set."""
-    set_by_readers = ("unit", "num_labelled_frames", "num_columns")  # the command line states the unit
+    set_by_readers = ("unit", "frame_rate", "num_labelled_frames", "num_columns")  # the command line states the unit
     return {
         video: {name: value for name, value in entry.items() if name not in set_by_readers}
         for video, entry in only_objects(content, findings).items()

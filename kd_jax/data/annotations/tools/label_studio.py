@@ -18,6 +18,7 @@ from kd_jax.data.annotations.tools.media import is_media, video_name
 from kd_jax.data.checks import NO_SPAN, NOT_SUBMITTED, Findings, number, short
 
 CONTROL, OBJECT = "actions", "video"  # names of the tags in the labelling config
+FRAME_RATE = "the frameRate of Label Studio's Video tag (24 unless it is set)"
 FACTS = ("fps", "duration", "subset")  # of a video, kept in the data of its task
 
 Region = tuple[str, float, float]  # (label, start, end), seconds
@@ -132,4 +133,5 @@ def _read_regions(result: list, where: str, findings: Findings, label_from: str)
         remedy = "use --label_from with the name of one control"
         findings.problem("time", f"{where}: some regions are in frames, others in seconds; {remedy}")
     length = {"duration": lengths.pop()} if len(lengths) == 1 else {}
-    return {"actions": frames, "unit": "frames"} if frames else {"actions": seconds, "unit": "seconds", **length}
+    of_frames = {"actions": frames, "unit": "frames", "frame_rate": FRAME_RATE}
+    return of_frames if frames else {"actions": seconds, "unit": "seconds", **length}
