@@ -182,7 +182,13 @@ _reading = threading.Lock()  # orbax in several threads is not ours to test
 
 
 def compare(workdir: Path, reference: Path, unread: str = "") -> None:
-    """Compares two workdirs bit for bit and raises Lost with the first differences.
+    """Raises Lost with the first differences of two workdirs; `unread` as in `differences`."""
+    if different := differences(workdir, reference, unread):
+        raise Lost(f"exit 0 with others: {different}")
+
+
+def differences(workdir: Path, reference: Path, unread: str = "") -> str:
+    """Compares two workdirs bit for bit; returns the first differences, '' if there are none.
 
     `unread` is a finished run with a damaged checkpoint: `load_run` may refuse it, and its optimiser state is not read.
     """
@@ -190,9 +196,8 @@ def compare(workdir: Path, reference: Path, unread: str = "") -> None:
         ours, theirs = bits_of(workdir, unread), dict(_bits_of_reference(reference))
     if unread and ours[f"{unread}/best"].startswith("refused"):
         theirs[f"{unread}/best"] = ours[f"{unread}/best"]
-    if different := [name for name in ours if ours[name] != theirs[name]]:
-        shown = [f"{name} {ours[name]}" if " " in ours[name] else name for name in different]
-        raise Lost(f"exit 0 with others: {', '.join(shown[:4])}")
+    different = [name for name in ours if ours[name] != theirs[name]]
+    return ", ".join(f"{name} {ours[name]}" if " " in ours[name] else name for name in different[:4])
 
 
 def bits_of(workdir: Path, unread: str = "") -> dict[str, str]:
@@ -308,7 +313,7 @@ def _check_build(attempt: Attempt, output: Path) -> None:
 
 
 def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
-    """A damaged file of a finished workdir: `predict` or `report` reads it, then the same command."""
+    """A damaged file of a finished workdir: `predict`, `verify` and `report` read it, then the same command."""
     path, how = case
     workdir, world = attempt.folder / "work", attempt.world
     shutil.copytree(world.finished, workdir, ignore=shutil.ignore_patterns(*UNREAD))
@@ -322,6 +327,9 @@ def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
             )
             if ours != theirs:
                 raise Lost("predict: exit 0 with other scores")
+    if succeeded(attempt.run("kd_jax.verify", str(workdir))):
+        if different := differences(workdir, world.finished, unread=path.parts[0]):
+            raise Lost(f"verify: exit 0 although others are {different}")
     if "checkpoints" not in path.parts:
         whole = succeeded(attempt.run("kd_jax.report", str(workdir)))
         if whole and not (workdir / "report.html").exists():
