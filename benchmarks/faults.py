@@ -194,7 +194,7 @@ def differences(workdir: Path, reference: Path, unread: str = "") -> str:
     """
     with _reading:
         ours, theirs = bits_of(workdir, unread), dict(_bits_of_reference(reference))
-    if unread and ours[f"{unread}/best"].startswith("refused"):
+    if ours.get(f"{unread}/best", "").startswith("refused"):
         theirs[f"{unread}/best"] = ours[f"{unread}/best"]
     different = [name for name in ours if ours[name] != theirs[name]]
     return ", ".join(f"{name} {ours[name]}" if " " in ours[name] else name for name in different[:4])
@@ -327,9 +327,9 @@ def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
             )
             if ours != theirs:
                 raise Lost("predict: exit 0 with other scores")
-    if succeeded(attempt.run("kd_jax.verify", str(workdir))):
-        if different := differences(workdir, world.finished, unread=path.parts[0]):
-            raise Lost(f"verify: exit 0 although others are {different}")
+    whole = succeeded(attempt.run("kd_jax.verify", str(workdir)))
+    if whole and (different := differences(workdir, world.finished, unread=path.parts[0])):
+        raise Lost(f"verify: exit 0 although others are {different}")
     if "checkpoints" not in path.parts:
         whole = succeeded(attempt.run("kd_jax.report", str(workdir)))
         if whole and not (workdir / "report.html").exists():
