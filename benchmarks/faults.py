@@ -43,11 +43,12 @@ from kd_jax.training.checkpoints import load_run
 
 ROOT = Path(__file__).parents[1]
 TEACHER, STUDENT = "flow_teacher", "augmented_rgb"
-CONFIG = ("--config=tests/teacher_and_student.py", "--config.dataset.name=custom", "--config.training.epochs=3")
-CONFIG += ("--config.dataset.synthetic_fallback=False",)
+CONFIG = ("--config=tests/teacher_and_student.py", "--config.dataset.name=custom", "--config.training.epochs=5")
+CONFIG += ("--config.training.checkpoint_every=2", "--config.dataset.synthetic_fallback=False")
 END, STOP = 400, 25  # seconds: for a whole command, and after SIGTERM or SIGINT
 STOPPED = {"KILL": (-9,), "TERM": (143, -15), "INT": (130, 1)}  # exit codes; a shell shows -15 as 143
 PARTS = ("config.json", "checkpoints", "metrics.jsonl", "predictions", "results", "figures", "report.html")
+LOG = "metrics.jsonl"
 UNREAD = ("figures", "report.html")  # files of a workdir that no command reads
 
 
@@ -70,7 +71,8 @@ class World:
     inputs: Path  # features and annotations, from which the records are built
     records: Path
     finished: Path  # a workdir
-    interrupted: Path  # a workdir whose student was killed after its second of three epochs
+    interrupted: Path  # a workdir whose student was killed after its last epoch, before the results
+    preempted: Path  # a workdir whose student was stopped by SIGTERM between two checkpoints
     predicted: Path  # the output of `kd_jax.predict`
     cache: Path  # XDG_CACHE_HOME, with all compiled programs
     operations: Sequence[str]  # the files that `finished` wrote, in this order
@@ -180,17 +182,22 @@ _reading = threading.Lock()  # orbax in several threads is not ours to test
 
 
 def compare(workdir: Path, reference: Path, unread: str = "") -> None:
-    """Compares two workdirs bit for bit and raises Lost with the first differences.
+    """Raises Lost with the first differences of two workdirs; `unread` as in `differences`."""
+    if different := differences(workdir, reference, unread):
+        raise Lost(f"exit 0 with others: {different}")
+
+
+def differences(workdir: Path, reference: Path, unread: str = "") -> str:
+    """Compares two workdirs bit for bit; returns the first differences, '' if there are none.
 
     `unread` is a finished run with a damaged checkpoint: `load_run` may refuse it, and its optimiser state is not read.
     """
     with _reading:
         ours, theirs = bits_of(workdir, unread), dict(_bits_of_reference(reference))
-    if unread and ours[f"{unread}/best"].startswith("refused"):
+    if ours.get(f"{unread}/best", "").startswith("refused"):
         theirs[f"{unread}/best"] = ours[f"{unread}/best"]
-    if different := [name for name in ours if ours[name] != theirs[name]]:
-        shown = [f"{name} {ours[name]}" if " " in ours[name] else name for name in different]
-        raise Lost(f"exit 0 with others: {', '.join(shown[:4])}")
+    different = [name for name in ours if ours[name] != theirs[name]]
+    return ", ".join(f"{name} {ours[name]}" if " " in ours[name] else name for name in different[:4])
 
 
 def bits_of(workdir: Path, unread: str = "") -> dict[str, str]:
@@ -306,7 +313,7 @@ def _check_build(attempt: Attempt, output: Path) -> None:
 
 
 def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
-    """A damaged file of a finished workdir: `predict` or `report` reads it, then the same command."""
+    """A damaged file of a finished workdir: `predict`, `verify` and `report` read it, then the same command."""
     path, how = case
     workdir, world = attempt.folder / "work", attempt.world
     shutil.copytree(world.finished, workdir, ignore=shutil.ignore_patterns(*UNREAD))
@@ -320,6 +327,9 @@ def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
             )
             if ours != theirs:
                 raise Lost("predict: exit 0 with other scores")
+    whole = succeeded(attempt.run("kd_jax.verify", str(workdir)))
+    if whole and (different := differences(workdir, world.finished, unread=path.parts[0])):
+        raise Lost(f"verify: exit 0 although others are {different}")
     if "checkpoints" not in path.parts:
         whole = succeeded(attempt.run("kd_jax.report", str(workdir)))
         if whole and not (workdir / "report.html").exists():
@@ -327,12 +337,12 @@ def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
     _continue_damaged(attempt, workdir, path, world.finished)
 
 
-def interrupted_file(attempt: Attempt, case: tuple[Path, str]) -> None:
-    """A damaged file of an interrupted workdir."""
-    workdir = attempt.folder / "work"
-    shutil.copytree(attempt.world.interrupted, workdir)
+def interrupted_file(attempt: Attempt, case: tuple[Path, str], source: Path | None = None) -> None:
+    """A damaged file of a workdir whose experiment was killed, or of the workdir `source`."""
+    workdir, source = attempt.folder / "work", source or attempt.world.interrupted
+    shutil.copytree(source, workdir)
     damage(workdir / case[0], case[1], attempt.random)
-    _continue_damaged(attempt, workdir, case[0], attempt.world.interrupted)
+    _continue_damaged(attempt, workdir, case[0], source)
 
 
 def _continue_damaged(attempt: Attempt, workdir: Path, path: Path, source: Path) -> None:
@@ -347,6 +357,11 @@ def _continue_damaged(attempt: Attempt, workdir: Path, path: Path, source: Path)
     else:
         shutil.copy2(source / path, workdir / path)
     attempt.recover(workdir)
+
+
+def preempted_file(attempt: Attempt, case: tuple[Path, str]) -> None:
+    """A damaged file of a run that was stopped by SIGTERM."""
+    interrupted_file(attempt, case, attempt.world.preempted)
 
 
 def records_file(attempt: Attempt, case: tuple[Path, str]) -> None:
@@ -443,6 +458,11 @@ def files_of(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def student_files(world: World) -> list[tuple[Path, str]]:
+    """`files_of` a run that was stopped by SIGTERM; other files are like those of a killed experiment."""
+    return [(path, how) for path, how in files_of(world.preempted) if path.parts[0] == STUDENT]
+
+
 def stops(name: str) -> Callable[[World], list]:
     return lambda world: [
         *((name, "any time", i) for i in range(40)),
@@ -475,11 +495,12 @@ class Kind(NamedTuple):
 
 
 FAULTS = {
-    "sigkill": Kind(stopped, stops("KILL"), 2),
+    "sigkill": Kind(stopped, stops("KILL"), 1),
     "sigterm": Kind(stopped, stops("TERM"), 1),
     "sigint": Kind(stopped, stops("INT"), 1),
-    "finished": Kind(finished_file, lambda world: files_of(world.finished), 2),
-    "interrupted": Kind(interrupted_file, lambda world: files_of(world.interrupted), 2),
+    "finished": Kind(finished_file, lambda world: files_of(world.finished), 1),
+    "interrupted": Kind(interrupted_file, lambda world: files_of(world.interrupted), 1),
+    "preempted": Kind(preempted_file, student_files, 1),
     "records": Kind(records_file, lambda world: files_of(world.records), 1),
     "build_stopped": Kind(build_stopped, build_stops, 1),
     "build_input": Kind(build_input, lambda world: files_of(world.inputs), 1),
@@ -493,28 +514,39 @@ FAULTS = {
 
 def make_world(folder: Path) -> World:
     """Makes the inputs, the records and the workdirs, with a new cache of compiled programs."""
-    inputs, data, finished, interrupted, predicted, cache = (
-        folder / name for name in ("inputs", "records", "finished", "interrupted", "predicted", "cache")
-    )
-    world = World(inputs, data, finished, interrupted, predicted, cache, (), (), 0.0)
-    attempt, building = Attempt(world, folder, random.Random(0)), folder / "building"
+    names = [field.name for field in dataclasses.fields(World) if field.type is Path]
+    world = World(*(folder / name for name in names), operations=(), building=(), seconds=0.0)
+    attempt, building, finished = Attempt(world, folder, random.Random(0)), folder / "building", world.finished
     building.mkdir(parents=True)
-    make_inputs(inputs)
-    plan = {"action": "KILL", "count": 0}  # never
-    _require(attempt.build(building / "records", inputs, plan={**plan, "folder": str(building)}))
+    make_inputs(world.inputs)
+    never = {"action": "KILL", "count": 0}
+    _require(attempt.build(building / "records", world.inputs, plan={**never, "folder": str(building)}))
     built = (folder / "log").read_text().splitlines()
-    (building / "records").rename(data)
-    _require(attempt.train(finished, "--report", plan={**plan, "folder": str(finished)}))
+    (building / "records").rename(world.records)
+    _require(attempt.train(finished, "--report", plan={**never, "folder": str(finished)}))
     operations = (folder / "log").read_text().splitlines()
-    started, part = time.perf_counter(), "metrics.jsonl"
-    plan |= {"part": part, "count": sum(part in path for path in operations), "folder": str(interrupted)}
-    killed = attempt.train(interrupted, plan=plan)  # the last operation on a log, after the student's third epoch
+    count = sum(LOG in path for path in operations)  # on the logs of ten epochs
+    started = time.perf_counter()
+    _stop(attempt, world.interrupted, "KILL", count)
     seconds = time.perf_counter() - started
-    assert killed.code == -signal.SIGKILL and (interrupted / STUDENT / "checkpoints" / "2").exists(), killed.output
+    _stop(attempt, world.preempted, "TERM", count - 2 * count // 10)  # in the third epoch of the student
     _require(
-        attempt.run("kd_jax.predict", f"--run={finished / STUDENT}", f"--features={data}", f"--output={predicted}")
+        attempt.run(
+            "kd_jax.predict",
+            f"--run={finished / STUDENT}",
+            f"--features={world.records}",
+            f"--output={world.predicted}",
+        )
     )
     return dataclasses.replace(world, operations=operations, building=built, seconds=seconds)
+
+
+def _stop(attempt: Attempt, workdir: Path, name: str, count: int) -> None:
+    """Makes a workdir whose experiment is stopped by a signal at an operation on the logs."""
+    ended = attempt.train(workdir, plan={"action": name, "folder": str(workdir), "part": LOG, "count": count})
+    check_stop(ended, name)
+    if ended.code == 0 or not (workdir / STUDENT / "checkpoints" / "2").exists():
+        sys.exit(f"benchmarks.faults: SIG{name} has not stopped the student:\n{ended.output[-3000:]}")
 
 
 def make_inputs(folder: Path) -> None:
