@@ -2,6 +2,7 @@
 
 import struct
 import wave
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -484,3 +485,22 @@ def test_frames_are_turned_as_their_exif_says(orientation, tmp_path):
         wrong = rf"is turned by 0° \(EXIF\), others are {others}" if others else "has 96 × 48 pixels"
         with pytest.raises(VideoError, match=rf"2.jpg {wrong}"):
             list(read_frames(video, 48))
+
+
+def test_times_that_jump_are_not_filled_with_frames(tmp_path):
+    path = write(tmp_path / "jump.mkv", grey([10, 20, 30]), times=[0, 40, 10**9])
+    with pytest.raises(VideoError, match=r"jump.mkv: its 3 frames last 1.5e\+06 s, which is \d+ at 25 fps; its time"):
+        probe_video(path, fps=25.0)
+
+
+def test_a_picture_that_inflates_to_gigabytes_is_not_decoded(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size, compress = 8_200, zlib.compressobj(9)
+    rows = b"".join([*(compress.compress(bytes(size + 1)) for _ in range(size)), compress.flush()])
+    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
+    path = tmp_path / "frame_1.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    with pytest.raises(VideoError, match="frame_1.png cannot be read as a picture .* at most 67108864 pixels"):
+        probe_video(tmp_path, fps=25.0)

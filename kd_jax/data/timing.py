@@ -19,6 +19,7 @@ from kd_jax.data.checks import Findings
 from kd_jax.data.feature_tables import open_array
 from kd_jax.segments import Grid
 
+MOST_MISSING = 1000  # snippets that are added to a video, whatever its window
 SHORTEST, LONGEST = 1e-3, 600.0  # seconds from one snippet to the next, beyond which a unit must be wrong
 
 
@@ -75,7 +76,7 @@ def place(cut: Cut, num_rows: int, duration: float) -> Placed:
     `duration` is in seconds. If more snippets are missing than a window explains, none is added.
     """
     missing = math.floor(duration / cut.step + 0.5) - num_rows
-    if not 0 < missing <= cut.window / cut.step + 1:
+    if not 0 < missing <= min(cut.window / cut.step, MOST_MISSING) + 1:
         missing = 0
     front = min(missing, max(0, math.floor(cut.start / cut.step + 0.5)))
     num_snippets = num_rows + missing

@@ -26,6 +26,8 @@ from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMO
 from kd_jax.evaluation.metrics.segment_rows import Tables
 from kd_jax.segments import Grid, labels_from_segments
 
+# Up-sampled scores take memory for every frame. A duration or frame rate that gives more of them must be wrong.
+FRAMES_PER_SNIPPET, FEW_FRAMES = 1000, 2**22
 Scored = tuple[dict[str, float], dict[str, np.ndarray]]  # {measure: percent}, {measure: `[C]` percent per class}
 
 
@@ -94,7 +96,18 @@ def _frame_map(scores: Tables, truth: Truth) -> Scored:
     return _frame_map_means(frame_map([scores[video] for video in truth.segments], labels))
 
 
+def check_frames(num_frames: Mapping[str, int], num_snippets: Mapping[str, int]) -> None:
+    """Raises ValueError if the scores of these videos are too few to be up-sampled to so many frames."""
+    frames, snippets = sum(num_frames.values()), sum(num_snippets[video] for video in num_frames)
+    if frames > max(FEW_FRAMES, FRAMES_PER_SNIPPET * snippets):
+        video = max(num_frames, key=lambda video: num_frames[video] / num_snippets[video])
+        case = f"{video!r} has {num_frames[video]} frames and {num_snippets[video]} snippets"
+        what = f"{frames} frames, duration times frame rate, of {snippets} snippets cannot be scored ({case})"
+        raise ValueError(f"{what}; correct duration or frame rate, or leave out frame_map_upsampled")
+
+
 def _frame_map_upsampled(scores: Tables, truth: Truth) -> Scored:
+    check_frames(truth.num_frames, {video: len(scores[video]) for video in truth.segments})
     upsampled = [
         truth.grid(video).resample(scores[video], truth.durations[video], truth.num_frames[video])
         for video in truth.segments

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.config import get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
+from kd_jax.evaluation.protocols import check_frames
 from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
 from kd_jax.training import memory
@@ -44,6 +45,10 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     source = open_source(modalities=sorted(modalities), streamed=streamed, **config.dataset.to_dict())
     with _naming("evaluation"):
         scoring_of(config).check(source.info.head)
+        if "frame_map_upsampled" in scoring_of(config).protocols:
+            tested = source.scored_videos("test")
+            num_frames = {video.id: source.info.num_frames(video) for video in tested}
+            check_frames(num_frames, {video.id: video.num_snippets for video in tested})
     with _naming("training"):
         optimization = make_optimization(config.training, len(source.videos("train", [])))
         steps = optimization.epochs * optimization.steps_per_epoch

@@ -34,6 +34,8 @@ FLOWS = ("dis", "tvl1")
 MIRRORED = (2, 4, 5, 7)  # orientations of EXIF
 FLOW_LIMIT = 20.0  # pixels per frame, as published
 _MIN_SIDE, _MAX_ASPECT = 16, 8  # a frame's shorter side in pixels; its longer side divided by the shorter
+MOST_PIXELS = 2**26  # of a frame, 8192 × 8192; larger ones are refused before they are decoded
+MOST_REPEATED = 1000  # times that a frame is repeated on average, at the rate that is asked for
 
 
 class VideoError(ValueError):
@@ -176,6 +178,9 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
     resampled = uneven or (fps is not None and abs(fps - own) > 1.001e-3 * own)  # 29.97 counts as 30
     rate = (fps or own) if resampled else own
     count = max(1, round(timing.num_frames / own * rate)) if resampled else timing.num_frames
+    if count > MOST_REPEATED * timing.num_frames:
+        lasts = f"its {timing.num_frames} frames last {timing.num_frames / own:.4g} s, which is {count} at {rate:g} fps"
+        raise VideoError(f"{path}: {lasts}; its time stamps are damaged, or give a lower --fps")
     return Video(path, width, height, count, rate, turn.degrees, resampled, timing.num_frames, turn.mirrored, aspect)
 
 
@@ -252,10 +257,12 @@ def _read_picture(path: Path) -> tuple[Any, bool]:
             raise VideoError(f"{path} cannot be read as a picture (no JPEG or PNG)")
         with av.open(io.BytesIO(content), "r", format=kind) as container:  # FFmpeg takes a % in a path for a pattern
             stream = container.streams.video[0]
-            stream.codec_context.options = {"err_detect": "explode"}  # otherwise the rest of a cut picture is grey
+            # Without err_detect the rest of a cut picture is grey.
+            stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MOST_PIXELS)}
             return next(container.decode(stream)), _exif_orientation(content) in MIRRORED
     except (av.FFmpegError, OSError, StopIteration) as error:
-        raise VideoError(f"{path} cannot be read as a picture ({_reason(error)})") from None
+        limit = f"it must be whole, with at most {MOST_PIXELS} pixels"
+        raise VideoError(f"{path} cannot be read as a picture ({_reason(error)}); {limit}") from None
 
 
 def _exif_orientation(jpeg: bytes) -> int:
@@ -505,6 +512,8 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
             raise VideoError(f"{path} has no video in it{', only a picture' if container.streams.video else ''}")
         stream = max(streams, key=_prominence)
         stream.thread_type = "AUTO"
+        if stream.codec_context is not None:  # it is for a codec that FFmpeg does not know
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         yield container, stream
 
 
