@@ -1,4 +1,4 @@
-"""A number in a file does not decide how much memory a command takes: docs/times.md states the limits."""
+"""A number in a file does not decide how much memory a command takes: docs/reliability.md states the limits."""
 
 import io
 import json
