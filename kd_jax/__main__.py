@@ -1,6 +1,7 @@
 """The command `kd-jax`: `kd-jax train --config=tsu` is the same as `python -m kd_jax.main --config=tsu`."""
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             importlib.import_module(COMMANDS[command][0]).main(arguments)
         except KeyboardInterrupt:  # perhaps during the imports, which take a second
-            print(f"\nkd-jax {command}: interrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            print(f"\nkd-jax {command}: interrupted", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)  # libraries that are half imported may crash at the normal end
     else:
         sys.exit(f"kd-jax: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
 
