@@ -46,6 +46,7 @@ TEACHER, STUDENT = "flow_teacher", "augmented_rgb"
 CONFIG = ("--config=tests/teacher_and_student.py", "--config.dataset.name=custom", "--config.training.epochs=5")
 CONFIG += ("--config.training.checkpoint_every=2", "--config.dataset.synthetic_fallback=False")
 END, STOP = 400, 25  # seconds: for a whole command, and after SIGTERM or SIGINT
+EARLIEST = 0.2  # seconds after which Python has started and runs code of kd_jax
 STOPPED = {"KILL": (-9,), "TERM": (143, -15), "INT": (130, 1)}  # exit codes; a shell shows -15 as 143
 PARTS = ("config.json", "checkpoints", "metrics.jsonl", "predictions", "results", "figures", "report.html")
 LOG = "metrics.jsonl"
@@ -92,19 +93,19 @@ class Attempt:
         """Runs the experiment in a workdir, without its report unless `options` has --report."""
         report = () if "--report" in options else ("--noreport",)
         data_dir = f"--config.dataset.data_dir={data or self.world.records}"
-        return self.run("kd_jax.main", *CONFIG, data_dir, f"--workdir={workdir}", *report, **run)
+        return self.run("train", *CONFIG, data_dir, f"--workdir={workdir}", *report, **run)
 
     def build(self, output: Path, inputs: Path, **run) -> Ended:
         """Builds records."""
         features = [f"--features={modality}={inputs / modality}" for modality in ("rgb", "flow")]
         annotations = [f"--annotations={inputs / 'annotations.csv'}", "--seed=0", "--test_fraction=0.3"]
         return self.run(
-            "data_prep.build", "--dataset=custom", *annotations, *features, f"--output={output}", "--workers=1", **run
+            "build", "--dataset=custom", *annotations, *features, f"--output={output}", "--workers=1", **run
         )
 
     def run(
         self,
-        module: str,
+        name: str,
         *arguments: str,
         plan: dict | None = None,
         prefix: Sequence[str] = (),
@@ -113,7 +114,7 @@ class Attempt:
         """Runs a command to its end.
 
         Args:
-          module, arguments: of the command.
+          name, arguments: of the command `kd-jax`.
           plan: how it is disturbed, see `benchmarks.disturbed`.
           prefix: words before the command.
           cache: XDG_CACHE_HOME.
@@ -121,7 +122,7 @@ class Attempt:
         log = self.folder / "log"
         log.unlink(missing_ok=True)
         hook = ["benchmarks.disturbed", json.dumps(plan | {"log": str(log)})] if plan else []
-        command = [*prefix, sys.executable, "-m", *hook, module, *arguments]
+        command = [*prefix, sys.executable, "-m", *hook, "kd_jax", name, *arguments]
         environment = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "PYTHONPATH")}
         environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache or self.world.cache)}
         options: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
@@ -131,7 +132,7 @@ class Attempt:
                 output = process.communicate(timeout=END)[0]
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                raise Lost(f"{module} did not end in {END} s") from None
+                raise Lost(f"{name} did not end in {END} s") from None
         with (self.folder / "output.txt").open("a") as file:
             file.write(f"{' '.join(command)}\n{output}\nexit {process.returncode}\n\n")
         acted = re.search(r"^acted (.*)$", log.read_text(), re.MULTILINE) if plan and log.exists() else None
@@ -167,7 +168,7 @@ def succeeded(ended: Ended) -> bool:
     check_output(ended)
     if ended.code < 0:
         raise Lost(f"crash by {signal.Signals(-ended.code).name}, {last_line(ended)}")
-    if ended.code and not re.search(r"^(kd_jax|data_prep)\.\w+: ", ended.output, re.MULTILINE):
+    if ended.code and not re.search(r"^(kd_jax\.\w+|data_prep\.\w+|kd-jax \w+): ", ended.output, re.MULTILINE):
         raise Lost(f"exit {ended.code} without a sentence, {last_line(ended)}")
     return ended.code == 0
 
@@ -259,7 +260,7 @@ def stopped(attempt: Attempt, case: tuple[str, str, int]) -> None:
     name, part, _ = case
     workdir, options = attempt.folder / "work", ["--report"] if part in UNREAD else []
     if part == "any time":
-        plan = {"seconds": attempt.random.uniform(0, attempt.world.seconds)}
+        plan = {"seconds": attempt.random.uniform(EARLIEST, attempt.world.seconds)}
     else:
         plan = attempt.operation(part, attempt.world.operations)
     ended = attempt.train(workdir, *options, plan={"action": name, "folder": str(workdir), **plan})
@@ -281,7 +282,7 @@ def build_stopped(attempt: Attempt, case: tuple[str, str, int]) -> None:
     """A signal while records are built."""
     name, moment, _ = case
     output = attempt.folder / "work" / "records"
-    plan = {"seconds": attempt.random.uniform(0, 4)}
+    plan = {"seconds": attempt.random.uniform(EARLIEST, 4)}
     if moment == "operation":
         plan = attempt.operation("", attempt.world.building)
     plan = {"action": name, "folder": str(output.parent), **plan}
@@ -321,17 +322,17 @@ def finished_file(attempt: Attempt, case: tuple[Path, str]) -> None:
     if path.parts[0] == STUDENT:
         output = attempt.folder / "predicted"
         arguments = [f"--run={workdir / STUDENT}", f"--features={world.records}", f"--output={output}"]
-        if succeeded(attempt.run("kd_jax.predict", *arguments)):
+        if succeeded(attempt.run("predict", *arguments)):
             ours, theirs = (
                 _hash_or_reason(lambda f=f: read_arrays(f / "scores.npz")) for f in (output, world.predicted)
             )
             if ours != theirs:
                 raise Lost("predict: exit 0 with other scores")
-    whole = succeeded(attempt.run("kd_jax.verify", str(workdir)))
+    whole = succeeded(attempt.run("verify", str(workdir)))
     if whole and (different := differences(workdir, world.finished, unread=path.parts[0])):
         raise Lost(f"verify: exit 0 although others are {different}")
     if "checkpoints" not in path.parts:
-        whole = succeeded(attempt.run("kd_jax.report", str(workdir)))
+        whole = succeeded(attempt.run("report", str(workdir)))
         if whole and not (workdir / "report.html").exists():
             raise Lost("report: exit 0 without a page")
     _continue_damaged(attempt, workdir, path, world.finished)
@@ -532,7 +533,7 @@ def make_world(folder: Path) -> World:
     _stop(attempt, world.preempted, "TERM", count - 2 * count // 10)  # in the third epoch of the student
     _require(
         attempt.run(
-            "kd_jax.predict",
+            "predict",
             f"--run={finished / STUDENT}",
             f"--features={world.records}",
             f"--output={world.predicted}",

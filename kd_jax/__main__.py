@@ -1,6 +1,8 @@
 """The command `kd-jax`: `kd-jax train --config=tsu` is the same as `python -m kd_jax.main --config=tsu`."""
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
         print("\n".join(f"  {name:<20} {line}" for name, (_, line) in COMMANDS.items()))
     elif command in COMMANDS:
-        importlib.import_module(COMMANDS[command][0]).main(arguments)
+        try:
+            importlib.import_module(COMMANDS[command][0]).main(arguments)
+        except KeyboardInterrupt:  # perhaps during the imports, which take a second
+            print(f"\nkd-jax {command}: interrupted", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)  # libraries that are half imported may crash at the normal end
     else:
         sys.exit(f"kd-jax: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
 

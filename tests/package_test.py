@@ -64,6 +64,16 @@ def test_the_dispatcher_refuses_other_commands():
         dispatcher.main(["trian"])
 
 
+def test_an_interrupted_command_ends_in_one_sentence():
+    code = (
+        "import importlib; from kd_jax.__main__ import main\n"
+        "def interrupted(name): raise KeyboardInterrupt\n"
+        "importlib.import_module = interrupted; main(['predict'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "\nkd-jax predict: interrupted\n")
+
+
 def test_the_dispatcher_imports_the_chosen_command_alone():
     code = (
         "import sys; from kd_jax.__main__ import main\n"
