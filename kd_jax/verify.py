@@ -336,7 +336,7 @@ def verify(workdir: epath.Path, data_dir: str | None = None) -> tuple[Experiment
     folders = [RunFolder(workdir, folder, found.source) for folder in _run_folders(workdir)]
     checked = {run.name: check_run(run) for run in folders}
     of_runs = [problem for _, of_run in checked.values() for problem in of_run]
-    width = min(max(map(len, ["run", *checked])), 33)
+    width = min(max(map(len, ["run", *checked])), 22)  # a line has at most 80 characters
     print("  ".join([f"{'run':{width}}", *CHECKS]))
     for name, (cells, _) in checked.items():
         shown = name if len(name) <= width else f"…{name[1 - width :]}"

@@ -124,7 +124,8 @@ def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
     """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
     folder, handler = _folder(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
     try:
-        described = {item: dict(handler.metadata(folder / item)) for item in TREES}
+        with _quiet():
+            described = {item: dict(handler.metadata(folder / item)) for item in TREES}
     except Exception as error:  # as in `_read`
         raise DamagedCheckpointError(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
     _read(folder, jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), described))
