@@ -26,9 +26,9 @@ from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
-from kd_jax.files import checked_path, read_json, sha256
+from kd_jax.files import DamagedFileError, checked_path, read_json, sha256
 from kd_jax.training import experiment, provenance
-from kd_jax.training.checkpoints import load_run, saved_epochs
+from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
 from kd_jax.training.scores import read_predictions, score_predictions, scoring_of
@@ -110,9 +110,16 @@ def _check_json(run: RunFolder) -> bool:
 
 
 def _check_checkpoints(run: RunFolder) -> bool:
+    saved, epochs = saved_epochs(run.directory), run.config["training"]["epochs"]
+    remedy = f"delete {run.directory / 'results.json'}, and {AGAIN}"
+    _require(epochs in saved, f"{run.directory} has no checkpoint of its last epoch {epochs}, but of {saved}; {remedy}")
+    for epoch in saved:
+        try:
+            check_checkpoint(run.directory, epoch)
+        except DamagedFileError as error:
+            what_to_do = f"delete it, {remedy}" if epoch == epochs else "no result needs it, so delete it"
+            raise ValueError(f"{error}; {what_to_do}") from None
     load_run(run.directory)
-    last, epochs = max(saved_epochs(run.directory)), run.config["training"]["epochs"]
-    _require(last == epochs, f"{run.directory} has no checkpoint of its last epoch {epochs}, but of {last}; {AGAIN}")
     return True
 
 
@@ -176,6 +183,13 @@ def _check_teachers(run: RunFolder) -> bool:
     return bool(folders)
 
 
+def _check_others(run: RunFolder) -> bool:
+    remedy = f"results and parameters are whole; restore it from a copy, or delete {run.directory} and {AGAIN}"
+    for name in run.provenance.get("files", {}):
+        run.check_written(name, remedy)
+    return "files" in run.provenance
+
+
 def _teacher_folders(run: RunFolder) -> dict[str, list[tuple[epath.Path, str | None]]]:
     """{teacher: its folders, with the fingerprints that config.json states of those from outside the experiment}."""
     seed, found = run.name.partition("/")[2], {}
@@ -195,6 +209,7 @@ CHECKS: dict[str, Callable[[RunFolder], bool]] = {  # each returns False if it c
     "scores": _check_scores,
     "log": _check_log,
     "teachers": _check_teachers,
+    "others": _check_others,  # files that nothing above reads
 }
 
 
@@ -213,6 +228,8 @@ def check_run(run: RunFolder) -> tuple[dict[str, str], list[str]]:
     """Checks the files of a run; returns {check: OK, BAD or UNKNOWN} and the problems, each with a remedy."""
     cells, problems = dict.fromkeys(CHECKS, UNKNOWN), list[str]()
     for name, check in CHECKS.items():
+        if name == "others" and problems:
+            break
         try:
             cells[name] = OK if check(run) else UNKNOWN
             continue
@@ -319,14 +336,16 @@ def verify(workdir: epath.Path, data_dir: str | None = None) -> tuple[Experiment
     folders = [RunFolder(workdir, folder, found.source) for folder in _run_folders(workdir)]
     checked = {run.name: check_run(run) for run in folders}
     of_runs = [problem for _, of_run in checked.values() for problem in of_run]
-    width = min(max(map(len, ["run", *checked])), 33)
+    width = min(max(map(len, ["run", *checked])), 22)  # a line has at most 80 characters
     print("  ".join([f"{'run':{width}}", *CHECKS]))
     for name, (cells, _) in checked.items():
         shown = name if len(name) <= width else f"…{name[1 - width :]}"
         print("  ".join([f"{shown:{width}}", *(f"{cell:{len(title)}}" for title, cell in cells.items())]).rstrip())
-    for note in found.notes:
+    older = [run.name for run in folders if not (run.directory / provenance.FILE).exists()]
+    missing = f"no {provenance.FILE}, as in older versions, so the files of these runs are not compared: "
+    for note in (*found.notes, *([missing + ", ".join(older)] if older else [])):
         print(f"note: {note}")
-    return found, list(dict.fromkeys([*found.problems, *of_runs, *check_table(found)]))
+    return found, list(dict.fromkeys([*found.problems, *of_runs, *([] if of_runs else check_table(found))]))
 
 
 def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> list[str]:

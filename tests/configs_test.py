@@ -1,5 +1,7 @@
 """The files of configs/: every smoke variant is prepared and makes a table; a dense and a sparse one are trained."""
 
+import json
+import os
 import signal
 from pathlib import Path
 
@@ -270,3 +272,17 @@ def test_a_misspelt_choice_of_a_run_is_refused(changes, known):
     with pytest.raises(KeyError) as error:
         schema.make_run("rgb", **changes)
     assert known in error.value.args[0]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in schema.FOLDER.glob("*.py")))
+def test_a_config_is_the_same_after_json(name, tmp_path):
+    config = schema.load(name)
+    config.dataset.data_dir, config.teachers = (
+        str(tmp_path),
+        {"one": "given", "two": (str(tmp_path), "gs://bucket/run")},
+    )
+    content = schema.as_json(config)
+    again = schema.from_json(json.loads(json.dumps(content)))
+    assert content["teachers"] == {"one": os.path.abspath("given"), "two": [str(tmp_path), "gs://bucket/run"]}
+    config.teachers = {name: tuple(of) if isinstance(of, list) else of for name, of in content["teachers"].items()}
+    assert again.to_dict() == config.to_dict() and list(again.runs) == list(config.runs)

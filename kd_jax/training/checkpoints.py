@@ -82,10 +82,13 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def checksum(tree) -> str:
-    """The SHA-256 of the paths, dtypes, shapes and values of all arrays in a tree."""
-    digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    """The SHA-256 of the paths, dtypes, shapes and values of all arrays in a tree, in the order of the paths.
+
+    Nested dicts of the same arrays, which orbax reads without the structure of a state, have the same checksum.
+    """
+    digest, leaves = hashlib.sha256(), jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): array for path, array in leaves}
+    for name, array in sorted(named.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -115,6 +118,17 @@ def read_checkpoint(directory: epath.PathLike, epoch: int, state: TrainState, be
     """
     state, best = _read(_folder(directory) / str(epoch), dict(zip(TREES, (state, best), strict=True)))
     return state, best
+
+
+def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
+    """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
+    folder, handler = _folder(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
+    try:
+        with _quiet():
+            described = {item: dict(handler.metadata(folder / item)) for item in TREES}
+    except Exception as error:  # as in `_read`
+        raise DamagedCheckpointError(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
+    _read(folder, jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), described))
 
 
 def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:

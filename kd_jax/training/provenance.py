@@ -18,7 +18,7 @@ from kd_jax import runtime
 from kd_jax.files import DamagedFileError, read_json, sha256, write_json
 
 FILE = "provenance.json"
-CHECKED = ("metrics.jsonl", "predictions_validation.npz", "predictions_test.npz")  # files whose SHA-256 is recorded
+OWN = ("config.json", "results.json", FILE)  # files that hold their own checksum
 
 
 def add_session(directory: epath.Path, after_epoch: int) -> None:
@@ -33,9 +33,11 @@ def add_session(directory: epath.Path, after_epoch: int) -> None:
 
 
 def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None:
-    """Records the end of a training, the fingerprints of its teachers' folders and the checksums of its files."""
+    """Records the end of a training, the fingerprints of its teachers' folders and the SHA-256 of every file."""
     known = read_json(directory / FILE) or {}
-    files = {name: sha256(directory / name) for name in CHECKED}
+    found = (root / name for root, _, names in directory.walk() for name in names if name not in OWN)
+    names = sorted("/".join(path.relative_to(directory).parts) for path in found)
+    files = {name: sha256(directory / name) for name in names if not name.startswith((".", "seed_"))}
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
 
 

@@ -1,0 +1,142 @@
+"""`kd-jax verify` reports every damaged, changed or foreign file of a workdir, and trains it again to compare."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+
+from kd_jax import config as schema
+from kd_jax import runtime, verify
+from kd_jax.files import read_arrays, read_json, write_arrays, write_json
+from kd_jax.training import experiment
+from kd_jax.training.plan import prepare
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = schema.get_config()
+    config.dataset.update({"name": "synthetic", "max_videos": 4, "validation_fraction": 0.3})
+    config.model.update({"hidden": 8, "num_layers": 2})
+    config.training.update({"epochs": 2, "length_buckets": 1, "checkpoint_every": 1, "learning_rate": 1e-2})
+    config.runs = schema.make_runs(
+        flow=schema.make_run("flow"), rgb=schema.make_run("rgb", ("flow",), {"global_context": 1.0})
+    )
+    config.fusions.both = ("flow", "rgb")
+    config.baseline = ""
+    workdir = tmp_path_factory.mktemp("finished") / "work"
+    experiment.perform(config, workdir, prepare(config, workdir))
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return epath.Path(shutil.copytree(finished, tmp_path / "work"))
+
+
+def problems_of(workdir):
+    return "\n".join(verify.verify(workdir)[1])
+
+
+def change_json(path, **changes):
+    write_json(path, {**read_json(path), **changes})
+
+
+def test_a_whole_workdir(finished, capsys):
+    verify.main([str(finished)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[-1] == "Everything is whole and belongs together."
+    cells = {line.split()[0]: line.split()[1:] for line in lines[:3]}
+    assert cells["run"] == list(verify.CHECKS)
+    assert cells["flow"] == ["ok"] * 5 + ["–", "ok"] and cells["rgb"] == ["ok"] * 7
+
+
+def test_a_run_states_where_it_comes_from(finished):
+    found = read_json(finished / "rgb" / "provenance.json")
+    (session,) = found["sessions"]
+    assert session["environment"] == runtime.environment() and session["after_epoch"] == 0
+    assert {"kd_jax", "jax", "orbax-checkpoint", "numpy", "devices"} <= session["environment"].keys()
+    assert session["command"] and session["started"] <= found["ended"] and list(found["teachers"]) == ["flow"]
+    assert {"metrics.jsonl", "predictions_test.npz", "checkpoints/2/best/manifest.ocdbt"} <= found["files"].keys()
+
+
+def test_changed_files_are_reported(workdir):
+    flow, rgb = workdir / "flow", workdir / "rgb"
+    shutil.copy(flow / "predictions_test.npz", rgb / "predictions_test.npz")
+    log = rgb / "metrics.jsonl"
+    log.write_text(log.read_text() + log.read_text().splitlines()[0] + "\n")
+    change_json(flow / "results.json", test={**read_json(flow / "results.json")["test"], "frame_map/all_classes": 99.0})
+    (workdir / "results.md").write_text("no table")
+    found = problems_of(workdir)
+    assert f"{rgb / 'predictions_test.npz'} is not what the run wrote; run its experiment again" in found
+    assert f"{log} is not what the run wrote; the results do not need it; delete {rgb} and run" in found
+    assert f"{flow / 'results.json'} has other scores than its predictions; delete it and run" in found
+    assert "results.md" not in found  # it is compared when the runs are whole
+
+
+def test_damaged_files_are_reported(workdir):
+    flow, rgb = workdir / "flow", workdir / "rgb"
+    (rgb / "config.json").write_text("{")
+    (flow / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
+    change_json(flow / "results.json", best_epoch=7)
+    found = problems_of(workdir)
+    assert f"{rgb / 'config.json'} is damaged" in found and f"or delete {rgb} and run its experiment again" in found
+    damaged = f"the checkpoint {flow / 'checkpoints' / '2'} is damaged"
+    assert damaged in found and f"delete it, delete {flow / 'results.json'}, and run its experiment again" in found
+    assert f"{flow / 'results.json'} names the best epoch 7, metrics.jsonl " in found
+
+
+def test_what_does_not_belong_together_is_reported(workdir, capsys):
+    results = read_json(workdir / "results.json")
+    results["rows"][2]["scores"]["frame mAP"] = [99.0]  # of the fusion
+    write_json(workdir / "results.json", results)
+    found = problems_of(workdir)
+    assert f"{workdir / 'results.md'} is missing, or not the table of results.json; run its experiment again" in found
+    assert f"{workdir / 'results.json'} has other scores than the runs; run its experiment again" in found
+    assert found.count("\n") == 1
+
+    flow, rgb = workdir / "flow", workdir / "rgb"
+    (next(flow.glob("events*"))).unlink()
+    teachers = {"flow": ["a teacher that was trained again"]}
+    change_json(rgb / "provenance.json", teachers=teachers)
+    found = problems_of(workdir)
+    assert "events.out.tfevents" in found and "is missing; results and parameters are whole" in found
+    assert f"{flow}, a teacher of {rgb}, is not the one that it was trained with; restore it, or delete {rgb}" in found
+    shutil.rmtree(flow)
+    shutil.copytree(rgb, flow)
+    (rgb / "provenance.json").unlink()
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(workdir)])
+    assert ended.value.code.startswith("kd_jax.verify: ")
+    assert f"{flow / 'config.json'} is that of the run rgb with seed 0; move the folder" in ended.value.code
+    assert "note: no provenance.json, as in older versions" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(tmp_path)])
+    assert "holds no run of kd_jax; give the workdir of an experiment" in str(ended.value.code)
+
+
+def test_a_replay_is_equal_bit_for_bit_and_differences_are_reported(workdir, capsys):
+    path = workdir / "rgb" / "predictions_test.npz"
+    tables = read_arrays(path)
+    write_arrays(path, {**tables, "test_000": np.nextafter(tables["test_000"], np.float32(9))})
+    found, _ = verify.verify(workdir)
+    assert verify.replay(found, None, None) == [
+        f"{workdir / 'rgb'} differs from its replay; compare the versions in results.json"
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert "flow, seed 0: equal" in lines
+    assert any(line.startswith("rgb, seed 0: different; parameters by 0, logits by ") for line in lines)
+
+
+def test_a_workdir_of_an_older_version_has_no_config_to_replay(workdir):
+    results = read_json(workdir / "results.json")
+    del results["config"]
+    (workdir / "results.json").write_text(json.dumps(results))
+    found, problems = verify.verify(workdir)
+    assert problems == [] and "is of an older version, so the table is not compared" in found.notes[0]
+    with pytest.raises(ValueError, match=r"does not hold the config of its experiment; run its experiment again"):
+        verify.replay(found, None, None)
