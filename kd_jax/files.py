@@ -6,6 +6,8 @@
 An interrupted write leaves the previous file, or none.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -22,6 +24,8 @@ import numpy as np
 LARGE = 2**26  # bytes of an array from which it must not be far larger than what the file stores
 MOST_COMPRESSION = 100  # features compress to more than a hundredth of their size
 LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing has
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE)
 CHECKSUM = "sha256"  # field of a JSON file: checksum of its other fields
 
 
@@ -54,7 +58,10 @@ def checked_path(path: str | os.PathLike) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: a temporary sibling file is written first and then renamed."""
+    """Writes the whole file or nothing: a temporary sibling file is written first and then renamed.
+
+    Raises OSError, one sentence, if the file cannot be written.
+    """
     if "://" in os.fspath(path):  # an object in a bucket appears only when it is complete
         path.write_bytes(content)
         return
@@ -62,8 +69,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        remedy = "run the same command again when it can"
+        raise OSError(f"{path} cannot be written ({error.strerror or error}); {remedy}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may have become read-only, or a file
+            temporary.unlink(missing_ok=True)
+
+
+def why_not_written(error: BaseException, folder: str | os.PathLike) -> str | None:
+    """Returns why a folder could not be written, e.g. 'No space left on device'; None for an error of another kind.
+
+    Libraries that write checkpoints have their own errors, which contain the message of the system.
+    """
+    found: BaseException | None = error
+    while found:
+        text = str(found)
+        for kinds, holds in ((_FULL, True), (_UNWRITABLE, os.fspath(folder) in text)):
+            for kind in kinds if holds else ():
+                if os.strerror(kind) in text:
+                    return os.strerror(kind)
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from kd_jax import config as schema
 from kd_jax import runtime
 from kd_jax.command_line import Parser, any_path, disk_path
-from kd_jax.files import DamagedFileError
+from kd_jax.files import DamagedFileError, why_not_written
 from kd_jax.lock import held
 from kd_jax.training import experiment
 from kd_jax.training.plan import check_config, open_workdir, prepare
+from kd_jax.training.session import Session
 from kd_jax.training.table import markdown
 
 
@@ -109,29 +110,46 @@ def _stop(*_):
     os._exit(128 + signal.SIGINT)
 
 
-def _fail_with_the_job(error: Exception) -> NoReturn:
-    """Ends this process of a job at once; otherwise JAX would wait for the other processes and then abort."""
-    traceback.print_exc()
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    remedy = "stop all of them and start them again: they continue from the last checkpoint"
-    message = f"kd_jax.main: this process of the job failed, or lost another one ({reason}); {remedy}"
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+def _fail(error: Exception, workdir: epath.Path, session: Session, in_job: bool) -> NoReturn:
+    """Ends the program with a sentence on an error that the user or the disk has caused; raises any other error.
+
+    A process of a job ends at once; otherwise JAX would wait for the other processes and then abort.
+    """
+    message = None
+    try:
+        session.check()
+    except DamagedFileError as lost:
+        error = lost
+    if isinstance(error, (FloatingPointError, MemoryError, DamagedFileError)):
+        message = str(error)
+    elif reason := why_not_written(error, workdir):
+        message = f"{workdir} cannot be written ({reason}); the same command continues"
+    if in_job:
+        if not message:
+            traceback.print_exc()
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = "stop all of them and start them again: they continue from the last checkpoint"
+        message = f"this process of the job failed, or lost another one ({message}); {remedy}"
+        print(f"kd_jax.main: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+    if message:
+        sys.exit(f"kd_jax.main: {message}")
+    raise error
 
 
-def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> None:
+def _lock(workdir: epath.Path, session: Session, stack: contextlib.ExitStack) -> None:
     """Locks the workdir until the stack is closed; raises OSError in every process of the job if it is in use."""
     message = ""
     if runtime.is_first():
         try:
-            stack.enter_context(held(workdir))
+            session.lock = stack.enter_context(held(workdir))
         except OSError as error:
             message = str(error)
     if runtime.any_process(bool(message)):
         raise OSError(message or "the first process of the job has reported why it cannot use the workdir")
 
 
-def _write_report(workdir: epath.PathLike) -> str:
+def _write_report(workdir: epath.Path) -> str:
     """Writes report.html and returns a sentence on it. An error loses nothing, because the results are on disk."""
     try:
         from kd_jax import report  # here because matplotlib and scikit-learn take seconds to import
@@ -139,6 +157,8 @@ def _write_report(workdir: epath.PathLike) -> str:
         logging.info("draws the figures and writes the report")
         return f"Open {report.write_report([workdir])} in a browser to see them."
     except Exception as error:
+        if why_not_written(error, workdir):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return f"The report was not written ({reason}); `kd-jax report {workdir}` tries again."
 
@@ -149,31 +169,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, overrides = read_options(argv)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
         signal.signal(signal.SIGINT, _stop)
+    session = Session()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(session.listening())
         try:
             config = read_config(given.config, overrides)
             runtime.start(given.coordinator, given.processes, given.process)
             devices = time.perf_counter() - started
             check_config(config)
             workdir = open_workdir(given.workdir or f"workdir/{_name_of(given.config)}")
-            _lock(workdir, stack)
+            _lock(workdir, session, stack)
             source = prepare(config, workdir, given.resume)
         except (ValueError, OSError) as error:
             sys.exit(f"kd_jax.main: {error}")
         data = time.perf_counter() - started - devices
         logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
         try:
-            results = experiment.perform(config, workdir, source, resume=given.resume, profile=given.profile)
-        except (FloatingPointError, MemoryError, DamagedFileError) as error:
-            sys.exit(f"kd_jax.main: {error}")
+            options = {"resume": given.resume, "profile": given.profile}
+            results = experiment.perform(config, workdir, source, session=session, **options)
+            if runtime.is_first():
+                print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+                if given.report:
+                    print(_write_report(workdir))
         except Exception as error:
-            if given.coordinator is None:
-                raise
-            _fail_with_the_job(error)
-        if runtime.is_first():
-            print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
-            if given.report:
-                print(_write_report(workdir))
+            _fail(error, workdir, session, in_job=given.coordinator is not None)
 
 
 if __name__ == "__main__":

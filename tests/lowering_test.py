@@ -114,5 +114,6 @@ def test_an_epoch_of_resident_videos(runs):
         np.zeros(3, np.int32),
         rows,
         settings,
+        np.zeros(2, np.int32),
     )
     assert "stablehlo.while" in text and "stablehlo.case" in text

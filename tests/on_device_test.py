@@ -100,7 +100,8 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
         buckets_of, videos = on_device.index_plan(
             schedule_epoch(lengths, buckets, 2, seed=7, epoch=number), buckets, len(examples), rows
         )
-        states, stacked = train_epoch(states, data, np.zeros(1, np.int32), buckets_of, videos[:, None], each)
+        arguments = np.zeros(1, np.int32), buckets_of, videos[:, None], each, np.array([0, 3], np.int32)
+        states, stacked = train_epoch(states, data, *arguments)
         losses = []
         for _, batch, teachers in iterate_epoch(examples, buckets, 2, mesh, seed=7, epoch=number):
             streamed, measured = sent_step(streamed, teachers, batch, given)

@@ -180,8 +180,11 @@ def iterate_epoch(
     *,
     seed: int | None = None,
     epoch: int = 0,
+    steps: slice = slice(None),
 ) -> Generator[tuple[list[int], Batch, tuple[Outputs, ...]]]:
     """Yields (indices of the videos, batch, teachers' outputs) on the device, in the order of `schedule_epoch`.
+
+    `steps` chooses some of them.
 
     If features are on disk, AHEAD threads read and send the next batches while the caller works on one; closing the
     generator stops them. Features in memory need no threads, because JAX runs a step asynchronously while the next
@@ -200,7 +203,7 @@ def iterate_epoch(
         batch = collate([examples[i] for i in own], length, len(local), like=examples[0], starts=first)
         return indices, *shard(batch, rows, mesh)
 
-    schedule = schedule_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch)
+    schedule = schedule_epoch(lengths, buckets, batch_size, seed=seed, epoch=epoch)[steps]
     batches = grain.MapDataset.source(schedule).map(prepare)
     ahead = AHEAD if any(isinstance(e.features, base.OnDisk) for e in examples) else 0
     options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)

@@ -33,10 +33,10 @@ TREES = ("state", "best")  # what a checkpoint holds: the training state, and `n
 CHECKSUMS = "checksums"  # next to them: {'epoch': the epoch, tree: checksum of its arrays}
 
 
-def _folder(directory: epath.PathLike) -> epath.Path:
+def folder_of(directory: epath.PathLike, name: str = "checkpoints") -> epath.Path:
     """The folder of a run's checkpoints, absolute, as orbax requires."""
     directory = epath.Path(directory)
-    return (directory if "://" in str(directory) else directory.resolve()) / "checkpoints"
+    return (directory if "://" in str(directory) else directory.resolve()) / name
 
 
 class DamagedCheckpointError(DamagedFileError):
@@ -52,9 +52,10 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Runs that train together are saved one after another. With two epochs each, they have one in common after a kill
     between two saves. Epochs later than `after_epoch`, after which the run continues, are deleted.
+    `folder` is the name of their folder.
     """
 
-    def __init__(self, directory: epath.PathLike, after_epoch: int):
+    def __init__(self, directory: epath.PathLike, after_epoch: int, folder: str = "checkpoints"):
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in TREES:
             registry.add(item, ocp.args.StandardSave, ocp.handlers.StandardCheckpointHandler)
@@ -65,7 +66,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             cleanup_tmp_directories=True,
             lightweight_initialize=True,  # do not read the metadata of other epochs, which may be damaged
         )
-        self._manager = ocp.CheckpointManager(_folder(directory), options=options, handler_registry=registry)
+        self._manager = ocp.CheckpointManager(folder_of(directory, folder), options=options, handler_registry=registry)
         for later in [saved for saved in self._manager.all_steps() if saved > after_epoch]:
             self._manager.delete(later)
 
@@ -99,11 +100,10 @@ def saved_epochs(directory: epath.PathLike, damaged: Collection[epath.Path] = ()
 
     Raises DamagedFileError, with the remedy, if all of them are damaged or their folder is a file.
     """
-    folder = _folder(directory)
+    folder = folder_of(directory)
     if folder.exists() and not folder.is_dir():
         raise DamagedFileError(f"{folder} is a file, where the folder of checkpoints must be; delete it")
-    found = ocp.path.step.standard_name_format().find_all(folder) if folder.exists() else ()
-    saved = sorted(step.step for step in found)
+    saved = saved_in(folder)
     sound = [epoch for epoch in saved if folder / str(epoch) not in damaged]
     if saved and not sound:
         remedy = f"delete {folder}, and the same command trains the run from its start"
@@ -111,12 +111,20 @@ def saved_epochs(directory: epath.PathLike, damaged: Collection[epath.Path] = ()
     return sound
 
 
-def read_checkpoint(directory: epath.PathLike, epoch: int, state: TrainState, best: dict) -> tuple[TrainState, dict]:
+def saved_in(folder: epath.Path) -> list[int]:
+    """The numbers of the checkpoints in a folder."""
+    found = ocp.path.step.standard_name_format().find_all(folder) if folder.is_dir() else ()
+    return sorted(step.step for step in found)
+
+
+def read_checkpoint(
+    directory: epath.PathLike, epoch: int, state: TrainState, best: dict, folder: str = "checkpoints"
+) -> tuple[TrainState, dict]:
     """Reads a saved epoch into the structures, dtypes and shardings of the given trees.
 
     Raises DamagedCheckpointError if it cannot be read or is not what was saved.
     """
-    state, best = _read(_folder(directory) / str(epoch), dict(zip(TREES, (state, best), strict=True)))
+    state, best = _read(folder_of(directory, folder) / str(epoch), dict(zip(TREES, (state, best), strict=True)))
     return state, best
 
 
@@ -219,7 +227,7 @@ def _read_best(directory: epath.Path, like: dict, best_epoch: int | None) -> dic
     reasons = []
     for epoch in reversed(saved_epochs(directory)):
         try:
-            (best,) = _read(_folder(directory) / str(epoch), {"best": like})
+            (best,) = _read(folder_of(directory) / str(epoch), {"best": like})
         except DamagedCheckpointError as error:
             reasons.append(str(error))
             continue

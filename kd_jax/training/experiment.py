@@ -18,15 +18,22 @@ from kd_jax.config import as_json, teaching_runs
 from kd_jax.data.source import Source
 from kd_jax.files import checked_path, write_atomically, write_json
 from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
-from kd_jax.training.run import Run, train_runs
+from kd_jax.training.run import PREDICTIONS, Run, check_files, train_runs
 from kd_jax.training.scores import score_predictions, scoring_of
+from kd_jax.training.session import Session
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import Teacher, given_folders
 from kd_jax.training.terms import TERMS
 
 
 def perform(
-    config: ConfigDict, workdir: epath.PathLike, source: Source, *, resume: bool = True, profile: bool = False
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    source: Source,
+    *,
+    resume: bool = True,
+    profile: bool = False,
+    session: Session | None = None,
 ) -> dict:
     """Trains what is not finished, fuses streams, and writes results.json and results.md into the workdir.
 
@@ -35,12 +42,14 @@ def perform(
       source: from `prepare`.
       resume: False deletes the runs of the config first.
       profile: write a trace of a few steps into a folder `profile` of the first run of each program.
+      session: of the program; None in a notebook.
 
     Raises FloatingPointError if a run diverged. Runs that do not need it are trained first.
 
     Returns the content of results.json: {'rows': [{'run', 'modality', 'teachers', 'scores': {column: [one per seed]},
     'gain', 'test'}], 'environment', 'config', …}. 'test' holds every measure of every protocol, also per class.
     """
+    session = session or Session()
     order, workdir = training_order(config), epath.Path(checked_path(workdir))
     runtime.wait_for_all("the workdir has been checked")
     if not resume and runtime.is_first():
@@ -55,7 +64,8 @@ def perform(
             continue
         runs = [seeded_run(config, workdir, name, seed, source) for name in ready for seed in seeds(config)]
         try:
-            finished = train_runs(config, runs, source, show_parameters=names[0] == order[0], profile=profile)
+            options = {"show_parameters": names[0] == order[0], "profile": profile}
+            finished = train_runs(config, runs, source, session, **options)
         except FloatingPointError as error:
             failures.append(str(error))
             untrained |= {run.name for run in runs if not (run.directory / "results.json").exists()}
@@ -70,6 +80,9 @@ def perform(
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
     results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
     if runtime.is_first():
+        session.check()
+        for directory in [run_directory(config, workdir, name, seed) for name in order for seed in seeds(config)]:
+            check_files(directory, ("config.json", "results.json", *PREDICTIONS))
         write_json(workdir / "results.json", results)
         write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")

@@ -67,15 +67,13 @@ class Log(contextlib.AbstractContextManager):
     """
 
     def __init__(self, directory: epath.Path, after_epoch: int):
-        from tensorboardX import SummaryWriter  # imported late: it imports torch where torch is installed
-
         self._path = directory / "metrics.jsonl"
         self._entries = [entry for entry in read_log(self._path) if entry["epoch"] <= after_epoch]
         if lost := after_epoch - len(self._entries):
             message = "%s: the entries of %d of %d epochs are lost; training continues without them"
             logging.warning(message, self._path, lost, after_epoch)
         step = self._entries[-1]["step"] if self._entries else 0
-        self._events = SummaryWriter(str(directory), purge_step=step + 1)  # TensorBoard drops later entries
+        self._events = Events(directory, step + 1)
 
     def __exit__(self, *_):
         self._events.close()
@@ -86,9 +84,29 @@ class Log(contextlib.AbstractContextManager):
         write_atomically(
             self._path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self._entries).encode()
         )
-        for key, value in record.items():
-            self._events.add_scalar(key, value, step)
-        self._events.flush()
+        self._events.write(step, record)
+
+
+class Events:
+    """TensorBoard events, written by the caller's thread; tensorboardX's own writer hangs when the disk is full."""
+
+    def __init__(self, directory: epath.Path, first_step: int):
+        from tensorboardX import event_file_writer, summary  # imported late: they import torch where it is installed
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(step=first_step, session_log=start))  # TensorBoard drops later entries
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars and waits until they are on the disk."""
+        for key, value in values.items():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(key, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -96,11 +114,11 @@ class Progress(contextlib.AbstractContextManager):
 
     _interval = 0.5  # seconds between updates of the shown loss
 
-    def __init__(self, name: str, epochs: int, steps_per_epoch: int, done: int):
+    def __init__(self, name: str, steps: int, done: int):
         self._last = 0.0
         self._validation: dict[str, str] = {}
-        steps = {"total": epochs * steps_per_epoch, "initial": done * steps_per_epoch, "unit": "step"}
-        self._bar = tqdm(desc=name, disable=None if runtime.is_first() else True, dynamic_ncols=True, **steps)
+        show = {"disable": None if runtime.is_first() else True, "dynamic_ncols": True, "unit": "step"}
+        self._bar = tqdm(desc=name, total=steps, initial=done, **show)
 
     def __exit__(self, *_):
         self._bar.close()

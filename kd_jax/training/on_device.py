@@ -2,7 +2,7 @@
 
     data = put([examples], max(buckets), mesh)
     train_epoch = jax.jit(make_train_epoch(program, buckets, mesh))
-    states, metrics = train_epoch(states, data, set_of_run, buckets_of, rows, settings)   # metrics: `[S, P]`
+    states, metrics = train_epoch(states, data, set_of_run, buckets_of, rows, settings, (0, S))   # metrics: `[S, P]`
 
 Videos lie one after another in one table, without padding, and each step cuts its batch out of it. The batch has the
 same bits as the one that the host would have sent. P runs train in one program on one table; each has its own seed,
@@ -130,10 +130,11 @@ def index_plan(
 
 
 def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.sharding.Mesh) -> Callable:
-    """Returns `train_epoch(states, data, set_of_run, buckets_of, rows, settings) -> (states, metrics)` for `jax.jit`.
+    """Returns a function for `jax.jit`: `train_epoch(states, data, set_of_run, buckets_of, rows, settings, bounds)`.
 
-    `states` and `settings` have a leading axis for the P runs. `set_of_run` `[P]` is the set of teachers of each run,
-    `buckets_of` is `[S]`, `rows` `[S, P, B]`, and the metrics are `[S, P]`.
+    It returns the states and the metrics, `[S, P]`, after the steps from `bounds[0]` to before `bounds[1]`; the metrics
+    of other steps are 0. `states` and `settings` have a leading axis for the P runs. `set_of_run` `[P]` is the set of
+    teachers of each run, `buckets_of` is `[S]`, `rows` `[S, P, B]`.
 
     Args:
       program: the step.
@@ -148,16 +149,22 @@ def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.shardin
         batch, teachers = take(data, teacher_set, rows, length)
         return compute(state, teachers, batch, settings)
 
-    def train_epoch(states: TrainState, data: Resident, set_of_run, buckets_of, rows, settings: Settings):
+    def train_epoch(states: TrainState, data: Resident, set_of_run, buckets_of, rows, settings: Settings, bounds):
         every_run = jax.vmap if len(set_of_run) > 1 else _single
 
-        def body(states, item):
-            bucket, rows = item
+        def step(i, states):
             branches = [every_run(functools.partial(gradient_of, length, data)) for length in buckets]
-            computed = jax.lax.switch(bucket, branches, set_of_run, states, rows, settings)
+            computed = jax.lax.switch(buckets_of[i], branches, set_of_run, states, rows[i], settings)
             return every_run(update)(states, *computed, settings)
 
-        return jax.lax.scan(body, states, (buckets_of, rows))
+        def body(i, carry):
+            states, table = carry
+            states, metrics = step(i, states)
+            return states, jax.tree.map(lambda column, x: column.at[i].set(x), table, metrics)
+
+        _, shapes = jax.eval_shape(step, 0, states)
+        table = jax.tree.map(lambda x: jnp.zeros((len(buckets_of), *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(bounds[0], bounds[1], body, (states, table))  # bounds are values, so it compiles once
 
     return train_epoch
 

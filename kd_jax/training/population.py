@@ -77,7 +77,9 @@ def runs_at_once() -> int | None:
 class Population:
     """P runs of one program; each has its own seed, weights, learning rate and teachers.
 
-    `states` is the TrainState of all runs, `[P, …]` each leaf.
+    Attributes:
+      states: the TrainState of all runs, `[P, …]` each leaf.
+      pace: the number of steps to take at once.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Population:
           set_of_run, seeds: `[P]`, the index of the set of each run, and the seed of its order of videos.
           states, settings: `[P, …]`.
         """
+        self.pace = 1
         self._training, self._sets, self._seeds, self._mesh = training, teacher_sets, seeds, sharding.data_mesh()
         self._lengths = [len(example.features) for example in teacher_sets[0]]
         self._buckets = bucket_lengths(self._lengths, training.length_buckets, training.batch_size)
@@ -124,9 +127,16 @@ class Population:
         return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= on_device.memory_limit()
 
     def run_epoch(
-        self, number: int, report: Callable = lambda metrics, count=1: None, max_steps: int | None = None
+        self,
+        number: int,
+        report: Callable = lambda metrics, count=1: None,
+        *,
+        first: int = 0,
+        until: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Trains one epoch, or its first `max_steps` steps, and returns every metric, `[S, P]`.
+        """Trains one epoch, or its steps from `first` to before `until`, and returns every metric, `[S, P]`.
+
+        An epoch in parts has the same bits as a whole one.
 
         Args:
           number: of the epoch, from 1; it draws the order of the videos.
@@ -134,7 +144,7 @@ class Population:
             device: called once, with no metrics and the number of steps.
         """
         train = self._run_streamed if self._data is None else self._run_resident
-        return train(number, report, max_steps)
+        return train(number, report, slice(first, until))
 
     def batch(self, run: int, epoch: int, step: int) -> tuple[list[Example], int]:
         """The videos of one step of a run in an epoch, and the number of steps of the epoch."""
@@ -145,46 +155,45 @@ class Population:
     def profile(self, directory: str, max_steps: int = 8) -> None:
         """Writes a trace of a few steps for TensorBoard or Perfetto; the states stay as they are."""
         kept = jax.tree.map(jnp.copy, self.states)
-        self.run_epoch(1, max_steps=max_steps)  # compiles
+        self.run_epoch(1, until=max_steps)  # compiles
         with jax.profiler.trace(directory):
-            self.run_epoch(2, max_steps=max_steps)
+            self.run_epoch(2, until=max_steps)
         self.states = kept
 
-    def _run_resident(self, number, report, max_steps):
-        arguments = self._arguments(number, max_steps)
+    def _run_resident(self, number, report, steps):
+        arguments = self._arguments(number, steps)
         with jax.profiler.StepTraceAnnotation("epoch", step_num=number):
             self.states, metrics = compile_for(self._function, *arguments)(*arguments)
-            metrics = jax.device_get(metrics)
+            metrics = {key: values[steps] for key, values in jax.device_get(metrics).items()}
         report([], len(metrics["loss"]))
         return metrics
 
-    def _arguments(self, number, max_steps=None) -> tuple:
+    def _arguments(self, number, steps=slice(None)) -> tuple:
         batch_size = self._training.batch_size
         num_rows = sharding.device_rows(batch_size, self._mesh)
         plans = []
         for seed in self._seeds:
-            batches = schedule_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=number)[:max_steps]
+            batches = schedule_epoch(self._lengths, self._buckets, batch_size, seed=seed, epoch=number)
             plans.append(on_device.index_plan(batches, self._buckets, len(self._lengths), num_rows))
         buckets_of, rows = plans[0][0], np.stack([rows for _, rows in plans], axis=1)  # the same buckets for all runs
-        buckets_of, rows = sharding.replicate((buckets_of, rows), self._mesh)
-        return self.states, self._data, self._set_of_run, buckets_of, rows, self._settings
+        bounds = np.array(steps.indices(len(buckets_of))[:2], np.int32)
+        buckets_of, rows, bounds = sharding.replicate((buckets_of, rows, bounds), self._mesh)
+        return self.states, self._data, self._set_of_run, buckets_of, rows, self._settings, bounds
 
-    def _run_streamed(self, number, report, max_steps):
+    def _run_streamed(self, number, report, steps):
         state, settings = jax.tree.map(lambda x: x[0], (self.states, self._settings))
-        steps: list[Mapping[str, jax.Array]] = []
-        options = {"seed": self._seeds[0], "epoch": number}
+        done: list[Mapping[str, jax.Array]] = []
+        options = {"seed": self._seeds[0], "epoch": number, "steps": steps}
         batches = iterate_epoch(self._sets[0], self._buckets, self._training.batch_size, self._mesh, **options)
         with contextlib.closing(batches):
             for _, batch, teachers in batches:
-                if len(steps) == max_steps:
-                    break
                 arguments = state, teachers, batch, settings
-                with jax.profiler.StepTraceAnnotation("step", step_num=len(steps)):
+                with jax.profiler.StepTraceAnnotation("step", step_num=len(done)):
                     state, metrics = compile_for(self._function, *arguments)(*arguments)
-                steps.append(metrics)
-                report(steps)
+                done.append(metrics)
+                report(done)
                 # Every queued step holds its batch, so the queue stays short: this waits for an earlier step.
-                if len(steps) > AHEAD and not math.isfinite(steps[-1 - AHEAD]["gradient_norm"]):
+                if len(done) > AHEAD and not math.isfinite(done[-1 - AHEAD]["gradient_norm"]):
                     break
         self.states = jax.tree.map(lambda x: x[None], state)
-        return jax.tree.map(lambda *values: np.array(values)[:, None], *jax.device_get(steps))
+        return jax.tree.map(lambda *values: np.array(values)[:, None], *jax.device_get(done))

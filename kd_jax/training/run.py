@@ -40,13 +40,19 @@ from kd_jax.training.checkpoints import (
     saved_epochs,
 )
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
+from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, runs_at_once
 from kd_jax.training.scores import VALIDATION, read_results, scoring_of, write_results
+from kd_jax.training.session import Session
 from kd_jax.training.state import TrainState, create_train_state, model_params
 from kd_jax.training.step import Program, Settings
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.training.terms import TERMS
+
+SPLITS = ("validation", "test")
+PREDICTIONS = tuple(f"predictions_{split}.npz" for split in SPLITS)
+PAUSE = 2.5  # seconds after which the processes agree on whether to stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +78,19 @@ class Run:
 
 
 def train_runs(
-    config, runs: Sequence[Run], source: Source, *, show_parameters: bool = False, profile: bool = False
+    config,
+    runs: Sequence[Run],
+    source: Source,
+    session: Session | None = None,
+    *,
+    show_parameters: bool = False,
+    profile: bool = False,
 ) -> list[dict]:
     """Trains or continues runs of one program (see `experiment.groups`), and returns the content of each results.json.
 
     Args:
       config, runs, source: the experiment's config, its runs of this program, and the videos.
+      session: of the program; None in a notebook.
       show_parameters: log the table of parameters, not only their number.
       profile: write a trace of a few steps into the folder of the first run that trains.
 
@@ -96,7 +109,7 @@ def train_runs(
     diverged = {}
     if waiting:
         profiled = waiting[0].directory if profile else None
-        diverged = _train_all(_make_job(config, runs, source, show_parameters, profiled), waiting)
+        diverged = _train_all(_make_job(config, runs, source, session or Session(), show_parameters, profiled), waiting)
     elif profile:
         logging.warning("%s: no trace is written, because nothing is trained; use --noresume", runs[0].title)
     runtime.wait_for_all("results are written")
@@ -119,21 +132,33 @@ class _Job:
 
     config: ConfigDict
     source: Source
+    session: Session
     program: Program
     examples: Sequence[Example]  # the training videos, without teachers
     forward: Mapping  # how videos are batched for predictions
     show_parameters: bool
     profile: epath.Path | None  # the folder of the run that is traced
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.program.optimization.steps_per_epoch
 
-def _make_job(config, runs: Sequence[Run], source: Source, show_parameters: bool, profile: epath.Path | None) -> _Job:
+
+def _make_job(
+    config,
+    runs: Sequence[Run],
+    source: Source,
+    session: Session,
+    show_parameters: bool,
+    profile: epath.Path | None,
+) -> _Job:
     """What the runs share. Its program has the terms of finished runs, too, so that a resumed run keeps its program."""
     modality = runs[0].manifest["modality"]
     examples = make_examples(source.videos("train", [modality]), modality, len(source.info.classes))
     num_snippets = sum(len(example.features) for example in examples)
     program = make_program(config.training, [run.manifest for run in runs], len(examples), num_snippets)
     forward = {"batch_size": config.evaluation.batch_size, "num_buckets": config.training.length_buckets}
-    return _Job(config, source, program, examples, forward, show_parameters, profile)
+    return _Job(config, source, session, program, examples, forward, show_parameters, profile)
 
 
 class _Diverged(Exception):
@@ -150,9 +175,12 @@ def _train_all(job: _Job, runs: Sequence[Run], damaged: frozenset[epath.Path] = 
         return {}
     saved = [saved_epochs(run.directory, damaged) for run in runs]
     common = set(saved[0]).intersection(*saved[1:])
-    if (common or not any(saved)) and len(runs) <= (runs_at_once() or len(runs)):
+    done = max(common, default=0)
+    parts = [saved_parts(run.directory, job.steps_per_epoch, damaged) for run in runs]
+    stopped = max((part for part in parts[0].intersection(*parts[1:]) if part[0] > done), default=None)
+    if (common or stopped or not any(saved)) and len(runs) <= (runs_at_once() or len(runs)):
         try:
-            if _train(job, runs, max(common, default=0)):
+            if _train(job, runs, done, stopped):
                 return {}
         except DamagedCheckpointError as error:
             logging.warning("%s; it is passed over", error)
@@ -166,8 +194,11 @@ def _train_all(job: _Job, runs: Sequence[Run], damaged: frozenset[epath.Path] = 
     return _train_all(job, runs[:half], damaged) | _train_all(job, runs[half:], damaged)
 
 
-def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
-    """Trains runs together from epoch `done` + 1 to their results; False if they need too much memory."""
+def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] | None) -> bool:
+    """Trains runs together to their results; False if they need too much memory.
+
+    They continue after epoch `done`, or where they were stopped in a later one, (epoch, steps).
+    """
     training, model = job.config.training, job.program.model
     population = _make_population(job, runs)
     if len(runs) > 1 and not population.fits():
@@ -180,34 +211,84 @@ def _train(job: _Job, runs: Sequence[Run], done: int) -> bool:
         provenance.add_session(run.directory, done)
     runtime.wait_for_all("folders are made")
 
-    modality, splits = runs[0].manifest["modality"], ("validation", "test")
-    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in splits}
+    modality = runs[0].manifest["modality"]
+    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in SPLITS}
     best = new_best(model_params(population.states.params), population.states.constants, (len(runs),))
     best = sharding.replicate(best, sharding.data_mesh())
-    steps_per_epoch = job.program.optimization.steps_per_epoch
     title = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+    part = Part(done + 1)
     with contextlib.ExitStack() as stack:
-        if done:
-            population.states, best = _restore(runs, done, (population.states, best))
+        stack.callback(_clear_deleted, runs)
+        if done or stopped:
+            part, population.states, best = _restore(job, runs, done, stopped, (population.states, best))
+        before = part.epoch - 1
         keepers = [stack.enter_context(Checkpoints(run.directory, after_epoch=done)) for run in runs]
-        logs = [stack.enter_context(Log(run.directory, after_epoch=done)) for run in runs if runtime.is_first()]
-        bar = stack.enter_context(Progress(title, training.epochs, steps_per_epoch, done))
-        if done:
-            logging.info("%s: continues after epoch %d of %d", title, done, training.epochs)
+        logs = [stack.enter_context(Log(run.directory, after_epoch=before)) for run in runs if runtime.is_first()]
+        steps = before * job.steps_per_epoch + part.steps
+        bar = stack.enter_context(Progress(title, training.epochs * job.steps_per_epoch, steps))
+        if steps:
+            within = f" and {part.steps} of {job.steps_per_epoch} steps" if part.steps else ""
+            logging.info("%s: continues after epoch %d of %d%s", title, before, training.epochs, within)
         else:
             _announce(runs, model_params(population.states.params), job.show_parameters)
-        for epoch in range(done + 1, training.epochs + 1):
-            records = _train_epoch(population, epoch, runs, bar.step)
+        stack.enter_context(job.session.unsaved)
+        for epoch in range(part.epoch, training.epochs + 1):
+            if not _train_steps(job, population, part, bar.step):
+                if part.steps or before > done:
+                    _save_part(job, runs, part, (population.states, best))
+                job.session.stop()
+            records = _make_records(population, part, runs)
             scores = _validate(population.states, predictors["validation"], runs, records)
             best = keep_better(best, population.states, scores, epoch)
+            _check_folders(job, runs)
             for log, record in zip(logs, records, strict=False):
-                log.write(epoch, epoch * steps_per_epoch, record)
+                log.write(epoch, epoch * job.steps_per_epoch, record)
             bar.finish_epoch(records)
+            part, before = Part(epoch + 1), epoch
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
-                for i, keeper in enumerate(keepers):
-                    keeper.save(epoch, *_nth((population.states, best), i))
+                _save(runs, keepers, epoch, (population.states, best))
+                done = epoch
     _finish(job, runs, best, predictors, title)
     return True
+
+
+def _save(runs: Sequence[Run], keepers: Sequence[Checkpoints], epoch: int, trees: tuple[TrainState, dict]) -> None:
+    """Saves all runs after an epoch, and deletes what was saved within an earlier one."""
+    for i, keeper in enumerate(keepers):
+        keeper.save(epoch, *_nth(trees, i))
+    for run in runs if runtime.is_first() else ():
+        drop_parts(run.directory)
+
+
+def _save_part(job: _Job, runs: Sequence[Run], part: Part, trees: tuple[TrainState, dict]) -> None:
+    """Saves all runs within an epoch."""
+    _check_folders(job, runs)
+    for i, run in enumerate(runs):
+        own = replace(part, metrics={key: values[:, i] for key, values in part.metrics.items()})
+        save_part(run.directory, own, job.steps_per_epoch, *_nth(trees, i))
+
+
+def _check_folders(job: _Job, runs: Sequence[Run]) -> None:
+    """Raises DamagedFileError if the workdir or the folder of a run was deleted while it is trained."""
+    job.session.check()
+    for run in runs if runtime.is_first() else ():
+        if not (run.directory / "config.json").exists() and (run.directory / "metrics.jsonl").exists():
+            write_json(run.directory / "config.json", dict(run.manifest))  # this file alone was deleted
+        check_files(run.directory, ("config.json",))
+
+
+def _clear_deleted(runs: Sequence[Run]) -> None:
+    """Deletes what was written into folders of runs after they had been deleted: orbax makes them again."""
+    for run in runs if runtime.is_first() else ():
+        if not any((run.directory / name).exists() for name in ("config.json", "metrics.jsonl")):
+            epath.Path(run.directory).rmtree(missing_ok=True)
+
+
+def check_files(directory: epath.Path, names: Sequence[str]) -> None:
+    """Raises DamagedFileError if files of a run were deleted while the experiment ran."""
+    for name in names:
+        if not (any(directory.glob(name)) if "*" in name else (directory / name).exists()):
+            raise DamagedFileError(f"{directory / name} was deleted while the experiment ran; start it again")
 
 
 def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
@@ -270,25 +351,51 @@ def _sum_over_videos(function: Callable[[np.ndarray], np.ndarray], examples: Seq
     return multihost_utils.process_allgather(parts).view(np.float64).sum(axis=0)
 
 
-def _restore(runs: Sequence[Run], epoch: int, like: tuple[TrainState, dict]) -> tuple[TrainState, dict]:
-    """States and best parameters of all runs after an epoch, `[P, …]`."""
-    restored = [read_checkpoint(run.directory, epoch, *_nth(like, i)) for i, run in enumerate(runs)]
-    return sharding.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored), sharding.data_mesh())
+def _restore(
+    job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] | None, like: tuple[TrainState, dict]
+) -> tuple[Part, TrainState, dict]:
+    """The next epoch, the states and the best parameters of all runs, `[P, …]`, after epoch `done` or where stopped."""
+    if stopped is None:
+        part = Part(done + 1)
+        restored = [read_checkpoint(run.directory, done, *_nth(like, i)) for i, run in enumerate(runs)]
+    else:
+        at = stopped, job.steps_per_epoch
+        read = [read_part(run.directory, *at, *_nth(like, i)) for i, run in enumerate(runs)]
+        parts, restored = [of_run for of_run, _ in read], [trees for _, trees in read]
+        metrics = {key: np.stack([one.metrics[key] for one in parts], axis=1) for key in parts[0].metrics}
+        part = replace(parts[0], metrics=metrics)
+    states, best = sharding.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored), sharding.data_mesh())
+    return part, states, best
 
 
-def _train_epoch(population: Population, epoch: int, runs: Sequence[Run], report: Callable) -> list[dict]:
-    """Trains one epoch and returns the record of each run; raises _Diverged if one is no longer finite."""
-    started = time.perf_counter()
-    metrics = population.run_epoch(epoch, report)
-    seconds, records, diverged = time.perf_counter() - started, [], {}
+def _train_steps(job: _Job, population: Population, part: Part, report: Callable) -> bool:
+    """Trains the rest of an epoch; False if the program must stop before it is validated.
+
+    The steps are taken in groups of a few seconds, between which the processes agree on whether to stop.
+    """
+    while not job.session.must_stop():
+        if part.steps == job.steps_per_epoch:
+            return True
+        started, until = time.perf_counter(), min(part.steps + population.pace, job.steps_per_epoch)
+        part.add(population.run_epoch(part.epoch, report, first=part.steps, until=until), time.perf_counter() - started)
+        if part.steps < until:  # it is no longer finite
+            return True
+        slow = runtime.any_process(time.perf_counter() - started > PAUSE)
+        population.pace = max(1, population.pace // 2) if slow else 2 * population.pace
+    return False
+
+
+def _make_records(population: Population, part: Part, runs: Sequence[Run]) -> list[dict]:
+    """The record of each run for a trained epoch; raises _Diverged if one is no longer finite."""
+    records, diverged = [], {}
     finite = jax.device_get(_params_are_finite(population.states.params))
     for i, run in enumerate(runs):
-        own = _own_metrics(metrics, run, i)
+        own = _own_metrics(part.metrics, run, i)
         step = divergence.first_bad_step(own)
         if step is not None or not finite[i]:
-            diverged[run] = _describe_divergence(population, epoch, run, i, own, step)
+            diverged[run] = _describe_divergence(population, part.epoch, run, i, own, step)
         else:
-            records.append(epoch_record(own, seconds))
+            records.append(epoch_record(own, part.seconds))
     if diverged:
         raise _Diverged(diverged)
     return records
@@ -373,6 +480,9 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
     for run, teachers in zip(writers, taught, strict=False):
         provenance.finish(run.directory, teachers)
     for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
+        job.session.check()
+        last = f"checkpoints/{job.config.training.epochs}"
+        check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
         logging.info("%s: %s", run.title, summary(results))
     runtime.wait_for_all("runs have ended")

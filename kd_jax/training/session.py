@@ -1,0 +1,91 @@
+"""One start of the program that trains: its hold on the workdir, and the signal that ends it.
+
+Batch systems send SIGTERM before they take a machine away, and kill what has not ended after about 30 seconds. What is
+only in memory is saved first; otherwise the program ends at once. A thread receives the signal, because Python would
+run a handler only after the compiled program, or the compilation, that is running now.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
+
+from kd_jax import runtime
+from kd_jax.files import DamagedFileError
+from kd_jax.lock import Lock
+
+GRACE = 20.0  # seconds from SIGTERM until the program ends, saved or not
+STOPPED = 128 + signal.SIGTERM  # exit code, as a shell reports it
+
+
+class Session:
+    """A start of the program. Without `listening`, as in a notebook, nothing asks it to stop.
+
+    Attributes:
+      lock: of the workdir; None in all processes of a job but the first, and in a notebook.
+      unsaved: held while this process has trained something that no file holds.
+    """
+
+    def __init__(self):
+        self.lock: Lock | None = None
+        self.unsaved = threading.Lock()
+        self._requested = threading.Event()
+
+    def check(self) -> None:
+        """Raises DamagedFileError if the workdir was deleted, or taken over by another program."""
+        try:
+            if self.lock:
+                self.lock.check()
+        except OSError as error:
+            raise DamagedFileError(f"{error}; the same command starts again") from None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ends the program on SIGTERM within the block, as soon as `unsaved` is not held, or after GRACE seconds."""
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the user wants it to be ignored
+            yield
+            return
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        thread = threading.Thread(target=self._watch, args=(reading,), daemon=True)
+        thread.start()
+        signal.signal(signal.SIGTERM, lambda *_: None)  # signals without a handler do not reach the pipe
+        before = signal.set_wakeup_fd(writing)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.close(writing)
+            thread.join()
+            os.close(reading)
+
+    def _watch(self, pipe: int) -> None:
+        while received := os.read(pipe, 1):  # nothing at the end of the block
+            if received[0] == signal.SIGTERM:
+                self._requested.set()
+                saved = self.unsaved.acquire(timeout=GRACE)
+                how = "" if saved else f" from the last checkpoint, because saving did not end in {GRACE:g} s"
+                if self.lock:
+                    with contextlib.suppress(Exception):
+                        self.lock.release()
+                os.write(2, f"\nkd_jax.main: stopped by SIGTERM; the same command continues{how}\n".encode())
+                os._exit(STOPPED)
+
+    def must_stop(self) -> bool:
+        """Whether any process of the job received SIGTERM; all of them must call this."""
+        return runtime.any_process(self._requested.is_set())
+
+    def stop(self) -> NoReturn:
+        """Ends all processes of the job, which must have saved what they trained and hold `unsaved`."""
+        if jax.process_count() > 1:
+            runtime.wait_for_all("everything is saved")
+            jax.distributed.shutdown()
+        os.kill(os.getpid(), signal.SIGTERM)  # only one process of the job may have received it
+        self.unsaved.release()
+        while True:
+            signal.pause()
