@@ -191,7 +191,7 @@ WRONG_TURNS = {
         "options.atomic.num_negatives=10000000000; it must be below 2147483648",
     ),
     "channels": (lambda c: c.model.update(hidden=10**9), "model.hidden=1000000000; it must be at most 1048576"),
-    "layers": (lambda c: c.model.update(num_layers=70), "augmented_rgb: SSTCN: num_layers must be at most 30, got 70"),
+    "layers": (lambda c: c.model.update(num_layers=70), "augmented_rgb: SSTCN: num_layers must be at most 24, got 70"),
     "seeds": (lambda c: c.update(seeds=10**9), "seeds=1000000000; it must be at most 10000"),
     "a seed beyond 32 bits": (lambda c: c.update(seed=2**32), "seed=4294967296; it must be below"),
     "endless epochs": (lambda c: c.training.update(epochs=10**12), "epochs=1000000000000; it must be below 2147483648"),

@@ -58,10 +58,10 @@ class ResidualStack(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Filter `x` `[B, T, D]` under `mask` `[B, T]` to features `[B, T, H]`, 0 in the padding.
 
-        Raises ValueError for more than 30 layers: twice the dilation of the next one exceeds 32 bits.
+        Raises ValueError for more than 24 layers, which see more snippets than any video has.
         """
-        if self.num_layers > 30:
-            raise ValueError(f"{type(self).__name__}: num_layers must be at most 30, got {self.num_layers}.")
+        if self.num_layers > 24:
+            raise ValueError(f"{type(self).__name__}: num_layers must be at most 24, got {self.num_layers}.")
         x = mask_out(x.astype(self.dtype), mask)
         h = mask_out(pointwise(x, self.hidden, dtype=self.dtype, name="input"), mask)
         key = self.make_rng("dropout") if train and self.dropout else None
