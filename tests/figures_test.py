@@ -89,7 +89,7 @@ def experiment(rows=ROWS, head="dense", seeds=(0, 1), protocols=("frame_map", "e
         results = {"best_epoch": 3, "scoring": scoring}
         runs[name] = [FinishedRun(name, seed, epath.Path(name), config, results, epochs) for seed in seeds]
     results = {"seeds": list(seeds), "baseline": "plain", "gain_of": "frame mAP", "rows": rows, "test_videos": 3}
-    source = Source(info, "", lambda split, modalities: splits[split], Validation(frozenset(), ""))
+    source = Source(info, "", lambda split, modalities: splits[split], Validation(frozenset(), ""), {})
     return InMemory(epath.Path("memory"), results, runs, source, made)
 
 

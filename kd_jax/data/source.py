@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,7 @@ class Source:
     fingerprint: str  # a hash of the content, equal only for equal videos
     read: Callable[[str, tuple[str, ...]], list[base.Video]]  # ('train' or 'test', modalities) → videos
     validation: Validation
+    num_snippets: Mapping[str, int]  # {video: T} of all splits; {} for a source without modalities
 
     def videos(self, split: str, modalities: Sequence[str]) -> list[base.Video]:
         """Returns the videos of 'train', 'validation' or 'test' with these modalities; 'train' has no held-out ones."""
@@ -93,7 +94,8 @@ def open_source(
     chosen = choose_validation(data.listed["train"], validation_fraction, validation_seed, validation_groups)
     held_out = [video for video in data.listed["train"] if video.id in chosen.ids]
     _check_actions(held_out, with_features=bool(modalities))
-    return Source(data.info, data.fingerprint, data.read, chosen)
+    num_snippets = {v.id: v.num_snippets for videos in data.listed.values() for v in videos if v.features}
+    return Source(data.info, data.fingerprint, data.read, chosen, num_snippets)
 
 
 class _Data(NamedTuple):

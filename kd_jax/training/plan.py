@@ -48,7 +48,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
         if "frame_map_upsampled" in scoring_of(config).protocols:
             tested = source.scored_videos("test")
             num_frames = {video.id: source.info.num_frames(video) for video in tested}
-            check_frames(num_frames, {video.id: video.num_snippets for video in tested})
+            check_frames(num_frames, source.num_snippets)
     with _naming("training"):
         optimization = make_optimization(config.training, len(source.videos("train", [])))
         steps = optimization.epochs * optimization.steps_per_epoch
@@ -375,7 +375,7 @@ def _check_shapes(config: ConfigDict, name: str, source: Source, widths: Mapping
     Compares the memory that they need with what there is.
     """
     manifest = make_manifest(config, name, config.seed, source)
-    lengths = [video.num_snippets for video in source.videos("train", [])]
+    lengths = [source.num_snippets[video.id] for video in source.videos("train", [])]
     program = make_program(config.training, [manifest], len(lengths), sum(lengths))
     for teacher in manifest["teachers"]:
         unserved = [chosen.name for chosen in program.terms if chosen.term.needs_logits and not widths[teacher][1]]
