@@ -16,7 +16,7 @@ def test_every_requirement_of_users_has_a_lower_bound():
     config.read(ROOT / "setup.cfg")
     tools = config["options.extras_require"]["test"].split()
     requirements = subprocess.check_output([sys.executable, ROOT / ".ci" / "requirements"], text=True).splitlines()
-    assert "jax>=0.10" in requirements and "av>=15" in requirements
+    assert "jax>=0.10" in requirements and "av>=18.1" in requirements
     assert [line for line in requirements if ">=" not in line and line not in tools] == []
 
 
