@@ -83,13 +83,18 @@ def assert_equal(ours, theirs):
     assert read_json(ours / "results.json") == read_json(theirs / "results.json")
 
 
-@pytest.mark.parametrize("data", ["resident", "streamed"])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])  # before the first step, within an epoch, before a validation
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("data", ["resident", *slow("streamed")])
+@pytest.mark.parametrize("count", [2, *slow(1, 3, 4, 5)])
 def test_a_stop_within_an_epoch_changes_no_bit(count, data, whole, tmp_path):
     config = small_config(data=data)
     with pytest.raises(Stopped):
         perform(config, tmp_path, Stopping(count))
     run = tmp_path / "vanilla_rgb"
+    # Before the first step, within an epoch, before its validation, and the same in the second epoch.
     number = {1: None, 2: 5, 3: 7, 4: 8, 5: 11}[count]  # epoch · 4 + steps
     saved = sorted(path.name for path in run.glob("stopped/*"))
     assert saved == ([f"{number}", f"metrics_{number}.npz"] if number else [])
@@ -100,7 +105,7 @@ def test_a_stop_within_an_epoch_changes_no_bit(count, data, whole, tmp_path):
     assert not (run / "stopped").exists()
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "metrics", "no metrics"])
+@pytest.mark.parametrize("damage", ["metrics", *slow("checkpoint", "no metrics")])
 def test_a_damaged_stop_is_passed_over(damage, whole, tmp_path, caplog):
     with pytest.raises(Stopped):
         perform(small_config(), tmp_path, Stopping(3))
@@ -145,7 +150,7 @@ def test_the_line_on_time(spent, line):
     assert describe_time(dict(zip(("productive", "compiling", "restarts", "lost"), spent, strict=True))) == line
 
 
-@pytest.mark.parametrize("what", ["run", "workdir", "config.json", "results"])
+@pytest.mark.parametrize("what", ["workdir", *slow("run", "config.json", "results")])
 def test_what_is_deleted_meanwhile_is_there_at_the_end_or_is_an_error(what, whole, tmp_path, monkeypatch):
     """It is deleted before the first epoch is validated, or the results before the table is written."""
     workdir = tmp_path / "work"

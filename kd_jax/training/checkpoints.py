@@ -130,7 +130,7 @@ def read_checkpoint(
 
 def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
     """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
-    folder, handler = _folder(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
+    folder, handler = folder_of(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
     try:
         with _quiet():
             described = {item: dict(handler.metadata(folder / item)) for item in TREES}

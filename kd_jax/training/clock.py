@@ -1,7 +1,8 @@
 """Where the time of an experiment went, over all starts of its command.
 
 clock.open(workdir)              # starts.json in the workdir has an entry for each start that trained something
-with clock.productive(): ...     # a step, a validation, predictions
+with clock.productive(): ...     # steps, a validation, predictions
+    clock.record()
 clock.saved()                    # what was productive so far survives a kill
 spent = read_time(workdir)       # {'productive': s, 'compiling': s, 'restarts': n, 'lost': s}
 """
@@ -47,14 +48,14 @@ class Clock:
         seconds = time.perf_counter() - started - (self._compiling - compiling)
         self._seconds["productive"] += seconds
         self._seconds["unsaved"] += seconds
-        self._write()
 
     def saved(self) -> None:
         """Notes that everything so far is on the disk."""
         self._seconds["unsaved"] = 0.0
-        self._write()
+        self.record()
 
-    def _write(self) -> None:
+    def record(self) -> None:
+        """Writes the seconds so far."""
         if self._workdir is not None and runtime.is_first():
             entry = {**self._seconds, "compiling": self._compiling}
             write_json(self._workdir / FILE, {"starts": [*self._earlier, entry]})

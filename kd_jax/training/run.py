@@ -243,6 +243,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
             _check_folders(job, runs)
             for log, record in zip(logs, records, strict=False):
                 log.write(epoch, epoch * job.steps_per_epoch, record)
+            job.session.clock.record()
             bar.finish_epoch(records)
             part, before = Part(epoch + 1), epoch
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
