@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, overrides = read_options(argv)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
         signal.signal(signal.SIGINT, _stop)
-    session = Session()
+    session = Session(launch=imports)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.listening())
         try:

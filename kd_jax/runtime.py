@@ -245,7 +245,14 @@ def _show_own_messages() -> None:
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     package = str(Path(__file__).parent)  # the folder, because .venv may be in a clone that is called kd_jax
-    handler.addFilter(lambda record: record.levelno > std_logging.INFO or record.pathname.startswith(package))
+
+    def is_shown(record: std_logging.LogRecord) -> bool:
+        if record.pathname.startswith(package):
+            return True
+        # orbax also logs, with tracebacks, the errors that it raises
+        return record.levelno > std_logging.INFO and not (record.exc_info and "/orbax/" in record.pathname)
+
+    handler.addFilter(is_shown)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     std_logging.getLogger("gcsfs").setLevel(std_logging.CRITICAL)  # its exceptions are reported in one sentence
     # Last, because `is_first` starts the devices, and JAX would log that.

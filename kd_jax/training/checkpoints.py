@@ -79,7 +79,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         args: dict[str, Any] = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
         sums = {item: checksum(tree) for item, tree in trees.items()}
         args[CHECKSUMS] = ocp.args.JsonSave({"epoch": epoch, **sums})
-        self._manager.save(epoch, args=ocp.args.Composite(**args))
+        with _quiet():
+            self._manager.save(epoch, args=ocp.args.Composite(**args))
 
 
 def checksum(tree) -> str:
@@ -130,7 +131,7 @@ def read_checkpoint(
 
 def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
     """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
-    folder, handler = _folder(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
+    folder, handler = folder_of(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
     try:
         with _quiet():
             described = {item: dict(handler.metadata(folder / item)) for item in TREES}
@@ -159,7 +160,7 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the tracebacks that Python prints about reads which orbax abandons after its first error."""
+    """Hides the tracebacks that Python prints about reads and writes which orbax abandons after its first error."""
     show = sys.unraisablehook
 
     def show_others(event):
@@ -168,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
     sys.unraisablehook = show_others
     yield
-    sys.unraisablehook = show  # not after an error, because these reads end later, in threads
+    sys.unraisablehook = show  # not after an error, because these end later, in threads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
     for run in runs if runtime.is_first() else ():
         run.directory.mkdir(parents=True, exist_ok=True)
         write_json(run.directory / "config.json", dict(run.manifest))
-        provenance.add_session(run.directory, done)
+        provenance.add_session(run.directory, stopped[0] - 1 if stopped else done)
     runtime.wait_for_all("folders are made")
 
     modality = runs[0].manifest["modality"]
@@ -234,38 +235,43 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         stack.enter_context(job.session.unsaved)
         for epoch in range(part.epoch, training.epochs + 1):
             if not _train_steps(job, population, part, bar.step):
-                if part.steps or before > done:
-                    _save_part(job, runs, part, (population.states, best))
-                job.session.stop()
+                _stop(job, runs, part, (population.states, best), is_new=part.steps > 0 or before > done)
             records = _make_records(population, part, runs)
-            scores = _validate(population.states, predictors["validation"], runs, records)
+            with job.session.clock.productive():
+                scores = _validate(population.states, predictors["validation"], runs, records)
             best = keep_better(best, population.states, scores, epoch)
             _check_folders(job, runs)
             for log, record in zip(logs, records, strict=False):
                 log.write(epoch, epoch * job.steps_per_epoch, record)
+            job.session.clock.record()
             bar.finish_epoch(records)
             part, before = Part(epoch + 1), epoch
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
-                _save(runs, keepers, epoch, (population.states, best))
+                _save(job, runs, keepers, epoch, (population.states, best))
                 done = epoch
     _finish(job, runs, best, predictors, title)
     return True
 
 
-def _save(runs: Sequence[Run], keepers: Sequence[Checkpoints], epoch: int, trees: tuple[TrainState, dict]) -> None:
+def _save(
+    job: _Job, runs: Sequence[Run], keepers: Sequence[Checkpoints], epoch: int, trees: tuple[TrainState, dict]
+) -> None:
     """Saves all runs after an epoch, and deletes what was saved within an earlier one."""
     for i, keeper in enumerate(keepers):
         keeper.save(epoch, *_nth(trees, i))
+    job.session.clock.saved()
     for run in runs if runtime.is_first() else ():
         drop_parts(run.directory)
 
 
-def _save_part(job: _Job, runs: Sequence[Run], part: Part, trees: tuple[TrainState, dict]) -> None:
-    """Saves all runs within an epoch."""
+def _stop(job: _Job, runs: Sequence[Run], part: Part, trees: tuple[TrainState, dict], *, is_new: bool) -> NoReturn:
+    """Saves all runs within an epoch, unless a checkpoint holds the same, and ends the program."""
     _check_folders(job, runs)
-    for i, run in enumerate(runs):
+    for i, run in enumerate(runs if is_new else ()):
         own = replace(part, metrics={key: values[:, i] for key, values in part.metrics.items()})
         save_part(run.directory, own, job.steps_per_epoch, *_nth(trees, i))
+    job.session.clock.saved()
+    job.session.stop()
 
 
 def _check_folders(job: _Job, runs: Sequence[Run]) -> None:
@@ -377,7 +383,9 @@ def _train_steps(job: _Job, population: Population, part: Part, report: Callable
         if part.steps == job.steps_per_epoch:
             return True
         started, until = time.perf_counter(), min(part.steps + population.pace, job.steps_per_epoch)
-        part.add(population.run_epoch(part.epoch, report, first=part.steps, until=until), time.perf_counter() - started)
+        with job.session.clock.productive():
+            metrics = population.run_epoch(part.epoch, report, first=part.steps, until=until)
+        part.add(metrics, time.perf_counter() - started)
         if part.steps < until:  # it is no longer finite
             return True
         slow = runtime.any_process(time.perf_counter() - started > PAUSE)
@@ -473,7 +481,8 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
     variables = {"params": best["params"], **best["constants"]}
     writers = runs if runtime.is_first() else ()
     for split, predictor in predictors.items():
-        predictions = predictor(variables, progress=f"{title}: {split}")
+        with job.session.clock.productive():
+            predictions = predictor(variables, progress=f"{title}: {split}")
         for run, logits in zip(writers, predictions, strict=False):
             write_arrays(run.directory / f"predictions_{split}.npz", logits)
     taught = [{teacher.name: list(map(fingerprint, teacher.folders)) for teacher in run.teachers} for run in runs]
@@ -485,6 +494,7 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
         logging.info("%s: %s", run.title, summary(results))
+    job.session.clock.saved()
     runtime.wait_for_all("runs have ended")
 
 

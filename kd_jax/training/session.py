@@ -17,6 +17,7 @@ import jax
 from kd_jax import runtime
 from kd_jax.files import DamagedFileError
 from kd_jax.lock import Lock
+from kd_jax.training.clock import Clock
 
 GRACE = 20.0  # seconds from SIGTERM until the program ends, saved or not
 STOPPED = 128 + signal.SIGTERM  # exit code, as a shell reports it
@@ -27,11 +28,14 @@ class Session:
 
     Attributes:
       lock: of the workdir; None in all processes of a job but the first, and in a notebook.
+      clock: where its time goes.
       unsaved: held while this process has trained something that no file holds.
     """
 
-    def __init__(self):
+    def __init__(self, launch: float = 0.0):
+        """`launch` is the seconds that the program has run already."""
         self.lock: Lock | None = None
+        self.clock = Clock(launch)
         self.unsaved = threading.Lock()
         self._requested = threading.Event()
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.data.source import Source
 from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.training.clock import describe_time
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
 from kd_jax.training.scores import scoring_of
@@ -113,7 +114,8 @@ def markdown(results: Mapping) -> str:
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
-    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left)]) + "\n"
+    time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
+    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left), *time]) + "\n"
 
 
 def _caption(results: Mapping) -> str:
