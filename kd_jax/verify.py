@@ -28,7 +28,7 @@ from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
 from kd_jax.files import checked_path, read_json, sha256
 from kd_jax.training import experiment, provenance
-from kd_jax.training.checkpoints import load_run, saved_epochs
+from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
 from kd_jax.training.scores import read_predictions, score_predictions, scoring_of
@@ -111,7 +111,10 @@ def _check_json(run: RunFolder) -> bool:
 
 def _check_checkpoints(run: RunFolder) -> bool:
     load_run(run.directory)
-    last, epochs = max(saved_epochs(run.directory)), run.config["training"]["epochs"]
+    saved = saved_epochs(run.directory)
+    for epoch in saved:
+        check_checkpoint(run.directory, epoch)
+    last, epochs = max(saved), run.config["training"]["epochs"]
     _require(last == epochs, f"{run.directory} has no checkpoint of its last epoch {epochs}, but of {last}; {AGAIN}")
     return True
 

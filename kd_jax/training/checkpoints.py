@@ -84,10 +84,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def checksum(tree) -> str:
-    """The SHA-256 of the paths, dtypes, shapes and values of all arrays in a tree."""
+    """The SHA-256 of the paths, dtypes, shapes and values of all arrays in a tree, whatever its containers."""
     digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    paths = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): array for path, array in paths}
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -208,7 +209,9 @@ def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple
     for epoch in reversed(saved_epochs(directory)):
         folder = _folder(directory) / str(epoch)
         try:
-            like = _stored_arrays(folder)
+            like = _stored_arrays(folder, "best")
+            if not all(isinstance(like.get(part), dict) for part in ("params", "constants")):
+                raise DamagedCheckpointError(folder, f"its best has {', '.join(like)}")
             model = build_fitting_model(directory, config, like["params"], like["constants"])
             (best,) = _read(folder, {"best": like})
         except DamagedCheckpointError as error:
@@ -224,20 +227,27 @@ def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple
     raise DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {COPY_AGAIN}")
 
 
-def _stored_arrays(folder: epath.Path) -> dict:
-    """The `best` of a checkpoint with arrays of its shapes and dtypes, which take no memory.
+def _stored_arrays(folder: epath.Path, item: str) -> dict:
+    """A tree of a checkpoint as its metadata describe it: the arrays have its shapes and dtypes, but take no memory.
 
-    Raises DamagedCheckpointError if it has other parts, or states far larger arrays than its files can hold.
+    Raises DamagedCheckpointError if they cannot be read, or state far larger arrays than the files can hold.
     """
     with _naming(folder):
         with _quiet():
-            found = ocp.handlers.StandardCheckpointHandler().metadata(folder / "best").tree
+            found = ocp.handlers.StandardCheckpointHandler().metadata(folder / item).tree
         arrays = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), dict(found))
         if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) > LARGE:
-            check_size(size, sum(file.stat().length for file in (folder / "best").rglob("*") if file.is_file()))
-        if not all(isinstance(arrays[part], dict) for part in ("params", "constants")):
-            raise ValueError(f"its metadata have {', '.join(arrays)}")
+            check_size(size, sum(file.stat().length for file in (folder / item).rglob("*") if file.is_file()))
     return arrays
+
+
+def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
+    """Raises DamagedFileError, with the remedy, if an array of a saved epoch cannot be read or is not what was saved."""
+    folder = _folder(directory) / str(epoch)
+    try:
+        _read(folder, {item: _stored_arrays(folder, item) for item in TREES})
+    except DamagedCheckpointError as error:
+        raise DamagedFileError(f"{error}; {COPY_AGAIN}") from None
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
