@@ -242,7 +242,7 @@ def _stored_arrays(folder: epath.Path, item: str) -> dict:
 
 
 def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
-    """Raises DamagedFileError, with the remedy, if an array of a saved epoch cannot be read or is not what was saved."""
+    """Raises DamagedFileError, with the remedy, if an array of a saved epoch is unreadable or not what was saved."""
     folder = _folder(directory) / str(epoch)
     try:
         _read(folder, {item: _stored_arrays(folder, item) for item in TREES})
