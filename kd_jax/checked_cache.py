@@ -12,7 +12,7 @@ from absl import logging
 from jax._src import compilation_cache
 from jax._src.compilation_cache import LRUCache
 
-from kd_jax.files import write_atomically
+from kd_jax.files import why_not_written, write_atomically
 
 CHECKSUM_BYTES = 32
 
@@ -55,7 +55,7 @@ class CheckedCache(LRUCache):
             else:
                 write_atomically(self.path / f"{key}-cache", entry)
         except OSError as error:
-            reason = error.strerror or error
+            reason = why_not_written(error, self.path) or error
             self._warn(f"compiled programs cannot be kept in {self.path} ({reason}); later starts compile anew")
             self._delete(key)
 
