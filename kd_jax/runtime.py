@@ -254,7 +254,8 @@ def _show_own_messages() -> None:
 
     handler.addFilter(is_shown)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    std_logging.getLogger("gcsfs").setLevel(std_logging.CRITICAL)  # its exceptions are reported in one sentence
+    for library in ("gcsfs", "asyncio"):  # their exceptions are reported in one sentence
+        std_logging.getLogger(library).setLevel(std_logging.CRITICAL)
     # Last, because `is_first` starts the devices, and JAX would log that.
     logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)
 

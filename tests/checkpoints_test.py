@@ -14,7 +14,14 @@ import pytest
 from kd_jax import config as schema
 from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
 from kd_jax.training import run as run_module
-from kd_jax.training.checkpoints import Checkpoints, DamagedCheckpointError, load_run, read_checkpoint, saved_epochs
+from kd_jax.training.checkpoints import (
+    Checkpoints,
+    DamagedCheckpointError,
+    check_checkpoint,
+    load_run,
+    read_checkpoint,
+    saved_epochs,
+)
 from kd_jax.training.experiment import seeded_run
 from kd_jax.training.plan import prepare
 from kd_jax.training.run import train_runs
@@ -91,6 +98,10 @@ def test_other_arrays_than_those_that_were_saved_are_refused(saved, tmp_path):
         shutil.copytree(folder / "checkpoints" / "3" / item, folder / "checkpoints" / "2" / item)
     with pytest.raises(DamagedCheckpointError, match=r"2 is damaged \(.*the arrays of 'state' are not those"):
         read_checkpoint(folder, 2, *TREES)
+    with pytest.raises(
+        DamagedFileError, match="2 is damaged .*the arrays of 'state' are not those.*; copy all of the run"
+    ):
+        check_checkpoint(folder, 2)
     shutil.copytree(folder / "checkpoints" / "3", folder / "checkpoints" / "4")
     with pytest.raises(DamagedCheckpointError, match=r"4 is damaged \(.*it is that of epoch 3"):
         read_checkpoint(folder, 4, *TREES)
@@ -148,14 +159,15 @@ def cut_all(newest):
         cut(file)
 
 
-def others(newest):
-    """Folders of another program, an older checkpoint without metadata, and a leftover of a kill."""
+def no_state_and_others(newest):
+    """Folders of another program, an older checkpoint with other metadata, and a leftover of a kill."""
+    no_state(newest)
     for name in ("99", "100", "4.orbax-checkpoint-tmp"):
         (newest.parent / name).mkdir()
     (newest.parent / "2" / "_CHECKPOINT_METADATA").write_text("[1]")
 
 
-@pytest.mark.parametrize("spoil, passed_over", [(no_state, ["3"]), (cut_all, ["3"]), (others, ["100", "99"])])
+@pytest.mark.parametrize("spoil, passed_over", [(cut_all, ["3"]), (no_state_and_others, ["100", "99", "3"])])
 def test_a_run_continues_from_the_last_sound_checkpoint(stopped_and_finished, tmp_path, caplog, spoil, passed_over):
     workdir = Path(shutil.copytree(stopped_and_finished[0], tmp_path / "work"))
     spoil(workdir / "vanilla_rgb" / "checkpoints" / "3")
@@ -171,6 +183,7 @@ def test_a_run_continues_from_the_last_sound_checkpoint(stopped_and_finished, tm
 
 def assert_same_end(directory, expected):
     assert saved_epochs(directory) == [3, 4]
+    check_checkpoint(directory, 4)
     ours, theirs = (read_arrays(folder / "predictions_test.npz") for folder in (directory, expected))
     for video in theirs:
         np.testing.assert_array_equal(ours[video], theirs[video])

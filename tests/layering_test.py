@@ -14,7 +14,7 @@ ROWS = [
     ["types", "masking", "segments", "files", "lock", "sharding", "checked_cache", "runtime", "command_line"],
     ["losses", "models", "data.base", "evaluation.metrics"],
     ["training.terms", "data", "video"],
-    ["config", "training.state", "training.step", "training.checkpoints"],
+    ["config", "training.state", "training.step", "training.run_config", "training.checkpoints"],
     ["inference", "evaluation"],
     ["training"],
     ["training.experiment", "analysis"],

@@ -190,7 +190,9 @@ def test_a_start_survives_damaged_programs(tmp_path):
         path.write_bytes(content)
     second, third = start(), start()
     assert first.stdout == second.stdout == third.stdout
-    said = [[line for line in run.stderr.splitlines() if "cpu_aot_loader" not in line] for run in (first, second, third)]
+    said = [
+        [line for line in run.stderr.splitlines() if "cpu_aot_loader" not in line] for run in (first, second, third)
+    ]
     assert said[0] == said[2] == [] and len(said[1]) == 1  # jax 0.10.0 prints the machine's features at each load
     assert "is damaged; it and others like it are deleted" in said[1][0]
     assert sorted(tmp_path.iterdir()) == paths

@@ -212,7 +212,10 @@ def test_a_folder_of_features_is_checked_before_training(workdir, tmp_path, spoi
     "changes, message",
     [
         ({"filter": "mine"}, r".*elsewhere.config\.json: the filter 'mine' is unknown .*; add its class to FILTERS"),
-        ({"classes": ["one"]}, "the run .*knows 1 classes"),
+        (
+            {"classes": [f"class_{i}" for i in range(12)]},
+            r"the run .*knows 12 classes \(dense\), which are not the 12 of these records \(dense\); name a run",
+        ),
         ({"input_size": 7}, "the run .*reads 'flow' of 7 features; the records have"),
     ],
 )

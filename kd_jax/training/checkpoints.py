@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from kd_jax.files import DamagedFileError, checked_path, read_json
+from kd_jax.data.checks import short
+from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path, read_json
 from kd_jax.models import FILTERS, Detector
 from kd_jax.segments import Grid
+from kd_jax.training.run_config import COPY_AGAIN, build_fitting_model, one_line, read_run_config
 from kd_jax.training.state import TrainState
 
 TREES = ("state", "best")  # what a checkpoint holds: the training state, and `new_best`
@@ -131,19 +133,14 @@ def read_checkpoint(
 
 def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
     """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
-    folder, handler = folder_of(directory) / str(epoch), ocp.PyTreeCheckpointHandler()
-    try:
-        with _quiet():
-            described = {item: dict(handler.metadata(folder / item)) for item in TREES}
-    except Exception as error:  # as in `_read`
-        raise DamagedCheckpointError(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
-    _read(folder, jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), described))
+    folder = folder_of(directory) / str(epoch)
+    _read(folder, {item: _stored_arrays(folder, item) for item in TREES})
 
 
 def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
     """The trees of a saved epoch. `like` is {item: a tree of the same structure, dtypes and shardings}."""
     checksums = folder / CHECKSUMS
-    try:
+    with _naming(folder):
         with _quiet(), ocp.StandardCheckpointer() as reader:
             trees = [reader.restore(folder / item, tree) for item, tree in like.items()]
         saved = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checksums) if checksums.exists() else None
@@ -152,10 +149,16 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
         for item, tree in zip(like, trees, strict=True):
             if saved is not None and saved[item] != checksum(tree):
                 raise ValueError(f"the arrays of {item!r} are not those that were saved")
-    except Exception as error:  # the libraries below raise many kinds, with messages of a page
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise DamagedCheckpointError(folder, reason) from error
     return trees
+
+
+@contextlib.contextmanager
+def _naming(folder: epath.Path) -> Iterator[None]:
+    """Turns every error into a DamagedCheckpointError: orbax raises many kinds, with messages of a page."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedCheckpointError(folder, one_line(error)) from error
 
 
 @contextlib.contextmanager
@@ -186,59 +189,88 @@ class TrainedRun:
         return Grid(self.config.get("first_snippet", 0.0), num_snippets * step, self.config.get("label_at", 0.0))
 
 
-def build_model(config: Mapping) -> Detector:
-    """The detector that a run's config.json describes."""
-    return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
-
-
 def load_run(directory: epath.PathLike) -> TrainedRun:
     """Loads a finished run: its model, with the parameters of its best epoch.
 
-    Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError if its filter is not in
-    FILTERS, its checkpoint cannot be read or holds a value that is not finite.
+    Raises FileNotFoundError if the folder holds no run or an unfinished one, and ValueError, with the name of the file,
+    if a file cannot be read, the filter is not in FILTERS, the checkpoint holds other arrays than the model has, or a
+    value is not finite.
     """
     directory = epath.Path(checked_path(directory))
-    config = read_json(directory / "config.json")
-    if config is None:
+    if (config := read_run_config(directory, COPY_AGAIN)) is None:
         remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
         raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
-    if (results := read_json(directory / "results.json")) is None:
+    if (results := read_json(directory / "results.json", COPY_AGAIN)) is None:
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     if config["filter"] not in FILTERS:
         unknown = f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)})"
         remedy = "add its class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
         raise ValueError(f"{unknown}; {remedy}")
-    model, x = build_model(config), jax.ShapeDtypeStruct((1, 1, config["input_size"]), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x)
-    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    template = jax.tree.map(np.asarray, new_best(params.pop("params"), params))
-    best = _read_best(directory, template, results.get("best_epoch"))
+    model, best = _read_best(directory, config, results.get("best_epoch"))
     variables = {"params": best["params"], **best["constants"]}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(leaf).all():
-            name, remedy = jax.tree_util.keystr(path), "copy all of the run again, or train it anew"
+            name = jax.tree_util.keystr(path)
             raise ValueError(
-                f"the checkpoint of the run {directory} has values that are not finite in {name}; {remedy}"
+                f"the checkpoint of the run {directory} has values that are not finite in {name}; {COPY_AGAIN}"
             )
     return TrainedRun(model, variables, config)
 
 
-def _read_best(directory: epath.Path, like: dict, best_epoch: int | None) -> dict:
-    """The `best` of the latest saved epoch that is not damaged. It must be of the epoch that results.json names."""
+def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple[Detector, dict]:
+    """The model of a finished run, and the `best` of its latest checkpoint that is not damaged.
+
+    It must be of the epoch that results.json names. All checkpoints have arrays of the same shapes.
+    """
+    folders = [folder_of(directory) / str(epoch) for epoch in reversed(saved_epochs(directory))]
+    like, model = _fitting_model(directory, config, folders)
     reasons = []
-    for epoch in reversed(saved_epochs(directory)):
+    for folder in folders:
         try:
-            (best,) = _read(folder_of(directory) / str(epoch), {"best": like})
+            (best,) = _read(folder, {"best": like})
         except DamagedCheckpointError as error:
             reasons.append(str(error))
             continue
-        if best["epoch"] == best_epoch:
+        if int(best["epoch"]) == best_epoch:
             if reasons:
-                logging.warning("%s; that of epoch %d has the same best epoch and is read", reasons[0], epoch)
-            return best
-        reasons.append(f"the best epoch of checkpoint {epoch} is {best['epoch']}, in results.json it is {best_epoch}")
-    reason, remedy = (reasons or ["there is none"])[0], "copy all of the run again, or train it anew"
-    raise DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {remedy}")
+                logging.warning("%s; that of epoch %s has the same best epoch and is read", reasons[0], folder.name)
+            return model, best
+        named = f"in results.json it is {short(best_epoch)}"
+        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, {named}")
+    raise _unreadable(directory, reasons[0])
+
+
+def _fitting_model(directory: epath.Path, config: Mapping, folders: Sequence[epath.Path]) -> tuple[dict, Detector]:
+    """The `best` of a run, with arrays that take no memory, and the model of its config.json, which has the same."""
+    reasons = []
+    for folder in folders:
+        try:
+            like = _stored_arrays(folder, "best")
+        except DamagedCheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if all(isinstance(like.get(part), dict) for part in ("params", "constants")):
+            return like, build_fitting_model(directory, config, like["params"], like["constants"])
+        reasons.append(f"the checkpoint {folder} is damaged (its best has {', '.join(like)})")
+    raise _unreadable(directory, (reasons or ["there is none"])[0])
+
+
+def _unreadable(directory: epath.Path, reason: str) -> DamagedFileError:
+    return DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {COPY_AGAIN}")
+
+
+def _stored_arrays(folder: epath.Path, item: str) -> dict:
+    """A tree of a checkpoint as its metadata describe it: the arrays have its shapes and dtypes, but take no memory.
+
+    Raises DamagedCheckpointError if they cannot be read, or state far larger arrays than the files can hold.
+    """
+    with _naming(folder):
+        with _quiet():
+            found = ocp.handlers.StandardCheckpointHandler().metadata(folder / item).tree
+        arrays = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), dict(found))
+        if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) > LARGE:
+            check_size(size, sum(file.stat().length for file in (folder / item).rglob("*") if file.is_file()))
+    return arrays
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:

@@ -20,7 +20,7 @@ from kd_jax.evaluation.protocols import check_frames
 from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
 from kd_jax.training import memory
-from kd_jax.training.checkpoints import build_model
+from kd_jax.training.run_config import build_model, read_run_config
 from kd_jax.training.scores import scoring_of
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES, Optimization
 from kd_jax.training.step import BALANCES, Program, loss_parts
@@ -432,11 +432,12 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     How features were made and stored is not a setting: the fingerprint of the data set covers their values and times.
     A field that did not exist when the run was trained had the value that is its default now.
     """
-    found, defaults = _read_manifest(directory), get_config()
+    remedy = f"restore it from a copy, or delete {directory} to train this run anew"
+    found, defaults = read_run_config(directory, remedy), get_config()
     if found is None:
         kept = [name for name in ("results.json", "checkpoints") if (directory / name).exists()]
         missing = f"{directory / 'config.json'} is missing, which says how its {' and '.join(kept)} were made"
-        _require(not kept, f"{missing}; restore it from a copy, or delete {directory} to train this run anew")
+        _require(not kept, f"{missing}; {remedy}")
         return
     for section in ("dataset", "model", "training"):
         known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}

@@ -29,6 +29,7 @@ from kd_jax.files import checked_path, read_json, sha256
 from kd_jax.inference.predict import run_detector
 from kd_jax.training import checkpoints
 from kd_jax.training.logs import summary
+from kd_jax.training.run_config import COPY_AGAIN, read_run_config
 from kd_jax.types import Outputs
 
 
@@ -86,9 +87,10 @@ def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tup
 
 def given_run(folder: epath.Path) -> dict | None:
     """The content of a run's config.json, None for a folder without; ValueError if config.json cannot be read."""
-    config = _read(folder / "config.json") if folder.is_dir() else None
-    own = {"run", "modality", "input_size", "classes", "head", "model"}  # other models have a config.json, too
-    return config if config and own <= config.keys() else None
+    found = _read(folder / "config.json") if folder.is_dir() else None
+    if found is None or not {"run", "seconds_per_snippet"} & found.keys():  # other models have a config.json, too
+        return None
+    return read_run_config(folder, COPY_AGAIN)
 
 
 def _read(path: epath.Path) -> dict | None:

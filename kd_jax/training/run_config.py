@@ -1,0 +1,160 @@
+"""config.json of a run: what was trained, and how its model is built.
+
+    config = read_run_config(Path("workdir/demo/flow_teacher"), "copy all of the run again")
+    model = build_model(config)
+
+The file may come from elsewhere, so every field that is read later is checked here.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from kd_jax.data.base import STORED
+from kd_jax.data.checks import short
+from kd_jax.files import DamagedFileError, read_json
+from kd_jax.models import Detector
+from kd_jax.training.terms import TASKS
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 2**31
+
+
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len({*value}) == len(value)
+
+
+def _is_extraction(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() >= {"dtype", "sampling", "sampled_fps"}
+
+
+def _is_sampling(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_number(part) or _is_text(part) for part in value.values())
+
+
+# What the values of fields must be: (description, condition, fields). A field that ends in ? may be missing or null.
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("a text", _is_text, "run modality filter"),
+    ("a whole number from 1 to 2147483647", _is_count, "input_size model.num_outputs"),
+    ("a whole number from 1 to 2147483647", _is_count, "model.hidden? model.num_layers? model.num_stages?"),
+    ("one of " + ", ".join(TASKS), lambda value: _is_text(value) and value in TASKS, "head"),
+    ("a list of different texts", _are_classes, "classes"),
+    ("a finite number above 0", _is_positive, "seconds_per_snippet"),
+    ("a finite number above 0", _is_positive, "extraction.seconds_per_snippet? extraction.sampled_fps?"),
+    ("a finite number", _is_number, "first_snippet? label_at?"),
+    ("at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1, "model.dropout?"),
+    ("float32 or bfloat16", lambda value: value in ("float32", "bfloat16"), "model.dtype"),
+    ("true or false", lambda value: isinstance(value, bool), "model.standardize?"),
+    (" or ".join(STORED), lambda value: value in STORED, "features_dtype?"),
+    ("what data_prep.extract writes", _is_extraction, "extraction?"),
+    ("a text", _is_text, "extraction.dtype? extraction.weights_sha256?"),
+    ("numbers and texts by name", _is_sampling, "extraction.sampling?"),
+    ("fields and their values", lambda value: isinstance(value, Mapping), "model"),
+    ("fields and their values", lambda value: isinstance(value, Mapping), "dataset? training? options? teachers?"),
+)
+COPY_AGAIN = "copy all of the run again, or train it anew"  # the remedy for a run that is only read
+_MODEL = {field.name for field in dataclasses.fields(Detector)} - {"filter", "entry", "parent", "name"}
+
+
+def read_run_config(directory: epath.Path, remedy: str) -> dict | None:
+    """Reads the config.json of a run; returns None without one.
+
+    Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is missing or out of range.
+    """
+    path = directory / "config.json"
+    config = read_json(path, remedy)
+    if config is not None and (problem := _find_problem(config)):
+        raise DamagedFileError(f"{path}: {problem}; {remedy}")
+    return config
+
+
+def _find_problem(config: Mapping) -> str | None:
+    """What is wrong with the content of a config.json; None if nothing is."""
+    for must_be, holds, fields in _RULES:
+        for field in fields.split():
+            name = field.removesuffix("?")
+            value = functools.reduce(_get, name.split("."), config)
+            if value is None and name == field:
+                return f"the field {name} is missing"
+            if value is not None and not holds(value):
+                return f"{name} is {short(value)}, but must be {must_be}"
+    if unknown := config["model"].keys() - _MODEL:
+        return f"model.{min(unknown)} is unknown; it has {', '.join(sorted(_MODEL))}"
+    found, expected = config["model"]["num_outputs"], TASKS[config["head"]].num_outputs(len(config["classes"]))
+    if found != expected:
+        return f"model.num_outputs is {found}, but must be {expected} for {len(config['classes'])} classes"
+    return None
+
+
+def _get(part: Any, name: str) -> Any:
+    return part.get(name) if isinstance(part, Mapping) else None
+
+
+def build_model(config: Mapping) -> Detector:
+    """The detector that a run's config.json describes."""
+    return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
+
+
+def build_fitting_model(directory: epath.Path, config: Mapping, params: Mapping, constants: Mapping) -> Detector:
+    """The detector that the config.json of a run describes, if its checkpoint holds exactly the arrays of this model.
+
+    Nothing of the sizes that config.json states is allocated. Sizes that would make tracing slow are compared first.
+    """
+    try:
+        model = build_model(config)
+        _check_sizes(model, params)
+        x = jax.ShapeDtypeStruct((1, 1, config["input_size"]), jnp.float32)
+        own = _shapes(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
+        found = _shapes({"params": params, **constants})
+        if wrong := min((name for name in own.keys() | found.keys() if own.get(name) != found.get(name)), default=""):
+            raise ValueError(
+                f"{wrong} is {found.get(wrong, 'missing')}, and by config.json {own.get(wrong, 'unknown')}"
+            )
+    except Exception as error:  # a filter may raise anything for sizes that it cannot have
+        described = f"{directory / 'config.json'} describes another model than the checkpoint holds"
+        raise DamagedFileError(f"{described} ({one_line(error)}); {COPY_AGAIN}") from error
+    return model
+
+
+def _check_sizes(model: Detector, params: Mapping) -> None:
+    """Raises ValueError for a classifier of another shape, or far more layers than there are arrays."""
+    found, wanted = params.get(model.last_head, {}).get("kernel"), (model.hidden, model.num_outputs)
+    if found is None or found.shape != wanted:
+        raise ValueError(f"{model.last_head} is {'missing' if found is None else found.shape}, by config.json {wanted}")
+    arrays, layers = jax.tree.leaves(params), model.num_layers or 0
+    stacked = layers in (array.shape[0] for array in arrays if array.ndim)  # the layers of a filter may be one array
+    if not stacked and layers > max(32, len(arrays)):
+        raise ValueError(f"it has {len(arrays)} arrays, by config.json {layers} layers")
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """{path of an array: its dtype and shape}."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        for path, leaf in paths
+    }
+
+
+def one_line(error: Exception) -> str:
+    """The type and message of an error of a library, at most 160 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
