@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -129,6 +129,12 @@ def read_checkpoint(
     return state, best
 
 
+def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
+    """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
+    folder = folder_of(directory) / str(epoch)
+    _read(folder, {item: _stored_arrays(folder, item) for item in TREES})
+
+
 def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
     """The trees of a saved epoch. `like` is {item: a tree of the same structure, dtypes and shardings}."""
     checksums = folder / CHECKSUMS
@@ -212,28 +218,43 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
 def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple[Detector, dict]:
     """The model of a finished run, and the `best` of its latest checkpoint that is not damaged.
 
-    It must be of the epoch that results.json names.
+    It must be of the epoch that results.json names. All checkpoints have arrays of the same shapes.
     """
+    folders = [folder_of(directory) / str(epoch) for epoch in reversed(saved_epochs(directory))]
+    like, model = _fitting_model(directory, config, folders)
     reasons = []
-    for epoch in reversed(saved_epochs(directory)):
-        folder = folder_of(directory) / str(epoch)
+    for folder in folders:
         try:
-            like = _stored_arrays(folder, "best")
-            if not all(isinstance(like.get(part), dict) for part in ("params", "constants")):
-                raise DamagedCheckpointError(folder, f"its best has {', '.join(like)}")
-            model = build_fitting_model(directory, config, like["params"], like["constants"])
             (best,) = _read(folder, {"best": like})
         except DamagedCheckpointError as error:
             reasons.append(str(error))
             continue
         if int(best["epoch"]) == best_epoch:
             if reasons:
-                logging.warning("%s; that of epoch %d has the same best epoch and is read", reasons[0], epoch)
+                logging.warning("%s; that of epoch %s has the same best epoch and is read", reasons[0], folder.name)
             return model, best
         named = f"in results.json it is {short(best_epoch)}"
-        reasons.append(f"the best epoch of checkpoint {epoch} is {best['epoch']}, {named}")
-    reason = (reasons or ["there is none"])[0]
-    raise DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {COPY_AGAIN}")
+        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, {named}")
+    raise _unreadable(directory, reasons[0])
+
+
+def _fitting_model(directory: epath.Path, config: Mapping, folders: Sequence[epath.Path]) -> tuple[dict, Detector]:
+    """The `best` of a run, with arrays that take no memory, and the model of its config.json, which has the same."""
+    reasons = []
+    for folder in folders:
+        try:
+            like = _stored_arrays(folder, "best")
+        except DamagedCheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if all(isinstance(like.get(part), dict) for part in ("params", "constants")):
+            return like, build_fitting_model(directory, config, like["params"], like["constants"])
+        reasons.append(f"the checkpoint {folder} is damaged (its best has {', '.join(like)})")
+    raise _unreadable(directory, (reasons or ["there is none"])[0])
+
+
+def _unreadable(directory: epath.Path, reason: str) -> DamagedFileError:
+    return DamagedFileError(f"the checkpoint of the run {directory} cannot be read ({reason}); {COPY_AGAIN}")
 
 
 def _stored_arrays(folder: epath.Path, item: str) -> dict:
@@ -248,12 +269,6 @@ def _stored_arrays(folder: epath.Path, item: str) -> dict:
         if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) > LARGE:
             check_size(size, sum(file.stat().length for file in (folder / item).rglob("*") if file.is_file()))
     return arrays
-
-
-def check_checkpoint(directory: epath.PathLike, epoch: int) -> None:
-    """Reads all arrays of a saved epoch; raises DamagedCheckpointError if they are not those that were saved."""
-    folder = folder_of(directory) / str(epoch)
-    _read(folder, {item: _stored_arrays(folder, item) for item in TREES})
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:
