@@ -46,7 +46,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     with _naming("evaluation"):
         scoring_of(config).check(source.info.head)
         if "frame_map_upsampled" in scoring_of(config).protocols:
-            tested = source.scored_videos("test")
+            tested = source.videos("test", sorted(modalities)[:1]) if source.scored_videos("test") else []
             num_frames = {video.id: source.info.num_frames(video) for video in tested}
             check_frames(num_frames, source.num_snippets)
     with _naming("training"):

@@ -35,7 +35,8 @@ def add_session(directory: epath.Path, after_epoch: int) -> None:
 def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None:
     """Records the end of a training, the fingerprints of its teachers' folders and the SHA-256 of every file."""
     known = read_json(directory / FILE) or {}
-    found = (root / name for root, _, names in epath.Path(directory).walk() for name in names if name not in OWN)
+    walked = epath.Path(directory).walk()  # pathlib has it from Python 3.12 on
+    found = (root / name for root, _, names in walked for name in names if name not in OWN)
     names = sorted("/".join(path.relative_to(directory).parts) for path in found)
     files = {name: sha256(directory / name) for name in names if not name.startswith((".", "seed_"))}
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
