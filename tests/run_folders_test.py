@@ -47,7 +47,7 @@ def train(workdir):
     config.runs = schema.make_runs(flow=schema.make_run("flow"))
     config.baseline = ""
     source = prepare(config, workdir)
-    run = seeded_run(config, workdir, "flow", 0, source)
+    run = seeded_run(config, epath.Path(workdir), "flow", 0, source)
     train_runs(config, [run], source)
     return Path(run.directory), source
 
