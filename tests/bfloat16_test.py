@@ -10,10 +10,11 @@ import pytest
 from kd_jax import config as schema
 from kd_jax.evaluation.scoring import Scoring, score_split
 from kd_jax.inference.predict import SplitPredictor
-from kd_jax.training.checkpoints import build_model, load_run
+from kd_jax.training.checkpoints import load_run
 from kd_jax.training.experiment import seeded_run
 from kd_jax.training.plan import prepare
 from kd_jax.training.run import train_runs
+from kd_jax.training.run_config import build_model
 
 MAP = "frame_map/present_classes"
 

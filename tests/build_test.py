@@ -232,7 +232,7 @@ def test_one_error_lists_all_problems(tree):
 
 
 def test_long_lists_of_problems_are_cut(tree):
-    tree.action(*[[1, -1, 2]] * 47)
+    tree.action(*([1, -1 - i, 2] for i in range(47)))
     text = tree.problems()
     assert "time (47):" in text and "… and 27 more" in text
     assert len(text.splitlines()) == 23
