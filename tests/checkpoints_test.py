@@ -81,6 +81,7 @@ def test_a_checkpoint_with_a_damaged_file_is_read_whole_or_refused(saved, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_any_damage_of_a_checkpoint(saved, damage, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "run"))
@@ -190,6 +191,7 @@ def assert_same_end(directory, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_continues_after_damage_of_any_file(stopped_and_finished, tmp_path, damage):
     stopped, finished = stopped_and_finished

@@ -146,13 +146,13 @@ def fuzz(folder, count, seed, load=load_run):
         file.write_bytes(content)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(800, marks=(pytest.mark.slow, pytest.mark.exhaustive))])
 def test_a_mutated_run_is_loaded_unchanged_or_refused(finished, tmp_path, count):
     folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
     assert list(fuzz(folder, count, seed=0)) == []
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(300, marks=(pytest.mark.slow, pytest.mark.exhaustive))])
 def test_a_mutated_teacher_is_refused(finished, tmp_path, count):
     folder, source = Path(shutil.copytree(finished[0], tmp_path / "run")), finished[1]
 

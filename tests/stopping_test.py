@@ -83,12 +83,12 @@ def assert_equal(ours, theirs):
     assert read_json(ours / "results.json") == read_json(theirs / "results.json")
 
 
-def slow(*values):
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+def exhaustive(*values):
+    return [pytest.param(value, marks=(pytest.mark.slow, pytest.mark.exhaustive)) for value in values]
 
 
-@pytest.mark.parametrize("data", ["resident", *slow("streamed")])
-@pytest.mark.parametrize("count", [2, *slow(1, 3, 4, 5)])
+@pytest.mark.parametrize("data", ["resident", *exhaustive("streamed")])
+@pytest.mark.parametrize("count", [2, *exhaustive(1, 3, 4, 5)])
 def test_a_stop_within_an_epoch_changes_no_bit(count, data, whole, tmp_path):
     config = small_config(data=data)
     with pytest.raises(Stopped):
@@ -105,7 +105,7 @@ def test_a_stop_within_an_epoch_changes_no_bit(count, data, whole, tmp_path):
     assert not (run / "stopped").exists()
 
 
-@pytest.mark.parametrize("damage", ["metrics", *slow("checkpoint", "no metrics")])
+@pytest.mark.parametrize("damage", ["metrics", *exhaustive("checkpoint", "no metrics")])
 def test_a_damaged_stop_is_passed_over(damage, whole, tmp_path, caplog):
     with pytest.raises(Stopped):
         perform(small_config(), tmp_path, Stopping(3))
@@ -150,7 +150,7 @@ def test_the_line_on_time(spent, line):
     assert describe_time(dict(zip(("productive", "compiling", "restarts", "lost"), spent, strict=True))) == line
 
 
-@pytest.mark.parametrize("what", ["workdir", *slow("run", "config.json", "results")])
+@pytest.mark.parametrize("what", ["workdir", *exhaustive("run", "config.json", "results")])
 def test_what_is_deleted_meanwhile_is_there_at_the_end_or_is_an_error(what, whole, tmp_path, monkeypatch):
     """It is deleted before the first epoch is validated, or the results before the table is written."""
     workdir = tmp_path / "work"
@@ -187,7 +187,7 @@ def test_why_a_folder_was_not_written(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1_000, 20_000, 60_000])
+@pytest.mark.parametrize("size", [20_000, *exhaustive(1_000, 60_000)])
 def test_a_limit_on_files_ends_in_one_sentence(size, tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py", f"--workdir={tmp_path}"]
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
