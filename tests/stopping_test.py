@@ -88,7 +88,7 @@ def slow(*values):
 
 
 @pytest.mark.parametrize("data", ["resident", *slow("streamed")])
-@pytest.mark.parametrize("count", [2, *slow(1, 3, 4, 5)])
+@pytest.mark.parametrize("count", [1, 2, *slow(3, 4, 5)])
 def test_a_stop_within_an_epoch_changes_no_bit(count, data, whole, tmp_path):
     config = small_config(data=data)
     with pytest.raises(Stopped):
