@@ -343,6 +343,7 @@ def test_streamed_and_in_memory_experiments_are_equal_bit_for_bit(tmp_path, monk
             np.testing.assert_array_equal(streamed[video], logits)
     results = [read_json(tmp_path / data / "results.json") for data in ("auto", "streamed")]
     assert all(result.pop("time") for result in results)
+    assert [result["config"]["training"].pop("data") for result in results] == ["auto", "streamed"]
     assert results[0] == results[1]
 
 

@@ -50,7 +50,7 @@ class Clock:
         self._seconds["unsaved"] += seconds
 
     def saved(self) -> None:
-        """Notes that everything so far is on the disk; a start that was stopped before its first step is not recorded."""
+        """Notes that everything so far is on the disk; there is no entry before the first step."""
         if self._seconds:
             self._seconds["unsaved"] = 0.0
             self.record()
