@@ -32,6 +32,7 @@ from kd_jax.data.feature_files import Matched, Timing
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.precision import Statistics
 from kd_jax.data.staging import check_free, scratch, staged
+from kd_jax.files import why_not_written
 
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
@@ -475,7 +476,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, FileExistsError, BlockingIOError) as error:
         sys.exit(f"data_prep.build: {error}")
     except OSError as error:
-        sys.exit(f"data_prep.build: {options.output} cannot be written ({error}); choose another --output")
+        reason = why_not_written(error, options.output or "") or error
+        sys.exit(f"data_prep.build: {options.output} cannot be written ({reason}); choose another --output")
     except KeyboardInterrupt:
         sys.exit("\ndata_prep.build: stopped; nothing was written")
     print(describe_report(report))

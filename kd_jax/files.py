@@ -26,6 +26,7 @@ MOST_COMPRESSION = 100  # features compress to more than a hundredth of their si
 LONGEST_HEADER = 10_000  # bytes of the header of a .npy file; NumPy refuses longer ones after it has read them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing has
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE)
+REMEDY = "run the same command again when it can"
 CHECKSUM = "sha256"  # field of a JSON file: checksum of its other fields
 
 
@@ -70,8 +71,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        remedy = "run the same command again when it can"
-        raise OSError(f"{path} cannot be written ({error.strerror or error}); {remedy}") from None
+        raise OSError(f"{path} cannot be written ({error.strerror or error}); {REMEDY}") from None
     finally:
         with contextlib.suppress(OSError):  # the folder may have become read-only, or a file
             temporary.unlink(missing_ok=True)
@@ -172,12 +172,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def make_folder(path: Path, option: str) -> None:
-    """Makes a folder unless it exists; raises OSError that names the command-line option if that fails."""
+def make_folder(path: Path, option: str = "") -> None:
+    """Makes a folder unless it exists; raises OSError that names the command-line option, if any, if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--{option}={path} cannot be made ({error.strerror}); choose another folder") from None
+        what, remedy = (f"--{option}={path}", "choose another folder") if option else (path, REMEDY)
+        raise OSError(f"{what} cannot be made ({error.strerror or error}); {remedy}") from None
 
 
 def read_json(path: Path, remedy: str = "restore it from a copy") -> dict | None:

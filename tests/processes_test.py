@@ -60,6 +60,14 @@ def finish(processes: list[subprocess.Popen], directory: Path) -> None:
     assert codes == [0, 0], [(directory / f"stderr_{process}").read_text()[-3000:] for process in range(2)]
 
 
+def wait_for_epochs(number: int, run: str, directory: Path, processes: list[subprocess.Popen]) -> None:
+    path, deadline = directory / "work" / run / "metrics.jsonl", time.monotonic() + 240
+    while not (path.exists() and len(path.read_text().splitlines()) >= number):
+        running = all(process.poll() is None for process in processes)
+        assert running and time.monotonic() < deadline, (directory / "stderr_1").read_text()[-3000:]
+        time.sleep(0.01)
+
+
 def journal(directory: Path, run: str) -> list[dict]:
     return [json.loads(line) for line in (directory / "work" / run / "metrics.jsonl").read_text().splitlines()]
 
@@ -74,8 +82,7 @@ def assert_same_run(ours: Path, theirs: Path, run: str, *, exactly: bool) -> Non
 
 
 def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
-    info, splits = synthetic.tiny()
-    records.write(tmp_path / "records", info, splits)
+    records.write(tmp_path / "records", *synthetic.tiny())
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
     subprocess.run(command(one), cwd=ROOT, check=True, capture_output=True)
 
@@ -88,11 +95,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
 
     streamed = "--config.training.data=streamed"  # streaming changes no bit of the result
     processes = start(killed, streamed)
-    path, deadline = killed / "work" / "augmented_rgb" / "metrics.jsonl", time.monotonic() + 240
-    while not (path.exists() and len(path.read_text().splitlines()) >= 2):
-        running = all(process.poll() is None for process in processes)
-        assert running and time.monotonic() < deadline, (killed / "stderr_1").read_text()[-3000:]
-        time.sleep(0.01)
+    wait_for_epochs(2, "augmented_rgb", killed, processes)
     os.kill(processes[1].pid, signal.SIGKILL)
     try:  # the other process either notices the loss and ends, or is stopped here
         processes[0].wait(timeout=5)
@@ -102,3 +105,42 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
     finish(start(killed, streamed), killed)
     for run in runs:
         assert_same_run(two, killed, run, exactly=True)
+
+
+@pytest.fixture
+def one_run(tmp_path):
+    """The option for a config with a single run, vanilla_rgb."""
+    records.write(tmp_path / "records", *synthetic.tiny())
+    lines = (
+        "from kd_jax import config as schema",
+        "def get_config():",
+        "    config = schema.load('demo', 'smoke')",
+        "    with config.unlocked():",
+        "        del config.runs.flow_teacher, config.runs.augmented_rgb, config.fusions.two_stream",
+        "        config.baseline = ''",
+        "        config.model.update(hidden=8, num_layers=2)",
+        "    return config",
+    )
+    (tmp_path / "one_run.py").write_text("\n".join(lines))
+    return f"--config={tmp_path / 'one_run.py'}"
+
+
+def test_sigterm_to_any_process_stops_all_and_changes_no_bit(one_run, tmp_path):
+    """It is sent to the second process, to the first one, and to both, each time before the job continues."""
+    whole, stopped, run = tmp_path / "whole", tmp_path / "stopped", "vanilla_rgb"
+    more = one_run, "--config.training.epochs=6", "--config.training.checkpoint_every=6"
+    finish(start(whole, *more), whole)
+
+    for before, receivers in ((0, [1]), (1, [0]), (2, [0, 1])):
+        processes = start(stopped, *more)
+        wait_for_epochs(before + 1, run, stopped, processes)
+        for i in receivers:
+            processes[i].terminate()
+        sent = time.monotonic()
+        codes = [process.wait(timeout=60) for process in processes]
+        output = [(stopped / f"stderr_{process}").read_text() for process in range(2)]
+        assert codes == [143, 143] and time.monotonic() - sent < 25, output
+        assert all("stopped by SIGTERM; the same command continues\n" in text for text in output), output
+        assert bool(before) == ("continues after epoch" in output[0]), output
+    finish(start(stopped, *more), stopped)
+    assert_same_run(whole, stopped, run, exactly=True)

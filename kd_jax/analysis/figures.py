@@ -25,6 +25,7 @@ from kd_jax.analysis import (
 )
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.analysis.study import FigureFunction, Study, Unavailable
+from kd_jax.files import make_folder
 
 
 class Figure(NamedTuple):
@@ -79,7 +80,7 @@ def make_figures(
     if unknown := [name for name in names if name not in FIGURES]:
         raise ValueError(f"there is no figure {unknown[0]!r}; known figures: {', '.join(FIGURES)}")
     study, output = Study(experiment, classes, perplexity), epath.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     made = {}
     for name in names:
         try:

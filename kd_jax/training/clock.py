@@ -50,9 +50,10 @@ class Clock:
         self._seconds["unsaved"] += seconds
 
     def saved(self) -> None:
-        """Notes that everything so far is on the disk."""
-        self._seconds["unsaved"] = 0.0
-        self.record()
+        """Notes that everything so far is on the disk; there is no entry before the first step."""
+        if self._seconds:
+            self._seconds["unsaved"] = 0.0
+            self.record()
 
     def record(self) -> None:
         """Writes the seconds so far."""

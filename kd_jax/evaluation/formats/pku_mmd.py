@@ -14,6 +14,7 @@ import numpy as np
 from kd_jax.data.checks import Findings, check_video_id, parse, read_text, short
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation.formats.fields import check_detections, class_of_label, finite, start_and_end
+from kd_jax.files import make_folder, write_atomically
 
 
 def write_pku_mmd(
@@ -44,17 +45,17 @@ def write_pku_mmd(
     tables = check_detections(detections, num_classes)
     directory = Path(os.path.abspath(directory))
     _check_free(directory, overwrite=overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     unfinished, replaced = (directory.with_name(f".{directory.name}.{w}-{os.getpid()}") for w in ("new", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    make_folder(unfinished)
     try:
         for video, table in tables.items():
             lines = [
                 f"{int(c) + first_label},{_digits(s * frames_per_second)},{_digits(e * frames_per_second)},{p!r}\n"
                 for c, s, e, p in table.tolist()
             ]
-            (unfinished / f"{video}.txt").write_text("".join(lines), encoding="utf-8")
+            write_atomically(unfinished / f"{video}.txt", "".join(lines).encode())
         if directory.exists():
             directory.rename(replaced)
         unfinished.rename(directory)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.evaluation.formats import fields
-from kd_jax.files import write_atomically
+from kd_jax.files import make_folder, write_atomically
 
 
 def write_webvtt(folder: Path, detections: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def write_webvtt(folder: Path, detections: Mapping[str, np.ndarray], classes: Se
     """
     names = list(fields.class_ids(classes))
     tables = fields.check_detections(detections, len(names))
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for video, table in tables.items():
         cues = ["WEBVTT"]
         for class_id, start, end, score in table[np.argsort(table[:, 1], kind="stable")].tolist():
