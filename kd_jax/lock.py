@@ -23,7 +23,7 @@ from typing import Protocol
 
 from absl import logging
 
-from kd_jax.files import write_atomically
+from kd_jax.files import REMEDY, write_atomically
 
 RENEWED, EXPIRED = 20.0, 70.0  # seconds between renewals of a lease, and without one until it is taken over
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
@@ -59,9 +59,11 @@ def _lock(folder: Path, path: Path) -> Lock:
         return _Lease(folder, path)
     try:
         return _SystemLock(folder, path)
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise
+            raise OSError(f"{path} cannot be written ({error.strerror}); {REMEDY}") from None
     logging.warning("%s is on a file system without locks; a lease that is renewed replaces the lock", folder)
     return _Lease(folder, path)
 

@@ -125,3 +125,12 @@ def test_two_builders_of_one_folder(tmp_path):
     assert f"data_prep.build: {tmp_path / 'mine'} is in use by process {os.getpid()}" in str(ended.value)
     build.main(["--dataset=synthetic", f"--output={tmp_path / 'mine'}"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match=r"/\.lock cannot be written \(No space left on device\); run the same command"):
+        held(tmp_path).__enter__()
