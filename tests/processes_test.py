@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,18 +37,21 @@ def command(directory: Path, *more: str) -> list[str]:
     ]
 
 
+def devices(number: int) -> dict[str, str]:
+    return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"}
+
+
 def start(directory: Path, *more: str) -> list[subprocess.Popen]:
     """Start both processes of a job. Their output goes to the files stdout_0, stderr_0, stdout_1 and stderr_1."""
     directory.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     return [
         subprocess.Popen(
             command(directory, coordinator, "--processes=2", f"--process={process}", *more),
             cwd=ROOT,
-            env=environment,
+            env=devices(2),
             stdout=(directory / f"stdout_{process}").open("w"),
             stderr=(directory / f"stderr_{process}").open("w"),
         )
@@ -72,13 +76,15 @@ def journal(directory: Path, run: str) -> list[dict]:
     return [json.loads(line) for line in (directory / "work" / run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_run(ours: Path, theirs: Path, run: str, *, exactly: bool) -> None:
+def assert_same_run(ours: Path, theirs: Path, run: str, *, tolerance: float | None = None) -> None:
+    """Compares losses, scores and logits; exactly without a tolerance, which is relative and absolute."""
+    close = {"rtol": tolerance or 0, "atol": tolerance or 0}
     for a, b in zip(journal(ours, run), journal(theirs, run), strict=True):
         for key in a.keys() - {"seconds", "snippets_per_second"}:
-            np.testing.assert_allclose(a[key], b[key], rtol=0 if exactly else 1e-2, atol=0 if exactly else 1e-3)
+            np.testing.assert_allclose(a[key], b[key], **close)
     a, b = (read_arrays(directory / "work" / run / "predictions_test.npz") for directory in (ours, theirs))
     for video in a:
-        np.testing.assert_allclose(a[video], b[video], rtol=0 if exactly else 1e-2, atol=0 if exactly else 1e-2)
+        np.testing.assert_allclose(a[video], b[video], **close)
 
 
 def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
@@ -89,7 +95,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
     finish(start(two), two)
     runs = ("flow_teacher", "augmented_rgb")
     for run in runs:
-        assert_same_run(one, two, run, exactly=False)
+        assert_same_run(one, two, run, tolerance=1e-3)
     assert "| augmented_rgb" in (two / "stdout_0").read_text() and "|" not in (two / "stdout_1").read_text()
     assert "flow_teacher" in (two / "stderr_0").read_text() and "flow_teacher" not in (two / "stderr_1").read_text()
 
@@ -104,7 +110,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
     assert all(process.wait(timeout=120) for process in processes)
     finish(start(killed, streamed), killed)
     for run in runs:
-        assert_same_run(two, killed, run, exactly=True)
+        assert_same_run(two, killed, run)
 
 
 @pytest.fixture
@@ -143,4 +149,34 @@ def test_sigterm_to_any_process_stops_all_and_changes_no_bit(one_run, tmp_path):
         assert all("stopped by SIGTERM; the same command continues\n" in text for text in output), output
         assert bool(before) == ("continues after epoch" in output[0]), output
     finish(start(stopped, *more), stopped)
-    assert_same_run(whole, stopped, run, exactly=True)
+    assert_same_run(whole, stopped, run)
+
+
+def test_another_number_of_devices_or_processes_continues(one_run, tmp_path):
+    """One device → two, two → one, one → two processes of two each, from the checkpoint of epoch 18 of 24.
+
+    The figures of the demo in docs/training.md were measured in the same way: configs/demo.py with one and two devices
+    of a CPU (--xla_force_host_platform_device_count), each continued with the other number after epoch 16 of 24.
+    """
+    run, more = "vanilla_rgb", (one_run, "--config.training.epochs=24", "--config.training.checkpoint_every=6")
+
+    def train(directory: Path, number: int) -> str:
+        options = {"cwd": ROOT, "env": devices(number), "capture_output": True, "text": True}
+        return subprocess.run(command(directory, *more), check=True, **options).stderr
+
+    def killed(source: Path, name: str) -> Path:
+        shutil.copytree(source, tmp_path / name)
+        folder = tmp_path / name / "work" / run
+        shutil.rmtree(folder / "checkpoints" / "24")
+        for path in (folder / "results.json", *folder.glob("predictions_*")):
+            path.unlink()
+        return tmp_path / name
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, 1), train(two, 2)
+    one_two, two_one, processes = killed(one, "one_two"), killed(two, "two_one"), killed(one, "processes")
+    output = [train(one_two, 2), train(two_one, 1)]
+    finish(start(processes, *more), processes)
+    assert all("continues after epoch 18 of 24" in text for text in [*output, (processes / "stderr_0").read_text()])
+    for continued, whole in ((one_two, one), (two_one, two), (processes, one)):
+        assert_same_run(whole, continued, run, tolerance=1e-5)  # measured: losses 2e-7, logits 7e-7, scores equal
