@@ -9,7 +9,7 @@ provenance.json decides nothing. `kd_jax.verify` compares it with the files of t
 import datetime
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -35,11 +35,18 @@ def add_session(directory: epath.Path, after_epoch: int) -> None:
 def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None:
     """Records the end of a training, the fingerprints of its teachers' folders and the SHA-256 of every file."""
     known = read_json(directory / FILE) or {}
-    walked = epath.Path(directory).walk()  # pathlib has it from Python 3.12 on
-    found = (root / name for root, _, names in walked for name in names if name not in OWN)
-    names = sorted("/".join(path.relative_to(directory).parts) for path in found)
-    files = {name: sha256(directory / name) for name in names if not name.startswith((".", "seed_"))}
+    names = [name for name in sorted(_files(epath.Path(directory))) if not name.startswith((".", "seed_"))]
+    files = {name: sha256(directory / name) for name in names}
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    """Yields the names of all files in a folder, with `/` between folders; `walk` of a bucket leaves out gs://."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        elif path.name not in OWN:
+            yield f"{prefix}{path.name}"
 
 
 def _now() -> str:
