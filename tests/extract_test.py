@@ -66,7 +66,8 @@ def run_process(module, *arguments):
 
 def settings(figures, modality="rgb", **sampling):
     sampling = {"size": stickfigures.SIZE, "shorter_side": stickfigures.SHORTER_SIDE, **sampling}
-    return extract.Settings(modality, figures / "weights" / f"{modality}.npz", Sampling(**sampling), None, "float32")
+    fps = stickfigures.FPS if modality == "pose" else None  # skeleton files do not state it
+    return extract.Settings(modality, figures / "weights" / f"{modality}.npz", Sampling(**sampling), fps, "float32")
 
 
 @functools.partial(jax.jit, static_argnums=0)
