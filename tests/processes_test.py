@@ -131,6 +131,7 @@ def one_run(tmp_path):
     return f"--config={tmp_path / 'one_run.py'}"
 
 
+@pytest.mark.exhaustive
 def test_sigterm_to_any_process_stops_all_and_changes_no_bit(one_run, tmp_path):
     """It is sent to the second process, to the first one, and to both, each time before the job continues."""
     whole, stopped, run = tmp_path / "whole", tmp_path / "stopped", "vanilla_rgb"
@@ -152,6 +153,7 @@ def test_sigterm_to_any_process_stops_all_and_changes_no_bit(one_run, tmp_path):
     assert_same_run(whole, stopped, run)
 
 
+@pytest.mark.exhaustive
 def test_another_number_of_devices_or_processes_continues(one_run, tmp_path):
     """One device → two, two → one, one → two processes of two each, from the checkpoint of epoch 18 of 24.
 
