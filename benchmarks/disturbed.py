@@ -1,7 +1,7 @@
 """Runs a command and disturbs it once: a signal, or a deleted folder. Used by `benchmarks.faults`.
 
-    python -m benchmarks.disturbed '{"action": "KILL", "folder": "/tmp/work", "part": "checkpoints", "count": 3,
-        "log": "/tmp/log"}' kd_jax train --config=…
+    python -m benchmarks.disturbed '{"action": "KILL", "folder": "workdir/demo", "part": "checkpoints", "count": 3,
+        "log": "operations.txt"}' kd_jax train --config=…
 
 This sends SIGKILL before the third operation on a file under `folder` whose path contains `part`: an open for writing,
 a rename, a removal, a new folder. With "seconds" instead of "count" it acts after this time. The log has one line for

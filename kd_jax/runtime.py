@@ -273,6 +273,12 @@ def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     return min([memory, *(int(limit) for limit in limits if limit != "max")])
 
 
+def device_memory(host_share: int = 1) -> int:
+    """Returns the bytes of memory of one device; on a CPU those that this process may use, divided by `host_share`."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", host_memory() // host_share)
+
+
 def _limits(controller: str, name_2: str, name_1: str, groups: Path, root: Path) -> Iterator[Path]:
     """Yields the files with a limit of the control groups of this process and their parents, version 2 or 1."""
     for line in groups.read_text().splitlines() if groups.exists() else ():

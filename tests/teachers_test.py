@@ -1,5 +1,6 @@
 """A student learns from runs, ensembles, runs of another workdir and folders of features."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -305,7 +306,9 @@ def test_teacher_features_beyond_float32_are_refused(finished, tmp_path):
 def test_outputs_of_a_teacher_that_are_not_finite_name_the_video(finished, monkeypatch):
     source = source_of(finished)
     examples = make_examples(source.videos("train", ["rgb"]), "rgb", len(source.info.classes))
-    examples[1].features[2] = np.inf
+    damaged = np.array(examples[1].features)  # a copy, because synthetic videos are kept for other tests
+    damaged[2] = np.inf
+    examples[1] = dataclasses.replace(examples[1], features=damaged)
     monkeypatch.setattr(teachers_module, "make_examples", lambda *_: examples)
     teacher = Teacher("flow", (finished / "vanilla_rgb",))
     with pytest.raises(FloatingPointError, match=f"teacher .*vanilla_rgb for video '{examples[1].id}' are not finite"):

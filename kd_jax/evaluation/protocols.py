@@ -97,7 +97,7 @@ def _frame_map(scores: Tables, truth: Truth) -> Scored:
 
 
 def check_frames(num_frames: Mapping[str, int], num_snippets: Mapping[str, int]) -> None:
-    """Raises ValueError if the scores of these videos are too few to be up-sampled to so many frames."""
+    """Raises ValueError if up-sampling would repeat the scores of each snippet too often."""
     frames, snippets = sum(num_frames.values()), sum(num_snippets[video] for video in num_frames)
     if frames > max(FEW_FRAMES, FRAMES_PER_SNIPPET * snippets):
         video = max(num_frames, key=lambda video: num_frames[video] / num_snippets[video])

@@ -86,6 +86,17 @@ def fuse(streams: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {video: np.mean([stream[video] for stream in streams], axis=0) for video in streams[0]}
 
 
+def check_outputs(what: str, outputs: Mapping[str, Any]) -> None:
+    """Raises FloatingPointError, which begins with `what` and names the first video whose arrays are not finite.
+
+    `outputs` is {video: an array, or Outputs}.
+    """
+    for video, arrays in outputs.items():
+        if not all(np.isfinite(array).all() for array in jax.tree.leaves(arrays)):
+            remedy = "look for values in its features that are not finite, or too large"
+            raise FloatingPointError(f"{what} {video!r} are not finite; {remedy}")
+
+
 class SplitPredictor:
     """Predicts `videos`, those of one split, with each of P parameter sets; `info` describes the data set.
 
@@ -106,7 +117,5 @@ class SplitPredictor:
         outputs = run_detector(self._model, variables, self._examples, **self._forward, **options)
         pairs = zip(self._examples, outputs, strict=True)
         tables = {example.id: out.logits.reshape(count, *out.logits.shape[-2:]) for example, out in pairs}
-        if damaged := [video for video, table in tables.items() if not np.isfinite(table).all()]:
-            remedy = "look for values in its features that are not finite, or too large"
-            raise FloatingPointError(f"the logits of video {damaged[0]!r} are not finite; {remedy}")
+        check_outputs("the logits of video", tables)
         return [{video: table[i] for video, table in tables.items()} for i in range(count)]

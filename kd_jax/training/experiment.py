@@ -17,7 +17,7 @@ from kd_jax import runtime
 from kd_jax.config import as_json, teaching_runs
 from kd_jax.data.source import Source
 from kd_jax.files import checked_path, write_atomically, write_json
-from kd_jax.training.clock import FILE, read_time
+from kd_jax.training import clock
 from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
 from kd_jax.training.run import PREDICTIONS, Run, check_files, train_runs
 from kd_jax.training.scores import score_predictions, scoring_of
@@ -56,7 +56,7 @@ def perform(
     if not resume and runtime.is_first():
         for name in order:
             (workdir / name).rmtree(missing_ok=True)  # `prepare` has checked that the folder is a run
-        (workdir / FILE).unlink(missing_ok=True)
+        (workdir / clock.FILE).unlink(missing_ok=True)
     session.clock.open(workdir)
     runtime.wait_for_all("the workdir is ready")
     scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
@@ -86,7 +86,7 @@ def perform(
         session.check()
         for directory in [run_directory(config, workdir, name, seed) for name in order for seed in seeds(config)]:
             check_files(directory, ("config.json", "results.json", *PREDICTIONS))
-        results["time"] = read_time(workdir)
+        results["time"] = clock.read_time(workdir)
         write_json(workdir / "results.json", results)
         write_atomically(workdir / "results.md", markdown(results).encode())
     logging.info("results in %s", workdir / "results.md")

@@ -29,8 +29,7 @@ class Shapes(NamedTuple):
 
 def total() -> int:
     """Bytes of the memory of one device; on a CPU those of the host."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit", runtime.host_memory())
+    return runtime.device_memory()
 
 
 def check_run(program: Program, shapes: Shapes) -> None:
@@ -76,12 +75,15 @@ def check_videos(size: int) -> None:
 
 def check_compiled(compiled: jax.stages.Compiled) -> None:
     """Raises MemoryError if a compiled program needs more than there is."""
+    if (size := program_size(compiled)) > total():
+        remedy = "lower training.batch_size, hidden, num_layers or the options of the terms"
+        raise MemoryError(f"training takes {_shown(size)} of {_shown(total())} of memory; {remedy}")
+
+
+def program_size(compiled: jax.stages.Compiled) -> int:
+    """Bytes of the arguments and intermediate values of a compiled program; 0 if its backend does not report them."""
     needed = compiled.memory_analysis()
-    if needed is not None:
-        size = needed.argument_size_in_bytes + needed.temp_size_in_bytes
-        if size > total():
-            remedy = "lower training.batch_size, hidden, num_layers or the options of the terms"
-            raise MemoryError(f"training takes {_shown(size)} of {_shown(total())} of memory; {remedy}")
+    return needed.argument_size_in_bytes + needed.temp_size_in_bytes if needed else 0
 
 
 def _require(size: int, what: str, remedy: str) -> None:

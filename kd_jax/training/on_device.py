@@ -19,7 +19,7 @@ import numpy as np
 
 from kd_jax import sharding
 from kd_jax.data.batches import Example
-from kd_jax.runtime import host_memory
+from kd_jax.runtime import device_memory
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_gradient, make_update
 from kd_jax.types import Array, Batch, Outputs
@@ -47,8 +47,7 @@ def num_bytes(teacher_sets: Sequence[Sequence[Example]]) -> int:
 
 def memory_limit() -> int:
     """Bytes that a program may use on a device; on a CPU half of the host's, as `Source` may use the rest."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit", host_memory() // 2)
+    return device_memory(host_share=2)
 
 
 def fits(teacher_sets: Sequence[Sequence[Example]]) -> bool:

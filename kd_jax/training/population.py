@@ -120,11 +120,11 @@ class Population:
         if self._data is None:
             return False
         try:
-            needed = compile_for(self._function, *self._arguments(1)).memory_analysis()
+            needed = memory.program_size(compile_for(self._function, *self._arguments(1)))
         except MemoryError:
             return False
-        assert needed is not None  # every backend that maps runs reports it
-        return needed.argument_size_in_bytes + needed.temp_size_in_bytes <= on_device.memory_limit()
+        assert needed  # every backend that maps runs reports it
+        return needed <= on_device.memory_limit()
 
     def run_epoch(
         self,

@@ -26,7 +26,7 @@ from kd_jax.data.feature_files import check_file
 from kd_jax.data.feature_folders import FeatureFolder
 from kd_jax.data.source import Source
 from kd_jax.files import checked_path, read_json, sha256
-from kd_jax.inference.predict import run_detector
+from kd_jax.inference.predict import check_outputs, run_detector
 from kd_jax.training import checkpoints
 from kd_jax.training.logs import summary
 from kd_jax.training.run_config import COPY_AGAIN, read_run_config
@@ -68,12 +68,8 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     videos = source.videos("train", [modality])
     own = make_examples(videos, modality, len(source.info.classes))
     outputs = run_detector(teacher.model, teacher.variables, own, progress="teacher", **forward)
-    finite = (all(np.isfinite(array).all() for array in jax.tree.leaves(of_video)) for of_video in outputs)
-    if damaged := [video.id for video, is_finite in zip(videos, finite, strict=True) if not is_finite]:
-        remedy = "look for values in its features that are not finite, or too large"
-        raise FloatingPointError(
-            f"the outputs of the teacher {folder} for video {damaged[0]!r} are not finite; {remedy}"
-        )
+    found = {video.id: of_video for video, of_video in zip(videos, outputs, strict=True)}
+    check_outputs(f"the outputs of the teacher {folder} for video", found)
     return outputs
 
 
