@@ -187,7 +187,7 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
 @pytest.mark.parametrize(
     "damaged, sizes",
     [
-        ({"atomic": 3, "both/seed_1": 3}, [6]),
+        pytest.param({"atomic": 3, "both/seed_1": 3}, [6], marks=pytest.mark.exhaustive),
         ({"atomic": 2, "both": 3}, [1, 2, 3]),  # these two have no sound epoch in common
     ],
 )
