@@ -186,8 +186,7 @@ def test_why_a_folder_was_not_written(tmp_path):
     assert why_not_written(missing, "/other") is None and why_not_written(KeyError("x"), tmp_path) is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [20_000, *exhaustive(1_000, 60_000)])
+@pytest.mark.parametrize("size", exhaustive(1_000, 20_000, 60_000))
 def test_a_limit_on_files_ends_in_one_sentence(size, tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py", f"--workdir={tmp_path}"]
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
@@ -221,6 +220,7 @@ def test_a_limit_on_files_ends_other_commands_in_one_sentence(command, whole, tm
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigterm_saves_ends_with_143_and_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "kd_jax.main", "--config=tests/teacher_and_student.py", "--noreport"]
     command += ["--config.training.epochs=100", "--config.training.checkpoint_every=80"]
