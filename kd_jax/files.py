@@ -82,15 +82,12 @@ def why_not_written(error: BaseException, folder: str | os.PathLike) -> str | No
 
     Libraries that write checkpoints have their own errors, which contain the message of the system.
     """
-    found: BaseException | None = error
-    while found:
-        text = str(found)
-        for kinds, holds in ((_FULL, True), (_UNWRITABLE, os.fspath(folder) in text)):
-            for kind in kinds if holds else ():
-                if os.strerror(kind) in text:
-                    return os.strerror(kind)
-        found = found.__cause__ or found.__context__
-    return None
+    text = str(error)
+    kinds = _FULL + _UNWRITABLE if os.fspath(folder) in text else _FULL
+    if reason := next((os.strerror(kind) for kind in kinds if os.strerror(kind) in text), None):
+        return reason
+    cause = error.__cause__ or error.__context__
+    return why_not_written(cause, folder) if cause else None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

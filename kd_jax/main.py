@@ -117,7 +117,7 @@ def _fail(error: Exception, workdir: epath.Path, session: Session, in_job: bool)
     """
     message = None
     try:
-        session.check()
+        session.check_workdir()
     except DamagedFileError as lost:
         error = lost
     if isinstance(error, (FloatingPointError, MemoryError, DamagedFileError)):

@@ -1,6 +1,7 @@
 """Damaged compiled programs on disk: they are found, deleted, reported once and compiled again."""
 
 import errno
+import logging
 import random
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from kd_jax import checked_cache
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty folder in which JAX keeps checked programs."""
+def cache(tmp_path, monkeypatch, caplog):
+    """An empty folder in which JAX keeps checked programs; `caplog` has warnings only."""
+    caplog.set_level(logging.WARNING)
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setattr(compilation_cache, "LRUCache", checked_cache.CheckedCache)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))

@@ -22,7 +22,7 @@ from kd_jax.training import experiment
 from kd_jax.training import run as run_module
 from kd_jax.training.clock import describe_time, read_time
 from kd_jax.training.plan import prepare
-from kd_jax.training.session import Session
+from kd_jax.training.session import Session, StopRequested
 from tests.experiment_test import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +39,10 @@ class Stopping(Session):
         super().__init__()
         self._count = count
 
-    def must_stop(self):
+    def check_signal(self):
         self._count -= 1
-        return self._count == 0
+        if self._count == 0:
+            raise StopRequested
 
     def stop(self):
         raise Stopped

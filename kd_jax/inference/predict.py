@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ def run_detector(
     batch_size: int,
     num_buckets: int,
     progress: str | None = None,
+    before_batch: Callable[[], None] = lambda: None,
     side_by_side: bool = False,
     with_features: bool = True,
 ) -> list[Outputs]:
@@ -53,6 +54,7 @@ def run_detector(
       batch_size: videos per forward pass.
       num_buckets: number of padded lengths, each compiled once.
       progress: label of a progress bar.
+      before_batch: is called before each forward pass, in all processes of a job, and may raise an exception.
       side_by_side: the variables are P sets, `[P, …]`; the outputs then have a first axis P as well.
       with_features: False leaves out the features.
 
@@ -70,6 +72,7 @@ def run_detector(
         contextlib.closing(iterate_epoch(examples, buckets, batch_size, mesh)) as batches,
     ):
         for indices, batch, _ in batches:
+            before_batch()
             options = {"side_by_side": side_by_side, "with_features": with_features}
             result = sharding.fetch(forward(model, variables, batch.features, batch.mask, **options), mesh)
             for row, index in enumerate(indices):
@@ -108,12 +111,15 @@ class SplitPredictor:
         self._examples = make_examples(self.videos, modality, len(source.info.classes))
         self._model, self._forward = model, forward
 
-    def __call__(self, variables: dict, *, progress: str | None = None) -> list[dict[str, np.ndarray]]:
-        """`variables` `[P, …]` → P times {video: logits `[T, C]`}; FloatingPointError if one is not finite."""
+    def __call__(self, variables: dict, **options) -> list[dict[str, np.ndarray]]:
+        """`variables` `[P, …]` → P times {video: logits `[T, C]`}; FloatingPointError if one is not finite.
+
+        `options` are `progress` and `before_batch` of `run_detector`.
+        """
         count = len(jax.tree.leaves(variables)[0])
         if count == 1:
             variables = jax.tree.map(lambda x: x[0], variables)
-        options: dict[str, Any] = {"progress": progress, "side_by_side": count > 1, "with_features": False}
+        options |= {"side_by_side": count > 1, "with_features": False}
         outputs = run_detector(self._model, variables, self._examples, **self._forward, **options)
         pairs = zip(self._examples, outputs, strict=True)
         tables = {example.id: out.logits.reshape(count, *out.logits.shape[-2:]) for example, out in pairs}

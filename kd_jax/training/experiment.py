@@ -83,7 +83,7 @@ def perform(
             scores[name].append(score_predictions(directories, source, scoring_of(config)))
     results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
     if runtime.is_first():
-        session.check()
+        session.check_workdir()
         for directory in [run_directory(config, workdir, name, seed) for name in order for seed in seeds(config)]:
             check_files(directory, ("config.json", "results.json", *PREDICTIONS))
         results["time"] = clock.read_time(workdir)

@@ -45,7 +45,7 @@ from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, runs_at_once
 from kd_jax.training.scores import VALIDATION, read_results, scoring_of, write_results
-from kd_jax.training.session import Session
+from kd_jax.training.session import Session, StopRequested
 from kd_jax.training.state import TrainState, create_train_state, model_params
 from kd_jax.training.step import Program, Settings
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
@@ -222,30 +222,32 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         stack.callback(_clear_deleted, runs)
         if done or stopped:
             part, population.states, best = _restore(job, runs, done, stopped, (population.states, best))
-        before = part.epoch - 1
         keepers = [stack.enter_context(Checkpoints(run.directory, after_epoch=done)) for run in runs]
-        logs = [stack.enter_context(Log(run.directory, after_epoch=before)) for run in runs if runtime.is_first()]
-        steps = before * job.steps_per_epoch + part.steps
+        writers = runs if runtime.is_first() else ()
+        logs = [stack.enter_context(Log(run.directory, after_epoch=part.epoch - 1)) for run in writers]
+        steps = (part.epoch - 1) * job.steps_per_epoch + part.steps
         bar = stack.enter_context(Progress(title, training.epochs * job.steps_per_epoch, steps))
         if steps:
             within = f" and {part.steps} of {job.steps_per_epoch} steps" if part.steps else ""
-            logging.info("%s: continues after epoch %d of %d%s", title, before, training.epochs, within)
+            logging.info("%s: continues after epoch %d of %d%s", title, part.epoch - 1, training.epochs, within)
         else:
             _announce(runs, model_params(population.states.params), job.show_parameters)
         stack.enter_context(job.session.unsaved)
         for epoch in range(part.epoch, training.epochs + 1):
-            if not _train_steps(job, population, part, bar.step):
-                _stop(job, runs, part, (population.states, best), is_new=part.steps > 0 or before > done)
-            records = _make_records(population, part, runs)
-            with job.session.clock.productive():
-                scores = _validate(population.states, predictors["validation"], runs, records)
+            try:
+                _train_steps(job, population, part, bar.step)
+                records = _make_records(population, part, runs)
+                with job.session.clock.productive():
+                    scores = _validate(job.session, population.states, predictors["validation"], runs, records)
+            except StopRequested:
+                _stop(job, runs, part, (population.states, best), is_new=part.steps > 0 or epoch > done + 1)
             best = keep_better(best, population.states, scores, epoch)
             _check_folders(job, runs)
             for log, record in zip(logs, records, strict=False):
                 log.write(epoch, epoch * job.steps_per_epoch, record)
             job.session.clock.record()
             bar.finish_epoch(records)
-            part, before = Part(epoch + 1), epoch
+            part = Part(epoch + 1)
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
                 _save(job, runs, keepers, epoch, (population.states, best))
                 done = epoch
@@ -276,7 +278,7 @@ def _stop(job: _Job, runs: Sequence[Run], part: Part, trees: tuple[TrainState, d
 
 def _check_folders(job: _Job, runs: Sequence[Run]) -> None:
     """Raises DamagedFileError if the workdir or the folder of a run was deleted while it is trained."""
-    job.session.check()
+    job.session.check_workdir()
     for run in runs if runtime.is_first() else ():
         if not (run.directory / "config.json").exists() and (run.directory / "metrics.jsonl").exists():
             write_json(run.directory / "config.json", dict(run.manifest))  # this file alone was deleted
@@ -374,23 +376,21 @@ def _restore(
     return part, states, best
 
 
-def _train_steps(job: _Job, population: Population, part: Part, report: Callable) -> bool:
-    """Trains the rest of an epoch; False if the program must stop before it is validated.
+def _train_steps(job: _Job, population: Population, part: Part, report: Callable) -> None:
+    """Trains the rest of an epoch, or until a value is not finite; raises StopRequested if the program must stop.
 
     The steps are taken in groups of a few seconds, between which the processes agree on whether to stop.
     """
-    while not job.session.must_stop():
-        if part.steps == job.steps_per_epoch:
-            return True
+    while part.steps < job.steps_per_epoch:
+        job.session.check_signal()
         started, until = time.perf_counter(), min(part.steps + population.pace, job.steps_per_epoch)
         with job.session.clock.productive():
             metrics = population.run_epoch(part.epoch, report, first=part.steps, until=until)
         part.add(metrics, time.perf_counter() - started)
         if part.steps < until:  # it is no longer finite
-            return True
+            return
         slow = runtime.any_process(time.perf_counter() - started > PAUSE)
         population.pace = max(1, population.pace // 2) if slow else 2 * population.pace
-    return False
 
 
 def _make_records(population: Population, part: Part, runs: Sequence[Run]) -> list[dict]:
@@ -427,13 +427,17 @@ def _describe_divergence(
     return f"{run.title}: training {place} ({what}), with the videos {videos}{damage}; {checkpoint}; {remedy}"
 
 
-def _validate(states: TrainState, predictor: SplitPredictor, runs: Sequence[Run], records: list[dict]) -> np.ndarray:
+def _validate(
+    session: Session, states: TrainState, predictor: SplitPredictor, runs: Sequence[Run], records: list[dict]
+) -> np.ndarray:
     """Adds the validation scores to the records, and returns those that select the best epoch, `[P]`.
 
-    NaN where nothing can select: there are no validation videos, or the run does not learn the task.
+    NaN where nothing can select: there are no validation videos, or the run does not learn the task. Raises
+    StopRequested between two batches.
     """
     if predictor.videos:
-        predictions = predictor({"params": model_params(states.params), **states.constants})
+        variables = {"params": model_params(states.params), **states.constants}
+        predictions = predictor(variables, before_batch=session.check_signal)
         for record, logits in zip(records, predictions, strict=True):
             scores = score_split(logits, predictor.videos, predictor.info, VALIDATION)
             record |= {f"validation/{key}": value for key, value in scores.items() if key != "per_class"}
@@ -489,7 +493,7 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
     for run, teachers in zip(writers, taught, strict=False):
         provenance.finish(run.directory, teachers)
     for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
-        job.session.check()
+        job.session.check_workdir()
         last = f"checkpoints/{job.config.training.epochs}"
         check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))

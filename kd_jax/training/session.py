@@ -23,6 +23,10 @@ GRACE = 20.0  # seconds from SIGTERM until the program ends, saved or not
 STOPPED = 128 + signal.SIGTERM  # exit code, as a shell reports it
 
 
+class StopRequested(Exception):
+    """A process of the job received SIGTERM, and what it trained must be saved."""
+
+
 class Session:
     """A start of the program. Without `listening`, as in a notebook, nothing asks it to stop.
 
@@ -39,7 +43,7 @@ class Session:
         self.unsaved = threading.Lock()
         self._requested = threading.Event()
 
-    def check(self) -> None:
+    def check_workdir(self) -> None:
         """Raises DamagedFileError if the workdir was deleted, or taken over by another program."""
         try:
             if self.lock:
@@ -80,9 +84,10 @@ class Session:
                 os.write(2, f"\nkd_jax.main: stopped by SIGTERM; the same command continues{how}\n".encode())
                 os._exit(STOPPED)
 
-    def must_stop(self) -> bool:
-        """Whether any process of the job received SIGTERM; all of them must call this."""
-        return runtime.any_process(self._requested.is_set())
+    def check_signal(self) -> None:
+        """Raises StopRequested if any process of the job received SIGTERM; all of them must call this."""
+        if runtime.any_process(self._requested.is_set()):
+            raise StopRequested
 
     def stop(self) -> NoReturn:
         """Ends all processes of the job, which must have saved what they trained and hold `unsaved`."""
