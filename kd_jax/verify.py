@@ -26,12 +26,12 @@ from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
-from kd_jax.files import DamagedFileError, checked_path, read_json, sha256
+from kd_jax.files import DamagedFileError, checked_path, read_json
 from kd_jax.training import experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
-from kd_jax.training.scores import read_predictions, score_predictions, scoring_of
+from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import fingerprint
 
@@ -77,10 +77,8 @@ class RunFolder:
         return read_json(self.directory / provenance.FILE, "delete it; only the history of the run is lost") or {}
 
     def check_written(self, name: str, remedy: str) -> None:
-        """Raises ValueError if a file is not what the run wrote."""
-        path, written = self.directory / name, self.provenance.get("files", {}).get(name)
-        _require(path.exists(), f"{path} is missing; {remedy}")
-        _require(written in (None, sha256(path)), f"{path} is not what the run wrote; {remedy}")
+        """Raises DamagedFileError if a file is missing or not what the run wrote."""
+        provenance.check_file(self.directory, name, self.provenance.get("files", {}), remedy)
 
 
 def _read(path: epath.Path, remedy: str) -> dict:
@@ -124,8 +122,8 @@ def _check_checkpoints(run: RunFolder) -> bool:
 
 
 def _check_predictions(run: RunFolder) -> bool:
-    for split in ("validation", "test"):
-        tables, name = read_predictions(run.directory, split), f"predictions_{split}.npz"
+    for split, name in PREDICTIONS.items():
+        tables = read_predictions(run.directory, split)
         path, remedy = run.directory / name, f"{AGAIN}, which predicts again"
         run.check_written(name, remedy)
         width = run.config["model"]["num_outputs"]
@@ -382,7 +380,7 @@ def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> 
 def _differences(old: epath.Path, new: epath.Path) -> tuple[float, float]:
     """The largest differences of the parameters of the best epoch and of the logits of two runs."""
     params = [{str(path): x for path, x in jax.tree.leaves_with_path(load_run(run).variables)} for run in (old, new)]
-    tables = [{split: read_predictions(run, split) for split in ("validation", "test")} for run in (old, new)]
+    tables = [{split: read_predictions(run, split) for split in PREDICTIONS} for run in (old, new)]
     logits = [{(split, video): x for split, of in both.items() for video, x in of.items()} for both in tables]
     return _largest(*params), _largest(*logits)
 

@@ -698,20 +698,20 @@ LOST["flipped"] = lambda content: content[:200] + bytes([content[200] ^ 4]) + co
 @pytest.mark.parametrize("lost", LOST)
 def test_lost_predictions_and_results_are_written_again(lost, copied, caplog):
     config, workdir, results = copied
-    files = [workdir / "augmented_rgb" / name for name in ("predictions_test.npz", "results.json")]
-    whole, log = [path.read_bytes() for path in files], workdir / "augmented_rgb" / "metrics.jsonl"
-    entries = log.read_bytes()
+    files = [workdir / "augmented_rgb" / "predictions_test.npz", workdir / "vanilla_rgb" / "results.json"]
+    whole, logs = [path.read_bytes() for path in files], [path.parent / "metrics.jsonl" for path in files]
+    entries = [log.read_bytes() for log in logs]
     for path, content in zip(files, whole, strict=True):
-        caplog.clear()
         changed = LOST[lost](content)
         path.unlink() if changed is None else path.write_bytes(changed)
-        if path.suffix == ".npz":
+        if path == files[0]:
             with pytest.raises(ValueError, match=r"test\.npz is (damaged|missing).*; run its experiment again"):
                 open_experiment(workdir).logits("augmented_rgb", 0)
-        assert perform(config, workdir)["rows"] == results["rows"]
-        assert [path.read_bytes() for path in files] == whole and log.read_bytes() == entries
-        named = f"{path} is {'missing' if changed is None else 'damaged'}"
-        assert (named in caplog.text) == (changed is not None or path.suffix == ".npz")
+    assert perform(config, workdir)["rows"] == results["rows"]
+    assert [path.read_bytes() for path in files] == whole and [log.read_bytes() for log in logs] == entries
+    how = "is missing" if lost == "deleted" else "is not what the run wrote"
+    assert f"{files[0]} {how}; it is written again" in caplog.text
+    assert (f"{files[1]} is damaged" in caplog.text) == (lost != "deleted")
 
 
 @pytest.mark.parametrize("lost", LOST)

@@ -19,8 +19,8 @@ from kd_jax.data.source import Source
 from kd_jax.files import checked_path, write_atomically, write_json
 from kd_jax.training import clock
 from kd_jax.training.plan import make_manifest, run_directory, seeds, training_order
-from kd_jax.training.run import PREDICTIONS, Run, check_files, train_runs
-from kd_jax.training.scores import score_predictions, scoring_of
+from kd_jax.training.run import Run, check_files, train_runs
+from kd_jax.training.scores import PREDICTIONS, score_predictions, scoring_of
 from kd_jax.training.session import Session
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import Teacher, given_folders
@@ -59,8 +59,31 @@ def perform(
         (workdir / clock.FILE).unlink(missing_ok=True)
     session.clock.open(workdir)
     runtime.wait_for_all("the workdir is ready")
-    scores: dict[str, list[dict]] = {name: [] for name in (*config.runs, *config.fusions)}
-    failures, untrained = list[str](), set[str]()
+    scores = _train(config, workdir, source, session, profile)
+    for name, streams in config.fusions.items():
+        of_seeds = [[run_directory(config, workdir, stream, seed) for stream in streams] for seed in seeds(config)]
+        scores[name] = [score_predictions(directories, source, scoring_of(config)) for directories in of_seeds]
+    results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
+    if runtime.is_first():
+        session.check_workdir()
+        for directory in [run_directory(config, workdir, name, seed) for name in order for seed in seeds(config)]:
+            check_files(directory, ("config.json", "results.json", *PREDICTIONS.values()))
+        results["time"] = clock.read_time(workdir)
+        write_json(workdir / "results.json", results)
+        write_atomically(workdir / "results.md", markdown(results).encode())
+    logging.info("results in %s", workdir / "results.md")
+    return results
+
+
+def _train(
+    config: ConfigDict, workdir: epath.Path, source: Source, session: Session, profile: bool
+) -> dict[str, list[dict]]:
+    """Trains the runs that are not finished, teachers first; returns {run: the content of each seed's results.json}.
+
+    Raises FloatingPointError if runs diverged. Runs that do not need them are trained first.
+    """
+    results: dict[str, list[dict]] = {name: [] for name in config.runs}
+    order, failures, untrained = training_order(config), list[str](), set[str]()
     for names in groups(config, order):
         untrained |= {name for name in names if teaching_runs(config, name) & untrained}
         if not (ready := [name for name in names if name not in untrained]):
@@ -68,28 +91,13 @@ def perform(
         runs = [seeded_run(config, workdir, name, seed, source) for name in ready for seed in seeds(config)]
         try:
             options = {"show_parameters": names[0] == order[0], "profile": profile}
-            finished = train_runs(config, runs, source, session, **options)
+            for run, result in zip(runs, train_runs(config, runs, source, session, **options), strict=True):
+                results[run.name].append(result)
         except FloatingPointError as error:
             failures.append(str(error))
             untrained |= {run.name for run in runs if not (run.directory / "results.json").exists()}
-            continue
-        for run, result in zip(runs, finished, strict=True):
-            scores[run.name].append(result)
     if failures:
         raise FloatingPointError(f"{'; '.join(failures)}; without results: {', '.join(sorted(untrained))}")
-    for name, streams in config.fusions.items():
-        for seed in seeds(config):
-            directories = [run_directory(config, workdir, stream, seed) for stream in streams]
-            scores[name].append(score_predictions(directories, source, scoring_of(config)))
-    results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
-    if runtime.is_first():
-        session.check_workdir()
-        for directory in [run_directory(config, workdir, name, seed) for name in order for seed in seeds(config)]:
-            check_files(directory, ("config.json", "results.json", *PREDICTIONS))
-        results["time"] = clock.read_time(workdir)
-        write_json(workdir / "results.json", results)
-        write_atomically(workdir / "results.md", markdown(results).encode())
-    logging.info("results in %s", workdir / "results.md")
     return results
 
 

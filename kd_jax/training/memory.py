@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from kd_jax import runtime, sharding
-from kd_jax.training.state import create_train_state
-from kd_jax.training.step import Program
-from kd_jax.types import Outputs
+from kd_jax.training.step import Program, make_init
 
 
 class Shapes(NamedTuple):
@@ -54,15 +51,7 @@ def check_run(program: Program, shapes: Shapes) -> None:
 @functools.lru_cache(maxsize=256)  # many runs have the same shapes
 def _state_size(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]) -> int:
     """Bytes of the state of a run, its gradient and its best parameters."""
-    like = [Outputs(_floats(width), _floats(logits)) for width, logits in taught]
-
-    def create(key):
-        optimizer, terms = program.optimization.make(), program.terms
-        return create_train_state(
-            program.model, optimizer, key, input_size, terms=terms, teachers=like, num_classes=num_classes
-        )
-
-    state = jax.eval_shape(create, jax.random.key(0))
+    state = jax.eval_shape(make_init(program, input_size, num_classes, taught), jax.random.key(0))
     return _num_bytes(state) + 2 * _num_bytes(state.params)
 
 
@@ -89,10 +78,6 @@ def program_size(compiled: jax.stages.Compiled) -> int:
 def _require(size: int, what: str, remedy: str) -> None:
     if size > total():
         raise ValueError(f"{what} takes at least {_shown(size)} of {_shown(total())} of memory; {remedy}")
-
-
-def _floats(width: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, width), jnp.float32)
 
 
 def _num_bytes(tree) -> int:

@@ -24,10 +24,16 @@ from kd_jax import runtime, sharding
 from kd_jax.data.batches import AHEAD, Example, bucket_lengths, iterate_epoch, schedule_epoch
 from kd_jax.training import memory, on_device
 from kd_jax.training.state import TrainState
-from kd_jax.training.step import Program, Settings, make_train_step
+from kd_jax.training.step import Program, Settings, make_init, make_train_step
 
 # FLOPs. A shorter training ends earlier on a CPU if it is compiled quickly, although its steps are then slower.
 SHORT = 5e12
+
+
+@functools.lru_cache(maxsize=64)
+def jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
+    """The jitted function from the keys of P runs to their initial states, `[P, …]`; see `step.make_init`."""
+    return jax.jit(jax.vmap(make_init(program, input_size, num_classes, taught)))
 
 
 @functools.lru_cache(maxsize=64)

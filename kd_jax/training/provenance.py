@@ -3,7 +3,8 @@
     add_session(directory, after_epoch=0)      # when training starts or continues
     finish(directory, teachers)                # before results.json is written
 
-provenance.json decides nothing. `kd_jax.verify` compares it with the files of the run.
+The checksums find damaged files when the experiment continues, and in `kd_jax.verify`. starts.json of the workdir
+(see `clock`) records time, over all runs.
 """
 
 import datetime
@@ -38,6 +39,15 @@ def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None
     names = [name for name in sorted(_files(epath.Path(directory))) if not name.startswith((".", "seed_"))]
     files = {name: sha256(directory / name) for name in names}
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
+
+
+def check_file(directory: epath.Path, name: str, files: Mapping[str, str], remedy: str) -> None:
+    """Raises DamagedFileError if a file of a run is missing, or has another checksum than `files`, {name: SHA-256}."""
+    path = directory / name
+    if not path.exists():
+        raise DamagedFileError(f"{path} is missing; {remedy}")
+    if files.get(name) not in (None, sha256(path)):
+        raise DamagedFileError(f"{path} is not what the run wrote; {remedy}")
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:

@@ -43,16 +43,14 @@ from kd_jax.training.checkpoints import (
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
-from kd_jax.training.population import Population, runs_at_once
-from kd_jax.training.scores import VALIDATION, read_results, scoring_of, write_results
+from kd_jax.training.population import Population, jitted_init, runs_at_once
+from kd_jax.training.scores import PREDICTIONS, VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.session import Session, StopRequested
-from kd_jax.training.state import TrainState, create_train_state, model_params
+from kd_jax.training.state import TrainState, model_params
 from kd_jax.training.step import Program, Settings
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.training.terms import TERMS
 
-SPLITS = ("validation", "test")
-PREDICTIONS = tuple(f"predictions_{split}.npz" for split in SPLITS)
 PAUSE = 2.5  # seconds after which the processes agree on whether to stop
 
 
@@ -206,14 +204,15 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         return False
     if runs[0].directory == job.profile:
         population.profile(os.fspath(job.profile / "profile"))
-    for run in runs if runtime.is_first() else ():
+    writers = runs if runtime.is_first() else ()
+    for run in writers:
         run.directory.mkdir(parents=True, exist_ok=True)
         write_json(run.directory / "config.json", dict(run.manifest))
         provenance.add_session(run.directory, stopped[0] - 1 if stopped else done)
     runtime.wait_for_all("folders are made")
 
     modality = runs[0].manifest["modality"]
-    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in SPLITS}
+    predictors = {split: SplitPredictor(model, job.source, split, modality, **job.forward) for split in PREDICTIONS}
     best = new_best(model_params(population.states.params), population.states.constants, (len(runs),))
     best = sharding.replicate(best, sharding.data_mesh())
     title = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
@@ -223,7 +222,6 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         if done or stopped:
             part, population.states, best = _restore(job, runs, done, stopped, (population.states, best))
         keepers = [stack.enter_context(Checkpoints(run.directory, after_epoch=done)) for run in runs]
-        writers = runs if runtime.is_first() else ()
         logs = [stack.enter_context(Log(run.directory, after_epoch=part.epoch - 1)) for run in writers]
         steps = (part.epoch - 1) * job.steps_per_epoch + part.steps
         bar = stack.enter_context(Progress(title, training.epochs * job.steps_per_epoch, steps))
@@ -309,22 +307,20 @@ def _make_population(job: _Job, runs: Sequence[Run]) -> Population:
         learning_rate=np.array([run.manifest["training"]["learning_rate"] for run in runs], np.float32),
         key=keys,
     )
-    states = _start_from(runs, _create_states(job, taught[0], keys, runs[0].manifest["input_size"]))
+    states = _start_from(runs, _create_states(job, taught[0], keys))
     set_of_run, seeds = [teacher_sets.index(run.teachers) for run in runs], [run.seed for run in runs]
     return Population(job.program, job.config.training, taught, set_of_run, seeds, states, settings)
 
 
-def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array, input_size: int) -> TrainState:
+def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array) -> TrainState:
     """The initial state of every run, `[P, …]`."""
-    constants = fit_standardization(examples) if job.config.model.standardize else None
-    optimizer, num_classes = job.program.optimization.make(), examples[0].labels.shape[-1]
-    owned = {"terms": job.program.terms, "teachers": examples[0].teachers, "num_classes": num_classes}
-
-    def create(key):
-        key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
-        return create_train_state(job.program.model, optimizer, key, input_size, constants=constants, **owned)
-
-    return jax.jit(jax.vmap(create))(keys)
+    video = examples[0]
+    taught = tuple((outputs.features.shape[-1], outputs.logits.shape[-1]) for outputs in video.teachers)
+    states = jitted_init(job.program, video.features.shape[-1], video.labels.shape[-1], taught)(keys)
+    if not job.config.model.standardize:
+        return states
+    constants = fit_standardization(examples)
+    return replace(states, constants=jax.tree.map(lambda x: jnp.stack([x] * len(keys)), constants))
 
 
 def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
@@ -488,11 +484,10 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         with job.session.clock.productive():
             predictions = predictor(variables, progress=f"{title}: {split}")
         for run, logits in zip(writers, predictions, strict=False):
-            write_arrays(run.directory / f"predictions_{split}.npz", logits)
+            write_arrays(run.directory / PREDICTIONS[split], logits)
     taught = [{teacher.name: list(map(fingerprint, teacher.folders)) for teacher in run.teachers} for run in runs]
-    for run, teachers in zip(writers, taught, strict=False):
+    for run, teachers, epoch in zip(writers, taught, jax.device_get(best["epoch"]), strict=False):
         provenance.finish(run.directory, teachers)
-    for run, epoch in zip(writers, jax.device_get(best["epoch"]), strict=False):
         job.session.check_workdir()
         last = f"checkpoints/{job.config.training.epochs}"
         check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))

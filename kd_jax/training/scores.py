@@ -9,10 +9,12 @@ from etils import epath
 from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring, score_split
-from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_json
+from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse
 from kd_jax.training import provenance
 
+# {split: file with its logits in the folder of a run}
+PREDICTIONS = {"validation": "predictions_validation.npz", "test": "predictions_test.npz"}
 VALIDATION = Scoring(("frame_map",))  # how validation videos are scored to choose the best epoch
 
 
@@ -38,7 +40,7 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
 
 def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]:
     """Reads {video: logits `[T, C]`} of a finished run; raises DamagedFileError if they cannot be read."""
-    path = directory / f"predictions_{split}.npz"
+    path = directory / PREDICTIONS[split]
     try:
         return read_arrays(path)
     except FileNotFoundError:
@@ -48,15 +50,15 @@ def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]
 
 
 def read_results(directory: epath.Path) -> dict | None:
-    """Reads the results.json of a run; None if it has not finished, or if one of its files is damaged."""
+    """Reads the results.json of a run; None, with a warning, if it has not finished or lost its results."""
+    remedy = "it is written again"
     try:
-        results = read_json(directory / "results.json", "it is written again")
-        written = (read_json(directory / provenance.FILE, "it is written again") or {}).get("files", {})
-        for split in ("validation", "test") if results else ():
-            read_predictions(directory, split)
-            path = directory / f"predictions_{split}.npz"
-            if (expected := written.get(path.name)) and expected != sha256(path):
-                raise DamagedFileError(f"{path} is damaged (it is not what the run wrote); it is written again")
+        results = read_json(directory / "results.json", remedy)
+        files = (read_json(directory / provenance.FILE, remedy) or {}).get("files", {})
+        for split, name in PREDICTIONS.items() if results else ():
+            provenance.check_file(directory, name, files, remedy)
+            if name not in files:  # a run of an older version
+                read_predictions(directory, split)
     except DamagedFileError as error:
         logging.warning("%s", error)
         return None

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
@@ -107,7 +107,6 @@ def create_train_state(
     key: jax.Array,
     input_size: int,
     *,
-    constants: dict | None = None,
     terms: Sequence[ChosenTerm] = (),
     teachers: Sequence[Outputs] = (),
     num_classes: int = 0,
@@ -117,7 +116,6 @@ def create_train_state(
     Args:
       model, optimizer, key: the detector, the result of `Optimization.make`, and a PRNG key.
       input_size: D.
-      constants: replace the collections that are not trained.
       terms: the terms of the step. Those that own something see outputs as wide as those of `teachers`.
       teachers: Outputs of `[T, H]` and `[T, C]`; only their widths matter.
       num_classes: C, of the labels that those terms see.
@@ -139,5 +137,4 @@ def create_train_state(
                 params[OWNED][chosen.name], memory[chosen.name] = of_term.pop("params", {}), of_term
         return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), memory)
 
-    state = jax.jit(init)()
-    return state if constants is None else replace(state, constants=constants)
+    return jax.jit(init)()

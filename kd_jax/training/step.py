@@ -5,17 +5,18 @@
 Training a teacher is the same step without terms.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kd_jax.models import Detector
-from kd_jax.training.state import OWNED, Optimization, TrainState, model_params, plateau_scale
+from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
 from kd_jax.training.terms import TASKS, ChosenTerm
 from kd_jax.types import Array, Batch, Outputs
 
@@ -51,6 +52,24 @@ class Settings:
     weights: dict  # {'task' or term: weight}
     learning_rate: Array  # before schedule and plateau rule
     key: jax.Array  # PRNG key of the run; a step folds its number in
+
+
+def make_init(program: Program, input_size: int, num_classes: int, taught: Sequence[tuple[int, int]]) -> Callable:
+    """Returns `init(key) -> state`, a pure function: the state before the first step, for the PRNG key of a run.
+
+    Args:
+      program: model, optimiser and terms.
+      input_size, num_classes: D of the features, and C of the labels.
+      taught: the widths of the features and of the logits of each teacher.
+    """
+    teachers = [Outputs(np.zeros((1, width)), np.zeros((1, logits))) for width, logits in taught]
+
+    def init(key: jax.Array) -> TrainState:
+        key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
+        owned: dict[str, Any] = {"terms": program.terms, "teachers": teachers, "num_classes": num_classes}
+        return create_train_state(program.model, program.optimization.make(), key, input_size, **owned)
+
+    return init
 
 
 def make_train_step(program: Program) -> Callable:

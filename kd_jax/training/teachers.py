@@ -97,7 +97,8 @@ def fingerprint(folder: epath.Path) -> str:
     """A hash of what determines the outputs of a given teacher: a run's model and parameters, or all feature files."""
     if given_run(folder) is not None:
         results = folder / "results.json"
-        return _of_run(folder, results.stat().mtime, results.read_bytes())  # epath rounds times to seconds
+        changed = (results.stat().mtime, results.read_bytes()) if results.exists() else ()  # times in whole seconds
+        return _of_run(folder, *changed)
     files = sorted(FeatureFolder(("features",), Path(folder)).files().items())
     stats = ((video, path, path.stat()) for video, path in files)
     return _of_files(tuple((video, path, stat.st_size, stat.st_mtime_ns) for video, path, stat in stats))
@@ -126,10 +127,6 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     config = given_run(folder)
     if config is None:
         return _check_features(folder, videos), 0
-    if _read(folder / "results.json") is None:
-        raise ValueError(f"the run {folder} has not finished; run its experiment again to complete it")
-    if not checkpoints.saved_epochs(folder):
-        raise ValueError(f"the run {folder} has lost its folder checkpoints; copy all of the run")
     if list(config["classes"]) != list(info.classes) or config["head"] != info.head:
         own, ours = f"{len(config['classes'])} classes ({config['head']})", f"{len(info.classes)} of these records"
         remedy = "name a run that was trained for them"
@@ -138,7 +135,7 @@ def describe_given(folder: epath.Path, videos: Sequence[Video], info: Info) -> t
     if info.modalities.get(modality) != size:
         known = ", ".join(f"{name!r} of {width}" for name, width in info.modalities.items())
         raise ValueError(f"the run {folder} reads {modality!r} of {size} features; the records have {known}")
-    fingerprint(folder)  # reads the parameters, so that damage is reported here
+    fingerprint(folder)  # reads the results and the parameters, so that their damage or lack is reported here
     return config["model"]["hidden"], config["model"]["num_outputs"]
 
 
