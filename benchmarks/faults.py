@@ -1,6 +1,6 @@
 """Faults of disks, machines and users: how many of them an experiment survives.
 
-    python -m benchmarks.faults [--size=small|large] [--only=KIND] [--seed=0] [--folder=DIR] [--jobs=2]
+    python -m benchmarks.faults [--tries=1] [--size=large] [--only=KIND] [--seed=0] [--folder=DIR] [--jobs=2]
     python -m benchmarks.faults --only=KIND --case=N --seed=S         repeats one attempt
 
 A tiny experiment, a teacher and a student, is trained without faults. Each attempt does the same with one fault. It
@@ -487,29 +487,22 @@ def small_disks(world: World) -> list:
     return list(itertools.product(("size", "nr_inodes"), range(20))) if allowed else []
 
 
-class Kind(NamedTuple):
-    """A kind of fault."""
-
-    attempt: Callable[[Attempt, Any], None]
-    cases: Callable[[World], Sequence]  # all of them; --size=large tries each
-    small: int  # number of cases of --size=small
-
-
-FAULTS = {
-    "sigkill": Kind(stopped, stops("KILL"), 1),
-    "sigterm": Kind(stopped, stops("TERM"), 1),
-    "sigint": Kind(stopped, stops("INT"), 1),
-    "finished": Kind(finished_file, lambda world: files_of(world.finished), 1),
-    "interrupted": Kind(interrupted_file, lambda world: files_of(world.interrupted), 1),
-    "preempted": Kind(preempted_file, student_files, 1),
-    "records": Kind(records_file, lambda world: files_of(world.records), 1),
-    "build_stopped": Kind(build_stopped, build_stops, 1),
-    "build_input": Kind(build_input, lambda world: files_of(world.inputs), 1),
-    "disk_full": Kind(disk_full, small_disks, 1),
-    "file_limit": Kind(file_limit, lambda world: range(20), 1),
-    "deleted": Kind(workdir_deleted, lambda world: range(20), 1),
-    "two_at_once": Kind(two_at_once, lambda world: range(10), 1),
-    "cache": Kind(cache_entry, lambda world: files_of(world.cache), 1),
+# {kind: (what an attempt does, all cases)}
+FAULTS: dict[str, tuple[Callable[[Attempt, Any], None], Callable[[World], Sequence]]] = {
+    "sigkill": (stopped, stops("KILL")),
+    "sigterm": (stopped, stops("TERM")),
+    "sigint": (stopped, stops("INT")),
+    "finished": (finished_file, lambda world: files_of(world.finished)),
+    "interrupted": (interrupted_file, lambda world: files_of(world.interrupted)),
+    "preempted": (preempted_file, student_files),
+    "records": (records_file, lambda world: files_of(world.records)),
+    "build_stopped": (build_stopped, build_stops),
+    "build_input": (build_input, lambda world: files_of(world.inputs)),
+    "disk_full": (disk_full, small_disks),
+    "file_limit": (file_limit, lambda world: range(20)),
+    "deleted": (workdir_deleted, lambda world: range(20)),
+    "two_at_once": (two_at_once, lambda world: range(10)),
+    "cache": (cache_entry, lambda world: files_of(world.cache)),
 }
 
 
@@ -570,11 +563,12 @@ def _require(ended: Ended) -> None:
 
 def try_case(world: World, folder: Path, kind: str, number: int, seed: int) -> str | None:
     """Makes one attempt; returns None if it survived, else a line with what was lost and how to repeat it."""
-    case = FAULTS[kind].cases(world)[number]
+    attempt, cases = FAULTS[kind]
+    case = cases(world)[number]
     own = folder / f"{kind}_{number}"
     own.mkdir()
     try:
-        FAULTS[kind].attempt(Attempt(world, own, random.Random(f"{kind} {number} {seed}")), case)
+        attempt(Attempt(world, own, random.Random(f"{kind} {number} {seed}")), case)
     except Lost as error:
         what = " ".join([kind, *map(str, case)]) if isinstance(case, tuple) else kind
         return f"{what}: {error}; repeat: --only={kind} --case={number} --seed={seed}"
@@ -609,13 +603,12 @@ def main(arguments) -> tuple[list[dict], dict]:
 
 def choose(kind: str, world: World, arguments) -> Sequence[int]:
     """The numbers of the cases to try: one, a random few, or all."""
-    count = len(FAULTS[kind].cases(world))
     if arguments.case is not None:
         return [arguments.case]
-    if arguments.size == "large" and arguments.tries is None:
+    count = len(FAULTS[kind][1](world))
+    if arguments.size == "large":
         return range(count)
-    wanted = FAULTS[kind].small if arguments.tries is None else arguments.tries
-    return random.Random(f"{kind} {arguments.seed}").sample(range(count), min(count, wanted))
+    return random.Random(f"{kind} {arguments.seed}").sample(range(count), min(count, arguments.tries))
 
 
 def run(_) -> None:
@@ -625,8 +618,8 @@ def run(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("size", "small", ["small", "large"], "A few random cases of each kind, or all cases.")
-    flags.DEFINE_integer("tries", None, "Instead of --size: as many random cases of each kind.", 1)
+    flags.DEFINE_enum("size", "small", ["small", "large"], "Random cases of each kind, or all cases.")
+    flags.DEFINE_integer("tries", 1, "With --size=small: number of random cases of each kind.", 1)
     flags.DEFINE_multi_enum("only", None, list(FAULTS), "Kinds to try; may be repeated.")
     flags.DEFINE_integer("case", None, "With --only: the number of the one case to try.", 0)
     flags.DEFINE_integer("seed", 0, "Of the random moments, bytes and choices.")

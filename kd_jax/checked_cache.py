@@ -1,7 +1,7 @@
 """A checksum for every compiled program that JAX keeps on disk.
 
-JAX loads a damaged program without a check, and the process then ends by a signal. This cache takes the place of JAX's
-own after `install()`. It replaces private names of JAX, so importing it raises ImportError if they are gone.
+JAX loads a damaged program without a check, and the process then crashes. `install()` puts this cache in the place of
+JAX's own. It replaces private names of JAX, so importing this module raises ImportError if they are gone.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class CheckedCache(LRUCache):
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Writes a program, whole or not at all, also over one that JAX could not load."""
+        """Writes the whole program or nothing; replaces one that JAX could not load."""
         key = _checked(key)
         entry = _checksum(key, value) + value
         try:

@@ -94,7 +94,7 @@ def _named_folder(folder: str) -> str | None:
 def _cache_folder() -> Path | None:
     """Returns a private folder that can be written: in XDG_CACHE_HOME, the home folder or the one for temporary files.
 
-    Returns None without such a folder. A line says so unless it is the first one.
+    Returns None without such a folder. Logs a warning unless it is the first one.
     """
     wanted = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # stays ~ if there is no home folder
     if _is_private(folder := Path(wanted) / "kd_jax"):

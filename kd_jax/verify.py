@@ -104,7 +104,7 @@ def _check_json(run: RunFolder) -> bool:
         of_run, remedy = run.config["dataset"]["fingerprint"], "move it to a workdir of its own"
         others = f"{run.directory} was trained on other videos than the rest of the workdir; {remedy}"
         _require(of_run == run.source.fingerprint, others)
-    return run.provenance is not None
+    return isinstance(run.provenance, dict)  # reading it finds damage
 
 
 def _check_checkpoints(run: RunFolder) -> bool:

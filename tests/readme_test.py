@@ -1,5 +1,8 @@
 """The Python blocks of README.md and docs/ run, and the files, modules, commands, flags and fields there exist."""
 
+import contextlib
+import importlib
+import io
 import re
 import subprocess
 import sys
@@ -72,8 +75,9 @@ def test_named_modules_and_commands_exist(page):
 
 @cache
 def help_of(module: str) -> str:
-    command = [sys.executable, "-m", module, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return printed.getvalue()
 
 
 def calls_of(page: str, module: str) -> list[str]:

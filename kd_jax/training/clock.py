@@ -70,10 +70,10 @@ def _read(workdir: epath.Path) -> list[dict]:
 
 
 def read_time(workdir: epath.Path) -> dict[str, float]:
-    """Returns how many seconds all starts were productive, compiled, and lost to restarts.
+    """Returns the seconds that all starts trained or evaluated, compiled, and lost to restarts, and the restarts.
 
-    Lost are repeated work and the time until a restarted program trains again. Work after the last validation or save
-    before a kill is not known.
+    Lost time is that of repeated work, and that before a restarted program trains again. Work between the last
+    validation or save and a kill is not recorded.
     """
     starts = _read(workdir)
     repeated = sum(start["unsaved"] for start in starts[:-1])

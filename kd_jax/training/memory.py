@@ -1,4 +1,4 @@
-"""The memory that a training needs, compared with what there is before any of it is taken.
+"""The memory that a training needs is compared with that of the device before any is allocated.
 
 check_run(program, shapes)          # before training: a lower bound, from shapes alone
 check_compiled(compiled)            # before a compiled program runs: what the compiler reports

@@ -1,4 +1,4 @@
-"""An epoch that was stopped within: what was trained of it, saved and read.
+"""The part of an epoch that was trained before SIGTERM: it is saved, and read when the command continues.
 
     save_part(directory, Part(7, 3, 2.5, metrics), steps_per_epoch, state, best)     # three steps of epoch 7
     part, (state, best) = read_part(directory, (7, 3), steps_per_epoch, state, best)
@@ -22,7 +22,7 @@ STOPPED = "stopped"
 
 @dataclasses.dataclass
 class Part:
-    """An epoch of runs that train together, and what was trained of it so far."""
+    """What was trained so far of an epoch of P runs that train together: `steps` steps in `seconds`."""
 
     epoch: int
     steps: int = 0
@@ -38,7 +38,7 @@ class Part:
 
 def save_part(directory: epath.Path, part: Part, steps_per_epoch: int, state: TrainState, best: dict) -> None:
     """Saves a run within an epoch; `part` and the trees are those of this run alone, so P is 1."""
-    number = part.epoch * (steps_per_epoch + 1) + part.steps  # grows; before the last validation it is not a new epoch
+    number = part.epoch * (steps_per_epoch + 1) + part.steps  # the end of an epoch differs from the start of the next
     if runtime.is_first():
         (directory / STOPPED).mkdir(parents=True, exist_ok=True)
         seconds = {"seconds": np.array(part.seconds)}

@@ -1,4 +1,4 @@
-"""The provenance of a run: which program trained it, when, on what and with which teachers, and what it wrote.
+"""provenance.json of a run: when, on which devices and with which versions it was trained, and the files it wrote.
 
     add_session(directory, after_epoch=0)      # when training starts or continues
     finish(directory, teachers)                # before results.json is written

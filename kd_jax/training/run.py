@@ -284,7 +284,7 @@ def _check_folders(job: _Job, runs: Sequence[Run]) -> None:
 
 
 def _clear_deleted(runs: Sequence[Run]) -> None:
-    """Deletes what was written into folders of runs after they had been deleted: orbax makes them again."""
+    """Deletes what orbax wrote into the folders of runs after these had been deleted."""
     for run in runs if runtime.is_first() else ():
         if not any((run.directory / name).exists() for name in ("config.json", "metrics.jsonl")):
             epath.Path(run.directory).rmtree(missing_ok=True)
@@ -408,7 +408,7 @@ def _make_records(population: Population, part: Part, runs: Sequence[Run]) -> li
 def _describe_divergence(
     population: Population, epoch: int, run: Run, i: int, metrics: Mapping[str, np.ndarray], step: int | None
 ) -> str:
-    """One sentence on where run i stopped being finite; `step` is None if only its parameters did."""
+    """One sentence: where run i stopped being finite, why, and the remedy; `step` is None if only parameters did."""
     causes: Sequence[str] = ()
     what, at = "the parameters are not finite", len(metrics["loss"]) - 1 if step is None else step
     if step is not None:

@@ -1,8 +1,9 @@
-"""One start of the program that trains: its hold on the workdir, and the signal that ends it.
+"""One start of the program that trains: its lock on the workdir, and the signal that ends it.
 
-Batch systems send SIGTERM before they take a machine away, and kill what has not ended after about 30 seconds. What is
-only in memory is saved first; otherwise the program ends at once. A thread receives the signal, because Python would
-run a handler only after the compiled program, or the compilation, that is running now.
+Batch systems send SIGTERM before they take a machine away, and kill what has not ended after about 30 seconds. If steps
+were trained that no file holds, `Session.check_signal` lets the training save them; otherwise the program ends at once.
+A thread receives the signal, because Python would run a handler only after the compiled program, or the compilation,
+that is running now.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class StopRequested(Exception):
 
 
 class Session:
-    """A start of the program. Without `listening`, as in a notebook, nothing asks it to stop.
+    """A start of the program. SIGTERM has an effect only within `listening`, which a notebook does not use.
 
     Attributes:
       lock: of the workdir; None in all processes of a job but the first, and in a notebook.
