@@ -41,11 +41,14 @@ def test_batches_and_buckets_change_nothing():
     examples = [Example(str(i), v, np.zeros((len(v), 0), np.uint8)) for i, v in enumerate(videos)]
     apply = jax.jit(model.apply)
     expected = [apply(variables, video[None], jnp.ones((1, len(video)), bool)) for video in videos]
+    calls = []
     for batch_size, buckets in ((1, 1), (3, 2)):
-        outputs = run_detector(model, variables, examples, batch_size=batch_size, num_buckets=buckets)
+        options = {"batch_size": batch_size, "num_buckets": buckets, "before_batch": lambda: calls.append(None)}
+        outputs = run_detector(model, variables, examples, **options)
         for alone, output in zip(expected, outputs, strict=True):
             np.testing.assert_allclose(output.logits, alone.logits[0], atol=1e-5)
             np.testing.assert_allclose(output.features, alone.features[0], atol=1e-5)
+    assert len(calls) == 4 + 2
 
 
 def test_no_videos_no_outputs():

@@ -231,6 +231,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         else:
             _announce(runs, model_params(population.states.params), job.show_parameters)
         stack.enter_context(job.session.unsaved)
+        saved = part.epoch, part.steps
         for epoch in range(part.epoch, training.epochs + 1):
             try:
                 _train_steps(job, population, part, bar.step)
@@ -238,7 +239,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
                 with job.session.clock.productive():
                     scores = _validate(job.session, population.states, predictors["validation"], runs, records)
             except StopRequested:
-                _stop(job, runs, part, (population.states, best), is_new=part.steps > 0 or epoch > done + 1)
+                _stop(job, runs, part, (population.states, best), is_new=(epoch, part.steps) != saved)
             best = keep_better(best, population.states, scores, epoch)
             _check_folders(job, runs)
             for log, record in zip(logs, records, strict=False):
@@ -248,7 +249,7 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
             part = Part(epoch + 1)
             if epoch % training.checkpoint_every == 0 or epoch == training.epochs:
                 _save(job, runs, keepers, epoch, (population.states, best))
-                done = epoch
+                saved = epoch + 1, 0
     _finish(job, runs, best, predictors, title)
     return True
 
@@ -265,7 +266,7 @@ def _save(
 
 
 def _stop(job: _Job, runs: Sequence[Run], part: Part, trees: tuple[TrainState, dict], *, is_new: bool) -> NoReturn:
-    """Saves all runs within an epoch, unless a checkpoint holds the same, and ends the program."""
+    """Ends the program; if `is_new`, which the disk does not hold, saves all runs within the epoch first."""
     _check_folders(job, runs)
     for i, run in enumerate(runs if is_new else ()):
         own = replace(part, metrics={key: values[:, i] for key, values in part.metrics.items()})
