@@ -12,7 +12,6 @@ traceback, a crash, other results, or no end. docs/reliability.md explains the k
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -39,7 +38,7 @@ from benchmarks import measuring
 from kd_jax.data import base, records, synthetic
 from kd_jax.files import read_arrays
 from kd_jax.runtime import num_processors
-from kd_jax.training.checkpoints import load_run
+from kd_jax.training.checkpoints import checksum, load_run
 
 ROOT = Path(__file__).parents[1]
 TEACHER, STUDENT = "flow_teacher", "augmented_rgb"
@@ -235,11 +234,7 @@ def _hash_or_reason(read: Callable) -> str:
         tree = read()
     except Exception as error:  # the point is to name whatever is raised
         return f"refused: {type(error).__name__} {' '.join(str(error).split())[:80]}"
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+    return checksum(jax.tree.map(np.asarray, tree))
 
 
 def bits_of_records(folder: Path) -> str:

@@ -198,6 +198,13 @@ def read_json(path: Path, remedy: str = "restore it from a copy") -> dict | None
     return content
 
 
+def require_json(path: Path, remedy: str) -> dict:
+    """Reads a JSON file as `read_json` does; raises DamagedFileError if it does not exist, too."""
+    if (content := read_json(path, remedy)) is None:
+        raise DamagedFileError(f"{path} is missing; {remedy}")
+    return content
+
+
 def write_json(path: Path, content: Mapping) -> None:
     """Writes JSON with a checksum, the whole file or nothing."""
     content = {**content, CHECKSUM: _checksum(content)}

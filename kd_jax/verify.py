@@ -26,7 +26,7 @@ from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
-from kd_jax.files import DamagedFileError, checked_path, read_json
+from kd_jax.files import DamagedFileError, checked_path, read_json, require_json
 from kd_jax.training import experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
@@ -65,11 +65,13 @@ class RunFolder:
 
     @functools.cached_property
     def config(self) -> dict:
-        return _read(self.directory / "config.json", f"restore it from a copy, or delete {self.directory} and {AGAIN}")
+        return require_json(
+            self.directory / "config.json", f"restore it from a copy, or delete {self.directory} and {AGAIN}"
+        )
 
     @functools.cached_property
     def results(self) -> dict:
-        return _read(self.directory / "results.json", f"{AGAIN} to complete it")
+        return require_json(self.directory / "results.json", f"{AGAIN} to complete it")
 
     @functools.cached_property
     def provenance(self) -> dict:
@@ -79,12 +81,6 @@ class RunFolder:
     def check_written(self, name: str, remedy: str) -> None:
         """Raises DamagedFileError if a file is missing or not what the run wrote."""
         provenance.check_file(self.directory, name, self.provenance.get("files", {}), remedy)
-
-
-def _read(path: epath.Path, remedy: str) -> dict:
-    if (content := read_json(path, remedy)) is None:
-        raise ValueError(f"{path} is missing; {remedy}")
-    return content
 
 
 def _require(condition: object, message: str) -> None:
@@ -263,7 +259,7 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         )
     results, config, source, problems, notes = None, None, None, [], []
     try:
-        results = _read(workdir / "results.json", f"{AGAIN}, which writes it")
+        results = require_json(workdir / "results.json", f"{AGAIN}, which writes it")
         if "config" in results:
             config = schema.from_json(results["config"])
         else:
@@ -320,7 +316,9 @@ def _scores_of_runs(found: Experiment, config: ConfigDict, source: Source) -> di
         return [run_directory(config, found.workdir, name, seed) for name in names]
 
     scores = {
-        name: [_read(folders([name], seed)[0] / "results.json", f"{AGAIN} to complete it") for seed in seeds(config)]
+        name: [
+            require_json(folders([name], seed)[0] / "results.json", f"{AGAIN} to complete it") for seed in seeds(config)
+        ]
         for name in config.runs
     }
     for name, streams in config.fusions.items():

@@ -16,7 +16,7 @@ LENGTHS = (12_000, *[1_000] * 2_000)  # longer than any video of a shipped data 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_shipped_config_passes_with_16_gib(name, monkeypatch):
-    monkeypatch.setattr(memory, "total", lambda: 16 * 2**30)
+    monkeypatch.setattr(memory, "device_memory", lambda: 16 * 2**30)
     config = schema.load(name)
     modalities = sorted({run.modality for run in config.runs.values()})
     options = {"validation_fraction": 0.2, "validation_seed": 0, "synthetic_fallback": True}
@@ -34,12 +34,12 @@ def test_every_shipped_config_passes_with_16_gib(name, monkeypatch):
 def test_a_compiled_program_that_does_not_fit_is_refused(monkeypatch):
     x = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
     compiled = jax.jit(lambda x: x @ x.T).lower(x).compile()
-    monkeypatch.setattr(memory, "total", lambda: 2**31)
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**31)
     with pytest.raises(MemoryError, match="training takes 16.0 GiB of 2.0 GiB of memory; lower training.batch_size"):
         memory.check_compiled(compiled)
 
 
 def test_videos_that_do_not_fit_are_refused():
-    memory.check_videos(memory.total())
+    memory.check_videos(memory.device_memory())
     with pytest.raises(MemoryError, match="training.data='resident': the training videos take .*; set it to 'auto'"):
-        memory.check_videos(memory.total() + 1)
+        memory.check_videos(memory.device_memory() + 1)

@@ -62,7 +62,7 @@ def together(tmp_path_factory):
         return compiled
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "runs_at_once", lambda: None)
+        patch.setattr(run_module, "maps_runs", lambda: True)
         patch.setattr(population, "compile_for", note)
         groups = groups_trained(patch)
         return workdir, perform(ablation(), workdir), groups, needed
@@ -114,7 +114,7 @@ def test_each_run_ends_the_same_in_a_group_one_after_another_and_alone(tmp_path,
     assert_same_runs(together[0], workdir)
 
     groups = groups_trained(monkeypatch)
-    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    monkeypatch.setattr(run_module, "maps_runs", lambda: True)
     monkeypatch.setattr(population.Population, "fits", lambda self: False)
     config, alone = ablation(), tmp_path / "alone"
     del config.runs.atomic, config.runs.both
@@ -133,7 +133,7 @@ def test_streamed_runs_train_one_by_one_and_end_the_same(tmp_path, monkeypatch, 
 
 
 def test_runs_that_need_too_much_memory_train_in_smaller_groups(tmp_path, monkeypatch, together):
-    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    monkeypatch.setattr(run_module, "maps_runs", lambda: True)
     groups = groups_trained(monkeypatch)
     monkeypatch.setattr(on_device, "memory_limit", lambda: max(together[3]) - 1)
     monkeypatch.setattr(on_device, "fits", lambda sets: True)
@@ -179,7 +179,7 @@ def assert_resumes(workdir, sizes, monkeypatch, together):
 @pytest.mark.parametrize("epoch, place", [(2, 0), (2, 1), (3, 5)])
 def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, monkeypatch, together):
     """The runs were saved after different epochs. They continue together from the last epoch in common."""
-    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    monkeypatch.setattr(run_module, "maps_runs", lambda: True)
     stop_after_save(epoch, place, tmp_path, together)
     assert_resumes(tmp_path, [6], monkeypatch, together)
 
@@ -192,7 +192,7 @@ def test_killed_between_two_checkpoints_of_one_epoch(epoch, place, tmp_path, mon
     ],
 )
 def test_runs_with_damaged_checkpoints_continue_from_a_common_epoch(damaged, sizes, tmp_path, monkeypatch, together):
-    monkeypatch.setattr(run_module, "runs_at_once", lambda: None)
+    monkeypatch.setattr(run_module, "maps_runs", lambda: True)
     stop_after_save(3, 5, tmp_path, together)
     for name, epoch in damaged.items():
         shutil.rmtree(tmp_path / name / "checkpoints" / str(epoch) / "state")

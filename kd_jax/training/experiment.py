@@ -78,10 +78,7 @@ def perform(
 def _train(
     config: ConfigDict, workdir: epath.Path, source: Source, session: Session, profile: bool
 ) -> dict[str, list[dict]]:
-    """Trains the runs that are not finished, teachers first; returns {run: the content of each seed's results.json}.
-
-    Raises FloatingPointError if runs diverged. Runs that do not need them are trained first.
-    """
+    """Trains the runs that are not finished, teachers first; returns {run: the content of each seed's results.json}."""
     results: dict[str, list[dict]] = {name: [] for name in config.runs}
     order, failures, untrained = training_order(config), list[str](), set[str]()
     for names in groups(config, order):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 
-from kd_jax import runtime, sharding
+from kd_jax import sharding
+from kd_jax.runtime import device_memory
 from kd_jax.training.step import Program, make_init
 
 
@@ -22,11 +23,6 @@ class Shapes(NamedTuple):
     taught: tuple[tuple[int, int], ...]  # the widths of the features and of the logits of each teacher
     lengths: Sequence[int]  # T of each training video
     batch_size: int
-
-
-def total() -> int:
-    """Bytes of the memory of one device; on a CPU those of the host."""
-    return runtime.device_memory()
 
 
 def check_run(program: Program, shapes: Shapes) -> None:
@@ -57,16 +53,16 @@ def _state_size(program: Program, input_size: int, num_classes: int, taught: tup
 
 def check_videos(size: int) -> None:
     """Raises MemoryError if the training videos, of `size` bytes, do not fit a device."""
-    if size > total():
-        found = f"the training videos take {_shown(size)} of {_shown(total())} of memory"
+    if size > device_memory():
+        found = f"the training videos take {_shown(size)} of {_shown(device_memory())} of memory"
         raise MemoryError(f"training.data='resident': {found}; set it to 'auto'")
 
 
 def check_compiled(compiled: jax.stages.Compiled) -> None:
     """Raises MemoryError if a compiled program needs more than there is."""
-    if (size := program_size(compiled)) > total():
+    if (size := program_size(compiled)) > device_memory():
         remedy = "lower training.batch_size, hidden, num_layers or the options of the terms"
-        raise MemoryError(f"training takes {_shown(size)} of {_shown(total())} of memory; {remedy}")
+        raise MemoryError(f"training takes {_shown(size)} of {_shown(device_memory())} of memory; {remedy}")
 
 
 def program_size(compiled: jax.stages.Compiled) -> int:
@@ -76,8 +72,8 @@ def program_size(compiled: jax.stages.Compiled) -> int:
 
 
 def _require(size: int, what: str, remedy: str) -> None:
-    if size > total():
-        raise ValueError(f"{what} takes at least {_shown(size)} of {_shown(total())} of memory; {remedy}")
+    if size > device_memory():
+        raise ValueError(f"{what} takes at least {_shown(size)} of {_shown(device_memory())} of memory; {remedy}")
 
 
 def _num_bytes(tree) -> int:

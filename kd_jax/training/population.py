@@ -75,9 +75,9 @@ def _compiled(function, tree, *leaves) -> jax.stages.Compiled:
     return compiled
 
 
-def runs_at_once() -> int | None:
-    """How many runs one program trains: 1 on a CPU, as many as fit the memory (None) on an accelerator."""
-    return 1 if jax.default_backend() == "cpu" else None
+def maps_runs() -> bool:
+    """Whether one program trains several runs: as many as fit the memory of an accelerator, but one on a CPU."""
+    return jax.default_backend() != "cpu"
 
 
 class Population:

@@ -29,7 +29,7 @@ from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, make_examples
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
-from kd_jax.files import DamagedFileError, read_json, write_arrays, write_json
+from kd_jax.files import DamagedFileError, require_json, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training import divergence, provenance
 from kd_jax.training.checkpoints import (
@@ -43,7 +43,7 @@ from kd_jax.training.checkpoints import (
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
-from kd_jax.training.population import Population, jitted_init, runs_at_once
+from kd_jax.training.population import Population, jitted_init, maps_runs
 from kd_jax.training.scores import PREDICTIONS, VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.session import Session, StopRequested
 from kd_jax.training.state import TrainState, model_params
@@ -114,15 +114,7 @@ def train_runs(
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
-    return [_results(run) for run in runs]
-
-
-def _results(run: Run) -> dict:
-    """The content of results.json of a run that has just been finished."""
-    results = read_json(path := run.directory / "results.json", remedy := "the same command continues")
-    if results is None:
-        raise DamagedFileError(f"{path} has been deleted; {remedy}")
-    return results
+    return [require_json(run.directory / "results.json", "the same command continues") for run in runs]
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ def _train_all(job: _Job, runs: Sequence[Run], damaged: frozenset[epath.Path] = 
     done = max(common, default=0)
     parts = [saved_parts(run.directory, job.steps_per_epoch, damaged) for run in runs]
     stopped = max((part for part in parts[0].intersection(*parts[1:]) if part[0] > done), default=None)
-    if (common or stopped or not any(saved)) and len(runs) <= (runs_at_once() or len(runs)):
+    if (common or stopped or not any(saved)) and (len(runs) == 1 or maps_runs()):
         try:
             if _train(job, runs, done, stopped):
                 return {}
@@ -189,7 +181,7 @@ def _train_all(job: _Job, runs: Sequence[Run], damaged: frozenset[epath.Path] = 
             (reasons,) = error.args
             logging.error("%s", "; ".join(reasons.values()))
             return reasons | _train_all(job, [run for run in runs if run not in reasons], damaged)
-    half = len(runs) // 2 if runs_at_once() != 1 else 1
+    half = len(runs) // 2 if maps_runs() else 1
     return _train_all(job, runs[:half], damaged) | _train_all(job, runs[half:], damaged)
 
 
