@@ -33,7 +33,7 @@ def add_options(parser: Parser) -> None:
         type=disk_path,
         help="File with the names of training videos that choose the best epoch, one a line.",
     )
-    add("--seed", type=at_least(0), help="Seed of --test_fraction, and of the synthetic data set (0).")
+    add("--seed", type=at_least(0), help="Seed of --test_fraction, and of the sets synthetic and utd_mhad (0).")
     add(
         "--label_from",
         help="Where the class is: tier, value or a tier (ELAN), attribute (VIA), control (Label Studio).",

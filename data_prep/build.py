@@ -1,6 +1,7 @@
 """Builds records from annotations and features.
 
     python -m data_prep.build --list                   what each data set needs
+    python -m data_prep.build --dataset=utd_mhad --archive=UTD-MHAD --output=data/utd_mhad
     python -m data_prep.build --dataset=custom --annotations=annotations.csv --videos=DIR --test_fraction=0.3 \\
         --features=rgb=DIR --features=flow=DIR --output=data/mine
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep import execution
+from data_prep import execution, utd_mhad
 from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from data_prep.report import Row, describe_report, make_report
 from kd_jax.command_line import Parser, at_least, disk_path, named_number, named_path
@@ -36,6 +37,10 @@ from kd_jax.files import why_not_written
 
 VIDEOS_PER_TASK = 8  # of the check
 OWN_OPTIONS = ("videos", "test", "test_fraction", "label_from")  # only for 'custom'
+OF_FILES = (  # only for data sets with annotation and feature files
+    *("annotations", "classes", "features", "channels_first", "pool", "unit", "fps", "features_fps", "stride"),
+    *("window", *OWN_OPTIONS, "workers", "runner", "beam_options"),
+)
 TEST_LIST = "test.txt"  # the names of the test videos, next to the records; `--test` reads it
 VALIDATION_LIST = "validation.txt"  # those of the validation videos, if the user chose them; `--validation` reads it
 SMALL = 512 * 2**20  # bytes of features below which a second process does not pay off
@@ -66,7 +71,8 @@ class Options:
     skip_missing: bool = False  # leave out, and list, videos that lack a feature file
     overwrite: bool = False  # replace older records in `output`
     check: bool = False  # read everything and write nothing
-    seed: int | None = None  # of the synthetic set and of `test_fraction`, 0 by default
+    archive: str | None = None  # folder of the clips of 'utd_mhad'
+    seed: int | None = None  # of the synthetic set, of 'utd_mhad' and of `test_fraction`, 0 by default
     videos: str | None = None  # this and the next three: only for 'custom', see `data_prep.annotations`
     test: str | None = None
     test_fraction: float | None = None
@@ -93,7 +99,9 @@ def build_records(options: Options) -> tuple[base.Info, dict]:
         if not options.output:
             raise ValueError("--output is missing: the folder for the records (or --check, to write nothing)")
         check_free(output, marker=records.INFO_FILE, overwrite=options.overwrite)
-    if description.read is None:
+    if options.dataset == "utd_mhad":
+        return _build_from_archive(options, description)
+    if options.dataset == "synthetic":
         return _build_synthetic(options)
     _check_options(options, description)
     folders = parse_features(options.features, options.channels_first, pool=bool(options.pool))
@@ -163,6 +171,7 @@ def _check_options(options: Options, description: base.Description) -> None:
     own = {name: getattr(options, name) for name in OWN_OPTIONS}
     if options.test_fraction is None:
         _refuse(dataset, "has no seed", {"seed": options.seed is not None})
+    _refuse(dataset, "has annotation and feature files", {"archive": options.archive})
     if dataset != "custom":
         _refuse(dataset, f"is in {description.unit}", {"unit": options.unit})
         _refuse(dataset, "has annotations of a known format", own)
@@ -184,15 +193,43 @@ def _check_options(options: Options, description: base.Description) -> None:
 
 
 def _build_synthetic(options: Options) -> tuple[base.Info, dict]:
-    names = ["annotations", "classes", "features", "channels_first", "pool", "head", "unit", "fps", "features_fps"]
-    names += ["stride", "window"]
-    names += ["skip_missing", *OWN_OPTIONS, "validation", "workers", "runner", "beam_options"]
-    vain = {name: getattr(options, name) for name in names}
+    vain = {name: getattr(options, name) for name in (*OF_FILES, "archive", "head", "skip_missing", "validation")}
     _refuse(options.dataset, "is made from a seed", vain)
     seed = options.seed or 0
     info, splits = synthetic.make(seed)
     rows = [Row(s, v.segments, v.duration, v.num_snippets, v.grid) for s, videos in splits.items() for v in videos]
     report = make_report(info, rows, {}, {"seed": seed})
+    if not options.check:
+        records.write(Path(options.output or ""), info, splits, report, overwrite=options.overwrite)
+    return info, report
+
+
+def _build_from_archive(options: Options, description: base.Description) -> tuple[base.Info, dict]:
+    """Builds the records of UTD-MHAD, whose sequences are made of the clips in its archive."""
+    _refuse(options.dataset, "is made of the clips in --archive", {name: getattr(options, name) for name in OF_FILES})
+    if not options.archive:
+        raise ValueError(f"--dataset={options.dataset} also needs --archive; `--list` shows a whole command")
+    findings, seed = Findings(), options.seed or 0
+    made = utd_mhad.make_sequences(Path(options.archive), seed, findings, skip_missing=options.skip_missing)
+    annotated = hold_out([video for video, _ in made], options.validation, findings)
+    check_splits(annotated, options.archive, findings)
+    findings.raise_problems()
+    info = base.Info(
+        name=options.dataset,
+        classes=description.names,
+        head=options.head or description.head,
+        modalities={modality: features.shape[1] for modality, features in made[0][1].items()},
+        unit=description.unit,
+        fps=description.fps,
+        seconds_per_snippet=utd_mhad.FRAMES_PER_SNIPPET / description.fps,
+    )
+    splits: dict[str, list[base.Video]] = {split: [] for split in base.SPLITS}
+    for video, (_, features) in zip(annotated, made, strict=True):
+        row = base.Video(video.id, features, video.segments, video.duration, validation=video.validation)
+        splits[video.split].append(row)
+    rows = [Row(s, v.segments, v.duration, v.num_snippets, v.grid) for s, videos in splits.items() for v in videos]
+    source, facts = {"archive": options.archive, "seed": seed}, _describe_splits(annotated, options)
+    report = make_report(info, rows, findings.handled, source, facts=facts)
     if not options.check:
         records.write(Path(options.output or ""), info, splits, report, overwrite=options.overwrite)
     return info, report
@@ -426,6 +463,7 @@ def parser() -> Parser:
     add("--dataset", choices=list(DATASETS), help="Data set.")
     add("--output", type=disk_path, help="Folder for the records.")
     add("--annotations", type=disk_path, **several, help="Annotation file; repeat it if there are several.")
+    add("--archive", type=disk_path, help="Folder of the unpacked archive, for utd_mhad.")
     names = "The default is the data set's own names; for custom, the names in the annotations."
     add(
         "--classes",
@@ -446,7 +484,7 @@ def parser() -> Parser:
     add("--stride", type=named_number, **several, metavar="FRAMES", help=stride)
     window = "Frames that one snippet covers (that of the public features, or the stride); MODALITY=FRAMES as above."
     add("--window", type=named_number, **several, metavar="FRAMES", help=window)
-    add("--skip_missing", action="store_true", help="Leave out, and list, videos that lack a feature file.")
+    add("--skip_missing", action="store_true", help="Leave out, and list, videos or clips that lack a file.")
     add("--overwrite", action="store_true", help="Replace older records in --output.")
     add("--check", action="store_true", help="Read and check everything, write nothing.")
     add("--workers", type=at_least(1), help="Processes (one per processor; 1 for little data).")

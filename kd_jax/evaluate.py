@@ -33,7 +33,7 @@ from kd_jax.files import write_atomically
 def parser() -> Parser:
     """Returns the options of this command."""
     options = Parser("kd_jax.evaluate", __doc__)
-    add, datasets = options.add_argument, [name for name in DATASETS if name != "synthetic"]
+    add, datasets = options.add_argument, [name for name, description in DATASETS.items() if description.read]
     add("--dataset", choices=datasets, required=True, help="Whose annotations they are.")
     add(
         "--annotations",
@@ -169,7 +169,7 @@ def _read_truth(given: argparse.Namespace) -> tuple[base.Info, list[Annotated], 
         if getattr(given, option) and not is_custom:
             raise ValueError(f"--dataset={given.dataset} {fact}: --{option} would be ignored; leave it out")
     names = read_classes(Path(given.classes), findings) if given.classes else description.names
-    assert description.read is not None  # only the synthetic set has no annotation files
+    assert description.read is not None  # as for every choice of --dataset
     paths = [Path(path) for path in given.annotations]
     if is_custom:
         options = ReadOptions(given.unit or description.unit, given.fps, test=given.test, needs=("subset",))

@@ -123,7 +123,7 @@ class Description:
     fps: float
     names: tuple[str, ...]  # of the classes; a class list may replace them by as many others; () if it must give them
     protocols: tuple[str, ...]  # keys of `protocols.PROTOCOLS`: those of published results, the main one first
-    # (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None without files
+    # (annotation files, class names, findings) → list of `annotations.cleaning.Annotated`; None without such files
     read: Callable[..., list] | None
     stride: float | None = None  # frames from one snippet to the next, if all public features have the same
     window: float | None = None  # frames that one snippet covers, if more than `stride`
