@@ -133,7 +133,7 @@ def _complete(found: Files, archive: Path, findings: Findings, skip_missing: boo
     if not skip_missing and not findings.problems:
         if partial:
             counts = ", ".join(f"{sum(kind in of_clip for of_clip in found.values())} of {kind}" for kind in KINDS)
-            what = f"{archive}: the numbers of files differ ({counts}); {_shown(partial)} lack some"
+            what = f"{archive}: the numbers of files differ ({counts}), because of {_shown(partial)}"
             findings.problem("missing file", f"{what}; add them, or leave these clips out with --skip_missing")
         if missing := [clip for clip in absent if clip not in PUBLIC_GAPS]:
             what = f"{archive}: {len(missing)} of {len(ALL)} clips are missing ({_shown(missing)})"
@@ -153,9 +153,9 @@ def read_array(path: Path, kind: Kind) -> np.ndarray:
     try:
         with warnings.catch_warnings(action="ignore"):  # of scipy, on odd content
             content = scipy.io.loadmat(path, variable_names=[kind.array])
-    except OSError:
-        raise
     except Exception as error:  # scipy raises many types for damaged files
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise
         raise ValueError(f"not readable as a .mat file of MATLAB 5 to 7 ({reason(error)})") from error
     if kind.array not in content:
         raise ValueError(f"it has no array {kind.array}")

@@ -755,4 +755,4 @@ def test_data_sets_by_name():
     assert describe("synthetic").names == synthetic.CLASSES
     with pytest.raises(ValueError, match="'tvseries' is unknown; known data sets: custom, tsu, charades, "):
         describe("tvseries")
-    assert set(DATASETS) == {"custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd", "synthetic"}
+    assert set(DATASETS) == {"custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd", "utd_mhad", "synthetic"}
