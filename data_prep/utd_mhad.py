@@ -151,8 +151,8 @@ def _shown(clips: Sequence[Clip]) -> str:
 def read_array(path: Path, kind: Kind) -> np.ndarray:
     """Reads the array of a clip's file; raises OSError or ValueError if it is damaged or has another shape."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of scipy, on odd content
-            content = scipy.io.loadmat(path, variable_names=[kind.array])
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # of scipy, on odd content
+            content = scipy.io.loadmat(file, variable_names=[kind.array])
     except Exception as error:  # scipy raises many types for damaged files
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
