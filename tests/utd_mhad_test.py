@@ -1,5 +1,7 @@
 """UTD-MHAD: small archives of .mat files become sequences whose snippets and labels are those of the clips."""
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.io
@@ -27,6 +29,8 @@ class Archive:
 
     def __init__(self, root):
         self.root = root / "UTD-MHAD"
+
+    def write(self):
         for kind in KINDS:
             (self.root / kind.capitalize()).mkdir(parents=True)
             for action, subject, trial in CLIPS:
@@ -48,8 +52,15 @@ class Archive:
         return str(caught.value).partition("\n")[2]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    Archive(folder := tmp_path_factory.mktemp("whole")).write()
+    return folder
+
+
 @pytest.fixture
-def archive(tmp_path):
+def archive(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     return Archive(tmp_path)
 
 
