@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kd_jax.command_line import Parser, at_least, between, disk_path
-from kd_jax.data import feature_files
+from kd_jax.data import manifests
 from kd_jax.data.annotations import custom
 from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.custom import Media, ReadOptions, read_list
@@ -95,7 +95,7 @@ def _from_manifests(entries: Iterable[str], features: Sequence[FeatureFolder]) -
     found: dict[str, Media] = {}
     for video in entries:
         for path in [file for folder in features for file in folder.find(video)]:
-            manifest = feature_files.read_manifest(path, Findings()) or {}  # damage is reported with the features
+            manifest = manifests.read_manifest(path, Findings()) or {}  # damage is reported with the features
             frames, fps = number(manifest.get("frames")), number(manifest.get("fps"))
             if frames > 0 and fps > 0:
                 found.setdefault(video, Media(frames / fps, fps, path.with_suffix(".json")))

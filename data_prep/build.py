@@ -29,10 +29,11 @@ from kd_jax.data.annotations import DATASETS, describe
 from kd_jax.data.annotations.cleaning import Annotated, check_splits, check_units
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.checks import Findings
-from kd_jax.data.feature_files import Matched, Timing
+from kd_jax.data.feature_files import Matched
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
 from kd_jax.data.precision import Statistics
 from kd_jax.data.staging import check_free, scratch, staged
+from kd_jax.data.timing import Cut, Timing
 from kd_jax.files import why_not_written
 
 VIDEOS_PER_TASK = 8  # of the check
@@ -413,11 +414,18 @@ def _describe_times(info: base.Info, videos: Sequence[Matched], stated: Mapping)
         return ["times: the snippets of each video divide its duration evenly (--stride and --fps state their times)"]
     cut = known[0].cut
     assert cut
-    source = "from --stride" if stated else "from manifests, time stamps or the data set"
-    facts = [f"times: a snippet every {info.seconds_per_snippet:.4g} s, from {cut.window:.4g} s of video, {source}"]
+    sources = dict.fromkeys(_source_of(video.cut, stated) for video in known if video.cut)
+    step, window = f"{info.seconds_per_snippet:.4g} s", f"{cut.window:.4g} s of video"
+    facts = [f"times: a snippet every {step}, from {window}, from {' and '.join(sources)}"]
     if rest := len(videos) - len(known):
         facts.append(f"times: of {rest} videos unknown; their snippets divide the duration evenly")
     return facts
+
+
+def _source_of(cut: Cut, stated: Mapping) -> str:
+    if cut.source:
+        return "manifests" if cut.source.suffix == ".json" else "time stamps"
+    return "--stride" if stated else "the windows of the public features"
 
 
 def _write(output: Path, info: base.Info, videos: Sequence[Matched], report: dict, run: Callable, *, overwrite: bool):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_prep import execution, prefetch
 from kd_jax import runtime
 from kd_jax.command_line import Parser, at_least, disk_path
-from kd_jax.data import feature_files
+from kd_jax.data import manifests
 from kd_jax.data.checks import join_repeated
 from kd_jax.data.feature_tables import open_array
 from kd_jax.files import make_folder, read_json, write_atomically, write_json
@@ -295,7 +295,7 @@ def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> t
         except ValueError as error:
             failed[video] = f"{error}"
             continue
-        if found is not None and not feature_files.is_manifest(found):
+        if found is not None and not manifests.is_manifest(found):
             failed[video] = f"{manifest} is no manifest of features and is left alone; choose another --output"
         elif found is None and table.exists():
             failed[video] = f"{table} has no manifest {manifest.name} and is left alone; choose another --output"
@@ -366,7 +366,7 @@ def parser() -> Parser:
         help="Folder of videos, or one: a file, or a folder of numbered frames (with --fps).",
     )
     add("--skeletons", type=disk_path, help="Folder of NTU's .skeleton or PKU-MMD's .txt files, or one file, for pose.")
-    add("--modality", choices=["rgb", "flow", "pose"], help="Kind of features.")
+    add("--modality", choices=manifests.MODALITIES, help="Kind of features.")
     add("--weights", type=disk_path, help="The encoder's weights, from data_prep.convert_weights.")
     add("--encoder", help="MODULE:FUNCTION that makes another encoder, of --weights if they are given.")
     add("--output", "--out", type=disk_path, help="Folder for <video>.npy and <video>.json.")

@@ -23,7 +23,7 @@ from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.common_layout import read_classes
 from kd_jax.data.annotations.custom import ReadOptions, read_truth
 from kd_jax.data.checks import GUESSED, Findings, check_common
-from kd_jax.data.timing import Cut
+from kd_jax.data.timing import Cut, Length, compare_lengths
 from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
 from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
@@ -125,6 +125,8 @@ def evaluate_predictions(given: argparse.Namespace) -> None:
     else:
         predictions = Predictions(**{kind: of_split})
     notes = _compare_times(of_split, truth, info.fps, given) if kind == "detections" else []
+    if kind == "scores" and given.stride:
+        notes = _compare_stride(of_split, annotated, info, given)
     scored = score(predictions, truth, scoring.protocols, thresholds=tuple(sorted(set(given.tiou or ()))))
     results = as_results(*scored, info.classes)
     _report(info, truth, kind, arrays, (findings, notes), results, given)
@@ -195,13 +197,35 @@ def _as_video(video: Annotated, table: np.ndarray | None, info: base.Info, given
     """
     stride, duration, grid = given.stride or describe(given.dataset).stride, video.duration, None
     if stride and table is not None:
-        per_second = info.fps if info.unit == "frames" else 1.0
-        fps = video.fps or info.fps
-        cut = Cut(stride / fps, (given.window or stride) / fps)
+        per_second, cut = info.fps if info.unit == "frames" else 1.0, _cut(video, stride, info, given)
         duration = cut.covered(len(table)) * per_second if math.isinf(duration) else duration
         if given.stride:
             grid = cut.grid(len(table)).scale(per_second)
     return base.Video(video.id, {}, video.segments, duration, video.written, video.ambiguous, grid)
+
+
+def _cut(video: Annotated, stride: float, info: base.Info, given: argparse.Namespace) -> Cut:
+    """Returns how the scores of a video were cut, in seconds; frames are those of --fps or of the video."""
+    fps = given.fps or video.fps or info.fps
+    if given.dataset == "custom" and not (given.fps or video.fps):
+        raise ValueError(f"--stride counts frames, but the rate of {video.id} is unknown; give --fps")
+    return Cut(stride / fps, (given.window or stride) / fps)
+
+
+def _compare_stride(
+    scores: Mapping[str, np.ndarray], annotated: Sequence[Annotated], info: base.Info, given: argparse.Namespace
+) -> list[str]:
+    """Returns notes about videos that end elsewhere than their scores do with --stride."""
+    known = [video for video in annotated if video.id in scores]
+    cuts = [_cut(video, given.stride, info, given) for video in known]
+    lengths = [
+        Length(video.id, len(scores[video.id]), info.seconds(video.duration), cut)
+        for video, cut in zip(known, cuts, strict=True)
+    ]
+    findings = Findings(given.predictions)
+    compare_lengths(lengths, findings)
+    findings.raise_problems("nothing was scored")
+    return [f"{kind}: {len(cases)}, e.g. {cases[0]}" for kind, cases in findings.handled.items()]
 
 
 def _check_durations(truth: Truth, protocols: Sequence[str], kind: str) -> None:

@@ -32,7 +32,7 @@ from kd_jax import runtime
 from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
-from kd_jax.command_line import Parser, any_path, at_least, between, disk_path, positive
+from kd_jax.command_line import Parser, any_path, at_least, between, disk_path
 from kd_jax.data import base, feature_files, records, timing
 from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
@@ -76,7 +76,11 @@ def parser() -> Parser:
     add("--threshold", type=between(0, 1), help=threshold)
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
     add("--convention", choices=list(CONVENTIONS), default="centre", help=convention)
-    add("--seconds_per_snippet", type=positive, help="Instead of the snippet length of the run.")
+    add(
+        "--seconds_per_snippet",
+        type=between(timing.SHORTEST, timing.LONGEST),
+        help="Instead of the snippet length of the run.",
+    )
     batch_size = "Whole videos, or snippets of a video, per forward pass (8)."
     add("--batch_size", type=at_least(1), default=8, help=batch_size)
     return options
@@ -194,7 +198,7 @@ def _find_times(
     """Returns {video: the times of its snippets}: as `seconds`, the manifest of its features or the run says."""
     findings, grids = Findings(), {}
     for video, table in tables.items():
-        cut = None if seconds else feature_files.stated_cut(video, run.config["modality"], files[video], findings)
+        cut = None if seconds else timing.stated_cut(video, run.config["modality"], files[video], findings)
         grids[video] = cut.grid(len(table)) if cut else run.grid(len(table), seconds)
     findings.raise_problems()
     return grids

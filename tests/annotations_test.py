@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kd_jax.data import base, synthetic
-from kd_jax.data.annotations import DATASETS, describe
+from kd_jax.data.annotations import DATASETS, custom, describe
 from kd_jax.data.annotations.cleaning import annotate, check_units
-from kd_jax.data.annotations.common_layout import read_classes
+from kd_jax.data.annotations.common_layout import read_classes, read_entries
 from kd_jax.data.annotations.tools.media import video_name
 from kd_jax.data.annotations.units import OR_LESS, OR_MORE, as_between
 from kd_jax.data.checks import (
@@ -533,8 +533,31 @@ def test_one_video_in_another_unit():
     (problem,), _ = unit_findings(timed(v3=25.0))
     assert problem.startswith("v3: 18 of 19 actions start at or after its end; the ratio is 23.7 or more, as between")
     assert names_units(problem, "seconds and frames at {25} per second")
+    (problem,), _ = unit_findings(timed(v3=8.0))
+    assert problem.startswith("v3: 16 of 19 actions start at or after its end; the ratio is 7.6 or more")
     _, (note,) = unit_findings([*timed(), annotate("late", "train", 9.0, [(0, 10, 11), (0, 12, 13)], Findings())])
     assert note == "late: 2 of 2 actions start at or after its end, 9"
+
+
+@pytest.mark.parametrize("backward, refused", [(3, False), (4, True), (6, True)])
+def test_ends_before_starts_in_most_actions_are_a_problem(backward, refused):
+    """As in a file of (class, end, start) or (class, start, length)."""
+    actions = [[0, 9.0, 3.0 + i] if i < backward else [0, 3.0 + i, 9.0] for i in range(6)]
+    findings = Findings()
+    read_entries({"v": {"subset": "training", "duration": 10, "actions": actions}}, ["run"], findings, where="a.json")
+    case = f"a.json: {backward} of 6 actions end before they start; give the start and the end of each, not its length"
+    assert findings.problems["action"] == [case] * refused
+    assert len(findings.handled[EMPTY]) == backward
+
+
+@pytest.mark.parametrize("fps, given, refused", [(30, None, 25), (30, 30.0, 0), (29.97, 30.0, 0), (30, 24.0, 24)])
+def test_frames_are_converted_with_the_rate_of_the_annotation(fps, given, refused, tmp_path):
+    """All times in frames have one rate, that of --fps; the frame rate of a video is compared with it."""
+    entry = {"subset": "training", "duration": 300, "fps": fps, "actions": [["run", 30, 60]]}
+    options, findings = custom.ReadOptions("frames", given), Findings()
+    custom.fill_in({"v": entry}, {}, options, findings)
+    case = f"v: its times are frames, converted with {refused} per second, but it has 30; give --fps=30, or times in"
+    assert [line[: len(case)] for line in findings.problems["fps"]] == [case] * bool(refused)
 
 
 # Properties: valid values are read back; broken values are named.

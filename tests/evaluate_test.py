@@ -429,4 +429,8 @@ def test_the_stride_of_scores(files, capsys):
     labels = [labels_from_segments(np.array(ACTIONS[v], float), 9.6, 15, 2) for v in scores]
     expected = frame_map(list(scores.values()), labels)["mean_over_present_classes"]
     assert value(text, "frame_map/present_classes") == pytest.approx(expected, abs=0.005)
-    assert text != evaluate_here(capsys, *command)
+    assert "differ" not in text and text != evaluate_here(capsys, *command)
+    text = evaluate_here(capsys, *command, "--stride=32")
+    assert "video differ by more than a snippet: 2, e.g. v: 15 snippets every 1.28 s end at 19.2 s, but" in text
+    with pytest.raises(SystemExit, match="--stride counts frames, but the rate of v is unknown; give --fps"):
+        evaluate_here(capsys, *[part for part in command if part != "--fps=25"], "--stride=16")

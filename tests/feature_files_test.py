@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kd_jax.data import base, feature_files
+from kd_jax.data import base, feature_files, manifests, timing
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action
 from kd_jax.data.checks import (
     CLIPPED,
@@ -109,8 +109,7 @@ def match(videos, folders, findings, **options):
     for video in videos:
         shapes[video.id], found = feature_files.check_video_files(video.id, folders)
         findings.add(found.as_json())
-    timing = feature_files.Timing(**{"fps": 30.0, **options})
-    return feature_files.match(videos, folders, shapes, findings, timing)
+    return feature_files.match(videos, folders, shapes, findings, timing.Timing(**{"fps": 30.0, **options}))
 
 
 def test_two_modalities_in_one_file(folders):
@@ -200,8 +199,42 @@ MADE = {
 }
 
 
+WHOLE = MADE | {"sampling": {"length": 16, "stride": 8}, "fps": 16.0, "frames": 48, "snippets": 5}
+
+
 @pytest.mark.parametrize(
-    "manifests, problem, noted",
+    "changes, kind, case",
+    [
+        ({}, "", ""),
+        ({"fps": float("nan")}, "unreadable manifest", "fps is NaN, expected a number above 0"),
+        ({"fps": "16"}, "unreadable manifest", 'fps is "16", expected a number above 0'),
+        ({"frames": -4}, "unreadable manifest", "frames is -4, expected a number above 0"),
+        ({"sampling": {"length": 0, "stride": 8}}, "unreadable manifest", "sampling.length is 0, expected a number"),
+        ({"sampling": "x"}, "unreadable manifest", 'sampling is "x", expected an object'),
+        ({"sampling": {"length": 16, "stride": 16}}, "unreadable manifest", "its stride and fps make 1 s per snippet"),
+        ({"modality": "flow"}, "features of another modality", 'it describes features of "flow", expected pose; give'),
+        ({"snippets": 7}, "features of another extraction", "5 rows, but its manifest v.json counts 7; extract the"),
+    ],
+)
+def test_a_manifest_that_cannot_be_that_of_the_features_is_a_problem(changes, kind, case, folders):
+    fill(folders, {"v": (5, 5)})
+    (folders[1].path / "v.json").write_text(json.dumps(WHOLE | changes))
+    findings = Findings()
+    match([annotated("v", 3.0)], folders, findings)
+    assert list(findings.problems) == [kind] * bool(kind)
+    assert all(case in line and "v.json" in line for line in findings.problems[kind])
+
+
+def test_a_manifest_without_a_field_is_a_problem(folders):
+    (folders[1].path).mkdir()
+    (folders[1].path / "v.json").write_text(json.dumps({name: WHOLE[name] for name in WHOLE if name != "sampling"}))
+    findings = Findings()
+    assert manifests.read_manifest(folders[1].path / "v.npy", findings) is None
+    assert "v.json: the field sampling is missing; extract" in findings.problems["unreadable manifest"][0]
+
+
+@pytest.mark.parametrize(
+    "stated, problem, noted",
     [
         ({}, "", 0),
         ({"a": MADE, "b": MADE | {"seconds_per_snippet": 0.9, "frames": 7}, "c": MADE}, "", 0),
@@ -211,15 +244,15 @@ MADE = {
         ({"a": MADE, "b": MADE | {"dtype": "bfloat16", "sampled_fps": 5.0}, "c": MADE}, "sampled_fps 5.0, others n", 0),
     ],
 )
-def test_manifests_say_how_features_were_made_if_all_agree(manifests, problem, noted, folders):
+def test_manifests_say_how_features_were_made_if_all_agree(stated, problem, noted, folders):
     fill(folders, dict.fromkeys("abc", (5, 5)))
-    for video, manifest in manifests.items():
+    for video, manifest in stated.items():
         (folders[1].path / f"{video}.json").write_text(json.dumps(manifest))
         (folders[0].path / f"{video}.json").write_text("{")  # how two modalities were made is unknown
     findings = Findings()
     matched, _ = match([annotated(video, 10.0) for video in "abc"], folders, findings)
     made = feature_files.how_made(matched, folders, findings)
-    assert made == ({"pose": MADE} if manifests and not noted else {})
+    assert made == ({"pose": MADE} if stated and not noted else {})
     found = findings.problems["features made in different ways"]
     assert len(found) == bool(problem) and all(problem in line for line in found)
     assert len(findings.handled[NO_MANIFEST]) == noted

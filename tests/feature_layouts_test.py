@@ -132,6 +132,8 @@ LAYOUTS = {  # {name: (fills a folder, what follows --features=rgb=FOLDER/, opti
     "hdf5 with groups": (hdf5_all(lambda v: f"{v}/rgb"), "all.h5:{video}/rgb", {}),
     "[1, T, D]": (each(lambda v: f"{v}.npy", lambda x: x[None]), "", {}),
     "[T, 1, 1, D]": (each(lambda v: f"{v}.npy", lambda x: x[:, None, None]), "", {}),
+    "[T, D, 1, 1, 1]": (each(lambda v: f"{v}.npy", lambda x: x[..., None, None, None]), "", {}),
+    "[1, T, D, 1, 1]": (each(lambda v: f"{v}.npy", lambda x: x[None, ..., None, None]), "", {}),
     "[D, T]": (each(lambda v: f"{v}.npy", lambda x: x.T), "", {"channels_first": ["rgb"]}),
     "[1, D, T]": (each(lambda v: f"{v}.npy", lambda x: x.T[None]), "", {"channels_first": ["rgb"]}),
     "[T, N, D]": (each(lambda v: f"{v}.npy", lambda x: np.stack([x, x, x], 1)), "", {"pool": "mean"}),

@@ -190,7 +190,7 @@ def read_annotations(dataset: str, *names: str) -> Callable[[Path], object]:
     """The reader of a data set; `names` are the paths that it gets, all files of the folder without them."""
     from kd_jax.data.annotations import describe
     from kd_jax.data.checks import Findings
-    from kd_jax.data.feature_files import Timing
+    from kd_jax.data.timing import Timing
 
     description = describe(dataset)
 
@@ -236,8 +236,8 @@ def read_manifest(folder: Path) -> object:
     from data_prep.annotations import _from_manifests
     from data_prep.extract import unfinished
     from kd_jax.data.annotations.cleaning import Annotated
-    from kd_jax.data.feature_files import Timing
     from kd_jax.data.feature_folders import FeatureFolder
+    from kd_jax.data.timing import Timing
 
     none = np.zeros((0, 3))
     settings = SimpleNamespace(described=lambda: {"sampling": MANIFEST["sampling"], "dtype": "float32"})

@@ -77,6 +77,20 @@ def test_law_a_ghost_changes_nothing_outside_its_snippets(tmp_path, at, size, ju
         assert equal if snippet not in touched else np.array_equal(expected[snippet][:, 0], found[snippet][:, 0])
 
 
+@pytest.mark.parametrize("num_frames", [20, 45])
+def test_law_a_ghost_that_trembles_for_a_while_is_not_the_first_body(tmp_path, num_frames):
+    """A tracker takes an object for a body in a fifth, or nearly half, of the frames; noise moves it every frame."""
+    rng = np.random.default_rng(0)
+    chair = np.linspace(-1.6, 1.6, 75).reshape(25, 3) + np.array([2, 0, 3])
+    clean = [{7: person(i)} for i in range(96)]
+    haunted = [dict(bodies) for bodies in clean]
+    for i in range(30, 30 + num_frames):
+        haunted[i] = {3: chair + rng.normal(0, 0.03, 3)} | clean[i]
+    expected, found = (skeletons.normalize(read_frames(tmp_path / "a.skeleton", x)) for x in (clean, haunted))
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+    np.testing.assert_array_equal(np.flatnonzero(found[:, 1].any((1, 2))), np.arange(30, 30 + num_frames))
+
+
 def test_a_person_who_gets_other_ids_is_one_body(tmp_path):
     clean = [{7: person(i)} for i in range(60)]
     renamed = [{7 if i < 20 else 8 if i < 40 else 9: person(i)} for i in range(60)]

@@ -124,7 +124,7 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
     assert handled[LENGTH_DIFFERS] == ["v7: 207 snippets every 0.5 s end at 103.5 s, but the video at 172.5 s"]
     handled, _ = compared([1.2] * 7 + [1.0])
     assert handled == {
-        FACTOR: ["the features last 1.2 times the duration in 7 of 8 videos, as between 30 and 25 frames per second"]
+        FACTOR: ["the snippets last 1.2 times the duration in 7 of 8 videos, as between 30 and 25 frames per second"]
     }
     for ratio, meaning in (
         (25.0, "seconds and frames at 25 per second"),
@@ -133,7 +133,7 @@ def test_a_common_factor_is_reported_once_and_other_videos_by_name():
     ):
         (case,) = compared([ratio] * 5)[0][FACTOR]
         assert meaning in case
-    assert compared([1.37] * 5)[0][FACTOR] == ["the features last 1.37 times the duration in 5 of 5 videos"]
+    assert compared([1.37] * 5)[0][FACTOR] == ["the snippets last 1.37 times the duration in 5 of 5 videos"]
     assert common_factor(np.array([1.2, 1.2]))[0] is None
 
 
@@ -350,8 +350,11 @@ def test_a_stride_that_contradicts_manifests_is_a_problem(tmp_path):
     manifest |= {"sampled_fps": None, "dtype": "float32", "seconds_per_snippet": 16 / FPS}
     for name in VIDEOS:
         (tmp_path / "rgb" / f"{name}.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"a snippet every 0.64 s, but --stride and --fps make it 0.32 s"):
+    made = r"a snippet every 0.64 s, 0.64 s long, but --stride, --window and --fps make it every 0.32 s, 0.32 s long"
+    with pytest.raises(ValueError, match=made):
         build(tmp_path, features, stride=8, fps=FPS)
+    with pytest.raises(ValueError, match="make it every 0.64 s, 1.28 s long; leave --stride and --window out"):
+        build(tmp_path, features, stride=16, window=32, fps=FPS)
     with pytest.raises(ValueError, match="their rate is unknown; give --fps"):
         (tmp_path / "plain").mkdir()
         build(tmp_path / "plain", write_set(tmp_path / "plain", {"rgb": (16, 16)}), stride=16)

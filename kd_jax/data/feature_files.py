@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,16 @@ import numpy as np
 from kd_jax.data import base, checks
 from kd_jax.data.annotations.cleaning import Annotated, with_duration
 from kd_jax.data.annotations.units import as_between
-from kd_jax.data.checks import Findings, number, reason, short
-from kd_jax.data.feature_folders import TIME_STAMPS, FeatureFolder, describe_absence
+from kd_jax.data.checks import Findings, reason, short
+from kd_jax.data.feature_folders import FeatureFolder, describe_absence
 from kd_jax.data.feature_tables import LISTS, array_names, as_table, is_real, open_array, shown_names
+from kd_jax.data.manifests import FIELDS, STEP, read_manifest
 from kd_jax.data.precision import Statistics
-from kd_jax.data.timing import Cut, Length, compare_lengths, nearest_rows, place, read_timestamps
-from kd_jax.files import read_json
+from kd_jax.data.timing import Cut, Length, Timing, compare_lengths, nearest_rows, place
 from kd_jax.segments import Grid
 
 FEW_ACTIONS = 5  # fewer may all be too short to label a snippet
 CHUNK_VALUES = 2**20  # values of a feature file that are checked at once
-MANIFEST_FIELDS = ("modality", "weights_sha256", "sampling", "sampled_fps", "dtype")  # of data_prep.extract
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +133,8 @@ def check_file(
     if table is None:
         is_grid = as_table(array, channels_first=folder.channels_first, pool=True) is not None
         kind = "feature shape, see --pool=mean for grids of tokens" if is_grid else "feature shape"
+        if folder.pool and not folder.channels_first and array.ndim > 3:
+            kind += f", see --channels_first={folder.name} for [D, T, …]"
         expected = "[D, T]" if folder.channels_first else "[T, D]"
         several = folder.array and not folder.is_file and path.suffix.lower() in LISTS
         others = f"; the file holds {shown_names(array_names(path))}" if several else ""
@@ -141,6 +142,11 @@ def check_file(
         return None
     if not len(table):
         findings.problem("no snippets", f"{place}: {list(array.shape)}")
+        return None
+    counted = (read_manifest(path, Findings()) or {}).get("snippets", len(table))  # damage is reported with the times
+    if counted != len(table):
+        case = f"{place}: {len(table)} rows, but its manifest {path.with_suffix('.json').name} counts {counted}"
+        findings.problem("features of another extraction", f"{case}; extract the features again")
         return None
     num_channels, num_parts = table.shape[1], len(folder.modalities)
     rows = max(1, CHUNK_VALUES // num_channels)
@@ -201,73 +207,6 @@ def stored_dtypes(
     return dtypes
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What the command and the data set say about the times of snippets."""
-
-    fps: float  # frames per second of a video whose annotation has none
-    unit: str = "seconds"  # 'seconds' or 'frames', of the annotation
-    stride: float | None = None  # frames from one snippet to the next; None if unknown
-    window: float | None = None  # frames that one snippet covers; None if unknown
-    is_assumed: bool = False  # whether `fps` is a mere default, which says nothing about these videos
-    features_fps: float | None = None  # frames per second that `stated` counts in; None for those of each video
-    # {name of the folder: (frames from one snippet to the next, frames that one covers)}, as the command says
-    stated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    def in_seconds(self, time: float) -> float:
-        """Converts a time of the annotation to seconds."""
-        return time / self.fps if self.unit == "frames" else time
-
-    def cut(self, annotated: Annotated, folder: FeatureFolder, path: Path, findings: Findings) -> Cut | None:
-        """Returns how a file was cut: as the command says, its manifest or its time stamps; None if they do not."""
-        stated = stated_cut(annotated.id, folder.name, path, findings)
-        if folder.name not in self.stated:
-            return stated
-        if not (fps := self.features_fps or annotated.fps or (0.0 if self.is_assumed else self.fps)):
-            remedy = "give --fps, or --videos=DIR with the videos"
-            findings.problem("fps", f"{annotated.id}: --stride counts frames, but their rate is unknown; {remedy}")
-            return None
-        of_options = _cut_at(fps, *self.stated[folder.name])
-        if stated and abs(stated.step / of_options.step - 1) > 0.01:
-            case = f"{folder.name}: {path}: a snippet every {stated.step:.4g} s, but --stride and --fps make it"
-            findings.problem("stride", f"{case} {of_options.step:.4g} s; leave --stride out or make the features again")
-        return of_options
-
-    def public_cut(self, annotated: Annotated) -> Cut | None:
-        """Returns how the public features of the data set are cut, if their windows overlap."""
-        fps = annotated.fps or self.fps
-        return _cut_at(fps, self.stride, self.window) if self.stride and self.window else None
-
-
-def _cut_at(fps: float, stride: float, window: float) -> Cut:
-    return Cut(stride / fps, window / fps)
-
-
-def stated_cut(video: str, folder: str, path: Path, findings: Findings) -> Cut | None:
-    """Returns how a file was cut by the files next to it, a manifest or time stamps."""
-    manifest, stamps = read_manifest(path, findings), path.with_name(f"{video}{TIME_STAMPS}.npy")
-    if manifest:
-        length, fps = number(manifest["sampling"].get("length")), number(manifest.get("fps"))
-        if 0 < length < math.inf and 0 < fps < math.inf:
-            source = path.with_suffix(".json")
-            return _plausible(Cut(manifest["seconds_per_snippet"], length / fps, source), findings)
-    if stamps.is_file():
-        try:
-            return _plausible(read_timestamps(stamps), findings)
-        except (OSError, ValueError) as error:
-            findings.problem("time stamps", f"{folder}: {error}")
-    return None
-
-
-def _plausible(cut: Cut, findings: Findings) -> Cut | None:
-    """Returns the cut that a file states; None after a problem."""
-    if cut.is_plausible:
-        return cut
-    case = f"{cut.source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s"
-    findings.problem("snippet length", f"{case}; correct or delete this file")
-    return None
-
-
 def match(
     videos: Sequence[Annotated],
     folders: Sequence[FeatureFolder],
@@ -316,7 +255,7 @@ def _match_rows(
 ) -> Matched | None:
     """Chooses the rows of each file that are the snippets of a video; None after a problem."""
     files = tuple((folder, folder.find(video.id)[0]) for folder in folders)
-    cuts = [timing.cut(video, *file, findings) for file in files]
+    cuts = [timing.cut(video, folder.name, path, findings) for folder, path in files]
     rows = _align(video.id, num_rows, cuts, [path for _, path in files], findings)
     if rows is None:
         return None
@@ -419,7 +358,8 @@ def _check_labels(videos: Sequence[Matched], findings: Findings) -> None:
         sources = [video.cut.source for video in videos if video.cut and video.cut.source]
         remedy = "check the unit of the times" + (f", also of those in {sources[0]}" if sources else "")
         case = f"{unlabelled} of {total} actions label no snippet"
-        findings.problem("labels", f"{case}; {remedy}, and --unit, --fps, --stride")
+        factor = "".join(f" ({note})" for note in findings.handled.get(checks.FACTOR, ()))
+        findings.problem("labels", f"{case}; {remedy}, and --unit, --fps, --stride{factor}")
 
 
 def load(video: Matched, dtypes: Mapping[str, str] | None = None) -> base.Video:
@@ -435,21 +375,11 @@ def load(video: Matched, dtypes: Mapping[str, str] | None = None) -> base.Video:
     return base.Video(of.id, features, of.segments, of.duration, of.written, of.ambiguous, known_grid, of.validation)
 
 
-def is_manifest(content: object) -> bool:
-    """Whether JSON content is a manifest that `data_prep.extract` writes next to a feature file."""
-    return (
-        isinstance(content, dict)
-        and content.keys() >= {*MANIFEST_FIELDS, "seconds_per_snippet"}
-        and isinstance(content["sampling"], dict)
-        and 0 < number(content["seconds_per_snippet"]) < math.inf
-    )
-
-
 def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findings: Findings) -> dict[str, dict]:
     """Returns how features were extracted, for the modalities whose files all have a manifest.
 
     Manifests of one modality that differ are problems. Files without a manifest are noted if others have one. Returns
-    {modality: the MANIFEST_FIELDS and `seconds_per_snippet`, the median time from one snippet to the next}. This time
+    {modality: `manifests.FIELDS` and `seconds_per_snippet`, the median time from one snippet to the next}. This time
     differs from duration / T, which is longer if snippets overlap, in short videos much longer.
     """
     made = {}
@@ -462,22 +392,12 @@ def how_made(videos: Sequence[Matched], folders: Sequence[FeatureFolder], findin
             for path in without:
                 findings.note(checks.NO_MANIFEST, f"{folder.name}: {path}")
             continue
-        ways = {path: {name: manifest[name] for name in MANIFEST_FIELDS} for path, manifest in manifests.items()}
+        ways = {path: {name: manifest[name] for name in FIELDS} for path, manifest in manifests.items()}
         usual = json.loads(Counter(map(json.dumps, ways.values())).most_common(1)[0][0])
         for path, way in ways.items():
-            if others := [name for name in MANIFEST_FIELDS if way[name] != usual[name]]:
+            if others := [name for name in FIELDS if way[name] != usual[name]]:
                 differ = "; ".join(f"{name} {short(way[name])}, others {short(usual[name])}" for name in others)
                 findings.problem("features made in different ways", f"{folder.name}: {path}: {differ}")
-        seconds = float(np.median([manifest["seconds_per_snippet"] for manifest in manifests.values()]))
-        made[folder.name] = usual | {"seconds_per_snippet": seconds}
+        seconds = float(np.median([manifest[STEP] for manifest in manifests.values()]))
+        made[folder.name] = usual | {STEP: seconds}
     return made
-
-
-def read_manifest(path: Path, findings: Findings) -> dict | None:
-    """Reads the manifest of a feature file; one that is damaged is a problem, and other JSON is none."""
-    try:
-        content = read_json(path.with_suffix(".json"), "extract the features again, or delete it if it is no manifest")
-    except (ValueError, OSError) as error:
-        findings.problem("unreadable manifest", str(error))
-        return None
-    return content if is_manifest(content) else None

@@ -84,7 +84,8 @@ def as_table(array: np.ndarray, *, channels_first: bool = False, pool: bool = Fa
     """Arranges an array as `[T, D]`.
 
     Args:
-      array: `[T, D]`, with axes of size 1 anywhere before D; or `[D, T]`, with axes of size 1 around both.
+      array: `[T, D]`, with axes of size 1 anywhere before D, or several after it; or `[D, T]`, with axes of size 1
+        around both.
       channels_first: the array is `[D, T]`.
       pool: the array may also be a grid of tokens, `[T, …, D]` or `[D, T, …]`, which is averaged over "…".
 
@@ -100,6 +101,10 @@ def as_table(array: np.ndarray, *, channels_first: bool = False, pool: bool = Fa
         if pool and len(shape) > 2:
             array = _pool(array, range(2, len(shape)))
         return array.T if array.ndim == 2 and len(array) else None
+    if len(shape) > 3 and shape[-2:] == [1, 1]:  # [T, D, 1, 1], of a pooling layer that keeps its axes
+        while len(shape) > 2 and shape[-1] == 1:
+            shape.pop()
+    array = array.reshape(shape)
     if len(shape) < 2 or not shape[-1]:
         return None
     if pool and any(n != 1 for n in shape[1:-1]):

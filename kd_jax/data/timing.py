@@ -6,7 +6,7 @@ front, num_snippets, grid = place(cut, 22, duration=3.4)
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import checks
+from kd_jax.data.annotations.cleaning import Annotated
 from kd_jax.data.annotations.units import MOST, OTHER_UNIT, as_between, common_factor
-from kd_jax.data.checks import Findings
+from kd_jax.data.checks import Findings, short
+from kd_jax.data.feature_folders import TIME_STAMPS
 from kd_jax.data.feature_tables import open_array
+from kd_jax.data.manifests import MODALITIES, STEP, read_manifest
 from kd_jax.segments import Grid
 
 MOST_MISSING = 1000  # snippets that are added to a video, whatever its window
@@ -48,6 +51,10 @@ class Cut:
     def is_plausible(self) -> bool:
         """Whether neither step nor window is so short or long that a unit must be wrong."""
         return SHORTEST <= self.step <= LONGEST and self.window <= LONGEST
+
+    def described(self) -> str:
+        """Returns step and window, for messages."""
+        return f"every {self.step:.4g} s, {self.window:.4g} s long"
 
     def grid(self, num_rows: int) -> Grid:
         """Returns the times of the rows, in seconds."""
@@ -106,6 +113,87 @@ def read_timestamps(path: Path) -> Cut:
     return Cut(float(times[-1] - times[0]) / (len(times) - 1), float(times[0]), path)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What the command and the data set say about the times of snippets."""
+
+    fps: float  # frames per second of a video whose annotation has none
+    unit: str = "seconds"  # 'seconds' or 'frames', of the annotation
+    stride: float | None = None  # frames from one snippet to the next; None if unknown
+    window: float | None = None  # frames that one snippet covers; None if unknown
+    is_assumed: bool = False  # whether `fps` is a mere default, which says nothing about these videos
+    features_fps: float | None = None  # frames per second that `stated` counts in; None for those of each video
+    # {name of the folder: (frames from one snippet to the next, frames that one covers)}, as the command says
+    stated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def in_seconds(self, time: float) -> float:
+        """Converts a time of the annotation to seconds."""
+        return time / self.fps if self.unit == "frames" else time
+
+    def cut(self, annotated: Annotated, modality: str, path: Path, findings: Findings) -> Cut | None:
+        """Returns how a file was cut: as the command says, its manifest or its time stamps; None if they do not."""
+        stated = stated_cut(annotated.id, modality, path, findings)
+        if modality not in self.stated:
+            return stated
+        if not (fps := self.features_fps or annotated.fps or (0.0 if self.is_assumed else self.fps)):
+            remedy = "give --fps, or --videos=DIR with the videos"
+            findings.problem("fps", f"{annotated.id}: --stride counts frames, but their rate is unknown; {remedy}")
+            return None
+        of_options = _cut_at(fps, *self.stated[modality])
+        if stated and not _agree(stated, of_options):
+            case = f"{modality}: {path}: a snippet {stated.described()}, but --stride, --window and --fps make it"
+            remedy = "leave --stride and --window out, or make the features again"
+            findings.problem("stride", f"{case} {of_options.described()}; {remedy}")
+        return of_options
+
+    def public_cut(self, annotated: Annotated) -> Cut | None:
+        """Returns how the public features of the data set are cut, if their windows overlap."""
+        fps = annotated.fps or self.fps
+        return _cut_at(fps, self.stride, self.window) if self.stride and self.window else None
+
+
+def _agree(stated: Cut, of_options: Cut) -> bool:
+    """Whether steps are equal and, if a manifest states them, windows too; time stamps may be those of frames."""
+    pairs = [(stated.step, of_options.step)]
+    if stated.source and stated.source.suffix == ".json":
+        pairs.append((stated.window, of_options.window))
+    return all(math.isclose(*pair, rel_tol=0.01) for pair in pairs)
+
+
+def _cut_at(fps: float, stride: float, window: float) -> Cut:
+    return Cut(stride / fps, window / fps)
+
+
+def stated_cut(video: str, modality: str, path: Path, findings: Findings) -> Cut | None:
+    """Returns how a file was cut by the files next to it, a manifest or time stamps."""
+    manifest, stamps = read_manifest(path, findings), path.with_name(f"{video}{TIME_STAMPS}.npy")
+    if manifest:
+        source = path.with_suffix(".json")
+        if modality in MODALITIES and manifest["modality"] != modality:
+            case = f"{source}: it describes features of {short(manifest['modality'])}, expected {modality}"
+            findings.problem(
+                "features of another modality", f"{case}; give another folder, or another name to this one"
+            )
+        if manifest.keys() >= {"fps"} and "length" in manifest["sampling"]:
+            window = manifest["sampling"]["length"] / manifest["fps"]
+            return _plausible(Cut(manifest[STEP], window, source), findings)
+    if stamps.is_file():
+        try:
+            return _plausible(read_timestamps(stamps), findings)
+        except (OSError, ValueError) as error:
+            findings.problem("time stamps", f"{modality}: {error}")
+    return None
+
+
+def _plausible(cut: Cut, findings: Findings) -> Cut | None:
+    """Returns the cut that a file states; None after a problem."""
+    if cut.is_plausible:
+        return cut
+    case = f"{cut.source}: a snippet every {cut.step:.4g} s with a window of {cut.window:.4g} s"
+    findings.problem("snippet length", f"{case}; correct or delete this file")
+    return None
+
+
 class Length(NamedTuple):
     """What is known about the length of a video."""
 
@@ -147,7 +235,7 @@ def _compare_with_durations(lengths: Sequence[Length], findings: Findings) -> No
     differ = np.array([not length.fits for length in lengths], bool)
     factor, explained = common_factor(np.array([length.end / length.duration for length in lengths]))
     if factor and differ.sum() >= MOST * len(lengths):
-        case = f"the features last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
+        case = f"the snippets last {factor:.4g} times the duration in {explained.sum()} of {len(lengths)} videos"
         findings.note(checks.FACTOR, f"{case}{as_between(factor)}")
         differ &= ~explained
     for length in itertools.compress(lengths, differ):

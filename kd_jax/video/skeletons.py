@@ -22,8 +22,8 @@ PERSONS = 2  # bodies per frame that encoders are trained for
 SUFFIXES = (".skeleton", ".txt", ".npy")  # .npy files are refused with the layout that they seem to have
 LAYOUTS = {17: "COCO", 18: "OpenPose", 20: "the first Kinect", 22: "SMPL", 24: "SMPL", 33: "MediaPipe"}  # by joints
 FARTHEST = 1e3  # metres from the sensor, beyond which a coordinate is an error
-FEW = 12  # frames; a shorter track is not the first body if there is one of twice as many frames
-LITTLE = 0.1  # the share of the frames, and of the motion, of another body below which a body is not the first
+FEW = 12  # frames; a shorter track that is still is no part of a person who moves
+LITTLE = 0.1  # the share of the motion of another body below which a body is not the first
 MAX_GAP, MAX_STEP = 30, 0.7  # frames and metres between two tracks of one person, at most
 MAX_SPEED = 0.1  # metres per frame of a joint, at most, so that jumps of a tracker are no motion
 _HIP, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER = 0, 1, 4, 8
@@ -141,15 +141,15 @@ def _is_object(track: Track, person: Track) -> bool:
 
 
 def _rank(tracks: list[Track]) -> list[Track]:
-    """Sorts bodies by spread, the most spread one first; those of few frames or with hardly any motion are last."""
-    longest = max(len(track.frames) for track in tracks)
-    few = min(max(FEW, LITTLE * longest), longest / 2)
-    seen = [len(track.frames) >= few for track in tracks]
-    motions = [_motion(track) for track in tracks]
-    most = max(motion for motion, enough in zip(motions, seen, strict=True) if enough)
-    moves = [enough and motion >= LITTLE * most for motion, enough in zip(motions, seen, strict=True)]
+    """Sorts bodies by spread, the most spread one first; those of few frames or with hardly any motion are last.
+
+    Few and hardly any are relative to the body with the most motion in the most frames.
+    """
+    frames, motions = [len(track.frames) for track in tracks], [_motion(track) for track in tracks]
+    main = max(range(len(tracks)), key=lambda i: (frames[i] * motions[i], frames[i]))
+    is_person = [n >= frames[main] / 2 and m >= LITTLE * motions[main] for n, m in zip(frames, motions, strict=True)]
     spreads = [float(track.joints.std(axis=(0, 1)).sum()) for track in tracks]
-    order = sorted(range(len(tracks)), key=lambda i: (moves[i], spreads[i]), reverse=True)
+    order = sorted(range(len(tracks)), key=lambda i: (is_person[i], spreads[i]), reverse=True)
     return [tracks[i] for i in order]
 
 

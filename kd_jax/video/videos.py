@@ -365,7 +365,7 @@ def _read_geometry(path: Path) -> tuple[int, int, _Turn, float]:
         first = next(_decode(path, container.decode(stream)), None)
         aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
     if first is None:
-        raise VideoError(f"{path} has no frame")
+        raise VideoError(f"{path} has no frame; if it is a video, it is damaged or cut short; copy it again")
     width, height, turn = _shown(first, max(1, round(first.width * aspect)))
     _check_shape(path, width, height)
     return width, height, turn, aspect

@@ -178,8 +178,8 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
     """Compares the times of actions with the durations of their videos, which must be in one unit.
 
     Problems: a split of which more than half of the actions start at or after the end of their video; a video of which
-    nearly all do, many times later. Notes: other videos of which nearly all do; actions that all lie within the first
-    tenth of their videos, in nearly all videos.
+    more than half do, many times later. Notes: other videos of which more than half do; actions that all lie within the
+    first tenth of their videos, in nearly all videos.
     """
     timed = [v for v in videos if 0 < v.duration < math.inf and len(v.written)]
     late = {video.id: int((video.written[:, 1] >= video.duration).sum()) for video in timed}
@@ -193,7 +193,7 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
             findings.problem("units", f"{what}; {_ratio_of(float(usual))}; give times and durations in one unit")
             continue
         for video in of_split:
-            if late[video.id] < 2 or late[video.id] < 0.9 * len(video.written):
+            if late[video.id] < 2 or 2 * late[video.id] <= len(video.written):
                 continue
             what = f"{video.id}: {late[video.id]} of {len(video.written)} actions start at or after its end"
             if reached[video.id] >= OTHER_UNIT:

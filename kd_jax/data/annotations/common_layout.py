@@ -12,12 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_jax.data.annotations.cleaning import Annotated, Labels, annotate, check_action, check_positive
 from kd_jax.data.checks import Findings, check_video_id, load_json, number, read_text, short
 
 SUBSETS = {"training": "train", "validation": "train", "testing": "test"}  # validation videos are held out of train
 SHIFT = 1e-3  # of a frame, by which the segments of labels of frames are moved forward
+MANY_ACTIONS = 5  # fewer may all be mistakes
 NEEDS = ("subset", "duration")  # of every video, next to its actions
 
 
@@ -90,7 +92,18 @@ def read_entries(
     if names and not first_class and labels.seen and min(labels.seen) == 1 and max(labels.seen) == len(names):
         case = f"they run from 1 to {len(names)}: the file counts from 1; {remedy}"
         findings.problem("class ids", case)
+    if not findings.problems:
+        _check_order(entries, videos, where, findings)
     return [video for video in videos if check_video_id(video.id, findings, where)]
+
+
+def _check_order(entries: Mapping[str, Any], videos: Sequence[Annotated], where: str, findings: Findings) -> None:
+    """Reports that most actions end before they start, as in a file of (class, start, length)."""
+    total = sum(len(entry["actions"]) for entry in entries.values())
+    backward = total - sum(len(video.written) for video in videos)
+    if total >= MANY_ACTIONS and 2 * backward > total:
+        remedy = "give the start and the end of each, not its length"
+        findings.problem("action", f"{where}: {backward} of {total} actions end before they start; {remedy}")
 
 
 def _read_video(name: str, entry: object, labels: Labels, needs: Sequence[str], findings: Findings) -> Annotated:

@@ -181,6 +181,10 @@ def _add_durations(
     some_stated = any("duration" in entry for entry in entries.values())
     differ: dict[str, float] = {}  # stated duration over that of the other source
     for video, entry in list(entries.items()):
+        rate = number(entry.get("fps"))
+        if options.unit == "frames" and abs(rate / scale - 1) > 0.01:
+            case = f"{video}: its times are frames, converted with {scale:g} per second, but it has {rate:g}"
+            findings.problem("fps", f"{case}; give --fps={rate:g}, or times in seconds if rates differ")
         if found := media.get(video):
             entry.setdefault("fps", found.fps)
         if "duration" in entry:
