@@ -178,8 +178,8 @@ def check_units(videos: Sequence[Annotated], findings: Findings) -> None:
     """Compares the times of actions with the durations of their videos, which must be in one unit.
 
     Problems: a split of which more than half of the actions start at or after the end of their video; a video of which
-    more than half do, many times later. Notes: other videos of which nearly all do; actions that all lie within the first
-    tenth of their videos, in nearly all videos.
+    more than half do, many times later. Notes: other videos of which nearly all do; actions that all lie within the
+    first tenth of their videos, in nearly all videos.
     """
     timed = [v for v in videos if 0 < v.duration < math.inf and len(v.written)]
     late = {video.id: int((video.written[:, 1] >= video.duration).sum()) for video in timed}
