@@ -23,6 +23,7 @@ from tqdm import tqdm
 from data_prep import execution, utd_mhad
 from data_prep.annotations import add_options, collect_entries, hold_out, read_options
 from data_prep.report import Row, describe_report, make_report
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, at_least, disk_path, named_number, named_path
 from kd_jax.data import base, feature_files, records, synthetic
 from kd_jax.data.annotations import DATASETS, describe
@@ -532,4 +533,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("data_prep.build", main)

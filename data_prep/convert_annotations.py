@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.annotations import add_options, collect_entries, hold_out, read_options
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, disk_path, positive
 from kd_jax.data.annotations import common_layout, tools
 from kd_jax.data.annotations.cleaning import check_units
@@ -88,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("data_prep.convert_annotations", main)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from data_prep import encoder_weights, tensorflow_checkpoint
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, disk_path
 from kd_jax.data import base, checks, records
 from kd_jax.files import read_arrays, sha256, write_json
@@ -344,4 +345,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("data_prep.convert_weights", main)

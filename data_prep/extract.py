@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution, prefetch
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.command_line import Parser, at_least, disk_path
 from kd_jax.data import manifests
 from kd_jax.data.checks import join_repeated
@@ -425,4 +425,4 @@ def _run_pipeline(
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("data_prep.extract", main)

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import execution
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, at_least, between, disk_path
 from kd_jax.files import write_atomically
 from kd_jax.runtime import num_processors
@@ -292,4 +293,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("data_prep.stickfigures", main)

@@ -10,7 +10,10 @@ A name is imported when it is first read, so that modules without JAX, such as k
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+from kd_jax import interrupts
 
 if TYPE_CHECKING:
     from kd_jax import losses
@@ -21,6 +24,9 @@ __version__ = "0.1.0"
 __all__ = ["Detector", "__version__", "load", "losses"]
 
 _MODULES = {"Detector": "kd_jax.models", "load": "kd_jax.inference.trained_detector", "losses": "kd_jax.losses"}
+
+if sys.argv[:1] == ["-m"]:  # Python is about to import the command of `python -m kd_jax.COMMAND`
+    interrupts.end_at_once("kd_jax")
 
 
 def __getattr__(name: str):

@@ -1,10 +1,10 @@
 """The command `kd-jax`: `kd-jax train --config=tsu` is the same as `python -m kd_jax.main --config=tsu`."""
 
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
+
+from kd_jax import interrupts
 
 COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
@@ -30,11 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
         print("\n".join(f"  {name:<20} {line}" for name, (_, line) in COMMANDS.items()))
     elif command in COMMANDS:
-        try:
-            importlib.import_module(COMMANDS[command][0]).main(arguments)
-        except KeyboardInterrupt:  # perhaps during the imports, which take a second
-            print(f"\nkd-jax {command}: interrupted", file=sys.stderr, flush=True)
-            os._exit(128 + signal.SIGINT)  # libraries that are half imported may crash at the normal end
+        interrupts.end_at_once(name := f"kd-jax {command}")
+        interrupts.run(name, importlib.import_module(COMMANDS[command][0]).main, arguments)
     else:
         sys.exit(f"kd-jax: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from kd_jax import interrupts
 from kd_jax.analysis.figures import FIGURES, make_figures
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.command_line import Parser, any_path, disk_path, positive
@@ -56,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.analyse", main)

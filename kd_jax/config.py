@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
@@ -140,6 +141,26 @@ def from_json(content: dict) -> ConfigDict:
         config[name].update(content.pop(name))
     config.update(content)
     return config.lock()
+
+
+def check_complete(config: Any) -> None:
+    """Check that a config has every field of `get_config`, and each of its runs every field of `make_run`.
+
+    Raises ValueError that names what is missing.
+    """
+    _require_fields("config", config, get_config(), "get_config")
+    for name, run in config.runs.items():
+        _require_fields(f"config.runs.{name}", run, make_run(""), "make_run")
+
+
+def _require_fields(place: str, section: Any, like: ConfigDict, maker: str) -> None:
+    if not isinstance(section, ConfigDict):
+        raise ValueError(f"{place} is {section!r}; make it with kd_jax.config.{maker}")
+    for name, field in like.items():
+        if name not in section:
+            raise ValueError(f"{place} has no field {name!r}; make it with kd_jax.config.{maker}")
+        if isinstance(field, ConfigDict):
+            _require_fields(f"{place}.{name}", section[name], field, maker)
 
 
 def find_file(name: str) -> Path:

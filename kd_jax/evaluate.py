@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, at_least, between, disk_path, positive
 from kd_jax.data import base
 from kd_jax.data.annotations import DATASETS, describe
@@ -294,4 +295,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.evaluate", main)

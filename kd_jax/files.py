@@ -66,6 +66,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     if "://" in os.fspath(path):  # an object in a bucket appears only when it is complete
         path.write_bytes(content)
         return
+    if path.is_dir():
+        raise OSError(f"{path} is a folder where a file must be; remove it, and run the same command again")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
@@ -145,10 +147,18 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return np.ndarray(shape, dtype, content, order="F" if is_fortran else "C")
 
 
+def check_regular(path: Path) -> None:
+    """Raises ValueError for a folder or a device in the place of a file; reading a named pipe would never end."""
+    name = os.fspath(path)  # epath takes a named pipe for a file
+    if not is_address(name) and os.path.exists(name) and not os.path.isfile(name):
+        raise ValueError("it is a folder" if os.path.isdir(name) else "it is no regular file")
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file by name; raises OSError or ValueError if it cannot be read."""
     arrays = {}
     try:
+        check_regular(path)
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
@@ -187,6 +197,7 @@ def read_json(path: Path, remedy: str = "restore it from a copy") -> dict | None
     if not path.exists():
         return None
     try:
+        check_regular(path)
         content = json.loads(path.read_bytes().decode())
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")

@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.command_line import Parser, any_path, disk_path
 from kd_jax.files import DamagedFileError, why_not_written
 from kd_jax.lock import held
@@ -69,6 +69,7 @@ def read_config(given: str, overrides: Sequence[str]) -> ConfigDict:
     path = schema.find_file(name)
     try:
         config = schema.load(name, variant)
+        schema.check_complete(config)
     except Exception as error:  # a config file is a program: it may raise anything
         raise ValueError(config_mistake(error, path)) from error
     for field, equals, value in (override.partition("=") for override in overrides):
@@ -124,6 +125,8 @@ def _fail(error: Exception, workdir: epath.Path, session: Session, in_job: bool)
         message = str(error)
     elif reason := why_not_written(error, workdir):
         message = f"{workdir} cannot be written ({reason}); the same command continues"
+    elif isinstance(error, OSError):
+        message = str(error) if error.errno is None else f"{error}; the same command continues when this is mended"
     if in_job:
         if not message:
             traceback.print_exc()
@@ -196,4 +199,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.main", main)

@@ -28,7 +28,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
@@ -38,6 +38,7 @@ from kd_jax.data.annotations import custom
 from kd_jax.data.batches import Example
 from kd_jax.data.checks import ENCODED, GUESSED, UNITS_DIFFER, Findings, join_repeated
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
+from kd_jax.data.staging import replaced
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS, choose
@@ -350,18 +351,20 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     # The last window of a feature file ends with its video, as far as the file shows.
     times = {v: (grid, inputs.durations.get(v) or 2 * grid.start + grid.length) for v, grid in inputs.grids.items()}
     more = {"classes": classes, "files": known, "times": times}
-    paths = formats.write(output, chosen, scores=scores, detections=found, **more)
-    for name, frames in inputs.frames.items():
-        picture, page = output / f"{name}.png", output / f"{name}.html"
-        timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
-        source = files.opened[name].path
-        links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
-        duration, table = inputs.durations[name], scores[name][:, : len(classes)]
-        tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
-        recording = Recording(name, duration, truth.get(name), tables, **links)
-        threshold = DEFAULT_THRESHOLDS[head] if given.threshold is None else given.threshold
-        write_page(page, recording, classes, threshold)
-        paths += [picture, page]
+    with replaced(output) as new:
+        paths = formats.write(new, chosen, scores=scores, detections=found, **more)
+        for name, frames in inputs.frames.items():
+            picture, page = new / f"{name}.png", new / f"{name}.html"
+            timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
+            source = files.opened[name].path
+            links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
+            duration, table = inputs.durations[name], scores[name][:, : len(classes)]
+            tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
+            recording = Recording(name, duration, truth.get(name), tables, **links)
+            threshold = DEFAULT_THRESHOLDS[head] if given.threshold is None else given.threshold
+            write_page(page, recording, classes, threshold)
+            paths += [picture, page]
+    paths = [output / path.name for path in paths]
     browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
@@ -397,4 +400,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.predict", main)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.analysis.figures import make_figures
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.analysis.report import make_report
@@ -70,4 +70,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.report", main)

@@ -27,7 +27,7 @@ from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
 from kd_jax.files import DamagedFileError, checked_path, read_json, require_json
-from kd_jax.training import experiment, provenance
+from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
@@ -258,6 +258,10 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
             f"{workdir} holds no run of kd_jax; give the workdir of an experiment, e.g. workdir/demo"
         )
     results, config, source, problems, notes = None, None, None, [], []
+    try:
+        read_json(workdir / clock.FILE, "delete it; only the times of earlier starts are lost")
+    except DamagedFileError as error:
+        problems.append(str(error))
     try:
         results = require_json(workdir / "results.json", f"{AGAIN}, which writes it")
         if "config" in results:

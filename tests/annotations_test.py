@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kd_jax.data import base, synthetic
+from kd_jax.data import base, checks, synthetic
 from kd_jax.data.annotations import DATASETS, custom, describe
 from kd_jax.data.annotations.cleaning import annotate, check_units
 from kd_jax.data.annotations.common_layout import read_classes, read_entries
@@ -374,6 +374,14 @@ def test_a_guessed_encoding_is_said_with_the_remedy(tmp_path, text, codec):
     assert GUESSED.endswith("a guess; if the example is wrong, convert the file to UTF-8")
     (case,) = findings.handled[GUESSED]
     assert case.startswith(f"{tmp_path / 'classes.txt'}: GB18030, e.g. ")
+
+
+def test_reading_stops_when_nearly_everything_is_wrong(monkeypatch):
+    monkeypatch.setattr(checks, "MOST_PROBLEMS", 30)
+    findings = Findings("mine.json")
+    with pytest.raises(DataError, match="(?s)30 problems in mine.json; reading stopped there.*… and 10 more"):
+        for i in range(31):
+            findings.problem("number", f"entry {i}: {i * i!r}")
 
 
 def test_every_text_file_is_read_in_its_encoding(tmp_path):

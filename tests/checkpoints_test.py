@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -235,3 +236,14 @@ def test_a_finished_run_is_read_from_the_other_checkpoint_only_if_it_has_the_sam
         load_run(folder)
     assert "checkpoints/4 is damaged (" in caplog.text and "that of epoch 3 has the same best epoch" in caplog.text
     assert train(stopped_and_finished[1]).exists()  # a finished run needs no checkpoint
+
+
+def test_a_finished_run_is_read_without_the_metadata_of_its_checkpoints(stopped_and_finished, tmp_path, caplog):
+    folder = Path(shutil.copytree(stopped_and_finished[1] / "vanilla_rgb", tmp_path / "run"))
+    whole = load_run(folder)
+    for metadata in folder.glob("checkpoints/*/best/_METADATA"):
+        metadata.unlink()
+    jax.tree.map(np.testing.assert_array_equal, load_run(folder).variables, whole.variables)
+    shutil.rmtree(folder / "checkpoints" / "4" / "best" / "d")
+    with pytest.raises(DamagedFileError, match=r"cannot be read .*4 is damaged .*copy all"):
+        load_run(folder)

@@ -1,9 +1,11 @@
 """Atomic writes of files, and what is reported about damaged ones."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+from etils import epath
 
 from kd_jax import files
 
@@ -75,6 +77,20 @@ def test_json_that_is_no_object_is_refused(content, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(files.DamagedFileError, match=r"x\.json is damaged \(.*\); build it again"):
         files.read_json(tmp_path / "x.json", "build it again")
+
+
+def test_what_is_no_file_is_named_and_not_read(tmp_path):
+    """Reading a named pipe would never end."""
+    folder, pipe = tmp_path / "folder", epath.Path(tmp_path / "pipe")
+    folder.mkdir()
+    os.mkfifo(pipe)
+    for path, what in ((folder, "it is a folder"), (pipe, "it is no regular file")):
+        with pytest.raises(files.DamagedFileError, match=rf"{path} is damaged \({what}\); build it again"):
+            files.read_json(path, "build it again")
+        with pytest.raises(ValueError, match=what):
+            files.read_arrays(path)
+    with pytest.raises(OSError, match=f"{folder} is a folder where a file must be; remove it, and run the same"):
+        files.write_json(folder, CONTENT)
 
 
 def test_json_of_older_versions_has_no_checksum(tmp_path):

@@ -62,6 +62,21 @@ def test_outputs_are_those_that_were_scored(workdir):
             assert output.features.shape == (len(saved[video]), 8)
 
 
+def test_files_of_another_run_are_not_taken_for_those_of_a_run(workdir, tmp_path, caplog):
+    folder = tmp_path / "workdir"
+    shutil.copytree(workdir, folder)
+    rgb, flow = folder / "rgb", folder / "flow"
+    shutil.copy(flow / "metrics.jsonl", rgb / "metrics.jsonl")
+    shutil.copy(flow / "predictions_test.npz", rgb / "predictions_test.npz")
+    found = open_experiment(folder)
+    assert f"{rgb / 'metrics.jsonl'} is not what the run wrote; its curves may be wrong" in caplog.text
+    with pytest.raises(ValueError, match=f"{rgb / 'predictions_test.npz'} is not what the run wrote; run its"):
+        found.logits("rgb", 0)
+    shutil.copy(flow / "config.json", rgb / "config.json")
+    with pytest.raises(ValueError, match=f"{rgb / 'config.json'} is that of the run flow; restore the folder"):
+        open_experiment(folder)
+
+
 def test_records_may_have_moved_but_must_be_the_same(workdir, tmp_path):
     moved, folder = tmp_path / "moved", tmp_path / "workdir"
     shutil.copytree(workdir, folder)

@@ -11,7 +11,18 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from its own row or an earlier one. A folder names all of its files that are not listed themselves.
 ROWS = [
-    ["types", "masking", "segments", "files", "lock", "sharding", "checked_cache", "runtime", "command_line"],
+    [
+        "types",
+        "masking",
+        "segments",
+        "files",
+        "lock",
+        "sharding",
+        "checked_cache",
+        "runtime",
+        "command_line",
+        "interrupts",
+    ],
     ["losses", "models", "data.base", "evaluation.metrics"],
     ["training.terms", "data", "video"],
     ["config", "training.state", "training.step", "training.run_config", "training.checkpoints"],
@@ -25,6 +36,7 @@ FORBIDDEN = {  # {part of the package: what it must not import}
     "models": ["kd_jax.losses"],
     "command_line": ["jax", "flax"],
     "files": ["jax", "flax"],
+    "interrupts": ["jax", "flax"],
     "lock": ["jax", "flax"],
     "segments": ["jax", "flax"],
     "data.annotations": ["jax", "flax"],

@@ -201,6 +201,30 @@ def test_a_mistake_in_a_config_file_is_reported_with_its_line(line, message, tmp
     assert message.replace("line 5", "line 6").replace("mine", "later") in mistake(f"--config={tmp_path / 'later.py'}")
 
 
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        ("None", "config is None; make it with kd_jax.config.get_config"),
+        ("ConfigDict()", "config has no field 'dataset'; make it with kd_jax.config.get_config"),
+        (
+            "changed(runs={'a': {'modality': 'rgb'}})",
+            "config.runs.a has no field 'filter'; make it with kd_jax.config.mak",
+        ),
+        ("changed(runs={'a': 'rgb'})", "config.runs.a is 'rgb'; make it with kd_jax.config.make_run"),
+        (
+            "changed(training={'epochs': 3})",
+            "config.training has no field 'batch_size'; make it with kd_jax.config.get",
+        ),
+    ],
+)
+def test_a_config_that_lacks_fields_is_refused(returned, message, tmp_path):
+    head = "from ml_collections import ConfigDict\nfrom kd_jax import config as schema\n"
+    changed = "def changed(**fields): return ConfigDict({**schema.get_config().to_dict(), **fields})\n"
+    (tmp_path / "mine.py").write_text(f"{head}{changed}def get_config(): return {returned}\n")
+    for more in ([], ["--config.training.epochs=2"]):
+        assert f"mine.py: {message}" in mistake(f"--config={tmp_path / 'mine.py'}", *more)
+
+
 def test_a_mistake_in_a_file_that_another_one_reads_is_reported_with_that_file(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config():\n    return undefined\n")
     assert "mine.py, line 2: name 'undefined' is not" in mistake(f"--config=ablation:{tmp_path / 'mine.py'}")

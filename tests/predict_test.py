@@ -146,6 +146,35 @@ def predict_count(scores, threshold):
     return sum(int((a[1:] & ~a[:-1]).sum()) for a in above)
 
 
+def test_a_failed_prediction_leaves_the_files_of_the_one_before(run, tmp_path, monkeypatch):
+    rng, size = np.random.default_rng(0), json.loads((run / "config.json").read_text())["input_size"]
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "video.npy", rng.standard_normal((20, size), np.float32))
+    output, more = tmp_path / "out", ["--format=native", "--format=webvtt", "--threshold=0.1"]
+    assert command(run, tmp_path / "features", output, *more).returncode == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert {path.name for path in before} == {"scores.npz", "detections.json", "video.vtt"}
+    np.save(tmp_path / "features" / "video.npy", rng.standard_normal((30, size), np.float32))
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "write_webvtt", fail)
+        failed = command(run, tmp_path / "features", output, *more)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"kd_jax.predict: {output} cannot be written (No space left on device); run the")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    (output / "webvtt" / "notes.txt").write_text("mine")
+    refused = command(run, tmp_path / "features", output, *more)
+    assert f"{output / 'webvtt'} also holds notes.txt, so it is left alone; choose another folder" in refused.stderr
+    assert before.items() <= {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}.items()
+    (output / "webvtt" / "notes.txt").unlink()
+    assert command(run, tmp_path / "features", output, *more).returncode == 0
+    assert not any(path.read_bytes() == content for path, content in before.items())
+    assert sorted(path.name for path in output.iterdir()) == ["detections.json", "scores.npz", "webvtt"]
+
+
 def test_command_line_in_official_formats(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     np.save(tmp_path / "one.npy", np.random.default_rng(0).standard_normal((30, config["input_size"]), np.float32))

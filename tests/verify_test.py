@@ -80,7 +80,9 @@ def test_damaged_files_are_reported(workdir):
     (rgb / "config.json").write_text("{")
     (flow / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
     change_json(flow / "results.json", best_epoch=7)
+    (workdir / "starts.json").write_text("null")
     found = problems_of(workdir)
+    assert f"{workdir / 'starts.json'} is damaged (it holds no JSON object); delete it" in found
     assert f"{rgb / 'config.json'} is damaged" in found and f"or delete {rgb} and run its experiment again" in found
     damaged = f"the checkpoint {flow / 'checkpoints' / '2'} is damaged"
     assert damaged in found and f"delete it, delete {flow / 'results.json'}, and run its experiment again" in found

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import Source, open_source
-from kd_jax.files import read_json
+from kd_jax.files import DamagedFileError, read_json
 from kd_jax.inference.predict import fuse, run_detector
+from kd_jax.training import provenance
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.logs import read_log
 from kd_jax.training.run_config import read_run_config
@@ -99,7 +101,16 @@ def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> 
         raise FileNotFoundError(
             f"the run {folder} is gone or has not finished; run its experiment again to complete it"
         )
-    return FinishedRun(row["run"], seed, folder, config, results, read_log(folder / "metrics.jsonl"))
+    if config["run"] != row.get("chosen", row["run"]):
+        found = f"{folder / 'config.json'} is that of the run {config['run']}"
+        raise ValueError(f"{found}; restore the folder from a copy, or delete it and run its experiment again")
+    epochs = read_log(log := folder / "metrics.jsonl")
+    if log.exists():
+        try:
+            provenance.check_file(folder, log.name, provenance.written_files(folder), "its curves may be wrong")
+        except DamagedFileError as error:
+            logging.warning("%s", error)
+    return FinishedRun(row["run"], seed, folder, config, results, epochs)
 
 
 def open_videos(

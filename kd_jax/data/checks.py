@@ -21,6 +21,7 @@ from kd_jax.data.base import is_file_name
 from kd_jax.data.text_files import decode, normalize, unescape
 
 LINES_PER_KIND = 20  # problems of one kind that the error lists; it counts the others
+MOST_PROBLEMS = 100_000  # with more, a file is not what it should be, and to list its entries takes minutes
 NAMES_PER_LINE = 3  # of the cases that one line joins
 
 # Kinds of dirt that are handled. They are the keys of 'handled' in report.json.
@@ -73,8 +74,13 @@ class Findings:
         self.handled: dict[str, list[str]] = defaultdict(list)  # the same for what was dirty and handled
 
     def problem(self, kind: str, case: str) -> None:
-        """Adds something wrong; `case` names place, value and what was expected."""
+        """Adds something wrong; `case` names place, value and what was expected.
+
+        Raises DataError when there are MOST_PROBLEMS.
+        """
         self.problems[kind].append(case)
+        if sum(map(len, self.problems.values())) >= MOST_PROBLEMS:
+            self.raise_problems("reading stopped there, and nothing was written")
 
     def note(self, kind: str, case: str) -> None:
         """Adds something dirty that was handled; `kind` is one of the constants above."""

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_jax.files import REMEDY
 from kd_jax.lock import held
 
 
@@ -53,6 +54,41 @@ def scratch(directory: Path, state: str = "scratch") -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder whose entries replace those of the same names in `folder` when the block ends.
+
+    After an exception nothing is replaced. A kill meanwhile never leaves entries of two calls: the old ones are deleted
+    before the new ones get their names. In a bucket each file is replaced when it is written.
+
+    Raises OSError, one sentence, if `folder` cannot be written, or an old folder has files that would not be replaced.
+    """
+    if "://" in os.fspath(folder):
+        yield folder
+        return
+    try:
+        with scratch(folder / "predictions") as new:
+            yield type(folder)(new)
+            names = sorted(path.name for path in new.iterdir())
+            for name in names:
+                _check_replaceable(folder / name, new / name)
+            for old in (folder / name for name in names):
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            for name in names:
+                (new / name).rename(folder / name)
+    except OSError as error:
+        message = f"{folder} cannot be written ({error.strerror}); {REMEDY}" if error.strerror else str(error)
+        raise OSError(message.replace(os.fspath(_sibling(folder / "predictions", "scratch")), str(folder))) from None
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    if new.is_dir() and old.is_file():
+        raise FileExistsError(f"{old} is a file where a folder is written; choose another folder, or remove it")
+    kinds = {path.suffix for path in new.iterdir()} if new.is_dir() else set[str]()
+    if others := [path.name for path in sorted(old.iterdir()) if path.suffix not in kinds] if old.is_dir() else []:
+        raise FileExistsError(f"{old} also holds {others[0]}, so it is left alone; choose another folder")
 
 
 def check_free(directory: Path, *, marker: str, overwrite: bool) -> None:

@@ -28,7 +28,14 @@ from kd_jax.data.checks import short
 from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path, read_json
 from kd_jax.models import FILTERS, Detector
 from kd_jax.segments import Grid
-from kd_jax.training.run_config import COPY_AGAIN, build_fitting_model, one_line, read_run_config
+from kd_jax.training.run_config import (
+    COPY_AGAIN,
+    build_fitting_model,
+    build_model,
+    describe_variables,
+    one_line,
+    read_run_config,
+)
 from kd_jax.training.state import TrainState
 
 TREES = ("state", "best")  # what a checkpoint holds: the training state, and `new_best`
@@ -250,7 +257,21 @@ def _fitting_model(directory: epath.Path, config: Mapping, folders: Sequence[epa
         if all(isinstance(like.get(part), dict) for part in ("params", "constants")):
             return like, build_fitting_model(directory, config, like["params"], like["constants"])
         reasons.append(f"the checkpoint {folder} is damaged (its best has {', '.join(like)})")
-    raise _unreadable(directory, (reasons or ["there is none"])[0])
+    if not folders:
+        raise _unreadable(directory, "there is none")
+    try:  # the metadata of all of them are lost: read the arrays that config.json describes
+        return _described_arrays(config, folders[-1])
+    except Exception as error:  # a filter may raise anything for sizes that it cannot have
+        raise _unreadable(directory, reasons[0]) from error
+
+
+def _described_arrays(config: Mapping, folder: epath.Path) -> tuple[dict, Detector]:
+    """The `best` of a run and its model, both from config.json; checksums are compared when the arrays are read."""
+    model = build_model(config)
+    constants = describe_variables(model, config["input_size"])
+    arrays = _without_memory(jax.eval_shape(new_best, constants.pop("params"), constants))
+    _check_stored(arrays, folder / "best")
+    return arrays, model
 
 
 def _unreadable(directory: epath.Path, reason: str) -> DamagedFileError:
@@ -265,10 +286,20 @@ def _stored_arrays(folder: epath.Path, item: str) -> dict:
     with _naming(folder):
         with _quiet():
             found = ocp.handlers.StandardCheckpointHandler().metadata(folder / item).tree
-        arrays = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), dict(found))
-        if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) > LARGE:
-            check_size(size, sum(file.stat().length for file in (folder / item).rglob("*") if file.is_file()))
+        arrays = _without_memory(dict(found))
+        _check_stored(arrays, folder / item)
     return arrays
+
+
+def _without_memory(tree: dict) -> dict:
+    """Arrays of the shapes and dtypes of a tree that take no memory."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree)
+
+
+def _check_stored(arrays: dict, folder: epath.Path) -> None:
+    """Raises ValueError for far larger arrays than the files in a folder can hold."""
+    if (size := sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) > LARGE:
+        check_size(size, sum(file.stat().length for file in folder.rglob("*") if file.is_file()))
 
 
 def new_best(params: dict, constants: dict, runs: tuple[int, ...] = ()) -> dict:

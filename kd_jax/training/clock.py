@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+from absl import logging
 from etils import epath
 
 from kd_jax import runtime
@@ -65,7 +66,8 @@ class Clock:
 def _read(workdir: epath.Path) -> list[dict]:
     try:
         return (read_json(workdir / FILE, "it is begun again") or {"starts": []})["starts"]
-    except DamagedFileError:
+    except DamagedFileError as error:
+        logging.warning("%s", error)
         return []
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from kd_jax import runtime
 from kd_jax.evaluation.protocols import PROTOCOLS
-from kd_jax.files import write_atomically
+from kd_jax.files import DamagedFileError, check_regular, write_atomically
 
 SELECTION = "frame_map/present_classes"  # the validation score that chooses the best epoch
 
@@ -42,6 +42,10 @@ def epoch_record(metrics: Mapping[str, np.ndarray], seconds: float) -> dict:
 
 def read_log(path: epath.Path) -> list[dict]:
     """Reads the entries of a metrics.jsonl, one an epoch, without lines that are damaged; [] without the file."""
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); delete it, and run its experiment again") from None
     lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
     entries = {entry["epoch"]: entry for entry in map(_read_entry, lines) if entry}
     if len(entries) < len(lines):

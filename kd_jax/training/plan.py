@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax.config import get_config, teaching_runs
+from kd_jax.config import check_complete, get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
 from kd_jax.evaluation.protocols import check_frames
 from kd_jax.files import checked_path, read_json
@@ -267,6 +267,7 @@ def _check_fields(prefix: str, section: ConfigDict, numbers: Sequence[tuple], te
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for unknown names and numbers out of range."""
+    check_complete(config)
     _require(config.runs, "config.runs is empty; add at least one run with kd_jax.config.make_run")
     _check_fields("", config, _NUMBERS, _TEXTS)
     idle = "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out"

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from kd_jax import runtime
-from kd_jax.files import DamagedFileError, read_json, sha256, write_json
+from kd_jax.files import DamagedFileError, check_regular, read_json, sha256, write_json
 
 FILE = "provenance.json"
 OWN = ("config.json", "results.json", FILE)  # files that hold their own checksum
@@ -41,11 +41,20 @@ def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
 
 
+def written_files(directory: epath.Path) -> dict[str, str]:
+    """Returns {name: SHA-256} of what a finished run wrote; {} for a run of an older version."""
+    return (read_json(directory / FILE, "run its experiment again") or {}).get("files", {})
+
+
 def check_file(directory: epath.Path, name: str, files: Mapping[str, str], remedy: str) -> None:
     """Raises DamagedFileError if a file of a run is missing, or has another checksum than `files`, {name: SHA-256}."""
     path = directory / name
     if not path.exists():
         raise DamagedFileError(f"{path} is missing; {remedy}")
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}); {remedy}") from None
     if files.get(name) not in (None, sha256(path)):
         raise DamagedFileError(f"{path} is not what the run wrote; {remedy}")
 

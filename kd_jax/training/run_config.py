@@ -114,6 +114,12 @@ def build_model(config: Mapping) -> Detector:
     return Detector(config["filter"], **{**config["model"], "dtype": jnp.dtype(config["model"]["dtype"]).type})
 
 
+def describe_variables(model: Detector, input_size: int) -> dict:
+    """The shapes and dtypes of a model's parameters and constants, {collection: tree}; nothing is allocated."""
+    x = jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)
+    return dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
+
+
 def build_fitting_model(directory: epath.Path, config: Mapping, params: Mapping, constants: Mapping) -> Detector:
     """The detector that the config.json of a run describes, if its checkpoint holds exactly the arrays of this model.
 
@@ -122,8 +128,7 @@ def build_fitting_model(directory: epath.Path, config: Mapping, params: Mapping,
     try:
         model = build_model(config)
         _check_sizes(model, params)
-        x = jax.ShapeDtypeStruct((1, 1, config["input_size"]), jnp.float32)
-        own = _shapes(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
+        own = _shapes(describe_variables(model, config["input_size"]))
         found = _shapes({"params": params, **constants})
         if wrong := min((name for name in own.keys() | found.keys() if own.get(name) != found.get(name)), default=""):
             raise ValueError(

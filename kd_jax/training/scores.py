@@ -39,14 +39,19 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
 
 
 def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]:
-    """Reads {video: logits `[T, C]`} of a finished run; raises DamagedFileError if they cannot be read."""
-    path = directory / PREDICTIONS[split]
+    """Reads {video: logits `[T, C]`} of a finished run.
+
+    Raises DamagedFileError if they cannot be read, or are not what the run wrote.
+    """
+    path, remedy = directory / PREDICTIONS[split], "run its experiment again, which predicts again"
     try:
-        return read_arrays(path)
+        tables = read_arrays(path)
     except FileNotFoundError:
-        raise DamagedFileError(f"{path} is missing; run its experiment again, which predicts again") from None
+        raise DamagedFileError(f"{path} is missing; {remedy}") from None
     except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); run its experiment again, which predicts again") from None
+        raise DamagedFileError(f"{path} is damaged ({error}); {remedy}") from None
+    provenance.check_file(directory, path.name, provenance.written_files(directory), remedy)
+    return tables
 
 
 def read_results(directory: epath.Path) -> dict | None:
