@@ -16,7 +16,7 @@ from typing import NoReturn
 
 def end_at_once(name: str) -> None:
     """Has SIGINT end the program at once, unless the caller ignores it, as a shell does for a background job."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: _end(name))
 
 

@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
@@ -411,4 +411,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.verify", main)
