@@ -25,7 +25,8 @@ __all__ = ["Detector", "__version__", "load", "losses"]
 
 _MODULES = {"Detector": "kd_jax.models", "load": "kd_jax.inference.trained_detector", "losses": "kd_jax.losses"}
 
-if sys.argv[:1] == ["-m"]:  # Python is about to import the command of `python -m kd_jax.COMMAND`
+# Python is about to import the command of `python -m kd_jax.COMMAND`.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith(("kd_jax", "data_prep")):
     interrupts.end_at_once("kd_jax")
 
 
