@@ -266,7 +266,7 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         results = require_json(workdir / "results.json", f"{AGAIN}, which writes it")
         if "config" in results:
             config = schema.from_json(results["config"])
-        else:
+        if not _has_table(results):
             notes.append(f"{workdir / 'results.json'} is of an older version, so the table is not compared")
     except (ValueError, OSError) as error:
         problems.append(str(error))
@@ -295,12 +295,19 @@ def _run_folders(workdir: epath.Path) -> list[epath.Path]:
     return sorted(folder for folder in found if any((folder / name).exists() for name in own))
 
 
+def _has_table(results: dict) -> bool:
+    """Whether results.json and results.md are of this version, so that they can be made of the runs and compared."""
+    return "config" in results and all("gain_interval" in row for row in results["rows"])
+
+
 def check_table(found: Experiment) -> list[str]:
     """Compares results.json and results.md of a workdir with the results of its runs; returns the problems."""
     problems, path, remedy = [], found.workdir / "results.md", f"{AGAIN}, which writes it"
     if found.results is None:
         return []
     try:
+        if not _has_table(found.results):
+            return []
         if not path.exists() or path.read_text() != markdown(found.results):
             problems.append(f"{path} is missing, or not the table of results.json; {remedy}")
         if found.config and found.source:

@@ -11,7 +11,6 @@ from kd_jax.analysis import (
     covariance,
     embedding,
     errors,
-    intervals,
     learning_curves,
     per_class,
     sensitivity,
@@ -19,9 +18,11 @@ from kd_jax.analysis import (
 )
 from kd_jax.analysis import saliency as boundary_saliency
 from kd_jax.analysis.study import Unavailable
+from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.protocols import Predictions, Truth
 from kd_jax.losses import boundary_level
+from kd_jax.training import diagnosis
 
 
 def test_the_interval_over_seeds_by_hand():
@@ -30,6 +31,23 @@ def test_the_interval_over_seeds_by_hand():
     np.testing.assert_allclose(half, [4.302653 / np.sqrt(3), 0], rtol=1e-6)  # t of 2 degrees of freedom, deviation 1
     mean, half = intervals.over_seeds(np.array([[1.0, 5.0]]))
     assert mean.tolist() == [1, 5] and np.isnan(half).all()
+
+
+def test_a_gain_is_paired_and_has_an_interval_and_a_mark_by_hand():
+    gain = intervals.differences([5.0, 7.0, 9.0], [4.0, 5.0, 6.0])
+    half = 4.302653 / np.sqrt(3)
+    assert gain == [1, 2, 3] and intervals.paired_interval(gain) == pytest.approx((2 - half, 2 + half), rel=1e-6)
+    assert intervals.describe_gain(gain) == "+2.00 [-0.48, +4.48]"
+    assert not intervals.excludes_zero(intervals.paired_interval(gain))
+    same = [0.5, 0.5]  # a deviation of 0
+    assert intervals.describe_gain(same) == "+0.50 [+0.50, +0.50]"
+    assert intervals.excludes_zero(intervals.paired_interval(same))
+    assert not intervals.excludes_zero(intervals.paired_interval([0.0, 0.0]))
+    assert intervals.describe_gain([-0.001]) == "+0.00" and intervals.paired_interval([3.0]) is None
+    assert not intervals.excludes_zero(None)
+    for missing in (None, [], [1.0, None]):
+        assert intervals.differences(missing, [1.0, 2.0]) is intervals.differences([1.0, 2.0], missing) is None
+    assert intervals.paired_interval(None) is None
 
 
 @pytest.mark.parametrize("size", [100, 25])
@@ -63,17 +81,19 @@ def test_learning_curves_are_means_over_seeds_up_to_the_shortest_log():
     assert found["task"].tolist() == [5, 3] and np.isnan(found["a"]).all()
 
 
-def test_runs_that_still_improve_have_their_best_epoch_last_in_half_of_the_seeds():
-    best = {"all": [8, 8], "half": [8, 3], "third": [8, 3, 3], "none": [2, 3], "single": [1]}
-    assert learning_curves.still_improving(best, {**dict.fromkeys(best, 8), "single": 1}) == ["all", "half"]
+def test_runs_that_still_improve_have_their_best_epoch_among_the_last_tenth_in_half_of_the_seeds():
+    best = {"all": [8, 8], "half": [8, 3], "third": [8, 3, 3], "none": [2, 3], "unknown": []}
+    assert [name for name, epochs in best.items() if diagnosis.still_improving(epochs, 8)] == ["all", "half"]
+    assert not diagnosis.still_improving([1], 1)
+    assert [epoch for epoch in range(1, 31) if diagnosis.still_improving([epoch], 30)] == [28, 29, 30]
 
 
 def test_disagreements_count_pairs_in_another_order():
     validation, test = {"a": 3.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": 1.0, "c": 2.0}
-    assert learning_curves.disagreements(validation, test) == (1, 3)  # b and c
-    assert learning_curves.disagreements(validation, validation) == (0, 3)
-    assert learning_curves.disagreements({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}) == (0, 1)  # a tie
-    assert learning_curves.disagreements({}, {}) == (0, 0)
+    assert diagnosis.disagreements(validation, test) == (1, 3)  # b and c
+    assert diagnosis.disagreements(validation, validation) == (0, 3)
+    assert diagnosis.disagreements({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}) == (0, 1)  # a tie
+    assert diagnosis.disagreements({}, {}) == (0, 0)
 
 
 def test_confusion_by_hand():

@@ -482,12 +482,25 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
     assert rows["mars"]["gain"] == [5, 4] and rows["mars"]["weights"] == {"hint": 3000.0}
     assert rows["augmented_rgb"]["gain"] == [-10, -8]
     assert rows["vanilla_rgb"]["gain"] is None and rows["flow_teacher"]["gain"] == [20, 18]
+    assert rows["vanilla_rgb"]["gain_interval"] is None
+    half = 12.706205 / 2  # t of one degree of freedom; the deviation is √2 / 2, of a mean of two 1 / 2
+    np.testing.assert_allclose(rows["mars"]["gain_interval"], [4.5 - half, 4.5 + half], rtol=1e-6)
     text = markdown(table)
     line = next(line for line in text.splitlines() if line.startswith("| mars"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        *("mars", "rgb", "flow_teacher", "shares: hint 3000", "25.50 ± 0.71", "42.00 ± 1.41", "+4.50 ± 0.71", "82.5")
+        *(
+            "mars",
+            "rgb",
+            "flow_teacher",
+            "shares: hint 3000",
+            "25.50 ± 0.71",
+            "42.00 ± 1.41",
+            "+4.50 [-1.85, +10.85]",
+            "82.5",
+        )
     ]
     assert "| starts from small " in text and "gain over its baseline" in text and "reported (PKU-MMD)" in text
+    assert "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval" in text
 
 
 @pytest.mark.parametrize(
@@ -631,6 +644,8 @@ def test_markdown_by_hand():
         "| --- | ----- | ----------- | --------: | ----------: |",
         "| a   | rgb   | –           |     10.00 |           – |",
         "| bb  | rgb   | t           |     12.50 |       +2.50 |",
+        "",
+        "One seed does not show whether the gain of bb (+2.50) is real; add `--config.seeds=5`.",
     ]
 
 

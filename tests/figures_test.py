@@ -170,7 +170,7 @@ def test_figures_say_what_their_numbers_are(dense):
     made, _ = dense
     curves = made["learning_curves"].sentences
     assert curves[0].startswith("Best epoch: flow 3 of 3, plain 3 of 3")
-    assert curves[1].startswith("Still improving in the last epoch, train longer: flow, plain, atomic")
+    assert curves[1].startswith("Still improving in the last tenth of the epochs, train longer: flow, plain, atomic")
     sensitivity = table(made["sensitivity"].path)
     shown = [(r["parameter"], r["value"], r["run"], r["gain over plain"], r["±"], r["published"]) for r in sensitivity]
     assert shown[:3] == [

@@ -17,7 +17,7 @@ from kd_jax.analysis import timelines
 from kd_jax.analysis.figures import Made
 from kd_jax.analysis.finished import FinishedExperiment, FinishedRun
 from kd_jax.analysis.page import embed, make_page
-from kd_jax.analysis.report import finding, interval, make_report, results_table
+from kd_jax.analysis.report import interval, make_report, results_table
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.data.source import open_source
 from kd_jax.files import write_arrays
@@ -77,25 +77,6 @@ def row(run, scores, *, teachers=(), members=(), gain=None):
 
 def results_of(*rows):
     return {"dataset": "d", "test_videos": 2, "seeds": [0], "baseline": "rgb", "gain_of": "frame mAP", "rows": rows}
-
-
-def test_the_finding_says_whether_the_seeds_show_a_gain():
-    rgb, flow = row("rgb", [40.0]), row("flow", [60.0], gain=[20.0])
-    assert finding(results_of(rgb, flow)) == ""
-    one = finding(results_of(rgb, flow, row("distilled", [43.0], teachers=["flow"], gain=[3.0])))
-    assert one == (
-        "distilled reaches 43.00 frame mAP, 3.00 points above rgb. "
-        "One seed does not show how certain this is; `--config.seeds=5` trains five."
-    )
-    certain = finding(results_of(rgb, row("distilled", [38.0, 38.2], teachers=["flow"], gain=[-2.1, -2.0])))
-    assert certain == ("distilled reaches 38.10 frame mAP, 2.05 ± 0.64 points below rgb (95 % interval over 2 seeds).")
-    lucky, chosen = (row(name, [1.0, 1.0], teachers=["flow"], gain=[3.0, -1.0]) for name in ("lucky", "chosen"))
-    lucky["scores"]["validation"], chosen["scores"]["validation"] = [5.0, 5.0], [6.0, 5.0]
-    assert finding(results_of(rgb, lucky | {"gain": [9.0, 9.0]}, chosen)) == (
-        "chosen was chosen from 2 distilled students by number of levels and validation score. It reaches "
-        "1.00 frame mAP, 1.00 ± 25.41 points above rgb (95 % interval over 2 seeds). "
-        "The interval contains 0, so no difference is shown."
-    )
 
 
 @pytest.mark.parametrize("text", ["</script><b>", "<!-- <script>", "\u2028 ä", "{{title}}", "\\1"])
@@ -239,12 +220,12 @@ def test_the_report_opens_without_network_on_any_screen(visit, report, width, sc
     expect(page.get_by_role("heading", level=2)).to_have_text(
         ["Results", "Timeline", "Classes", "Figures", "How it was made"]
     )
-    expect(page.locator(".finding")).to_contain_text("2.50 ± 6.35 points above rgb (95 % interval over 2 seeds)")
+    expect(page.locator(".diagnosis")).to_contain_text("is not measurably better than rgb (+2.50 [-3.85, +8.85])")
     expect(page.locator("#results tbody tr").nth(2)).to_contain_text("40.50 ± 6.35")
     gains = page.locator("#results tbody span:not(.dot)")  # green only if the interval does not contain 0
     assert [(gain.text_content(), gain.get_attribute("class")) for gain in gains.all()] == [
-        ("+21.00 ± 12.71", "up"),
-        ("+2.50 ± 6.35", ""),
+        ("+21.00 [+8.29, +33.71] *", "up"),
+        ("+2.50 [−3.85, +8.85]", ""),
     ]
     expect(page.locator("figcaption")).to_have_text("Still improving.")
     expect(page.locator("figure")).to_contain_text("Learning curves")

@@ -134,11 +134,17 @@ def test_a_replay_is_equal_bit_for_bit_and_differences_are_reported(workdir, cap
     assert any(line.startswith("rgb, seed 0: different; parameters by 0, logits by ") for line in lines)
 
 
-def test_a_workdir_of_an_older_version_has_no_config_to_replay(workdir):
+def test_a_workdir_of_an_older_version_has_no_config_to_replay(workdir, finished):
     results = read_json(workdir / "results.json")
     del results["config"]
     (workdir / "results.json").write_text(json.dumps(results))
     found, problems = verify.verify(workdir)
     assert problems == [] and "is of an older version, so the table is not compared" in found.notes[0]
+    del results["rows"][1]["gain_interval"]  # of a version between
+    with_config = {**results, "config": read_json(finished / "results.json")["config"]}
+    (workdir / "results.json").write_text(json.dumps(with_config))
+    (workdir / "results.md").write_text("a gain without an interval")
+    between, problems = verify.verify(workdir)
+    assert problems == [] and "is of an older version, so the table is not compared" in between.notes[0]
     with pytest.raises(ValueError, match=r"does not hold the config of its experiment; run its experiment again"):
         verify.replay(found, None, None)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
+from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.saliency import densest_span
 from kd_jax.analysis.study import Drawing, Study
+from kd_jax.evaluation import intervals
 
 _THRESHOLD = 0.5  # [supp, Figure 5]
 _SPAN = 120  # snippets of the drawn matrices

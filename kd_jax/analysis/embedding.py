@@ -12,9 +12,10 @@ import matplotlib.patheffects
 import numpy as np
 from matplotlib.figure import Figure
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.confusion import choose_classes
 from kd_jax.analysis.study import Drawing, Study, Unavailable
+from kd_jax.evaluation import intervals
 
 _PER_CLASS, _NEIGHBOURS = 40, 10
 _PANELS = 9  # runs that are drawn; the table has them all

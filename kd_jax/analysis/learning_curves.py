@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Roles, Study, Unavailable
+from kd_jax.training.diagnosis import disagreements, still_improving
 from kd_jax.training.logs import SELECTION
 
 _VALIDATION = f"validation/{SELECTION}"
@@ -30,23 +31,6 @@ def curves(records: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, np.nda
         key: np.array([np.mean([seed[e].get(key, np.nan) for seed in records]) for e in range(num_epochs)])
         for key in keys
     }
-
-
-def still_improving(best_epochs: Mapping[str, Sequence[int]], num_epochs: Mapping[str, int]) -> list[str]:
-    """Returns the runs whose best epoch is the last one for at least half of the seeds."""
-    return [
-        name
-        for name, epochs in best_epochs.items()
-        if num_epochs[name] > 1 and 2 * sum(epoch == num_epochs[name] for epoch in epochs) >= len(epochs)
-    ]
-
-
-def disagreements(validation: Mapping[str, float], test: Mapping[str, float]) -> tuple[int, int]:
-    """Counts the pairs of runs that validation and test score order differently, and all pairs; ties agree."""
-    names = list(validation)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    differing = [(validation[a] - validation[b]) * (test[a] - test[b]) < 0 for a, b in pairs]
-    return sum(differing), len(pairs)
 
 
 @style.styled
@@ -160,8 +144,8 @@ def _sentences(study: Study, logs: Mapping, best: Mapping[str, Sequence[int]]) -
     epochs = ", ".join(f"{name} {np.mean(best[name]):.0f} of {len(logs[name]['epoch'])}" for name in list(logs)[:4])
     sentences = [f"Best epoch: {epochs}{', …' if len(logs) > 4 else ''}."]
     lengths = {name: len(log["epoch"]) for name, log in logs.items()}
-    if validation and (late := still_improving(best, lengths)):
-        sentences.append(f"Still improving in the last epoch, train longer: {', '.join(late)}.")
+    if validation and (late := [name for name, epochs in best.items() if still_improving(epochs, lengths[name])]):
+        sentences.append(f"Still improving in the last tenth of the epochs, train longer: {', '.join(late)}.")
     differing, pairs = disagreements(validation, test)
     if differing:
         first, second = (max(scores, key=scores.__getitem__) for scores in (validation, test))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
+from kd_jax.evaluation import intervals
 from kd_jax.evaluation.protocols import Predictions, Truth, score
 from kd_jax.evaluation.scoring import make_predictions
 

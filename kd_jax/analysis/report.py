@@ -16,12 +16,13 @@ from etils import epath
 from kd_jax.analysis import timelines
 from kd_jax.analysis.figures import FIGURES, Made
 from kd_jax.analysis.finished import FinishedExperiment
-from kd_jax.analysis.intervals import describe_seeds, over_seeds
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.study import find_roles
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
+from kd_jax.evaluation.intervals import over_seeds
 from kd_jax.evaluation.proposals import DEFAULT_THRESHOLDS
 from kd_jax.evaluation.scoring import make_truth, probabilities
+from kd_jax.training.diagnosis import diagnose
 
 MAX_LANES = 8  # runs of an experiment in its timeline browser
 
@@ -57,27 +58,6 @@ def interval(values: Sequence[float]) -> dict:
     """
     mean, half = map(float, over_seeds(np.array(values)))
     return {"mean": mean, "half": None if math.isnan(half) else half, "values": [float(value) for value in values]}
-
-
-def finding(results: Mapping) -> str:
-    """Says what the augmented student gained, with its interval, and whether the seeds show it.
-
-    Backticks enclose code. Returns '' without an augmented student, see `find_roles`.
-    """
-    roles = find_roles(results)
-    row = next((row for row in results["rows"] if row["run"] == roles.augmented and row["gain"]), None)
-    if row is None:
-        return ""
-    among = f" was chosen from {len(roles.distilled)} distilled students by number of levels and validation score. It"
-    chosen = row["run"] + (among if len(roles.distilled) > 1 else "")
-    gain, score = interval(row["gain"]), np.mean(row["scores"][results["gain_of"]])
-    size = f"{abs(gain['mean']):.2f}" + ("" if gain["half"] is None else f" ± {gain['half']:.2f}")
-    direction = "above" if gain["mean"] >= 0 else "below"
-    reached = f"{chosen} reaches {score:.2f} {results['gain_of']}, {size} points {direction} {roles.vanilla}"
-    if gain["half"] is None:
-        return f"{reached}. One seed does not show how certain this is; `--config.seeds=5` trains five."
-    unproven = " The interval contains 0, so no difference is shown." if abs(gain["mean"]) < gain["half"] else ""
-    return f"{reached} ({describe_seeds(len(row['gain']))}).{unproven}"
 
 
 def results_table(experiments: Mapping[str, FinishedExperiment]) -> dict:
@@ -122,7 +102,7 @@ def _describe(name: str, experiment: FinishedExperiment) -> dict:
         "scored": bool(experiment.source.scored_videos("test")),
         "validation": results.get("validation", {}),  # older results do not have it
         "seeds": results["seeds"],
-        "finding": finding(results),
+        "diagnosis": " ".join(diagnose(results)),
         "environment": results.get("environment", {}),
         "timings": timings,
         "configs": {run: dict(seeds[0].config) for run, seeds in experiment.runs.items()},

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
+from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import average_precision
 
 _SPAN = 120  # snippets that the figure shows

@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kd_jax.analysis import intervals, style
+from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.config import PUBLISHED_WEIGHTS
+from kd_jax.evaluation import intervals
 
 _FEWEST = 3  # values that make a curve
 NEGATIVES = "number of negatives N"

@@ -40,6 +40,7 @@ from kd_jax.training.checkpoints import (
     read_checkpoint,
     saved_epochs,
 )
+from kd_jax.training.diagnosis import describe_early_end, still_improving
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
@@ -485,7 +486,9 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         last = f"checkpoints/{job.config.training.epochs}"
         check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
-        logging.info("%s: %s", run.title, summary(results))
+        epochs, chosen = job.config.training.epochs, "task" in run.weights and "validation" in results
+        early = chosen and still_improving([int(epoch)], epochs)
+        logging.info("%s: %s%s", run.title, summary(results), f". {describe_early_end('it', epochs)}" if early else "")
     job.session.clock.saved()
     runtime.wait_for_all("runs have ended")
 

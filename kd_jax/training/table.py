@@ -7,11 +7,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax.data.source import Source
+from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.evaluation.protocols import PROTOCOLS
 from kd_jax.training.clock import describe_time
+from kd_jax.training.diagnosis import diagnose
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
 from kd_jax.training.scores import scoring_of
+
+_GAINS = "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval excludes 0."
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -42,8 +46,9 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         if tried:
             row |= {"chosen": name, "tried": tried}
         baseline = scores.get(row["baseline"])
-        gain = _gain(row["scores"].get(gain_of), _values(baseline or [], titles[gain_of]))
+        gain = differences(row["scores"].get(gain_of), _values(baseline or [], titles[gain_of]))
         row["gain"] = None if baseline is scores[name] else gain
+        row["gain_interval"] = (interval := paired_interval(row["gain"])) and list(interval)
         rows.append(row)
     data_dir = os.path.abspath(config.dataset.data_dir) if config.dataset.data_dir else ""
     test, held_out = source.videos("test", []), source.validation
@@ -51,7 +56,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
     data["test_actions"] = sum(len(video.segments) for video in test)
     data["validation"] = {"videos": len(held_out.ids), "rule": held_out.rule, "groups": list(held_out.groups)}
     gains = {"baseline": config.baseline, "gain_of": gain_of, "reported_for": config.reported_for}
-    return {**data, "seeds": list(seeds(config)), **gains, "rows": rows}
+    return {**data, "seeds": list(seeds(config)), "epochs": config.training.epochs, **gains, "rows": rows}
 
 
 def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:
@@ -68,6 +73,7 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "starts_from": run.starts_from if run else None,
         "scores": {column: found for column, place in titles.items() if (found := _values(results, place))},
         "test": [result["test"] for result in results if "test" in result],  # [] if no test video has an action
+        "best_epoch": _chosen_epochs(results) if run and run.task_weight else [],
         "baseline": (run and run.baseline) or config.baseline,
     }
     if config.reported:
@@ -81,18 +87,16 @@ def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
     return [result[split][key] for result in results] if all(key in r.get(split, {}) for r in results) else None
 
 
-def _gain(values: Sequence[float | None] | None, baseline: Sequence[float | None] | None) -> list[float] | None:
-    """The differences, seed by seed; None without a baseline or where a value does not exist."""
-    if not values or not baseline or None in (*values, *baseline):
-        return None
-    return [ours - theirs for ours, theirs in zip(values, baseline, strict=True)]  # type: ignore[operator]
+def _chosen_epochs(results: Sequence[Mapping]) -> list[int]:
+    """The best epoch of each seed; [] if validation chose none."""
+    return [result["best_epoch"] for result in results if "best_epoch" in result and "validation" in result]
 
 
 def markdown(results: Mapping) -> str:
     """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
 
-    The gain over the baseline follows, and scores that a paper reports if the config has some. Weights have a column if
-    they were chosen among several.
+    The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
+    Weights have a column if they were chosen among several. Below the table are the sentences of `diagnose`.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -109,13 +113,15 @@ def markdown(results: Mapping) -> str:
     if any(row["gain"] is not None for row in rows):
         baselines = {row["baseline"] for row in rows if row["gain"] is not None}
         title = f"gain over {baselines.pop()}" if len(baselines) == 1 else "gain over its baseline"
-        cells[title] = ["–" if row["gain"] is None else _mean(row["gain"], sign="+") for row in rows]
+        cells[title] = [_gain(row["gain"]) for row in rows]
     if any(row.get("reported") for row in rows):
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
-    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left), *time]) + "\n"
+    gains = any(len(row["gain"] or []) > 1 for row in rows)
+    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results))]
+    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left), *below, *time]).rstrip() + "\n"
 
 
 def _caption(results: Mapping) -> str:
@@ -148,9 +154,14 @@ def _weights(row: Mapping) -> str:
     return f"shares: {text}" if text and row["balance"] == "gradient" else text or "–"
 
 
-def _mean(values: Sequence[float | None], sign: str = "") -> str:
+def _gain(gain: Sequence[float] | None) -> str:
+    """The mean difference and its interval, with a mark if that excludes 0."""
+    return "–" if gain is None else describe_gain(gain) + " *" * excludes_zero(paired_interval(gain))
+
+
+def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "–"
-    mean = f"{np.mean(known):{sign}.2f}"
+    mean = f"{np.mean(known):.2f}"
     return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.2f}"

@@ -17,10 +17,12 @@ function written({ mean, half }, sign = "") {
   return half == null ? text : `${text} ± ${half.toFixed(2)}`;
 }
 
-/** Writes a gain in a colour, unless its interval contains 0. */
-function writtenGain(gain) {
-  const shown = gain.half != null && Math.abs(gain.mean) > gain.half;  // one seed proves nothing
-  return element("span", { class: shown ? (gain.mean >= 0 ? "up" : "down") : "" }, written(gain, "+"));
+/** Writes a gain as +2.50 [−3.85, +8.85]; in a colour and with a mark if its interval excludes 0. */
+function writtenGain({ mean, half }) {
+  const marked = half != null && Math.abs(mean) > half;  // one seed proves nothing
+  const signed = (value) => written({ mean: value }, "+");
+  const interval = half == null ? "" : ` [${signed(mean - half)}, ${signed(mean + half)}]`;
+  return element("span", { class: marked ? (mean >= 0 ? "up" : "down") : "" }, signed(mean) + interval + (marked ? " *" : ""));
 }
 
 /** Turns what backticks enclose into <code> elements. */
@@ -106,7 +108,7 @@ function dotPlot(rows, title, several) {
 function resultsSection({ results, experiments, data }) {
   const { rows, columns, gain_of: gainOf } = results, several = experiments.length > 1;
   const seeds = Math.max(...experiments.map((experiment) => experiment.seeds.length));
-  const interval = seeds > 1 ? "mean ± half of the 95 % interval over seeds (Student's t)" : "one seed, so no intervals";
+  const interval = seeds > 1 ? "mean ± half of the 95 % interval over seeds (Student's t); gains seed by seed, with their interval and * where it excludes 0" : "one seed, so no intervals";
   const best = (row, title) => Math.max(...rows.filter(({ data }) => data === row.data).map(({ scores }) => scores[title]?.mean ?? -1));
   const gain = (row) => writtenGain(row.gain);
   const cells = [
@@ -123,8 +125,8 @@ function resultsSection({ results, experiments, data }) {
   const unscored = experiments.filter((experiment) => !experiment.scored).map(({ name }) => element("p", {},
     `${several ? `${name}: no` : "No"} test scores, because no test video has an action. The predictions are in the folders of the runs.`));
   section("results", "Results", ...unscored,
-    ...experiments.filter((experiment) => experiment.finding)
-      .map(({ name, finding }) => element("p", { class: "finding" }, ...withCode(several ? `${name}: ${finding}` : finding))),
+    ...experiments.filter((experiment) => experiment.diagnosis)
+      .map(({ name, diagnosis }) => element("p", { class: "diagnosis" }, ...withCode(several ? `${name}: ${diagnosis}` : diagnosis))),
     dotPlot(rows, gainOf, several),
     sortableTable(`Percent on the test videos${columns.includes("validation") ? ", and on the validation videos" : ""}; ${interval}. The highest score of each column${data.length > 1 ? " on the same test videos" : ""} is bold.`, cells, rows));
 }

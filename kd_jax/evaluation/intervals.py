@@ -1,10 +1,14 @@
-"""95 % intervals: over seeds, or over the test videos where there is one seed."""
+"""95 % intervals: over seeds, or over the test videos where there is one seed.
 
-from collections.abc import Callable
+gain = differences(student, baseline)      # one score per seed each
+describe_gain(gain)                        # '+6.20 [+2.10, +10.30]'
+excludes_zero(paired_interval(gain))
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 _LEVEL = 0.95
 
@@ -21,8 +25,39 @@ def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = len(values)
     if count < 2:
         return values.mean(axis=0), np.full(values.shape[1:], np.nan)
-    quantile = stats.t.ppf(0.5 + _LEVEL / 2, count - 1)
+    from scipy import special  # here because it takes half a second to import
+
+    quantile = special.stdtrit(count - 1, 0.5 + _LEVEL / 2)
     return values.mean(axis=0), quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def differences(ours: Sequence[float | None] | None, theirs: Sequence[float | None] | None) -> list[float] | None:
+    """Returns the difference of two scores for each seed; None without one of them, or where a score does not exist."""
+    if not ours or not theirs or None in (*ours, *theirs):
+        return None
+    return [mine - other for mine, other in zip(ours, theirs, strict=True)]  # type: ignore[operator]
+
+
+def paired_interval(gain: Sequence[float] | None) -> tuple[float, float] | None:
+    """Returns the ends of the 95 % interval of Student's t of a mean difference, one difference per seed.
+
+    None without a difference, or with one seed. Identical differences have an interval of width 0.
+    """
+    if gain is None or len(gain) < 2:
+        return None
+    mean, half = map(float, over_seeds(np.array(gain)))
+    return mean - half, mean + half
+
+
+def excludes_zero(interval: tuple[float, float] | None) -> bool:
+    """Returns whether there is an interval and 0 is outside it."""
+    return interval is not None and not interval[0] <= 0 <= interval[1]
+
+
+def describe_gain(gain: Sequence[float]) -> str:
+    """Writes a mean difference with its interval: '+6.20 [+2.10, +10.30]', or '+6.20' with one seed."""
+    mean, interval = f"{np.mean(gain):+z.2f}", paired_interval(gain)
+    return mean if interval is None else f"{mean} [{interval[0]:+z.2f}, {interval[1]:+z.2f}]"
 
 
 class Bootstrap(NamedTuple):
@@ -55,11 +90,13 @@ class Bootstrap(NamedTuple):
 
         References: Bickel, Götze and van Zwet, Resampling fewer than n observations, 1997.
         """
+        from scipy import special
+
         rng = np.random.default_rng(0)
         values = np.stack([statistic(rng.integers(self.num_videos, size=self.size)) for _ in range(self.draws)])
         enough = (np.isfinite(values).mean(axis=0) >= 0.5) & (self.num_videos > 1)
         deviation = np.nanstd(np.where(enough, values, 0.0), axis=0, ddof=1) * np.sqrt(self.size / self.num_videos)
-        return np.where(enough, stats.norm.ppf(0.5 + _LEVEL / 2) * deviation, np.nan)
+        return np.where(enough, special.ndtri(0.5 + _LEVEL / 2) * deviation, np.nan)
 
     def __str__(self) -> str:
         of = f" of {self.size} videos" if self.size < self.num_videos else ""

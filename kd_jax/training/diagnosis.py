@@ -1,0 +1,271 @@
+"""What the numbers of an experiment say, in a few sentences.
+
+    print(" ".join(diagnose(results)))  # the content of an experiment's results.json
+
+Every sentence is left out if its numbers do not exist: without a teacher, a fusion, test scores or validation videos.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
+from kd_jax.training.logs import SELECTION
+
+_NAMED = 3  # runs, classes or pairs that are named; more are counted
+_FAR = 5.0, 1.25  # validation is far above the test: points, and ratio
+_VALIDATION = "validation"  # a column of the table
+
+
+def diagnose(results: Mapping) -> list[str]:
+    """Returns sentences on teachers, streams, gains, the number of epochs, validation, and what to try next.
+
+    Backticks enclose options and commands. `results` may come from an older version.
+    """
+    rows = {row["run"]: row for row in results["rows"]}
+    students = [row for row in rows.values() if row["teachers"] and row["baseline"] in rows.keys() - {row["run"]}]
+    column = results.get("gain_of", "")
+    if not any(row["scores"].get(column) for row in rows.values()):
+        column = _VALIDATION
+    return [
+        *_on_teachers(rows, students, column),
+        *_on_fusions(rows, column),
+        *_on_gains(students),
+        *_on_epochs(results),
+        *_on_validation(results, column),
+        *_on_next_steps(rows, students, column),
+    ]
+
+
+def still_improving(best_epochs: Sequence[int], num_epochs: int) -> bool:
+    """Returns whether the best epoch is among the last tenth, at least the last, for at least half of the seeds."""
+    first = num_epochs - max(1, num_epochs // 10)
+    return num_epochs > 1 and 2 * sum(epoch > first for epoch in best_epochs) >= len(best_epochs) > 0
+
+
+def describe_early_end(names: str, num_epochs: int) -> str:
+    """Says that the best epoch of these runs is among the last tenth; `names` is 'it' after the name of one run."""
+    count = max(1, num_epochs // 10)
+    last = f"the last {count} of {num_epochs} epochs" if count > 1 else f"the last of {num_epochs} epochs"
+    among = "is among" if count > 1 else "is"
+    remedy = f"try `--config.training.epochs={2 * num_epochs}`"
+    whose = "its best epoch" if names == "it" else f"the best epoch of {names}"
+    return f"Training may have ended too early: {whose} {among} {last}; {remedy}."
+
+
+def disagreements(validation: Mapping[str, float], test: Mapping[str, float]) -> tuple[int, int]:
+    """Counts the pairs of runs that validation and test score order differently, and all pairs; ties agree."""
+    names = list(validation)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    differing = [(validation[a] - validation[b]) * (test[a] - test[b]) < 0 for a, b in pairs]
+    return sum(differing), len(pairs)
+
+
+def _on_teachers(rows: Mapping, students: Sequence[Mapping], column: str) -> list[str]:
+    """How each teacher compares with the plain student, and on which classes."""
+    sentences, counted = [], 0
+    for teacher, baseline in _teaching_pairs(rows, students):
+        gains = {name: _difference(rows[teacher], rows[baseline], name) for name in (column, _VALIDATION)}
+        known = {name: gain for name, gain in gains.items() if gain}
+        if not known:
+            continue
+        counted += 1
+        if counted > _NAMED:
+            continue
+        (first, gain), *others = known.items()
+        word = _compare(gain)
+        text = f"The teacher {teacher} is {word} {baseline} {_where(first)} ({describe_gain(gain)})"
+        for name, other in others:
+            again = "" if _compare(other) == word else f"{_compare(other)} it "
+            text += f" and {again}{_where(name)} ({describe_gain(other)})"
+        sentences += [f"{text}.", *_on_classes(rows[teacher], rows[baseline])]
+    if counted > _NAMED:
+        sentences.append(f"The table has {counted - _NAMED} more pairs of a teacher and a plain student.")
+    return sentences
+
+
+def _teaching_pairs(rows: Mapping, students: Sequence[Mapping]) -> list[tuple[str, str]]:
+    """(teacher, plain student) of every student, where the teacher has a row."""
+    pairs = [(teacher, row["baseline"]) for row in students for teacher in row["teachers"]]
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] in rows and pair[0] != pair[1]]
+
+
+def _on_classes(teacher: Mapping, baseline: Mapping) -> list[str]:
+    """On how many classes of the test a teacher is better, and where most; one sentence or none."""
+    ours, theirs = _class_scores(teacher), _class_scores(baseline)
+    gains = {name: ours[name] - theirs[name] for name in ours if name in theirs}
+    if not gains:
+        return []
+    better = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
+    shown = _listed([f"{name} ({gains[name]:+.1f})" for name in better[:_NAMED]])
+    most = f", above all in {shown}" if better else ""
+    return [f"It is better in {len(better) or 'none'} of {len(gains)} classes{most}."]
+
+
+def _class_scores(row: Mapping) -> dict[str, float]:
+    """{class: mean test score over seeds} in the first protocol that has them, without those that do not exist."""
+    per_seed: list[Mapping] = [next(iter(scores.get("per_class", {}).values()), {}) for scores in row.get("test", [])]
+    first = per_seed[0] if per_seed else {}
+    known = [name for name in first if all(seed.get(name) is not None for seed in per_seed)]
+    return {name: float(np.mean([seed[name] for seed in per_seed])) for name in known}
+
+
+def _on_fusions(rows: Mapping, column: str) -> list[str]:
+    """Whether the streams of each fusion complement each other."""
+    sentences = []
+    for name, row in rows.items():
+        members = [rows[member] for member in row.get("members") or [] if member in rows]
+        if len(members) < 2 or not all(_mean(member, column) is not None for member in members):
+            continue
+        best = max(members, key=lambda member: _mean(member, column) or 0.0)
+        if not (gain := _difference(row, best, column)):
+            continue
+        lead = "complement each other" if _compare(gain) == "better than" else "do not measurably complement each other"
+        where = f"{_where(column)} ({describe_gain(gain)})"
+        sentences.append(
+            f"The streams of {name} {lead}: it is {_compare(gain)} {best['run']}, the best of them, {where}."
+        )
+    return sentences[:_NAMED]
+
+
+def _on_gains(students: Sequence[Mapping]) -> list[str]:
+    """Whether the gain of each student on the test videos excludes 0."""
+    known = [row for row in students if row["gain"]]
+    if not known:
+        return []
+    if len(known[0]["gain"]) == 1:
+        gains = _listed([f"{row['run']} ({describe_gain(row['gain'])})" for row in known[:_NAMED]])
+        gains = gains if len(known) <= _NAMED else f"{len(known)} distilled runs"
+        real = "gain of" if len(known) == 1 else "gains of"
+        are = "is" if len(known) == 1 else "are"
+        return [f"One seed does not show whether the {real} {gains} {are} real; add `--config.seeds=5`."]
+    if len(known) > _NAMED:
+        return [_count_gains(known)]
+    sentences = []
+    for row in known:
+        says = "the interval excludes 0" if excludes_zero(paired_interval(row["gain"])) else "the interval contains 0"
+        word = _compare(row["gain"])
+        sentences.append(f"{row['run']} is {word} {row['baseline']} ({describe_gain(row['gain'])}): {says}.")
+    return sentences
+
+
+def _count_gains(students: Sequence[Mapping]) -> str:
+    """How many of many students are better and worse than their baseline."""
+    found: dict[str, list[Mapping]] = {}
+    for row in students:
+        found.setdefault(_compare(row["gain"]), []).append(row)
+    better = sorted(found.get("better than", []), key=lambda row: -np.mean(row["gain"]))
+    shown = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in better[:_NAMED]])
+    most = f" (most of all {shown})" if better else ""
+    worse = len(found.get("worse than", []))
+    rest = len(students) - len(better) - worse
+    counts = f"{_are(len(better))} better than the plain student{most}, {_are(worse)} worse"
+    unsure = f"{_are(rest)} not measurably different"
+    return f"Of {len(students)} distilled runs, {counts}, and {unsure}; by chance, one interval in 20 excludes 0."
+
+
+def _are(count: int) -> str:
+    return f"{count or 'none'} {'are' if count > 1 else 'is'}"
+
+
+def _on_epochs(results: Mapping) -> list[str]:
+    """Whether training ended too early."""
+    num_epochs, chosen = results.get("epochs", 0), [row for row in results["rows"] if row.get("best_epoch")]
+    late = [row["run"] for row in chosen if still_improving(row["best_epoch"], num_epochs)]
+    if not late:
+        return []
+    names = _listed(late) if len(late) <= _NAMED else f"{len(late)} of {len(chosen)} runs"
+    return [describe_early_end(names, num_epochs)]
+
+
+def _on_validation(results: Mapping, column: str) -> list[str]:
+    """Whether validation orders the runs as the test does, and whether it is far above the test."""
+    rows = [row for row in results["rows"] if not row.get("members")]
+    means = {row["run"]: (_mean(row, _VALIDATION), _mean(row, column)) for row in rows}
+    known = {run: (ours, test) for run, (ours, test) in means.items() if ours is not None and test is not None}
+    if column == _VALIDATION or len(known) < 2:
+        return []
+    validation, test = ({run: pair[i] for run, pair in known.items()} for i in (0, 1))
+    sentences = []
+    if len(known) > 2:
+        differing, pairs = disagreements(validation, test)
+        same = f"{pairs - differing} of {pairs} pairs of runs as the test does"
+        sentences.append(f"Validation orders {same} (rank correlation {1 - 2 * differing / pairs:.2f}).")
+    return sentences + _on_distance(results, rows)
+
+
+def _on_distance(results: Mapping, rows: Sequence[Mapping]) -> list[str]:
+    """Whether validation scores are far above test scores of the same measure."""
+    ours, theirs = list[float](), list[float]()
+    for row in rows:
+        scores = [seed.get(SELECTION) for seed in row.get("test", [])]
+        if scores and None not in scores and (score := _mean(row, _VALIDATION)) is not None:
+            ours.append(score)
+            theirs.append(float(np.mean(scores)))
+    points, ratio = _FAR
+    if not ours or np.mean(ours) - np.mean(theirs) < points or np.mean(ours) < ratio * np.mean(theirs):
+        return []
+    held_out = results.get("validation", {})
+    text = f"Validation scores are {np.mean(ours) - np.mean(theirs):.1f} points above test scores on average"
+    if held_out.get("groups") or not str(held_out.get("rule", "")).startswith("dataset."):
+        return [f"{text}."]
+    remedy = "hold out whole groups with `--config.dataset.validation_groups=REGEX`"
+    return [f"{text}; if several training videos show one person or place, {remedy}."]
+
+
+def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> list[str]:
+    """One sentence on what to try next; none if the sentences before have said it."""
+    known = [row for row in students if row["gain"]]
+    if not known:
+        return []
+    if real := [row for row in known if _compare(row["gain"]) == "better than" and len(row["gain"]) > 1]:
+        best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
+        return [f"Next, see with `kd-jax analyse` in which classes and actions {best} gains."]
+    pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
+    compared = [_compare(gain) for gain in pairs if gain]
+    if compared and "better than" not in compared:
+        return [_for_weak_teachers(rows, known, column)]
+    if len(known[0]["gain"]) > 1:
+        return ["Next, try other weights with `kd-jax advise`, or more seeds."]
+    return []
+
+
+def _for_weak_teachers(rows: Mapping, students: Sequence[Mapping], column: str) -> str:
+    """What to try if no teacher is better than the plain student: a fusion that is, or another teacher."""
+    student = max(students, key=lambda row: _mean(row, _VALIDATION) or 0.0)
+    plain, name = rows[student["baseline"]], student.get("chosen", student["run"])
+    for fusion, row in rows.items():
+        gain = _difference(row, plain, column) if row.get("members") else None
+        if gain and _compare(gain) == "better than" and fusion not in student["teachers"]:
+            option = f"""`--config.runs.{name}.teachers="('{fusion}',)"`"""
+            return f"Next, let {name} learn from {fusion}, which is better than {plain['run']}: {option}."
+    return f"Next, train a better teacher or choose another one: none is better than {plain['run']}."
+
+
+def _difference(one: Mapping, other: Mapping, column: str) -> list[float] | None:
+    """The paired differences of two rows in a column, one per seed; None if there are none."""
+    return differences(one["scores"].get(column), other["scores"].get(column))
+
+
+def _compare(gain: Sequence[float]) -> str:
+    """A phrase for a difference, e.g. 'better than'; with one seed its sign decides."""
+    mean = np.mean(gain)
+    if len(gain) == 1 and mean == 0:
+        return "as good as"
+    unsure = len(gain) > 1 and not excludes_zero(paired_interval(gain))
+    return ("not measurably " if unsure else "") + ("better than" if mean >= 0 else "worse than")
+
+
+def _where(column: str) -> str:
+    return "in validation" if column == _VALIDATION else "on the test videos"
+
+
+def _mean(row: Mapping, column: str) -> float | None:
+    """The mean score of a row; None if it does not exist."""
+    values = row["scores"].get(column)
+    return None if not values or None in values else float(np.mean(values))
+
+
+def _listed(words: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
