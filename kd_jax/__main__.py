@@ -8,6 +8,7 @@ from kd_jax import interrupts
 
 COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
+    "advise": ("kd_jax.advise", "says after short runs whether distillation is worth it, and with which weights"),
     "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),

@@ -267,20 +267,33 @@ def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, s
     except FileNotFoundError as error:
         known = "this file knows smoke, and the data of other files, each also with ',smoke'"
         raise ValueError(f"unknown config variant {variant!r}: {known}; {error}") from None
+    _, distilled = remove_students(config, name)
+    return config, distilled.teachers, config.runs[config.baseline], rest
+
+
+def remove_students(config: ConfigDict, name: str) -> tuple[str, ConfigDict]:
+    """Remove every run but the baseline, the teachers of the first distilled student, and the runs that these need.
+
+    Fusions stay if they teach; choices and reported scores are removed. The config is changed in place and must be
+    unlocked; errors call it `name`. ValueError if it has no baseline, or no distilled run that reads the same modality.
+
+    Returns the name of that student, and the student, which is removed, too.
+    """
     if (plain := config.runs.get(config.baseline)) is None:
-        raise ValueError(f"{name} has no baseline, which this file needs")
-    students = (run for run, made in config.runs.items() if made.teachers and made.modality == plain.modality)
-    if (distilled := next(students, None)) is None:
-        raise ValueError(f"{name} has no run that reads {plain.modality} and has teachers, which this file needs")
-    teachers, kept = config.runs[distilled].teachers, {config.baseline, distilled}
+        raise ValueError(f"{name} has no baseline; name its plain student in config.baseline")
+    others = {run: made for run, made in config.runs.items() if run != config.baseline}
+    student = next((run for run, made in others.items() if made.teachers and made.modality == plain.modality), None)
+    if student is None:
+        raise ValueError(f"{name} has no run that reads {plain.modality} and has teachers; add a distilled student")
+    distilled, kept = config.runs[student], {config.baseline, student}
     while more := {run for each in kept for run in teaching_runs(config, each)} - kept:
         kept |= more
-    kept -= {distilled}
-    needed = {teacher for run in kept for teacher in config.runs[run].teachers} | set(teachers)
+    kept -= {student}
+    needed = {teacher for run in kept for teacher in config.runs[run].teachers} | set(distilled.teachers)
     config.runs = make_runs(**{run: made for run, made in config.runs.items() if run in kept})
     config.fusions = _section({name: streams for name, streams in config.fusions.items() if name in needed})
     config.choices, config.reported = _section({}), _section({})
-    return config, teachers, plain, rest
+    return student, distilled
 
 
 def add_reported(config: ConfigDict, scores: dict, baseline: str, reported_for: str) -> None:

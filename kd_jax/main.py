@@ -49,9 +49,8 @@ def parser() -> Parser:
     return options
 
 
-def read_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def read_options(options: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Returns the options and the overrides of the config, `FIELD=VALUE`; a mistake ends the program."""
-    options = parser()
     given, rest = options.parse_known_args(argv)
     overrides = [argument.removeprefix("--config.") for argument in rest if argument.startswith("--config.")]
     options.refuse([argument for argument in rest if not argument.startswith("--config.")])
@@ -98,20 +97,27 @@ def config_mistake(error: Exception, path: Path) -> str:
     return " ".join(f"{place}: {reason or type(error).__name__}".split())
 
 
-def _name_of(file: str) -> str:
+def name_of(file: str) -> str:
     """The name of an experiment's folder: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine,smoke."""
     path, colon, variant = file.partition(":")
     words = [Path(word).name.removesuffix(".py") for word in variant.split(",")]
     return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 
-def _stop(*_):
-    """Ends the program at once on Ctrl-C, because an exception within JAX or orbax can crash or hang it."""
-    os.write(2, b"\nkd_jax.main: interrupted; the same command continues from the last checkpoint\n")
-    os._exit(128 + signal.SIGINT)
+def stop_on_interrupt(program: str) -> None:
+    """Makes Ctrl-C end the program at once, because an exception within JAX or orbax can crash or hang it."""
+
+    def stop(*_):
+        os.write(2, f"\n{program}: interrupted; the same command continues from the last checkpoint\n".encode())
+        os._exit(128 + signal.SIGINT)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
+        signal.signal(signal.SIGINT, stop)
 
 
-def _fail(error: Exception, workdir: epath.Path, session: Session, in_job: bool) -> NoReturn:
+def fail(
+    error: Exception, workdir: epath.Path, session: Session, in_job: bool = False, program: str = "kd_jax.main"
+) -> NoReturn:
     """Ends the program with a sentence on an error that the user or the disk has caused; raises any other error.
 
     A process of a job ends at once; otherwise JAX would wait for the other processes and then abort.
@@ -133,14 +139,14 @@ def _fail(error: Exception, workdir: epath.Path, session: Session, in_job: bool)
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "stop all of them and start them again: they continue from the last checkpoint"
         message = f"this process of the job failed, or lost another one ({message}); {remedy}"
-        print(f"kd_jax.main: {message}", file=sys.stderr, flush=True)
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
         os._exit(1)
     if message:
-        sys.exit(f"kd_jax.main: {message}")
+        sys.exit(f"{program}: {message}")
     raise error
 
 
-def _lock(workdir: epath.Path, session: Session, stack: contextlib.ExitStack) -> None:
+def lock_workdir(workdir: epath.Path, session: Session, stack: contextlib.ExitStack) -> None:
     """Locks the workdir until the stack is closed; raises OSError in every process of the job if it is in use."""
     message = ""
     if runtime.is_first():
@@ -169,9 +175,8 @@ def _write_report(workdir: epath.Path) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
     imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
-    given, overrides = read_options(argv)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
-        signal.signal(signal.SIGINT, _stop)
+    given, overrides = read_options(parser(), argv)
+    stop_on_interrupt("kd_jax.main")
     session = Session(launch=imports)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.listening())
@@ -180,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             runtime.start(given.coordinator, given.processes, given.process)
             devices = time.perf_counter() - started
             check_config(config)
-            workdir = open_workdir(given.workdir or f"workdir/{_name_of(given.config)}")
-            _lock(workdir, session, stack)
+            workdir = open_workdir(given.workdir or f"workdir/{name_of(given.config)}")
+            lock_workdir(workdir, session, stack)
             source = prepare(config, workdir, given.resume)
         except (ValueError, OSError) as error:
             sys.exit(f"kd_jax.main: {error}")
@@ -195,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if given.report:
                     print(_write_report(workdir))
         except Exception as error:
-            _fail(error, workdir, session, in_job=given.coordinator is not None)
+            fail(error, workdir, session, in_job=given.coordinator is not None)
 
 
 if __name__ == "__main__":

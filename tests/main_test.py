@@ -267,7 +267,7 @@ def test_a_job_that_does_not_exist_is_refused():
     ],
 )
 def test_every_experiment_has_its_own_folder(file, folder):
-    assert main._name_of(file) == folder
+    assert main.name_of(file) == folder
 
 
 @pytest.mark.slow

@@ -1,0 +1,228 @@
+"""Says whether distillation is worth it, and with which weights, before hours are spent.
+
+    python -m kd_jax.advise --config=configs/mine.py [--minutes=20] [--workdir=DIR] [--config.FIELD=VALUE …]
+
+It trains the teachers, the plain student and a few distilled students of an experiment: the first distilled run with
+its weights times 0.1, 1 and 3, and with soft labels. One epoch is measured, and the minutes decide how many epochs and
+seeds are trained. Validation videos choose the weights, test videos show the gain. The same command continues.
+"""
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import config as schema
+from kd_jax import runtime
+from kd_jax.command_line import Parser, any_path, disk_path, positive
+from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
+from kd_jax.files import write_atomically
+from kd_jax.main import fail, lock_workdir, name_of, read_config, read_options, stop_on_interrupt
+from kd_jax.training import experiment
+from kd_jax.training.clock import Clock
+from kd_jax.training.plan import check_config, open_workdir, prepare
+from kd_jax.training.session import Session
+from kd_jax.training.table import markdown
+from kd_jax.training.teachers import given_folders, given_run
+
+FACTORS = 0.1, 3.0  # of the weights of the config's distilled run, which is tried unchanged, too
+SOFT_LABELS = 0.7  # share of the teacher's probabilities in the labels
+SEEDS = 2, 5  # the fewest, and the most if all epochs fit the time
+
+
+def parser() -> Parser:
+    """The options of this command; those that start with `--config.` are fields of the config."""
+    options = Parser("kd_jax.advise", __doc__)
+    config = "Experiment: a file such as configs/mine.py, or one that kd_jax ships, e.g. tsu."
+    options.add_argument("--config", type=disk_path, metavar="FILE[:VARIANT]", help=config)
+    minutes = "About how long to train, compiling included; default: 20."
+    options.add_argument("--minutes", type=positive, default=20.0, help=minutes)
+    options.add_argument("--workdir", type=any_path, help="Folder for the runs; default: workdir/NAME_advice.")
+    again = "Train every run anew."
+    options.add_argument("--noresume", dest="resume", action="store_false", help=again)
+    return options
+
+
+class Trial(NamedTuple):
+    """The experiment that is tried."""
+
+    config: ConfigDict
+    options: dict[str, list[str]]  # {distilled run: the options that give the user's own run these weights}
+
+
+def make_trial(given: ConfigDict, name: str) -> Trial:
+    """Makes the teachers, the plain student and the distilled students with several weights.
+
+    Args:
+      given: the user's experiment, which is not changed.
+      name: of the experiment, for errors.
+
+    Raises ValueError if the experiment has no baseline, no distilled run of its modality, or no validation videos.
+    """
+    if not given.dataset.validation_fraction:
+        raise ValueError(f"{name} has no validation videos, which choose weights; set dataset.validation_fraction")
+    config, options = schema.from_json(schema.as_json(given)).unlock(), {}
+    student, distilled = schema.remove_students(config, name)
+    config.fusions.update({title: runs for title, runs in given.fusions.items() if set(runs) <= set(config.runs)})
+    for title, run in _make_students(config, student, distilled).items():
+        options[title] = list(_changes(f"--config.runs.{student}", distilled.to_dict(), run.to_dict()))
+        run.baseline = None  # that of the trial
+        schema.add_run(config, title, run)
+    return Trial(config, options)
+
+
+def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> dict[str, ConfigDict]:
+    """The distilled students: the weights times each factor, and soft labels if all teachers have logits."""
+    made = {student: schema.make_run(**distilled.to_dict())}
+    for factor in FACTORS:
+        run = schema.make_run(**distilled.to_dict())
+        run.weights.update({term: float(f"{weight * factor:.3g}") for term, weight in run.weights.items()})
+        made[f"{student}_x{factor:g}".replace(".", "p")] = run
+    outside = [given_folders(config.teachers[name]) for name in distilled.teachers if name in config.teachers]
+    if all(given_run(folder) for folders in outside for folder in folders):
+        same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
+        weights, task = {"soft_cross_entropy": SOFT_LABELS}, round(1 - SOFT_LABELS, 6)
+        made[f"{student}_soft_labels"] = schema.make_like(distilled, weights=weights, task_weight=task, **same)
+    return made
+
+
+def _changes(place: str, old: Mapping, new: Mapping) -> Iterator[str]:
+    """The options that change the fields of a run from `old` to `new`."""
+    for field, value in new.items():
+        if isinstance(value, dict):
+            yield from _changes(f"{place}.{field}", old[field], value)
+        elif value != old[field]:
+            yield f"{place}.{field}={value}"
+
+
+def plan_budget(minutes: float, measured: Mapping[str, float], epochs: int, seeds: int) -> tuple[int, int]:
+    """Returns how many epochs and seeds fit the time.
+
+    Args:
+      minutes: the time for all, also for what has been measured.
+      measured: 'productive' and 'compiling' seconds of one epoch of all runs with one seed.
+      epochs, seeds: of the experiment.
+
+    All epochs come first, then seeds. There are at least one epoch and two seeds.
+    """
+    fewest, most = (max(seeds, count) for count in SEEDS)
+    left = 60 * minutes - measured["productive"] - 2 * measured["compiling"]  # other programs are compiled
+    affordable = int(max(left, 0) / max(measured["productive"], 1e-3))  # epochs of all runs with one seed
+    if affordable >= epochs * fewest:
+        return epochs, min(most, affordable // epochs)
+    return max(1, affordable // fewest), fewest
+
+
+def shorten(config: ConfigDict, epochs: int, seeds: int) -> ConfigDict:
+    """Returns the experiment with so many epochs and seeds; epochs of warm-up shrink in proportion."""
+    short = schema.from_json(schema.as_json(config)).unlock()
+    warmup = config.training.warmup_epochs * epochs // config.training.epochs
+    short.training.update({"epochs": epochs, "warmup_epochs": warmup})
+    short.seeds = seeds
+    return short.lock()
+
+
+def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minutes: float) -> list[str]:
+    """Returns paragraphs: whether distillation is worth it, with which weights, and how sure that is.
+
+    Args:
+      results: content of results.json of the trial.
+      commands: {distilled run: the command that trains it}.
+      epochs: of the user's experiment.
+      minutes: that the trial was given.
+    """
+    rows, plain = {row["run"]: row for row in results["rows"]}, results["baseline"]
+    validation = {name: float(np.mean(rows[name]["scores"]["validation"])) for name in (plain, *commands)}
+    best = max(commands, key=lambda name: validation[name])
+    if validation[best] <= validation[plain]:
+        none = f"none of the {len(commands)} distilled students is better than {plain} in validation"
+        return [f"Distillation is not worth it as it was tried: {none}.", *_limits(results, epochs, minutes)]
+    gain, where = rows[best]["gain"], "on the test videos"
+    if gain is None:
+        scores = rows[best]["scores"]["validation"], rows[plain]["scores"]["validation"]
+        gain, where = differences(*scores), "in validation, which also chose it, so this is optimistic"
+    assert gain is not None  # all validation scores exist
+    shown = f"{best} has the best validation score, and gains {describe_gain(gain)} points over {plain} {where}"
+    if not excludes_zero(paired_interval(gain)):
+        first = f"Inconclusive: {shown}. The interval contains 0."
+    elif np.mean(gain) > 0:
+        first = f"Distillation is worth it: {shown}. The interval excludes 0."
+    else:
+        return [f"Distillation is not worth it: {shown}. The interval excludes 0.", *_limits(results, epochs, minutes)]
+    unsure = first.startswith("Inconclusive")
+    lead = "If you try it, these are the best weights so far:" if unsure else "Train it with:"
+    return [first, *_limits(results, epochs, minutes, unsure=unsure), f"{lead}\n\n    {commands[best]}"]
+
+
+def _limits(results: Mapping, epochs: int, minutes: float, *, unsure: bool = True) -> list[str]:
+    """What the trial does not show, and what would."""
+    trained, seeds = results["epochs"], len(results["seeds"])
+    short = f"The runs have {trained} of {epochs} epochs and {seeds} seeds"
+    if trained < epochs:
+        return [f"{short}; more epochs may change this: --minutes={2 * minutes:g}."]
+    if unsure and seeds < SEEDS[1]:
+        return [f"{short}; more seeds narrow the interval: --minutes={2 * minutes:g}."]
+    return [f"{short}; more seeds narrow the interval: --config.seeds={2 * seeds}."] if unsure else []
+
+
+def _perform(config: ConfigDict, workdir: epath.Path, session: Session, resume: bool) -> dict:
+    """Trains an experiment and returns its results; a mistake in it ends the program before."""
+    try:
+        source = prepare(config, workdir, resume)
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd_jax.advise: {error}")
+    session.clock = Clock()  # each workdir has its own record of time
+    return experiment.perform(config, workdir, source, session=session, resume=resume)
+
+
+def _advise(
+    trial: Trial, epochs: int, seeds: int, given: argparse.Namespace, workdir: epath.Path, session: Session
+) -> dict:
+    """Measures an epoch and trains the trial; `epochs` and `seeds` are those of the user's experiment."""
+    time = _perform(shorten(trial.config, 1, 1), workdir / "one_epoch", session, given.resume)["time"]
+    fitting, seeds = plan_budget(given.minutes, time, epochs, seeds)
+    minutes = (fitting * seeds * time["productive"] + time["compiling"]) / 60
+    what = f"{len(trial.config.runs)} runs, {seeds} seeds, {fitting} of {epochs} epochs"
+    logging.info("trains %s: about %.0f minutes", what, np.ceil(minutes))
+    return _perform(shorten(trial.config, fitting, seeds), workdir / f"{fitting}_epochs", session, given.resume)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with the arguments `argv`; None reads those of the program."""
+    imports = time.process_time()  # counts from the launch
+    given, overrides = read_options(parser(), argv)
+    stop_on_interrupt("kd_jax.advise")
+    session = Session(launch=imports)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(session.listening())
+        try:
+            config = read_config(given.config, overrides)
+            runtime.start()
+            check_config(config)
+            trial = make_trial(config, given.config)
+            workdir = open_workdir(given.workdir or f"workdir/{name_of(given.config)}_advice")
+            lock_workdir(workdir, session, stack)
+        except (ValueError, OSError) as error:
+            sys.exit(f"kd_jax.advise: {error}")
+        command = ["kd-jax", "train", f"--config={given.config}", *(f"--config.{field}" for field in overrides)]
+        commands = {name: shlex.join([*command, *options]) for name, options in trial.options.items()}
+        try:
+            results = _advise(trial, config.training.epochs, config.seeds, given, workdir, session)
+            advice = recommend(results, commands, config.training.epochs, given.minutes)
+            text = "\n\n".join([markdown(results).rstrip(), *advice]) + "\n"
+            write_atomically(workdir / "advice.md", text.encode())
+            print(f"\n{text}\nSaved in {workdir}/advice.md.")
+        except Exception as error:
+            fail(error, workdir, session, program="kd_jax.advise")
+
+
+if __name__ == "__main__":
+    main()
