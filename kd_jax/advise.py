@@ -150,16 +150,15 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
         scores = rows[best]["scores"]["validation"], rows[plain]["scores"]["validation"]
         gain, where = differences(*scores), "in validation, which also chose it, so this is optimistic"
     assert gain is not None  # all validation scores exist
-    shown = f"{best} has the best validation score, and gains {describe_gain(gain)} points over {plain} {where}"
+    shown = f"{best} has the best validation score; its gain over {plain} is {describe_gain(gain)} points {where}"
     if not excludes_zero(paired_interval(gain)):
-        first = f"Inconclusive: {shown}. The interval contains 0."
-    elif np.mean(gain) > 0:
-        first = f"Distillation is worth it: {shown}. The interval excludes 0."
-    else:
-        return [f"Distillation is not worth it: {shown}. The interval excludes 0.", *_limits(results, epochs, minutes)]
-    unsure = first.startswith("Inconclusive")
-    lead = "If you try it, these are the best weights so far:" if unsure else "Train it with:"
-    return [first, *_limits(results, epochs, minutes, unsure=unsure), f"{lead}\n\n    {commands[best]}"]
+        lead = "If you try it, these are the best weights so far:"
+        unsure = f"Inconclusive: {shown}. The interval contains 0."
+        return [unsure, *_limits(results, epochs, minutes), f"{lead}\n\n    {commands[best]}"]
+    sure, limits = f"{shown}. The interval excludes 0.", _limits(results, epochs, minutes, unsure=False)
+    if np.mean(gain) < 0:
+        return [f"Distillation is not worth it: {sure}", *limits]
+    return [f"Distillation is worth it: {sure}", *limits, f"Train it with:\n\n    {commands[best]}"]
 
 
 def _limits(results: Mapping, epochs: int, minutes: float, *, unsure: bool = True) -> list[str]:
