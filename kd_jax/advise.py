@@ -35,6 +35,7 @@ from kd_jax.training.teachers import given_folders, given_run
 
 FACTORS = 0.1, 3.0  # of the weights of the config's distilled run, which is tried unchanged, too
 SOFT_LABELS = 0.7  # share of the teacher's probabilities in the labels
+SHORT = 0.1  # of the time: an epoch that is shorter is measured twice
 SEEDS = 2, 5  # the fewest, and the most if all epochs fit the time
 
 
@@ -103,19 +104,16 @@ def _changes(place: str, old: Mapping, new: Mapping) -> Iterator[str]:
             yield f"{place}.{field}={value}"
 
 
-def plan_budget(minutes: float, measured: Mapping[str, float], epochs: int, seeds: int) -> tuple[int, int]:
-    """Returns how many epochs and seeds fit the time.
+def plan_budget(seconds: float, per_epoch: float, epochs: int, seeds: int) -> tuple[int, int]:
+    """Returns how many epochs and seeds fit the time: all epochs first, then more seeds; at least 1 and 2.
 
     Args:
-      minutes: the time for all, also for what has been measured.
-      measured: 'productive' and 'compiling' seconds of one epoch of all runs with one seed.
+      seconds: that are left.
+      per_epoch: seconds of one epoch of all runs with one seed.
       epochs, seeds: of the experiment.
-
-    All epochs come first, then seeds. There are at least one epoch and two seeds.
     """
     fewest, most = (max(seeds, count) for count in SEEDS)
-    left = 60 * minutes - measured["productive"] - 2 * measured["compiling"]  # other programs are compiled
-    affordable = int(max(left, 0) / max(measured["productive"], 1e-3))  # epochs of all runs with one seed
+    affordable = int(max(seconds, 0.0) / max(per_epoch, 1e-3))
     if affordable >= epochs * fewest:
         return epochs, min(most, affordable // epochs)
     return max(1, affordable // fewest), fewest
@@ -182,15 +180,30 @@ def _perform(config: ConfigDict, workdir: epath.Path, session: Session, resume: 
     return experiment.perform(config, workdir, source, session=session, resume=resume)
 
 
+def _measure(
+    config: ConfigDict, workdir: epath.Path, session: Session, given: argparse.Namespace
+) -> tuple[float, float]:
+    """Trains one epoch of each run; returns the seconds that are left, and those of an epoch without compiling.
+
+    The first epoch includes work of JAX that is not repeated. If it was short, it is trained again and measured.
+    """
+    one, budget = shorten(config, 1, 1), 60 * given.minutes
+    first = _perform(one, workdir / "first_epoch", session, given.resume)["time"]
+    left, per_epoch = budget - first["productive"] - 2 * first["compiling"], first["productive"]  # compiles again
+    if per_epoch < SHORT * budget:
+        per_epoch = _perform(one, workdir / "second_epoch", session, given.resume)["time"]["productive"]
+        left -= per_epoch
+    return left, per_epoch
+
+
 def _advise(
     trial: Trial, epochs: int, seeds: int, given: argparse.Namespace, workdir: epath.Path, session: Session
 ) -> dict:
     """Measures an epoch and trains the trial; `epochs` and `seeds` are those of the user's experiment."""
-    time = _perform(shorten(trial.config, 1, 1), workdir / "one_epoch", session, given.resume)["time"]
-    fitting, seeds = plan_budget(given.minutes, time, epochs, seeds)
-    minutes = (fitting * seeds * time["productive"] + time["compiling"]) / 60
+    left, per_epoch = _measure(trial.config, workdir, session, given)
+    fitting, seeds = plan_budget(left, per_epoch, epochs, seeds)
     what = f"{len(trial.config.runs)} runs, {seeds} seeds, {fitting} of {epochs} epochs"
-    logging.info("trains %s: about %.0f minutes", what, np.ceil(minutes))
+    logging.info("trains %s: about %.1f minutes and compiling", what, fitting * seeds * per_epoch / 60)
     return _perform(shorten(trial.config, fitting, seeds), workdir / f"{fitting}_epochs", session, given.resume)
 
 

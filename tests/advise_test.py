@@ -73,19 +73,20 @@ def test_the_options_to_paste_give_the_user_the_run_that_was_tried(fields):
 
 
 @pytest.mark.parametrize(
-    ("minutes", "seconds", "epochs", "seeds", "expected"),
+    ("seconds", "per_epoch", "epochs", "seeds", "expected"),
     [
-        (20, 10.0, 140, 1, (54, 2)),  # 1200 - 10 - 2 · 50 = 1090 s are 109 epochs
-        (20, 1.0, 140, 1, (140, 5)),
-        (20, 3.0, 140, 1, (140, 2)),
-        (20, 2.0, 140, 1, (140, 3)),
-        (20, 1.0, 140, 8, (137, 8)),
-        (1, 100.0, 140, 1, (1, 2)),
-        (20, 0.0, 24, 1, (24, 5)),
+        (1090, 10.0, 140, 1, (54, 2)),  # 109 epochs
+        (1099, 1.0, 140, 1, (140, 5)),
+        (900, 3.0, 140, 1, (140, 2)),
+        (900, 2.0, 140, 1, (140, 3)),
+        (1100, 1.0, 140, 8, (137, 8)),
+        (30, 100.0, 140, 1, (1, 2)),
+        (-30, 100.0, 140, 1, (1, 2)),
+        (900, 0.0, 24, 1, (24, 5)),
     ],
 )
-def test_epochs_come_first_then_seeds(minutes, seconds, epochs, seeds, expected):
-    assert advise.plan_budget(minutes, {"productive": seconds, "compiling": 50.0}, epochs, seeds) == expected
+def test_epochs_come_first_then_seeds(seconds, per_epoch, epochs, seeds, expected):
+    assert advise.plan_budget(seconds, per_epoch, epochs, seeds) == expected
 
 
 def test_shorter_training_shortens_the_warmup():
@@ -187,7 +188,7 @@ def test_advice_on_the_demo(tmp_path, capsys):
     assert text in shown and shown.endswith(f"Saved in {tmp_path}/advice.md.\n")
     assert "| augmented_rgb_soft_labels |" in text and "mean ± standard deviation over 5 seeds" in text
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions_*")}
-    assert len(stamps) == 2 * 6 * (1 + 5)
+    assert len(stamps) == 2 * 6 * (1 + 1 + 5)
     advise.main(command)  # continues
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions_*")} == stamps
     if "kd-jax train" in text:
