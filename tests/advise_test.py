@@ -7,6 +7,8 @@ import pytest
 
 from kd_jax import advise, main
 from kd_jax import config as schema
+from kd_jax.training.experiment import groups
+from kd_jax.training.plan import training_order
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,10 @@ def test_the_trial_has_teachers_the_plain_student_and_four_weightings():
     }
     soft = runs.augmented_rgb_soft_labels
     assert (soft.task_weight, soft.weights.soft_cross_entropy, soft.weights.atomic) == (0.3, 0.7, 0.0)
+    assert groups(trial.config, training_order(trial.config)) == [
+        *(["flow_teacher"], ["vanilla_rgb"]),
+        [name for name in runs if name.startswith("augmented_rgb")],  # one population on a GPU
+    ]
     assert config.training.epochs == 140 and list(config.runs)[2] == "augmented_rgb"  # the user's is not changed
 
 
