@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_jax.training.diagnosis import diagnose
+from kd_jax.training.diagnosis import describe_early_end, diagnose
 
 RULE = "dataset.validation_fraction=0.2, validation_seed=0"
 
@@ -141,6 +141,8 @@ def test_many_runs_are_counted():
 def test_a_best_epoch_near_the_end(epochs, best, found):
     sentence = f"Training may have ended too early: the best epoch of plain {found}."
     assert sentences(row("plain", [40.0], best_epoch=best), epochs=epochs) == ([sentence] if found else [])
+    of_log = sentence.replace("the best epoch of plain", "its best epoch")
+    assert not found or describe_early_end("it", epochs) == of_log
 
 
 @pytest.mark.parametrize(
