@@ -35,7 +35,7 @@ from kd_jax.training.teachers import given_folders, given_run
 
 FACTORS = 0.1, 3.0  # of the weights of the config's distilled run, which is tried unchanged, too
 SOFT_LABELS = 0.7  # share of the teacher's probabilities in the labels
-SHORT = 0.1  # of the time: an epoch that is shorter is measured twice
+SHORT = 0.3  # of the time: an epoch that is shorter is measured twice
 SEEDS = 2, 5  # the fewest, and the most if all epochs fit the time
 
 
