@@ -43,6 +43,25 @@ def masked_mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | Non
     return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean
 
 
+def reduce_snippets(name: str, x: jax.Array, mask: jax.Array, reduction: str) -> jax.Array:
+    """Apply the option `reduction` of a loss to its values.
+
+    Args:
+      name: the calling loss, for messages.
+      x: `[B, T]`, or `[B, T, H]` for a loss that is a mean over channels.
+      mask: `[B, T]` bool.
+      reduction: 'mean': their `masked_mean`, a scalar. 'none': the value of each snippet, `[B, T]`, 0 in the padding.
+        The `masked_mean` of these values is that scalar.
+
+    Raises: ValueError for another reduction.
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"{name}: reduction must be 'mean' or 'none', got {reduction!r}.")
+    if reduction == "mean":
+        return masked_mean(x, mask)
+    return mask_out(jnp.mean(x, axis=tuple(range(mask.ndim, x.ndim))), mask)
+
+
 def pair_mask(mask: jax.Array) -> jax.Array:
     """Mark the snippets that are valid and have a valid successor, `[B, T] -> [B, T-1]`."""
     return mask[:, 1:] & mask[:, :-1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax import losses
+from kd_jax.masking import masked_mean, pair_mask
 from kd_jax.training import terms
 from kd_jax.types import Outputs
 
@@ -20,8 +21,8 @@ def _distil(loss, both=False, **options):
     """Wrap a loss as `f(student, teacher, labels, mask)`; `both` passes Outputs with equal features and logits."""
     sampled = {"key": KEY} if "key" in inspect.signature(loss).parameters else {}
 
-    def term(student, teacher, labels, mask):
-        use = dict(options)
+    def term(student, teacher, labels, mask, **reduction):
+        use = options | reduction
         if use.pop("use_labels", False):
             use["labels"] = labels
         if both:
@@ -33,7 +34,11 @@ def _distil(loss, both=False, **options):
 
 
 def _task(loss, width):
-    return lambda student, teacher, labels, mask: loss(student[..., :width], labels, mask)
+    def task(student, teacher, labels, mask, **reduction):
+        return loss(student[..., :width], labels, mask, **reduction)
+
+    task.loss = loss
+    return task
 
 
 TASKS = {
@@ -84,6 +89,8 @@ MINIMUM = {
     "hint": (losses.hint, {}, 0.0),
     "cosine": (losses.cosine_imitation, {}, 0.0),
 }
+WITHOUT_SNIPPETS = {"global_context", "pairwise_similarity", "rkd_angle", "rkd_distance", "similarity_preserving"}
+PER_SNIPPET = [name for name, term in TERMS.items() if term.loss.__name__ not in WITHOUT_SNIPPETS]
 every_term = pytest.mark.parametrize("name", TERMS)
 every_distillation = pytest.mark.parametrize("name", DISTILLATION)
 
@@ -148,6 +155,34 @@ def test_empty_mask_is_no_loss_and_no_gradient(name):
         value, gradient = compiled(name)(*(np.full_like(x, value) for x in arrays), np.zeros_like(mask))
         assert value == 0
         np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("name", PER_SNIPPET)
+def test_the_mean_of_the_values_per_snippet_is_the_loss(name):
+    arrays = pad(example(), 1, 2, np.nan)
+    counted = pair_mask(arrays[-1]) if "boundary" in name else arrays[-1]
+
+    def mean(*arrays):
+        values = TERMS[name](*arrays, reduction="none")
+        return masked_mean(values, counted), values
+
+    expected, gradient = compiled(name)(*arrays)
+    (value, values), gradient_of_mean = jax.jit(jax.value_and_grad(mean, has_aux=True))(*arrays)
+    assert values.shape == counted.shape and values.dtype == jnp.float32
+    np.testing.assert_array_equal(values[~counted], 0)
+    assert len(np.unique(values[counted])) == counted.sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient_of_mean, gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_a_reduction_that_a_loss_does_not_have_is_refused():
+    for name in PER_SNIPPET:
+        with pytest.raises(ValueError, match="^[a-z_]+: reduction must be 'mean' or 'none', got 'sum'"):
+            jax.eval_shape(functools.partial(TERMS[name], reduction="sum"), *example())
+    for name in TERMS.keys() - PER_SNIPPET:
+        assert "reduction" not in inspect.signature(TERMS[name].loss).parameters
+    # A step needs a scalar, so the option is no field of a config.
+    assert not any("reduction" in term.options() for term in terms.TERMS.values())
 
 
 @every_term

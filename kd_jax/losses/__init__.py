@@ -5,8 +5,12 @@
 All losses compute in float32, ignore the content of the padding, stop the gradient at the teacher, return 0 with finite
 gradients for an empty mask, and raise ValueError for shapes that disagree.
 
+Losses that are means over snippets have the option `reduction='none'`. It returns the value of each snippet, `[B, T]`,
+or of each pair of snippets, `[B, T-1]`, for `boundary`. `global_context`, `rkd_distance`, `rkd_angle`,
+`similarity_preserving` and `pairwise_similarity` compare relations of a whole video and do not have it.
+
 References mark where a formula is from: [supp] the supplementary material of Augmented-RGB (Dai, Das, Bremond, ICCV
-2021), [code] public training code, [default] a choice of this library.
+2021), [code] public training code, [default] a choice of this library. docs/method.md explains each.
 """
 
 from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives

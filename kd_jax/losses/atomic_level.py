@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, unit
+from kd_jax.masking import check_mask, mask_out, masked_pair, reduce_snippets, unit
 
 
 def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "nce", **options: Any) -> jax.Array:
@@ -23,7 +23,8 @@ def atomic(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str
       form: a key of `ATOMIC_FORMS`: 'nce' (`atomic_nce`), 'infonce' (`atomic_infonce`) or 'margin' (`atomic_margin`).
       **options: the keyword arguments of that function.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError if the form is unknown or an option is out of range; TypeError for an option of another form.
     """
     if form not in ATOMIC_FORMS:
@@ -42,6 +43,7 @@ def atomic_nce(
     num_negatives: int = 1,
     temperature: float = 0.1,
     noise_ratio: float = 1.0,
+    reduction: str = "mean",
 ) -> jax.Array:
     """Noise-contrastive estimation: accepts the matching pair and rejects each negative independently.
 
@@ -60,8 +62,10 @@ def atomic_nce(
       num_negatives: N, negatives per snippet.
       temperature: τ.
       noise_ratio: r; N/M in Contrastive Representation Distillation, where M counts the training snippets.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError if an option is out of range, or neither a key nor negatives are given.
     References: The atomic level of Augmented-RGB. N = 1 and the positive are [supp]; this form,
       τ = 0.1, r = 1, the sum over negatives and their choice are [default].
@@ -74,7 +78,7 @@ def atomic_nce(
     shift = jnp.log(jnp.asarray(noise_ratio, jnp.float32))
     rejected = mask_out(jax.nn.log_sigmoid(shift - negative / temperature), exists)
     accepted = jax.nn.log_sigmoid(positive / temperature - shift)
-    return masked_mean(-accepted - jnp.sum(rejected, axis=-1), mask)
+    return reduce_snippets("atomic_nce", -accepted - jnp.sum(rejected, axis=-1), mask, reduction)
 
 
 def atomic_infonce(
@@ -87,6 +91,7 @@ def atomic_infonce(
     negatives: jax.Array | None = None,
     num_negatives: int = 1,
     temperature: float = 0.1,
+    reduction: str = "mean",
 ) -> jax.Array:
     """InfoNCE: classifies the matching pair among the negatives.
 
@@ -102,7 +107,7 @@ def atomic_infonce(
     positive, negative = _cosines(student, teacher, index)
     positive, negative = positive / temperature, jnp.where(exists, negative / temperature, -jnp.inf)
     scores = jnp.concatenate([positive[:, :, None], negative], axis=-1)
-    return masked_mean(jax.nn.logsumexp(scores, axis=-1) - positive, mask)
+    return reduce_snippets("atomic_infonce", jax.nn.logsumexp(scores, axis=-1) - positive, mask, reduction)
 
 
 def atomic_margin(
@@ -116,6 +121,7 @@ def atomic_margin(
     num_negatives: int = 1,
     margin: float | None = None,
     normalize: bool = False,
+    reduction: str = "mean",
 ) -> jax.Array:
     """Margin loss: pulls the matching pair together and pushes each negative a margin away.
 
@@ -125,8 +131,10 @@ def atomic_margin(
       student, teacher, mask, labels, key, negatives, num_negatives: as in `atomic_nce`.
       margin: m. None: 1 without `normalize`; with it 2/H, the distance of orthogonal features (the largest is 4/H).
       normalize: whether to L2-normalise the features first.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError as in `atomic_nce`, and if the margin is negative or not finite.
     References: The atomic level of Augmented-RGB; this form and its margins are [default].
     """
@@ -140,7 +148,8 @@ def atomic_margin(
         margin = 2 / student.shape[-1] if normalize else 1.0
     near = jnp.mean(jnp.square(student - teacher), axis=-1)
     far = jnp.mean(jnp.square(student[:, :, None] - _snippets(teacher, index)), axis=-1)
-    return masked_mean(near + jnp.sum(mask_out(jax.nn.relu(margin - far), exists), axis=-1), mask)
+    pushed = jnp.sum(mask_out(jax.nn.relu(margin - far), exists), axis=-1)
+    return reduce_snippets("atomic_margin", near + pushed, mask, reduction)
 
 
 ATOMIC_FORMS: dict[str, Callable[..., jax.Array]]

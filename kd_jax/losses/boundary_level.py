@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.masking import check_mask, mask_out, masked_mean, masked_pair, pair_mask
+from kd_jax.masking import check_mask, mask_out, masked_pair, pair_mask, reduce_snippets
 
 
 def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
@@ -19,7 +19,9 @@ def saliency(features: jax.Array, mask: jax.Array) -> jax.Array:
     return mask_out(jnp.sum(_absolute(jnp.diff(features, axis=1)), axis=-1), pair_mask(mask))
 
 
-def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "curve") -> jax.Array:
+def boundary(
+    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: str = "curve", reduction: str = "mean"
+) -> jax.Array:
     """L1 distance between the boundary saliency of student and teacher.
 
     Features change where actions begin and end, so the student learns to change at the same snippets as the teacher.
@@ -30,9 +32,11 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
       student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool; a pair of snippets counts only if both are valid.
       form: 'curve' or 'vector'.
+      reduction: 'mean', or 'none' for the value of each pair of consecutive snippets.
 
-    Returns: a float32 scalar, the mean over valid pairs of all videos; 0 if there is none.
-    Raises: ValueError if the form is unknown.
+    Returns: a float32 scalar, the mean over valid pairs of all videos, 0 if there is none; with reduction 'none'
+      `[B, T-1]`, 0 where one snippet of the pair is padding.
+    Raises: ValueError if the form or the reduction is unknown.
     References: The boundary level of Augmented-RGB: L1 distance of saliency curves [supp]; the L1 norm over
       channels, not divided by their number, is [default].
     """
@@ -43,7 +47,7 @@ def boundary(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, form: s
         distance = _absolute(saliency(student, mask) - saliency(teacher, mask))
     else:
         distance = jnp.sum(_absolute(jnp.diff(student, axis=1) - jnp.diff(teacher, axis=1)), axis=-1)
-    return masked_mean(distance, pair_mask(mask))
+    return reduce_snippets("boundary", distance, pair_mask(mask), reduction)
 
 
 def _absolute(x: jax.Array) -> jax.Array:

@@ -3,26 +3,28 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.masking import masked_mean, masked_pair, unit
+from kd_jax.masking import masked_pair, reduce_snippets, unit
 from kd_jax.types import Outputs
 
 
-def hint(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+def hint(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """Mean squared difference of the features, `L = mean_t mean_h (f^S − f^T)²`.
 
     Args:
       student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     References: Romero et al., FitNets, ICLR 2015. Weight 50 gives MARS (Crasto et al., CVPR 2019); weight 0.5 gives the
       L2 hint of Chen et al., NIPS 2017.
     """
     student, teacher = masked_pair("hint", student, teacher, mask)
-    return masked_mean(jnp.square(student - teacher), mask)
+    return reduce_snippets("hint", jnp.square(student - teacher), mask, reduction)
 
 
-def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """Mean cosine distance of the snippets' vectors (features or logits), `L = mean_t 1 − cos(s_t, p_t)`.
 
     A vector of zeros has the cosine 0.
@@ -30,12 +32,14 @@ def cosine_imitation(student: jax.Array, teacher: jax.Array, mask: jax.Array) ->
     Args:
       student, teacher: `[B, T, H]`; no gradient reaches the teacher.
       mask: `[B, T]` bool.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018.
     """
     student, teacher = masked_pair("cosine_imitation", student, teacher, mask)
-    return masked_mean(cosine_distance(student, teacher), mask)
+    return reduce_snippets("cosine_imitation", cosine_distance(student, teacher), mask, reduction)
 
 
 def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -44,7 +48,13 @@ def cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def graph_distillation(
-    student: Outputs, teacher: Outputs, mask: jax.Array, *, logits_weight: float = 20.0, features_weight: float = 2.0
+    student: Outputs,
+    teacher: Outputs,
+    mask: jax.Array,
+    *,
+    logits_weight: float = 20.0,
+    features_weight: float = 2.0,
+    reduction: str = "mean",
 ) -> jax.Array:
     """Graph Distillation with one teacher: cosine distances of logits and features, `20 L(logits) + 2 L(features)`.
 
@@ -54,8 +64,10 @@ def graph_distillation(
       student, teacher: Outputs with `[B, T, H]` features and `[B, T, C]` logits; no gradient reaches the teacher.
       mask: `[B, T]` bool.
       logits_weight, features_weight: the weights of the two parts.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError if student or teacher is not an `Outputs`.
     References: Luo et al., Graph Distillation for Action Detection with Privileged Modalities, ECCV 2018. The default
       weights are those of the public code.
@@ -66,5 +78,6 @@ def graph_distillation(
                 f"graph_distillation: {name} must be kd_jax.types.Outputs(features, logits), not a "
                 f"{type(outputs).__name__}."
             )
-    logits = cosine_imitation(student.logits, teacher.logits, mask)
-    return logits_weight * logits + features_weight * cosine_imitation(student.features, teacher.features, mask)
+    logits = cosine_imitation(student.logits, teacher.logits, mask, reduction=reduction)
+    features = cosine_imitation(student.features, teacher.features, mask, reduction=reduction)
+    return logits_weight * logits + features_weight * features

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.masking import check_mask, mask_out, masked_mean
+from kd_jax.masking import check_mask, mask_out, reduce_snippets
 
 
-def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+def sigmoid_cross_entropy(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, *, reduction: str = "mean"
+) -> jax.Array:
     """Binary cross-entropy, summed over classes and averaged over valid snippets.
 
     Classes are independent, so actions may overlap (Charades, TSU, MultiTHUMOS).
@@ -17,8 +19,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
       logits: `[B, T, C]`.
       labels: `[B, T, C]`, in [0, 1].
       mask: `[B, T]` bool.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     References: The public training code sums over classes [code]. That code also sums over the padding;
       this does not.
     """
@@ -29,10 +33,13 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
             f"labels {labels.shape}, mask {mask.shape}."
         )
     logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
-    return masked_mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1), mask)
+    entropy = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
+    return reduce_snippets("sigmoid_cross_entropy", entropy, mask, reduction)
 
 
-def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+def softmax_cross_entropy_with_background(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, *, reduction: str = "mean"
+) -> jax.Array:
     """Cross-entropy over the classes and one background class, averaged over valid snippets.
 
     It suits sparsely labelled videos (PKU-MMD, THUMOS14). The background is the LAST logit: its target is 1 where no
@@ -43,8 +50,10 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
       logits: `[B, T, C+1]`.
       labels: `[B, T, C]`, non-negative.
       mask: `[B, T]` bool.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     References: The extra class is [supp]. Sharing a snippet evenly between simultaneous actions is [default].
     """
     check_mask("softmax_cross_entropy_with_background", mask, logits=logits, labels=labels)
@@ -57,4 +66,5 @@ def softmax_cross_entropy_with_background(logits: jax.Array, labels: jax.Array, 
     total = jnp.sum(labels, axis=-1, keepdims=True)
     background = total <= 0
     target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)
-    return masked_mean(optax.softmax_cross_entropy(logits, target), mask)
+    entropy = optax.softmax_cross_entropy(logits, target)
+    return reduce_snippets("softmax_cross_entropy_with_background", entropy, mask, reduction)

@@ -4,11 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.masking import masked_mean, masked_pair
+from kd_jax.masking import masked_pair, reduce_snippets
 
 
 def logit_distillation(
-    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, activation: str, temperature: float = 4.0
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array,
+    *,
+    activation: str,
+    temperature: float = 4.0,
+    reduction: str = "mean",
 ) -> jax.Array:
     """Divergence of the student's softened probabilities from the teacher's, averaged over valid snippets.
 
@@ -21,8 +27,10 @@ def logit_distillation(
       mask: `[B, T]` bool.
       activation: the activation of the head, 'softmax' or 'sigmoid'.
       temperature: τ.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError if the activation is unknown or the temperature is not above 0.
     References: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015. Equal to RepDistiller's code,
       which uses τ = 4. The binary form is [default].
@@ -37,11 +45,18 @@ def logit_distillation(
         target = jax.nn.sigmoid(teacher)
         divergence = target * (jax.nn.log_sigmoid(teacher) - jax.nn.log_sigmoid(student))
         divergence += (1 - target) * (jax.nn.log_sigmoid(-teacher) - jax.nn.log_sigmoid(-student))
-    return temperature**2 * masked_mean(jnp.sum(divergence, axis=-1), mask)
+    divergence = jnp.sum(divergence, axis=-1)
+    return temperature**2 * reduce_snippets("logit_distillation", divergence, mask, reduction)
 
 
 def soft_cross_entropy(
-    student: jax.Array, teacher: jax.Array, mask: jax.Array, *, activation: str, background_weight: float = 1.5
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array,
+    *,
+    activation: str,
+    background_weight: float = 1.5,
+    reduction: str = "mean",
 ) -> jax.Array:
     """Cross-entropy to the teacher's probabilities with a weight on the background, averaged over valid snippets.
 
@@ -54,8 +69,10 @@ def soft_cross_entropy(
       mask: `[B, T]` bool.
       activation: the activation of the head, 'softmax' or 'sigmoid'.
       background_weight: 1.5 is the value of Chen et al.; 1 gives the pixel-wise term of SKD.
+      reduction: 'mean', or 'none' for the value of each snippet.
 
-    Returns: a float32 scalar, the mean over valid snippets; 0 for an empty mask.
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
     Raises: ValueError if the activation is unknown or the weight is negative.
     References: Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation, NIPS 2017, eq. 2;
       L_soft and the hard loss have weight 0.5 each there. Liu et al., Structured Knowledge Distillation, CVPR 2019, eq.
@@ -70,7 +87,7 @@ def soft_cross_entropy(
     else:
         target = jax.nn.sigmoid(teacher)
         entropy = -target * jax.nn.log_sigmoid(student) - (1 - target) * jax.nn.log_sigmoid(-student)
-    return masked_mean(jnp.sum(entropy, axis=-1), mask)
+    return reduce_snippets("soft_cross_entropy", jnp.sum(entropy, axis=-1), mask, reduction)
 
 
 def _is_softmax(name: str, activation: str) -> bool:

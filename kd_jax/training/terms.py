@@ -162,8 +162,8 @@ def _function(term: Term, options: dict) -> tuple[Loss, dict]:
 
 
 def _keywords(function: Loss) -> dict:
-    """{keyword option: default} of a loss function, without what the step supplies."""
-    supplied = {"labels", "key", "negatives", "activation"}
+    """{keyword option: default} of a loss function, without what the step supplies or needs, which is a scalar."""
+    supplied = {"labels", "key", "negatives", "activation", "reduction"}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
