@@ -30,6 +30,7 @@ nitpicky = True
 nitpick_ignore = [("py:class", "jax.numpy.float32")]  # the default of an attribute of Detector
 
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
@@ -42,7 +43,7 @@ napoleon_custom_sections = [("Attributes", "params_style"), "Returns"]
 
 
 def to_markdown_of_the_site(app, page: str, source: list[str]) -> None:
-    """Replaces a page by its file of `ELSEWHERE`, and its links to files outside docs/ by links that a site can have."""
+    """Replaces a page by its file of `ELSEWHERE`, and links to files outside docs/ by links that the site has."""
     if not (DOCS / f"{page}.md").exists():
         return
     file = ROOT / ELSEWHERE.get(page, f"docs/{page}.md")

@@ -1,8 +1,9 @@
-"""The Python blocks of README.md and docs/ run, and the files, modules, commands, flags and fields there exist."""
+"""The Python blocks of README.md and docs/ and the notebook run; files, modules, commands, flags and fields exist."""
 
 import contextlib
 import importlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -13,31 +14,61 @@ import pytest
 
 from kd_jax import config as schema
 from kd_jax.__main__ import COMMANDS
+from kd_jax.evaluation.proposals import PROPOSALS
 from kd_jax.evaluation.protocols import PROTOCOLS
 from kd_jax.models import FILTERS
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES
-from kd_jax.training.terms import TERMS
+from kd_jax.training.terms import TASKS, TERMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / "data_prep/README.md", ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
 TEXT = {page.relative_to(ROOT).as_posix(): page.read_text() for page in [*PAGES, *OTHERS]}
-PYTHON = [
-    (name, block)
+PYTHON = [  # (page, line, block)
+    (name, TEXT[name].count("\n", 0, block.start(1)) + 1, block[1])
     for name in (page.relative_to(ROOT).as_posix() for page in PAGES)
-    for block in re.findall(r"```python\n(.*?)```", TEXT[name], re.DOTALL)
+    for block in re.finditer(r"```python\n(.*?)```", TEXT[name], re.DOTALL)
 ]
+NOT_INSTALLED = ("equinox", "haiku")  # libraries of examples that no test needs
 MODULES = {module: name for name, (module, _) in COMMANDS.items()}
 
 
-@pytest.mark.parametrize(("name", "block"), PYTHON, ids=[name for name, _ in PYTHON])
-def test_python_blocks_run(name, block):
-    result = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True)
+def run_blocks(blocks: list) -> None:
+    """Run blocks in one process, each in a namespace of its own. A traceback has the page and the line there."""
+    code = [(name, "\n" * (line - 1) + block) for name, line, block in blocks]
+    program = f"for n, c in {code!r}: exec(compile(c, n, 'exec'), {{'__name__': '__main__'}})"
+    result = subprocess.run([sys.executable], input=program, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_block_uses_a_loss():
-    assert any("losses." in block for name, block in PYTHON if name == "README.md")
+def test_python_blocks_run():
+    assert any("losses." in block for name, _, block in PYTHON if name == "README.md")
+    run_blocks([entry for entry in PYTHON if not any(f"import {name}" in entry[2] for name in NOT_INSTALLED)])
+
+
+@pytest.mark.parametrize("library", NOT_INSTALLED)
+def test_blocks_with_other_libraries_run(library):
+    blocks = [entry for entry in PYTHON if f"import {library}" in entry[2]]
+    assert blocks
+    pytest.importorskip(library)
+    run_blocks(blocks)
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run():
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and not any(cell["outputs"] for cell in code), "outputs are not committed"
+    program = "\n".join(["import matplotlib", "matplotlib.use('agg')", *("".join(cell["source"]) for cell in code)])
+    run_blocks([("docs/quickstart.ipynb", 1, program)])
+
+
+def test_the_method_has_every_loss_filter_and_rule():
+    losses = [loss.__name__ for term in TERMS.values() for loss in (term.functions().values())]
+    filters = [getattr(entry.make, "func", entry.make).__name__ for entry in FILTERS.values()]
+    rules = [rule.__name__ for rule in PROPOSALS.values()]
+    names = [*losses, *filters, *rules, *(task.loss.__name__ for task in TASKS.values())]
+    assert [name for name in names if f"`{name}`" not in TEXT["docs/method.md"]] == []
 
 
 def test_the_first_screen_has_one_picture_and_the_readme_stays_short():
