@@ -34,7 +34,8 @@ myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
+nb_output_stderr = "remove"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings state shapes, which say more than jax.Array
