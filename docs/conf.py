@@ -67,7 +67,7 @@ def to_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
     """Turns the Markdown of a docstring into what docutils reads: literals, code, tables, and sections on one line."""
     text = "\n".join(lines)
     text = re.sub(r"(?<!`)(`+)([^`]+)\1(?!`)", lambda match: f"``{' '.join(match[2].split())}``", text)
-    text = re.sub(r"(?<=\n)\n(?=    \S)", "\n::\n\n", text)
+    text = re.sub(r"(?m)^(?!    )(.*\S.*\n)\n(?=    \S)", r"\1\n::\n\n", text)
     text = re.sub(r"(?m)^\|.*$", lambda match: "| " + match[0].strip("| ").replace("|", r"\|"), text)
     text = re.sub(r"(?m)^(Returns|Raises|References): (.+(?:\n +\S.*)*)", r"\n:\1: \2\n", text)
     text = re.sub(r"(?m)^  (``\w+``: )", r"  - \1", text)  # the values of a dict that is returned
