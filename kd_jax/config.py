@@ -61,6 +61,18 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
     return run
 
 
+def soft_labels(weight: float, weights: dict | None = None) -> dict:
+    """Make the fields of a run that learns from `(1 - weight) · labels + weight · probabilities of the teacher`.
+
+        make_run("rgb", teachers=("flow_teacher",), **soft_labels(0.7))
+
+    The cross-entropy is linear in its target, so this is the task loss and `soft_cross_entropy` with these weights. In
+    sparse data sets the background counts as much as a class. `weights` are those of other terms.
+    """
+    terms = {**(weights or {}), "soft_cross_entropy": weight}
+    return {"task_weight": 1 - weight, "weights": terms, "options": {"soft_cross_entropy": {"background_weight": 1.0}}}
+
+
 def make_like(run: ConfigDict, **changes) -> ConfigDict:
     """Make another run with the modality, filter, size and learning rate of `run`; `changes` as in `make_run`."""
     same = {field: run[field] for field in ("filter", "hidden", "num_layers", "learning_rate")}
@@ -340,6 +352,7 @@ def get_config() -> ConfigDict:
             "schedule": "constant",  # of the learning rate: 'constant', or 'cosine' or 'linear' decay to 0;
             #                        the plateau rule multiplies it by its own factor
             "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
+            "ema_decay": 0.0,  # of a moving average of the parameters, which is evaluated and kept; 0 = no average
             "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
             "gradient_norms": False,  # log the norm of each term's gradient at the student's features
             "length_buckets": 4,  # number of lengths that videos are padded to; each is compiled once

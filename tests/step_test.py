@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from kd_jax import config as schema
 from kd_jax import losses
 from kd_jax.data import synthetic
 from kd_jax.data.batches import make_examples
@@ -16,7 +17,16 @@ from kd_jax.masking import mask_out, masked_mean
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import terms
 from kd_jax.training.checkpoints import Checkpoints, new_best, read_checkpoint
-from kd_jax.training.state import OPTIMIZERS, OWNED, SCHEDULES, Optimization, create_train_state, plateau_scale
+from kd_jax.training.state import (
+    OPTIMIZERS,
+    OWNED,
+    SCHEDULES,
+    Optimization,
+    create_train_state,
+    evaluated_params,
+    model_params,
+    plateau_scale,
+)
 from kd_jax.training.step import (
     BALANCES,
     Program,
@@ -409,9 +419,50 @@ def test_the_step_is_what_optax_does_with_the_same_options(options):
     chex.assert_trees_all_close(after.params, optax.apply_updates(state.params, updates), rtol=1e-5, atol=2e-6)
 
 
+def test_the_average_of_parameters_by_hand():
+    program = dataclasses.replace(make_program(patience=0), optimization=Optimization(ema_decay=0.15))
+    step, state, (batch, _) = jax.jit(make_train_step(program)), make_state(program), make_batch()
+    given = []
+    for _ in range(3):
+        given.append(state.params)
+        state, _ = step(state, (), batch, settings())
+    # the decays are 0, 1/10 and min(0.15, 2/11)
+    expected = jax.tree.map(lambda a, b, c: 0.15 * (0.1 * a + 0.9 * b) + 0.85 * c, *given)
+    chex.assert_trees_all_close(evaluated_params(state), model_params(expected), rtol=1e-5, atol=1e-7)
+    plain = make_state(make_program(patience=0))
+    chex.assert_trees_all_equal(evaluated_params(plain), plain.params)
+
+
+@pytest.mark.parametrize("head", ["dense", "sparse"])
+def test_soft_labels_are_the_task_with_mixed_targets(head):
+    """Law: the weights of `config.soft_labels` make the cross-entropy to `0.3 labels + 0.7 probabilities`."""
+    keys, (mask, shape) = jax.random.split(jax.random.key(0), 3), (jnp.ones((2, 6), bool), (2, 6, 3))
+    student, teacher = (2 * jax.random.normal(key, (*shape[:2], 3 + (head == "sparse"))) for key in keys[:2])
+    labels = (jax.random.uniform(keys[2], shape) < 0.3).astype(jnp.float32)
+    run = schema.make_run("rgb", teachers=("teacher",), **schema.soft_labels(0.7))
+    weights = {"task": run.task_weight, "soft_cross_entropy": run.weights.soft_cross_entropy}
+    chosen = choose_term("soft_cross_entropy", {"background_weight": run.options.soft_cross_entropy.background_weight})
+    program = dataclasses.replace(make_program(), head=head, terms=(chosen,))
+    batch = Batch(jnp.zeros((2, 6, 1)), labels, mask, jnp.zeros(2, jnp.int32))
+    features = jnp.zeros((2, 6, 4))
+    parts = loss_parts(program, (Outputs(features, teacher),), batch, jax.random.key(1), weights)
+    found = sum(weights[name] * part(Outputs(features, student))[0] for name, part in parts.items())
+    if head == "dense":
+        target = 0.3 * labels + 0.7 * jax.nn.sigmoid(teacher)
+        expected = losses.sigmoid_cross_entropy(student, target, mask)
+    else:
+        total = labels.sum(-1, keepdims=True)
+        shares = jnp.concatenate([labels / jnp.maximum(total, 1), (total == 0).astype(jnp.float32)], -1)
+        target = 0.3 * shares + 0.7 * jax.nn.softmax(teacher)
+        expected = optax.softmax_cross_entropy(student, target).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("field, name", [("optimizer", o) for o in OPTIMIZERS] + [("schedule", s) for s in SCHEDULES])
 def test_every_optimizer_and_schedule_takes_steps_and_survives_a_checkpoint(field, name, tmp_path):
-    optimization = Optimization(**{field: name}, clip_norm=0.5, warmup_epochs=1, epochs=3, plateau_patience=1)
+    optimization = Optimization(
+        **{field: name}, clip_norm=0.5, warmup_epochs=1, epochs=3, plateau_patience=1, ema_decay=0.9
+    )
     program = dataclasses.replace(make_program(), optimization=optimization)
     step, fresh, (batch, _) = jax.jit(make_train_step(program)), make_state(program), make_batch()
     state = fresh

@@ -216,7 +216,11 @@ _DEPTH = lambda value: value <= 1000, "at most 1000"
 _NUMBERS = (
     (*_ABOVE_0, "training.learning_rate"),
     (*_FROM_0, "training.weight_decay training.clip_norm"),
-    (lambda value: 0 <= value < 1, "at least 0 and below 1", "dataset.validation_fraction model.dropout"),
+    (
+        lambda value: 0 <= value < 1,
+        "at least 0 and below 1",
+        "dataset.validation_fraction model.dropout training.ema_decay",
+    ),
     (lambda value: 0 <= value <= 1, "from 0 to 1", "evaluation.threshold"),
     (
         lambda value: value >= 0,

@@ -47,7 +47,7 @@ from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, jitted_init, maps_runs
 from kd_jax.training.scores import PREDICTIONS, VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.session import Session, StopRequested
-from kd_jax.training.state import TrainState, model_params
+from kd_jax.training.state import TrainState, evaluated_params, model_params
 from kd_jax.training.step import Program, Settings
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.training.terms import TERMS
@@ -426,7 +426,7 @@ def _validate(
     StopRequested between two batches.
     """
     if predictor.videos:
-        variables = {"params": model_params(states.params), **states.constants}
+        variables = {"params": evaluated_params(states), **states.constants}
         predictions = predictor(variables, before_batch=session.check_signal)
         for record, logits in zip(records, predictions, strict=True):
             scores = score_split(logits, predictor.videos, predictor.info, VALIDATION)
@@ -460,7 +460,7 @@ def keep_better(best: dict, states: TrainState, scores: jax.Array, epoch: jax.Ar
         return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     epochs = jnp.full(better.shape, epoch, jnp.int32)
-    new = {"params": model_params(states.params), "constants": states.constants, "score": scores, "epoch": epochs}
+    new = {"params": evaluated_params(states), "constants": states.constants, "score": scores, "epoch": epochs}
     return jax.tree.map(choose, new, best)
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -30,8 +30,48 @@ OWNED = "terms"  # the part of `params` that belongs to terms instead of the mod
 
 
 def model_params(params: dict) -> dict:
-    """The parameters of the model alone: what is evaluated, and kept as the best."""
+    """The parameters of the model alone."""
     return {name: value for name, value in params.items() if name != OWNED}
+
+
+class Average(NamedTuple):
+    """The state of `average_params`."""
+
+    step: jax.Array  # int32, parameters averaged so far
+    params: dict
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the parameters, and leaves updates as they are.
+
+    The decay of step t is `min(decay, t / (9 + t))`, t = 0, 1, …, so that the first parameters do not dominate. The
+    average is one step late: it has the parameters that the step was given.
+    """
+
+    def init(params):
+        return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None):
+        kept = jnp.minimum(decay, state.step / (9 + state.step))
+        average = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.params, params)
+        return updates, Average(state.step + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def evaluated_params(state: TrainState) -> dict:
+    """The parameters of the model that are evaluated, and kept as the best: the average, if there is one."""
+    average = _find(Average, state.opt_state)
+    return model_params(state.params if average is None else average.params)
+
+
+def _find(kind: type, opt_state: optax.OptState) -> Any:
+    """The state of one part of an optimiser; None if it has no such part."""
+
+    def is_kind(x):
+        return isinstance(x, kind)
+
+    return next(filter(is_kind, jax.tree.leaves(opt_state, is_leaf=is_kind)), None)
 
 
 # Optimisers of optax that a config can name. The update of each is proportional to its learning rate.
@@ -60,6 +100,7 @@ class Optimization:
     schedule: str = "constant"
     warmup_epochs: int = 0
     plateau_patience: int = 0
+    ema_decay: float = 0.0
     epochs: int = 1
     steps_per_epoch: int = 1
 
@@ -79,6 +120,8 @@ class Optimization:
         if self.plateau_patience:
             plateau = {"patience": self.plateau_patience, "accumulation_size": self.steps_per_epoch}
             parts.append(optax.contrib.reduce_on_plateau(factor=0.5, min_scale=1e-3, **plateau))
+        if self.ema_decay:
+            parts.append(average_params(self.ema_decay))
         return optax.with_extra_args_support(optax.chain(*parts))
 
     def factor(self, step: jax.Array) -> jax.Array:
@@ -93,12 +136,8 @@ class Optimization:
 
 def plateau_scale(opt_state: optax.OptState) -> jax.Array | float:
     """The factor to which the plateau rule has reduced the learning rate; 1 without such a rule."""
-
-    def is_plateau(x):
-        return isinstance(x, optax.contrib.ReduceLROnPlateauState)
-
-    found = [leaf.scale for leaf in jax.tree.leaves(opt_state, is_leaf=is_plateau) if is_plateau(leaf)]
-    return found[0] if found else 1.0
+    plateau = _find(optax.contrib.ReduceLROnPlateauState, opt_state)
+    return 1.0 if plateau is None else plateau.scale
 
 
 def create_train_state(
