@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.command_line import Parser, any_path, disk_path, positive
 from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.files import write_atomically
@@ -237,4 +237,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interrupts.run("kd_jax.advise", main)

@@ -187,7 +187,7 @@ def test_mistakes_end_in_one_sentence(options, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_users_run")
 def test_advice_on_the_demo(tmp_path, capsys):
-    command = ["--config=demo:smoke", f"--workdir={tmp_path}", "--minutes=5"]
+    command = ["--config=demo:smoke", f"--workdir={tmp_path}", "--minutes=60"]
     advise.main(command)
     text = (tmp_path / "advice.md").read_text()
     shown = capsys.readouterr().out

@@ -38,6 +38,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[0] for line in lines] == [
         "train",
+        "advise",
         "predict",
         "analyse",
         "evaluate",
@@ -61,7 +62,7 @@ def test_every_command_is_called_with_its_arguments(command, capsys):
 
 
 def test_the_dispatcher_refuses_other_commands():
-    with pytest.raises(SystemExit, match=r"kd-jax: unknown command 'trian'; choose one of train, predict, "):
+    with pytest.raises(SystemExit, match=r"kd-jax: unknown command 'trian'; choose one of train, advise, predict, "):
         dispatcher.main(["trian"])
 
 
