@@ -1,5 +1,7 @@
 """Snippet-by-snippet imitation of another modality's features and logits: hint (FitNet, MARS), Graph Distillation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -78,6 +80,6 @@ def graph_distillation(
                 f"graph_distillation: {name} must be kd_jax.types.Outputs(features, logits), not a "
                 f"{type(outputs).__name__}."
             )
-    logits = cosine_imitation(student.logits, teacher.logits, mask, reduction=reduction)
-    features = cosine_imitation(student.features, teacher.features, mask, reduction=reduction)
-    return logits_weight * logits + features_weight * features
+    cosine = functools.partial(cosine_imitation, mask=mask, reduction=reduction)
+    logits = cosine(student.logits, teacher.logits)
+    return logits_weight * logits + features_weight * cosine(student.features, teacher.features)
