@@ -90,8 +90,9 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     outside = [given_folders(config.teachers[name]) for name in distilled.teachers if name in config.teachers]
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
-        weights, task = {"soft_cross_entropy": SOFT_LABELS}, round(1 - SOFT_LABELS, 6)
-        made[f"{student}_soft_labels"] = schema.make_like(distilled, weights=weights, task_weight=task, **same)
+        mixed = schema.soft_labels(SOFT_LABELS)
+        same["task_weight"] = round(mixed["task_weight"], 6)  # without its options all students share a program
+        made[f"{student}_soft_labels"] = schema.make_like(distilled, weights=mixed["weights"], **same)
     return made
 
 
