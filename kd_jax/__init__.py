@@ -4,7 +4,9 @@
 
     loss = kd_jax.losses.boundary(student, teacher, mask)     # losses: pure functions of arrays
     model = kd_jax.Detector("ss_tcn", num_outputs=51)         # a temporal filter with a classifier
-    predict = kd_jax.load("workdir/demo/augmented_rgb")       # a trained run: [T, D] features -> [T, C] probabilities
+    run = kd_jax.load("workdir/demo/augmented_rgb")           # a trained run, all its seeds or a fusion
+    probabilities = run(features)                             # [T, D] -> [T, C]
+    detections = run.detect(features, seconds=0.64)           # [Detection(class_, start, end, score), …]
 
 A name is imported when it is first read, so that modules without JAX, such as kd_jax.segments, do not load JAX.
 """
@@ -17,13 +19,20 @@ from kd_jax import interrupts
 
 if TYPE_CHECKING:
     from kd_jax import losses
-    from kd_jax.inference.trained_detector import load
+    from kd_jax.inference.loading import load
+    from kd_jax.inference.trained_detector import Detection, TrainedDetector
     from kd_jax.models import Detector
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "__version__", "load", "losses"]
+__all__ = ["Detection", "Detector", "TrainedDetector", "__version__", "load", "losses"]
 
-_MODULES = {"Detector": "kd_jax.models", "load": "kd_jax.inference.trained_detector", "losses": "kd_jax.losses"}
+_MODULES = {
+    "Detector": "kd_jax.models",
+    "losses": "kd_jax.losses",
+    "load": "kd_jax.inference.loading",
+    "Detection": "kd_jax.inference.trained_detector",
+    "TrainedDetector": "kd_jax.inference.trained_detector",
+}
 
 # Python is about to import the command of `python -m kd_jax.COMMAND`.
 if sys.argv[:1] == ["-m"] and sys.orig_argv[sys.orig_argv.index("-m") + 1].startswith(("kd_jax", "data_prep")):

@@ -8,6 +8,8 @@ The same command continues an experiment that was interrupted.
 import argparse
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -23,7 +25,9 @@ from ml_collections import ConfigDict
 from kd_jax import config as schema
 from kd_jax import interrupts, runtime
 from kd_jax.command_line import Parser, any_path, disk_path
-from kd_jax.files import DamagedFileError, why_not_written
+from kd_jax.data import synthetic
+from kd_jax.data.source import Source
+from kd_jax.files import DamagedFileError, checked_path, why_not_written
 from kd_jax.lock import held
 from kd_jax.training import experiment
 from kd_jax.training.plan import check_config, open_workdir, prepare
@@ -172,6 +176,20 @@ def _write_report(workdir: epath.Path) -> str:
         return f"The report was not written ({reason}); `kd-jax report {workdir}` tries again."
 
 
+def _next_step(config: ConfigDict, workdir: epath.Path, source: Source) -> str:
+    """A command, as typed in this shell, that predicts the test videos with the last run; '' without test videos."""
+    (*_, name), is_synthetic = config.runs, source.info.name == "synthetic"
+    if not source.videos("test", []) or (is_synthetic and config.runs[name].modality not in synthetic.MODALITIES):
+        return ""  # other modalities of a smoke variant are replaced by those of the synthetic set
+    python = "python"
+    if shutil.which(python) != sys.executable:
+        inside = Path(sys.executable).is_relative_to(Path.cwd())
+        python = os.path.relpath(sys.executable) if inside else sys.executable
+    data = source.info.name if is_synthetic else checked_path(config.dataset.data_dir)
+    options = [f"--run={workdir / name}", f"--features={data}", "--output=predictions"]
+    return f"Next: {shlex.join([python, '-m', 'kd_jax.predict', *options])}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
     imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
@@ -197,6 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = experiment.perform(config, workdir, source, session=session, **options)
             if runtime.is_first():
                 print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+                if next_step := _next_step(config, workdir, source):
+                    print(next_step)
                 if given.report:
                     print(_write_report(workdir))
         except Exception as error:

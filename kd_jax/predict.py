@@ -17,11 +17,11 @@ last over 10 % longer or shorter than those of the run, the video is sampled at 
 
 import argparse
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -33,36 +33,51 @@ from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
 from kd_jax.command_line import Parser, any_path, at_least, between, disk_path
-from kd_jax.data import base, feature_files, records, timing
+from kd_jax.data import base, feature_files, records, synthetic, timing
 from kd_jax.data.annotations import custom
-from kd_jax.data.batches import Example
 from kd_jax.data.checks import ENCODED, GUESSED, UNITS_DIFFER, Findings, join_repeated
 from kd_jax.data.feature_folders import FeatureFolder, parse_place
+from kd_jax.data.modality_names import check_modality
 from kd_jax.data.staging import replaced
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
-from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS, choose
-from kd_jax.evaluation.scoring import in_seconds, probabilities
+from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS
+from kd_jax.evaluation.scoring import in_seconds
 from kd_jax.files import make_folder, write_atomically
-from kd_jax.inference.predict import run_detector
+from kd_jax.inference import video_files
+from kd_jax.inference.loading import load
+from kd_jax.inference.trained_detector import TrainedDetector
+from kd_jax.inference.video_files import Encoded, VideoFiles, check_encoder, encode, how_extracted, list_videos
 from kd_jax.segments import Grid
-from kd_jax.training.checkpoints import TrainedRun, load_run
+from kd_jax.training.checkpoints import TrainedRun
 from kd_jax.video import timeline, videos
-from kd_jax.video.encode import encode_video
 from kd_jax.video.encoders.protocol import Encoder
 from kd_jax.video.encoders.weights import read_encoder
+
+SYNTHETIC = "synthetic"  # --features of the synthetic set, unless there is such a file or folder
+
+
+def features_place(text: str) -> str:
+    """Reads PLACE or MODALITY=PLACE, with a path on a disk."""
+    name, equals, place = text.partition("=")
+    return f"{name}={disk_path(place)}" if equals and base.is_name(name) else disk_path(text)
 
 
 def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.predict", __doc__)
     add = options.add_argument
-    add("--run", type=any_path, help="Folder of a finished run, e.g. workdir/demo/augmented_rgb.")
-    what = "A feature file, a folder of <video>.npy, a pattern as for data_prep.build, or a folder of records."
-    add("--features", type=disk_path, help=what)
+    add(
+        "--run", type=any_path, help="A finished run, WORKDIR/RUN, a seed of it, WORKDIR/RUN/seed_N, or WORKDIR/FUSION."
+    )
+    add("--seeds", choices=["one", "all"], default="one", help="all: the mean logits of all seeds of the run (one).")
+    what = "A feature file, a folder of <video>.npy, a pattern as for data_prep.build, a folder of records, or"
+    what += f" '{SYNTHETIC}', the data of the demo. MODALITY=PLACE states the modality; once for each in a fusion."
+    add("--features", type=features_place, action="append", metavar="[MODALITY=]PLACE", help=what)
     add("--channels_first", action="store_true", default=None, help="With feature files: they are [D, T].")
     add("--pool", choices=["mean"], help="With feature files: average grids of tokens, [T, N, D], to [T, D].")
-    add("--video", type=disk_path, action="append", help="A video file, instead of features; may be repeated.")
+    what = "A video file or a folder of them, instead of features; may be repeated."
+    add("--video", type=disk_path, action="append", help=what)
     add("--encoder_weights", type=disk_path, help="With --video: the encoder's, from data_prep.convert_weights.")
     add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for data_prep.extract.")
     add("--annotations", type=disk_path, help="With --video: ground truth for the page, a file as for data_prep.build.")
@@ -87,6 +102,9 @@ def parser() -> Parser:
     return options
 
 
+Tables = dict[str, dict[str, base.Features]]  # {video: {modality: [T, D]}}
+
+
 @dataclasses.dataclass
 class Inputs:
     """The videos to predict; every mapping is {video: value}."""
@@ -94,26 +112,46 @@ class Inputs:
     features: Mapping[str, np.ndarray | base.OnDisk]  # [T, D], in memory or on disk
     grids: dict[str, Grid]  # the times of the snippets, in seconds
     durations: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, where they are known
-    frames: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)  # of video files, to draw
-    broken: list[str] = dataclasses.field(default_factory=list)  # one sentence per video file that cannot be used
 
 
-@dataclasses.dataclass
-class VideoFiles:
-    """Video files that were opened, and how an encoder reads them."""
+def name_places(given: Sequence[str], detector: TrainedDetector) -> dict[str, tuple[str, bool]]:
+    """Returns {modality: (place, whether the user stated the modality)} of --features=[MODALITY=]PLACE.
 
-    encoder: Encoder
-    sampling: videos.Sampling  # how a video is cut into snippets
-    opened: dict[str, videos.Video]  # by name
-    broken: list[str]  # one sentence for each of the other files
+    Raises ValueError, with the remedy, unless there is one place for each modality that the run reads.
+    """
+    found: dict[str, tuple[str, bool]] = {}
+    for text in given:
+        name, equals, place = text.partition("=")
+        if equals and base.is_name(name) and not Path(text).exists():
+            named = {name: (place, True)}
+        elif len(detector.inputs) == 1 or holds_videos(text):
+            named = dict.fromkeys(detector.inputs, (text, False))
+        else:
+            named = {"": (text, False)}
+        if named.keys() - detector.inputs.keys() or named.keys() & found.keys():
+            break
+        found |= named
+    else:
+        if found.keys() == detector.inputs.keys():
+            return found
+    wanted = " ".join(f"--features={modality}=PLACE" for modality in detector.inputs)
+    shown = " ".join(f"--features={text}" for text in given)
+    raise ValueError(f"{shown}: {detector.name} reads {' and '.join(detector.inputs)}; give {wanted}, or records")
+
+
+def holds_videos(place: str) -> bool:
+    """Whether a place is a folder of records, or SYNTHETIC."""
+    path = Path(place)
+    return (path / records.INFO_FILE).is_file() or (place == SYNTHETIC and not path.exists())
 
 
 def find_features(
-    place: str | Path, modality: str, *, channels_first: bool = False, pool: bool = False
+    place: str | Path, modality: str, *, is_stated: bool = False, channels_first: bool = False, pool: bool = False
 ) -> tuple[FeatureFolder, dict[str, Path]]:
     """Finds a feature file, or those of a folder or pattern.
 
-    Returns the folder and {video: file}. Raises FileNotFoundError if there is none.
+    `is_stated` says that the user stated the modality. Returns the folder and {video: file}. Raises FileNotFoundError
+    if there is none, and ValueError if names show several modalities or another one.
     """
     folder = FeatureFolder((modality,), Path(place), channels_first, pool)
     if folder.path.is_file():
@@ -125,6 +163,7 @@ def find_features(
     if not files or not all(file.exists() for file in files.values()):
         remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
         raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
+    check_modality(folder, files, str(place), is_stated=is_stated)
     return folder, files
 
 
@@ -151,11 +190,15 @@ def _read_tables(
 ) -> dict[str, np.ndarray]:
     """Reads the files that `find_features` found, as `read_features` does."""
     findings, features, modality = Findings(), {}, folder.name
+
+    def check(rows: np.ndarray, first: int) -> None:
+        base.to_dtype(rows, dtype, first)
+
     for video, file in sorted(files.items()):
         if len(found := folder.find(video)) > 1:
             findings.problem("two feature files", f"{modality}: {found[0]} and {found[1]}; remove one")
             continue
-        shape = feature_files.check_file(folder, file, video, findings, functools.partial(base.to_dtype, dtype=dtype))
+        shape = feature_files.check_file(folder, file, video, findings, check)
         if shape and shape[1] != input_size:
             findings.problem("wrong dimension", f"{modality}: {file}: D = {shape[1]}, the run reads {input_size}")
         elif shape:
@@ -168,11 +211,11 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
     """Reads a feature file, those of a folder or pattern, or one split of a folder of records for a run.
 
     `split` is that of records (None: 'test'), `seconds` the duration of a snippet of feature files (None: the run's),
-    and `layout` holds options of `read_features`.
+    and `layout` holds options of `find_features`. The place SYNTHETIC is the synthetic set, as if it were records.
     Raises FileNotFoundError or ValueError, which names the file or option and the remedy.
     """
     modality, size, path = run.config["modality"], run.config["input_size"], Path(place)
-    if not (path / records.INFO_FILE).is_file():
+    if not holds_videos(str(place)):
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         folder, files = find_features(place, modality, **layout)
@@ -180,17 +223,29 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
         return Inputs(tables, _find_times(files, tables, run, seconds))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
-    if any(layout.values()):
+    if layout.get("channels_first") or layout.get("pool"):
         raise ValueError(f"{path} holds records, which are [T, D]; leave out --channels_first and --pool")
-    info, split = records.read_info(path), split or "test"
-    if info.modalities.get(modality, size) != size:
-        raise ValueError(f"{path}: {modality} has D = {info.modalities[modality]}, the run reads {size}")
-    found = records.read(path, split, [modality], on_disk=True)
+    is_folder, split = (path / records.INFO_FILE).is_file(), split or "test"
+    info, splits = (records.read_info(path), {}) if is_folder else synthetic.make()
+    if info.modalities.get(modality) != size:
+        known = ", ".join(f"{name} of D = {width}" for name, width in info.modalities.items())
+        raise ValueError(f"{path} has {known}; the run reads {modality} of D = {size}")
+    found = records.read(path, split, [modality], on_disk=True) if is_folder else splits[split]
     if not found:
         raise ValueError(f"{path}: {split} has no videos; choose another --split")
     durations = {video.id: info.seconds(video.duration) for video in found}
     features = {video.id: video.features[modality] for video in found}
     return Inputs(features, {video.id: in_seconds(video, info) for video in found}, durations)
+
+
+def join_modalities(inputs: Mapping[str, Inputs]) -> Tables:
+    """Returns {video: {modality: features}} of the inputs of each modality; ValueError if a video lacks one."""
+    everything = sorted({video for of in inputs.values() for video in of.features})
+    for modality, of_modality in inputs.items():
+        if lacking := [video for video in everything if video not in of_modality.features]:
+            found = f"{len(lacking)} of {len(everything)} videos have no features of {modality}, such as {lacking[0]!r}"
+            raise ValueError(f"{found}; the run reads {' and '.join(inputs)} of each")
+    return {video: {modality: of.features[video] for modality, of in inputs.items()} for video in everything}
 
 
 def _find_times(
@@ -205,53 +260,32 @@ def _find_times(
     return grids
 
 
-def open_videos(given: argparse.Namespace, run: TrainedRun) -> VideoFiles:
+def open_videos(given: argparse.Namespace, detector: TrainedDetector) -> VideoFiles:
     """Opens the video files and the encoder, without decoding the videos.
 
     Raises FileNotFoundError or ValueError if the encoder does not fit the run, or no file can be used.
     """
-    made = run.config.get("extraction") or {"dtype": "float32", "sampling": {}, "sampled_fps": None}
-    encoder = _read_encoder(given, run, made)
-    paths = [Path(path) for path in given.video]
-    if len({videos.name_of(path) for path in paths}) < len(paths):
-        raise ValueError("two of --video have the same name; predict them into two --output folders")
+    if len(detector.inputs) > 1:
+        remedy = "extract the features of each with kd-jax extract, and give --features"
+        reads = " and ".join(detector.inputs)
+        raise ValueError(f"{detector.name} reads {reads}, and the encoder of --video makes one of them; {remedy}")
+    run = detector.members[0]
+    files = list_videos([Path(path) for path in given.video])
+    encoder, made = read_own_encoder(given, run.config), how_extracted(run.config)
     sampling = videos.sampling(given, encoder.modality, encoder.sampling | made["sampling"])
-    fps = made["sampled_fps"] if given.fps is None else given.fps
-    seconds = made.get("seconds_per_snippet", run.config["seconds_per_snippet"])
-    opened, broken = {}, []
-    for path in paths:
-        try:
-            video = videos.probe_video(path, fps)
-            # Without manifests `seconds` is only the median of duration / T, so a small difference is no reason.
-            if seconds and fps is None and not 0.9 < sampling.stride / video.fps / seconds < 1.1:
-                video = videos.probe_video(path, sampling.stride / seconds)
-            opened[videos.name_of(path)] = video
-        except videos.VideoError as error:
-            broken.append(str(error))
-    if not opened:
-        raise ValueError("; ".join(join_repeated(broken)))
-    return VideoFiles(encoder, sampling, opened, broken)
+    return video_files.open_videos(files, encoder, run.config, sampling, given.fps)
 
 
-def _read_encoder(given: argparse.Namespace, run: TrainedRun, made: Mapping) -> Encoder:
-    """Reads the encoder and checks that it made the features of the run."""
-    modality, size = run.config["modality"], run.config["input_size"]
+def read_own_encoder(given: argparse.Namespace, config: Mapping) -> Encoder:
+    """Reads the encoder of the options and checks that it made the features of the run with this config.json."""
     if not given.encoder_weights and not given.encoder:
         needed = "--encoder_weights, those of the encoder that made the run's features, or --encoder"
         raise ValueError(f"--video needs {needed}")
     weights = Path(given.encoder_weights) if given.encoder_weights else None
-    encoder = read_encoder(given.encoder, weights, dtype=made["dtype"])
+    encoder = read_encoder(given.encoder, weights, dtype=how_extracted(config)["dtype"])
     names = [("encoder", given.encoder), ("encoder_weights", given.encoder_weights)]
     option = " ".join(f"--{name}={value}" for name, value in names if value)
-    if (encoder.modality, encoder.num_features) != (modality, size):
-        found = f"{encoder.num_features} features of {encoder.modality}"
-        raise ValueError(f"{option} give {found}; the run reads {size} of {modality}")
-    if modality == "pose":
-        raise ValueError("--video cannot be read by a run of pose; give --features of data_prep.extract --skeletons")
-    if (expected := made.get("weights_sha256", encoder.sha256)) != encoder.sha256:
-        found, what = encoder.sha256[:12], "encoder" if given.encoder else "weights"
-        wrong = f"{option} (sha256 {found}…) are not the {what} that made the run's features ({expected[:12]}…)"
-        raise ValueError(f"{wrong}; give those")
+    check_encoder(encoder, config, option, "encoder" if given.encoder else "weights")
     return encoder
 
 
@@ -285,27 +319,6 @@ def link(file: Path, folder: epath.Path) -> str:
     return quote(Path(os.path.relpath(file, folder)).as_posix())
 
 
-def encode(files: VideoFiles, batch_size: int, dtype: str = "float16") -> Inputs:
-    """Encodes the videos into features of `dtype`; ValueError if none of them can be decoded."""
-    inputs = Inputs({}, {}, broken=list(files.broken))
-    features, frames = dict[str, np.ndarray](), dict[str, Sequence[np.ndarray]]()
-    for name, video in files.opened.items():
-        cut = timing.Cut(files.sampling.stride / video.fps, files.sampling.length / video.fps)
-        try:
-            table, frames[name] = encode_video(
-                files.encoder, video, files.sampling, batch_size=batch_size, num_frames=12
-            )
-        except videos.VideoError as error:
-            inputs.broken.append(str(error))
-            continue
-        placed = timing.place(cut, len(table), video.duration)
-        features[name] = base.to_dtype(table, dtype)[placed.rows(len(table))]  # as records store it
-        inputs.grids[name], inputs.durations[name] = placed.grid, video.duration
-    if not features:
-        raise ValueError("; ".join(join_repeated(inputs.broken)))
-    return dataclasses.replace(inputs, features=features, frames=frames)
-
-
 def _check_options(given: argparse.Namespace) -> None:
     if lacking := [f"--{name}" for name in ("run", "output") if not getattr(given, name)]:
         example = "--run=workdir/demo/augmented_rgb --features=DIR --output=DIR (--help lists all options)"
@@ -319,6 +332,17 @@ def _check_options(given: argparse.Namespace) -> None:
         videos.refuse_vain(given, ["encoder_weights", "encoder", "annotations", "fps", *names], "--features")
 
 
+def read_all(given: argparse.Namespace, detector: TrainedDetector) -> tuple[Tables, Inputs]:
+    """Reads the features of each modality that the run reads, as the options say; the times are those of the first."""
+    layout = {"channels_first": bool(given.channels_first), "pool": bool(given.pool)}
+    found = {}
+    for modality, (place, is_stated) in name_places(given.features, detector).items():
+        options = layout if holds_videos(place) else {**layout, "is_stated": is_stated}
+        run = detector.reader(modality)
+        found[modality] = read_inputs(place, given.split, run, given.seconds_per_snippet, **options)
+    return join_modalities(found), next(iter(found.values()))
+
+
 def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     """Predicts the videos that the options name and writes every file.
 
@@ -326,55 +350,55 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     OSError, one sentence with the remedy.
     """
     _check_options(given)
-    run = load_run(given.run)
-    head, classes = run.config["head"], run.config["classes"]
-    rule = choose(given.proposals, head, threshold=given.threshold, convention=given.convention)
+    detector = load(given.run, seeds=given.seeds)
+    classes = detector.classes
+    rule = detector.rule(given.proposals, given.threshold, given.convention)
     chosen, output = given.format or ["native"], epath.Path(given.output)
+    files, encoded, tables = None, Encoded(), Tables()
     if given.video:
-        files = open_videos(given, run)
-        names = list(files.opened)
+        files = open_videos(given, detector)
     else:
-        layout = {"channels_first": bool(given.channels_first), "pool": bool(given.pool)}
-        inputs = read_inputs(given.features, given.split, run, given.seconds_per_snippet, **layout)
-        names = list(inputs.features)
-    known = {name: formats.VideoFile(v.path, v.fps) for name, v in files.opened.items()} if given.video else {}
-    formats.check_formats(chosen, names, len(classes), known)
-    truth = read_truth(given.annotations, files.opened, classes) if given.annotations else {}
+        tables, inputs = read_all(given, detector)
+    opened = files.opened if files else {}
+    known = {name: formats.VideoFile(video.path, video.fps) for name, video in opened.items()}
+    formats.check_formats(chosen, list(opened or tables), len(classes), known)
+    truth = read_truth(given.annotations, opened, classes) if given.annotations else {}
     make_folder(output, "output")
-    if given.video:
-        inputs = encode(files, given.batch_size, run.config.get("features_dtype", "float16"))
-    examples = [Example(video, table, np.zeros((len(table), 0), np.uint8)) for video, table in inputs.features.items()]
-    options = {"batch_size": given.batch_size, "num_buckets": 4, "progress": "predicting", "with_features": False}
-    outputs = run_detector(run.model, run.variables, examples, **options)
-    scores = {e.id: probabilities(np.asarray(o.logits), head) for e, o in zip(examples, outputs, strict=True)}
-    found = {v: rule(table, inputs.grids[v], duration=inputs.durations.get(v)) for v, table in scores.items()}
+    if files:
+        (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
+        encoded = encode(files, given.batch_size, dtype, num_frames=12)
+        inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
+        tables = join_modalities({modality: inputs})
+    grids, durations = inputs.grids, inputs.durations
+    scores = detector.predict(tables, batch_size=given.batch_size, progress="predicting")
+    found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
     # The last window of a feature file ends with its video, as far as the file shows.
-    times = {v: (grid, inputs.durations.get(v) or 2 * grid.start + grid.length) for v, grid in inputs.grids.items()}
-    more = {"classes": classes, "files": known, "times": times}
+    times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
+    predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
     with replaced(output) as new:
-        paths = formats.write(new, chosen, scores=scores, detections=found, **more)
-        for name, frames in inputs.frames.items():
+        paths = formats.write(new, chosen, **predicted, files=known, times=times)
+        for name, frames in encoded.frames.items():
             picture, page = new / f"{name}.png", new / f"{name}.html"
-            timeline.draw(picture, frames, duration=inputs.durations[name], detections=found[name], classes=classes)
-            source = files.opened[name].path
+            timeline.draw(picture, frames, duration=durations[name], detections=found[name], classes=classes)
+            source = opened[name].path
             links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
-            duration, table = inputs.durations[name], scores[name][:, : len(classes)]
-            tables = {run.config["run"]: inputs.grids[name].resample(table, duration, len(table))}
-            recording = Recording(name, duration, truth.get(name), tables, **links)
-            threshold = DEFAULT_THRESHOLDS[head] if given.threshold is None else given.threshold
+            duration, table = durations[name], scores[name][:, : len(classes)]
+            shown = {detector.title: grids[name].resample(table, duration, len(table))}
+            recording = Recording(name, duration, truth.get(name), shown, **links)
+            threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
             write_page(page, recording, classes, threshold)
             paths += [picture, page]
     paths = [output / path.name for path in paths]
-    browser = f"; open {paths[-1]} in a browser" if inputs.frames else ""
+    browser = f"; open {paths[-1]} in a browser" if encoded.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
     written = ", ".join(map(str, paths))
-    steps = [grid.length / len(scores[video]) for video, grid in inputs.grids.items()]
+    steps = [grid.length / len(scores[video]) for video, grid in grids.items()]
     report = f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}"
     if not any(map(len, found.values())):
         highest = max(float(table[:, : len(classes)].max()) for table in scores.values())
         found_none = f"No snippet is over the threshold; the highest probability is {highest:.2g}"
         report += f". {found_none}, so give a lower one, such as --threshold={0.9 * highest:.2g}"
-    return report, inputs.broken
+    return report, encoded.broken
 
 
 def _count(number: int, noun: str) -> str:
@@ -392,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.start()
     try:
         report, broken = predict_videos(given)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"kd_jax.predict: {error}")
     print(report)
     if broken:

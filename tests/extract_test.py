@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import jax
 import numpy as np
 import pytest
 
+import kd_jax
 from data_prep import build, extract, prefetch, stickfigures
 from kd_jax import predict
 from kd_jax.files import read_arrays, read_json
+from kd_jax.inference.video_files import list_videos
 from kd_jax.video import encode as encode_module
 from kd_jax.video.encode import batched, encode_batches, encode_video
 from kd_jax.video.encoders import AGCN, Encoder
@@ -210,24 +213,20 @@ def test_an_encoder_of_the_user_goes_through_the_same_steps(figures, tmp_path, m
     run(extract, f"--videos={path}", *command[1:], f"--output={tmp_path / 'b'}", "--workers=0")
     np.testing.assert_array_equal(np.load(tmp_path / "b" / "figure_001.npy"), features)
     options = predict.parser().parse_args([encoder])
-    trained = mock.Mock(config={"modality": "rgb", "input_size": 6})
-    own, frames = encode_video(
-        predict._read_encoder(options, trained, manifest),
-        probe_video(path),
-        Sampling(**sampling),
-        batch_size=8,
-        num_frames=2,
-    )
+    config = {"modality": "rgb", "input_size": 6, "extraction": manifest}
+    read = predict.read_own_encoder(options, config)
+    own, frames = encode_video(read, probe_video(path), Sampling(**sampling), batch_size=8, num_frames=2)
     np.testing.assert_array_equal(own, features)
     assert frames[0].shape == (64, 64, 3) and frames[0].dtype == np.uint8
-    for config, message in (
+    for change, message in (
         ({"input_size": 1024}, "--encoder=mine:make give 6 features of rgb; the run reads 1024 of rgb"),
-        ({}, "are not the encoder that made the run's features (0123"),
+        (
+            {"extraction": manifest | {"weights_sha256": "0123"}},
+            "are not the encoder that made the run's features (0123",
+        ),
     ):
-        trained.config |= config
         with pytest.raises(ValueError, match=re.escape(message)):
-            predict._read_encoder(options, trained, manifest | {"weights_sha256": "0123"})
-        trained.config["input_size"] = 6
+            predict.read_own_encoder(options, config | change)
     assert "features of 0 files, 3 were finished before" in run(extract, *command, f"--output={tmp_path / 'a'}")
     user_encoder("mine", tmp_path / "here", monkeypatch, "snippets[:, :2].mean((2, 3)).reshape(-1, 6)")
     assert "has other settings (weights_sha256: " in run(extract, *command, f"--output={tmp_path / 'a'}", code=1)
@@ -627,6 +626,16 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
         for out in ("out", "same")
     )
     assert found and sorted(found) == sorted(same)
+    loaded, weights = kd_jax.load(trained / "augmented_rgb"), figures / "weights" / "rgb.npz"
+    of_video = loaded.detect_video(figures / "videos" / "figure_002.mp4", weights, threshold=0.3)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert of_video == [(d["class"], d["start"], d["end"], d["score"]) for d in written]
+    (tmp_path / "folder").mkdir()
+    shutil.copy(figures / "videos" / "figure_002.mp4", tmp_path / "folder")
+    (tmp_path / "folder" / "notes.txt").touch()
+    of_folder = [f"--video={tmp_path / 'folder'}" if "--video" in part else part for part in command]
+    run(predict, *of_folder, f"--output={tmp_path / 'of_folder'}")
+    assert json.loads((tmp_path / "of_folder" / "detections.json").read_text()) == written
     printed = run(predict, *command, "--stride=8", "--fps=15", f"--output={tmp_path / 'coarse'}")
     assert manifest["fps"] == 15 and f"{8 / 15:.4g} s a snippet" in printed  # options override the run's sampling
     picture = cv2.imread(str(tmp_path / "out" / "figure_002.png"))
@@ -673,6 +682,22 @@ def test_predictions_of_videos_refuse_other_encoders_and_options_without_effect(
         changed = [replacement if part == option else part for part in command]
         printed = run(predict, *changed, f"--output={tmp_path / 'none'}", code=1)
         assert message in printed.splitlines()[-1]
+
+
+def test_videos_of_folders_are_listed(tmp_path):
+    names = "films/a.mp4 films/b.MOV films/.c.mp4 films/notes.txt frames/one/1.jpg other/x.txt more/a.avi"
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    films, frames = tmp_path / "films", tmp_path / "frames"
+    assert list_videos([films]) == {"a": films / "a.mp4", "b": films / "b.MOV"}
+    assert list_videos([frames]) == list_videos([frames / "one"]) == {"one": frames / "one"}
+    for places, message in (
+        ([tmp_path / "other"], f"{tmp_path / 'other'} is a folder without video files ("),
+        ([films, films / "a.mp4", tmp_path / "more"], "have the same name; predict them into two --output folders"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            list_videos(places)
 
 
 def test_folders_of_frames_are_videos(tmp_path):

@@ -262,8 +262,13 @@ def test_a_name_that_occurs_in_two_subfolders_is_a_mistake(tmp_path):
         write(tmp_path / "f" / name, TABLES["a"])
     with pytest.raises(DataError, match=r"two feature files \(1\):\n.*flow/a.npy and .*rgb/a.npy; remove one"):
         build(tmp_path, "f")
-    with pytest.raises(DataError, match=r"two feature files \(1\):\n.*flow/a.npy and .*rgb/a.npy; remove one"):
+    mixed = r"files of different modalities, .*flow/a.npy \(flow\) and .*rgb/a.npy \(rgb\); "
+    with pytest.raises(ValueError, match=mixed + r"state .*='rgb=.*rgb/\{video\}.npy"):
         read_features(tmp_path / "f", "rgb", D)
+    for name in ("one/a.npy", "two/a.npy", "two/b.npy"):
+        write(tmp_path / "g" / name, TABLES["a"])
+    with pytest.raises(DataError, match=r"two feature files \(1\):\n.*one/a.npy and .*two/a.npy; remove one"):
+        read_features(tmp_path / "g", "rgb", D)
     write(tmp_path / "f/other.npy", TABLES["a"])  # now only the folder itself counts
     findings = Findings()
     assert check_folders([FeatureFolder(("rgb",), tmp_path / "f")], list(LENGTHS), findings) == []

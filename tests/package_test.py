@@ -20,14 +20,16 @@ PAGES = ROOT / "kd_jax/analysis/pages"
 
 
 def test_the_public_names():
-    from kd_jax.inference import trained_detector
+    from kd_jax.inference import loading, trained_detector
     from kd_jax.models import Detector
 
-    assert {"Detector", "load", "losses", "__version__"} == set(kd_jax.__all__) <= set(dir(kd_jax))
+    names = {"Detection", "Detector", "TrainedDetector", "load", "losses", "__version__"}
+    assert names == set(kd_jax.__all__) <= set(dir(kd_jax))
     from kd_jax.losses.atomic_level import atomic
 
     assert kd_jax.losses.atomic is atomic
-    assert kd_jax.Detector is Detector and kd_jax.load is trained_detector.load
+    assert kd_jax.Detector is Detector and kd_jax.load is loading.load
+    assert kd_jax.Detection is trained_detector.Detection
     with pytest.raises(AttributeError, match="module 'kd_jax' has no attribute 'teachers'"):
         _ = kd_jax.teachers
 
@@ -158,5 +160,5 @@ def test_the_wheel_has_everything_in_an_empty_folder(installed, tmp_path):
     lines = [text.replace("first", "second").splitlines() for text in (first, second)]
     (ours, theirs) = ([line for line in of if not line.startswith("Time: ")] for of in lines)
     assert ours == theirs and len(lines[0]) == len(ours) + 1 and "gain over vanilla_rgb" in second
-    code = "import kd_jax; detect = kd_jax.load('first/augmented_rgb'); print(len(detect.classes), detect.modality)"
+    code = "import kd_jax; run = kd_jax.load('first/augmented_rgb'); print(len(run.classes), *run.inputs)"
     assert run("python", "-c", code).split() == ["12", "rgb"]

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import io
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -247,7 +249,11 @@ def test_command_line_lists_every_bad_file(run, tmp_path):
     result = command(run, tmp_path, tmp_path / "out")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "3 problems in the input" in result.stderr
-    for name in ("narrow.npy", "nan.npy", "text.npy"):
+    for name in (
+        "narrow.npy",
+        "nan.npy holds values that are not finite numbers: snippet 0 has nan; repair",
+        "text.npy",
+    ):
         assert name in result.stderr
     assert not (tmp_path / "out" / "scores.npz").exists()
 
@@ -266,30 +272,260 @@ def test_command_line_without_a_run(tmp_path):
     assert result.returncode == 1 and "is no run" in result.stderr and "Traceback" not in result.stderr
 
 
+def drawn(run, *lengths, seed=0):
+    """Return features of several lengths for a loaded run of one modality, float16 as in records."""
+    rng, ((_, size),) = np.random.default_rng(seed), run.inputs.items()
+    return [rng.standard_normal((length, size), np.float32).astype(np.float16) for length in lengths]
+
+
 def test_a_loaded_run_predicts_what_the_command_writes(run, tmp_path):
-    detect = kd_jax.load(run)
-    size = json.loads((run / "config.json").read_text())["input_size"]
-    assert (detect.input_size, detect.modality, detect.head) == (size, "rgb", "dense")
-    features = np.random.default_rng(0).standard_normal((30, size), np.float32).astype(np.float16)  # as in files
-    np.save(tmp_path / "one.npy", features)
-    assert command(run, tmp_path / "one.npy", tmp_path / "out").returncode == 0
-    found = detect(features)
-    assert found.shape == (30, len(detect.classes)) and found.dtype == np.float32
+    loaded = kd_jax.load(run)
+    config = json.loads((run / "config.json").read_text())
+    assert loaded.inputs == {"rgb": config["input_size"]} and loaded.head == "dense"
+    assert repr(loaded) == f"TrainedDetector('{run}': rgb [T, 64] -> 12 classes, dense)"
+    long, short = drawn(loaded, 30, 7)
+    np.save(tmp_path / "one.npy", long)
+    options = ["--seconds_per_snippet=0.5", "--threshold=0.3"]
+    assert command(run, tmp_path / "one.npy", tmp_path / "out", *options).returncode == 0
+    found = loaded(long)
+    assert found.shape == (30, len(loaded.classes)) and found.dtype == np.float32
     np.testing.assert_array_equal(found, read_arrays(tmp_path / "out" / "scores.npz")["one"])
-    np.testing.assert_allclose(detect(jnp.asarray(features, jnp.float32)), found, atol=1e-5)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    detections = loaded.detect(long, seconds=0.5, threshold=0.3)
+    assert [(d["class"], d["start"], d["end"], d["score"]) for d in written] == detections and detections
+    assert detections[0]._fields == ("class_", "start", "end", "score")
+    ends = [detection.end for detection in loaded.detect(long, seconds=0.5, threshold=0.3, duration=3.25)]
+    assert max(ends) <= 3.25 < max(detection.end for detection in detections)
+
+    for same in (jnp.asarray(long, jnp.float32), long.astype(np.float64), {"rgb": long}):
+        np.testing.assert_array_equal(loaded(same), found)
+    listed = loaded([short, long])
+    assert [table.shape[0] for table in listed] == [7, 30] and loaded([]) == []
+    np.testing.assert_allclose(listed[1], found, atol=1e-6)
+    batch = np.full((3, 40, long.shape[1]), np.nan, np.float16)  # NaN in the padding has no effect
+    batch[0, :7], batch[2, :30] = short, long
+    mask = np.arange(40) < np.array([7, 0, 30])[:, None]
+    tables = loaded(batch, mask)
+    assert tables.shape == (3, 40, 12) and not tables[~mask].any()
+    np.testing.assert_allclose(tables[2, :30], found, atol=1e-6)
+    np.testing.assert_allclose(tables[0, :7], listed[0], atol=1e-6)
+
+
+def nan_at(table, snippet):
+    return np.where(np.arange(len(table))[:, None] == snippet, np.nan, table)
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "call, message",
     [
-        (lambda table: table[:, 1:], r"shape \[4, \d+\]; expected \[T, \d+\]"),
-        (lambda table: table[None], r"shape \[1, 4, \d+\]; expected"),
-        (lambda table: table[:0], r"shape \[0, \d+\]; expected"),
-        (lambda table: table.astype(complex), "dtype complex128; expected a real number type"),
-        (lambda table: np.where(np.arange(4)[:, None] == 2, np.nan, table), "features of snippet 2 are not finite"),
+        (lambda r, x: r(x[:, 1:]), r"the array features has shape \[4, 63\]; expected \[T, 64\]"),
+        (lambda r, x: r(x[:0]), r"the array features has shape \[0, 64\]; expected \[T, 64\]"),
+        (lambda r, x: r(x[0]), r"the array features has shape \[64\]; expected"),
+        (lambda r, x: r([x, x[:, :9]]), r"the array features\[1\] has shape \[4, 9\]"),
+        (lambda r, x: r(x.astype(complex)), "features has dtype complex128; expected a real number type"),
+        (
+            lambda r, x: r(nan_at(x, 2)),
+            "array features holds values that are not finite numbers: snippet 2 has nan; rep",
+        ),
+        (lambda r, x: r([x, nan_at(x, 3)]), r"array features\[1\] holds values .*: snippet 3 has nan"),
+        (
+            lambda r, x: r({"rgb": x + 1e6}),
+            r"features\['rgb'\] holds values up to 1e.06, in snippet 0, but float16 ends",
+        ),
+        (lambda r, x: r({"flow": x}), r"a mapping of 'flow', but .*augmented_rgb reads \{'rgb': rgb_features\}"),
+        (lambda r, x: r(x[None]), r"shape \[1, 4, 64\], a batch; give mask=, \[B, T\] bool, or a list of videos"),
+        (lambda r, x: r(x, np.ones(4, bool)), "mask belongs to a batch .* and features is none; leave it out"),
+        (lambda r, x: r(x[None], np.ones((1, 3), bool)), r"mask is bool \[1, 3\]; it must be bool \[1, 4\]"),
+        (lambda r, x: r(x[None], np.ones((1, 4))), r"mask is float64 \[1, 4\]; it must be bool \[1, 4\]"),
+        (lambda r, x: r(x[None], np.array([[True, False, True, False]])), "mask of video 0 is False before a True"),
+        (lambda r, x: r([x], batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda r, x: r.detect([x]), r"detect reads one video, \[T, D\]; call it for each video of the list"),
+        (lambda r, x: r.detect(x, seconds=0), "seconds=0 must be from 0.001 to"),
+        (lambda r, x: r.detect(x, threshold=50), "threshold=50 must be a probability, from 0 to 1"),
+        (lambda r, x: r.detect(x, proposals="peaks"), "proposals='peaks' is unknown; choose 'classes' or"),
+        (lambda r, x: r.detect(x, duration=-1.0), "duration=-1.0 must be a number of seconds above 0"),
+        (lambda r, x: r.detect_video("a.mp4", "none.npz"), "none.npz: there is no such file of encoder weights"),
+        (lambda r, x: kd_jax.load(r.name, seeds=3), "seeds=3 is unknown; choose 'one' or 'all'"),
     ],
 )
-def test_a_loaded_run_refuses_features_that_it_cannot_read(run, change, message):
-    detect = kd_jax.load(run)
-    with pytest.raises(ValueError, match=message):
-        detect(change(np.zeros((4, detect.input_size), np.float32)))
+def test_a_loaded_run_refuses_what_it_cannot_read(run, call, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        call(kd_jax.load(run), np.zeros((4, 64), np.float32))
+
+
+@pytest.fixture(scope="module")
+def seeded(run, tmp_path_factory):
+    """A workdir whose runs have three seeds; those of flow_teacher are further seeds of the other runs' weights."""
+    workdir = tmp_path_factory.mktemp("seeded") / "work"
+    shutil.copytree(run.parent, workdir)
+    for name in ("flow_teacher", "vanilla_rgb"):
+        for seed in (1, 2):
+            shutil.copytree(run.parent / name, workdir / name / f"seed_{seed}")
+    for seed, other in ((1, "augmented_rgb"), (2, "augmented_rgb")):
+        shutil.rmtree(workdir / "vanilla_rgb" / f"seed_{seed}")
+        shutil.copytree(run.parent / other, workdir / "vanilla_rgb" / f"seed_{seed}")
+    return workdir
+
+
+def logits(loaded, features):
+    p = loaded(features).astype(np.float64)
+    return np.log(p / (1 - p))
+
+
+def test_seeds_and_fusions_average_logits(seeded, tmp_path):
+    """The mean of the logits, as evaluation averages saved predictions."""
+    plain, other = kd_jax.load(seeded / "vanilla_rgb"), kd_jax.load(seeded / "vanilla_rgb" / "seed_1")
+    assert len(plain.members) == len(other.members) == 1
+    (rgb,), (flow,) = drawn(plain, 30), drawn(kd_jax.load(seeded / "flow_teacher"), 30)
+    every = kd_jax.load(seeded / "vanilla_rgb", seeds="all")
+    assert len(every.members) == 3 and repr(every).endswith("dense, mean of 3 runs)")
+    expected = (logits(plain, rgb) + 2 * logits(other, rgb)) / 3
+    np.testing.assert_allclose(logits(every, rgb), expected, atol=1e-4)
+
+    fusion = kd_jax.load(seeded / "two_stream")
+    assert fusion.inputs == {"flow": 48, "rgb": 64}
+    teacher = logits(kd_jax.load(seeded / "flow_teacher"), flow)
+    both = {"rgb": rgb, "flow": flow}
+    np.testing.assert_allclose(logits(fusion, both), (teacher + logits(plain, rgb)) / 2, atol=1e-4)
+    second = kd_jax.load(seeded / "two_stream" / "seed_1")
+    np.testing.assert_allclose(logits(second, both), (teacher + logits(other, rgb)) / 2, atol=1e-4)
+    all_seeds = kd_jax.load(seeded / "two_stream", seeds="all")
+    np.testing.assert_allclose(logits(all_seeds, both), (teacher + expected) / 2, atol=1e-4)
+    assert [len(table) for table in fusion({"rgb": [rgb, rgb[:5]], "flow": [flow, flow[:5]]})] == [30, 5]
+
+    for name, table in both.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "one.npy", table)
+    places = [f"--features={name}={tmp_path / name}" for name in both]
+    options = [f"--run={seeded / 'two_stream'}", f"--output={tmp_path / 'out'}"]
+    assert run_command(predict_command, *options, *places).returncode == 0
+    np.testing.assert_array_equal(read_arrays(tmp_path / "out" / "scores.npz")["one"], fusion(both))
+    options = [f"--run={seeded / 'vanilla_rgb'}", "--seeds=all", f"--output={tmp_path / 'all'}", places[0]]
+    assert run_command(predict_command, *options).returncode == 0
+    np.testing.assert_array_equal(read_arrays(tmp_path / "all" / "scores.npz")["one"], every(rgb))
+
+
+def test_fusions_predict_what_evaluation_saved(run, tmp_path):
+    """The command reads the synthetic set, whose test videos the experiment has predicted and fused."""
+    options = [f"--run={run.parent / 'two_stream'}", "--features=synthetic", f"--output={tmp_path / 'out'}"]
+    assert run_command(predict_command, *options).returncode == 0
+    scores = read_arrays(tmp_path / "out" / "scores.npz")
+    saved = [read_arrays(run.parent / name / "predictions_test.npz") for name in ("flow_teacher", "vanilla_rgb")]
+    for video, table in fuse(saved).items():
+        np.testing.assert_allclose(scores[video], 1 / (1 + np.exp(-table)), atol=1e-5)
+
+
+def test_what_load_and_predict_refuse_of_ensembles(seeded, tmp_path):
+    (rgb,) = drawn(kd_jax.load(seeded / "vanilla_rgb"), 30)
+    fusion, names = kd_jax.load(seeded / "two_stream"), "flow_teacher, vanilla_rgb, augmented_rgb, two_stream"
+    for call, message in (
+        (lambda: kd_jax.load(seeded), f"{seeded} is an experiment, not a run; name one of {seeded}/flow_teacher, "),
+        (lambda: kd_jax.load(seeded / "fusion"), f"fusion is no run (no config.json there); {seeded} has {names}"),
+        (lambda: kd_jax.load(tmp_path / "x"), "is no run (no config.json there); give a run of a workdir, e.g. workd"),
+        (lambda: kd_jax.load(seeded / "two_stream" / "seed_7"), "seed_7 is no run (no config.json there)"),
+        (lambda: kd_jax.load(seeded / "two_stream" / "seed_1", seeds="all"), "seed_1 is one seed; give "),
+        (lambda: fusion(rgb), "features are those of one modality, but "),
+        (lambda: fusion({"rgb": rgb, "flow": rgb[:9, :48]}), "features[0]: the modalities differ in T, rgb 30, flow 9"),
+        (lambda: fusion.detect_video("a.mp4", "w.npz"), "reads flow and rgb, and an encoder makes one of them"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)) as refused:
+            call()
+        assert message in str(refused.value)
+    shutil.copytree(seeded, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "flow_teacher" / "seed_2")
+    with pytest.raises(ValueError, match="different numbers of seeds: flow_teacher 2, vanilla_rgb 3; complete"):
+        kd_jax.load(tmp_path / "work" / "two_stream", seeds="all")
+    (tmp_path / "work" / "results.json").write_text('{"rows": [1], "seeds": [0]}')
+    with pytest.raises(ValueError, match=r"results.json is damaged \(TypeError: .*; run its experiment again"):
+        kd_jax.load(tmp_path / "work" / "two_stream")
+    np.save(tmp_path / "a.npy", rgb)
+    for places, message in (
+        ([tmp_path / "a.npy"], "reads flow and rgb; give --features=flow=PLACE --features=rgb=PLACE, or records"),
+        ([f"pose={tmp_path / 'a.npy'}"], "give --features=flow=PLACE --features=rgb=PLACE, or records"),
+        ([f"rgb={tmp_path / 'a.npy'}"], "give --features=flow=PLACE --features=rgb=PLACE, or records"),
+    ):
+        given = [f"--features={place}" for place in places]
+        result = run_command(predict_command, f"--run={seeded / 'two_stream'}", *given, f"--output={tmp_path / 'out'}")
+        assert result.returncode == 1 and message in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "names, place, message",
+    [  # files of the RGB run's size, what is given after --features=, and the refusal; '' if they are read
+        ("a b", "in", ""),
+        ("a_rgb b_rgb", "in", ""),
+        ("a_rgb a_flow", "in/{video}_rgb.npy", ""),
+        ("a_rgb a_flow", "rgb=in/{video}_rgb.npy", ""),
+        ("flow_tutorial cup", "rgb=in/{video}.npy", ""),
+        ("a_flow b_flow", "rgb=in", ""),
+        ("rgb/a flow/a", "rgb=in/rgb", ""),
+        (
+            "a_rgb a_flow",
+            "in",
+            "a_rgb.npy (rgb); state which to read by a pattern, such as --features='rgb=in/{video}_rgb.npy'",
+        ),
+        ("rgb-a flow-a", "rgb=in", "such as --features='rgb=in/rgb-{video}.npy'"),
+        ("a_RGB b_thermal", "in", "such as --features='rgb=in/{video}_RGB.npy'"),
+        ("a_rgb a", "in", "has files of different modalities, in/a.npy (none in its name) and in/a_rgb.npy (rgb)"),
+        ("rgb/a flow/a", "in", "such as --features='rgb=in/rgb/{video}.npy'"),
+        ("a_flow b_flow", "in", "--features=in names flow, and the run reads rgb; if these are features of rgb, give"),
+        (
+            "flow/a",
+            "in/flow",
+            "--features=in/flow names flow, and the run reads rgb; if these are features of rgb, give",
+        ),
+        ("a_flow b_flow", "in/{video}_flow.npy", "names flow, and the run reads rgb; if these"),
+        ("a_flow b", "flow=in", "augmented_rgb reads rgb; give --features=rgb=PLACE, or records"),
+    ],
+)
+def test_a_folder_never_mixes_modalities(run, tmp_path, monkeypatch, names, place, message):
+    monkeypatch.chdir(tmp_path)
+    for name in names.split():
+        Path(f"in/{name}.npy").parent.mkdir(parents=True, exist_ok=True)
+        np.save(f"in/{name}.npy", np.zeros((4, 64), np.float32))
+    if message:
+        result = command(run, place, "out")
+        assert result.returncode == 1 and message in result.stderr and not Path("out").exists()
+    else:
+        loaded = kd_jax.load(run)
+        given = predict_command.parser().parse_args(arguments(run, place, "out"))
+        tables, _ = predict_command.read_all(given, loaded)
+        assert tables and all(of.keys() == {"rgb"} for of in tables.values())
+
+
+def test_manifests_state_the_modality(run, tmp_path):
+    fields = {"weights_sha256": "0", "sampling": {}, "sampled_fps": None, "dtype": "float32", "seconds_per_snippet": 1}
+    for name, modality in (("a_rgb", "flow"), ("b", "rgb")):
+        np.save(tmp_path / f"{name}.npy", np.zeros((4, 64), np.float32))
+        (tmp_path / f"{name}.json").write_text(json.dumps({**fields, "modality": modality}))
+    result = command(run, tmp_path, tmp_path / "out")
+    assert f"different modalities, {tmp_path}/a_rgb.npy (flow) and {tmp_path}/b.npy (rgb); state which" in result.stderr
+    (tmp_path / "b.json").unlink()
+    result = command(run, f"rgb={tmp_path}/{{video}}_rgb.npy", tmp_path / "out")
+    assert "a_rgb.json says that they are features of flow, and the run reads rgb; give those of rgb" in result.stderr
+
+
+def test_the_next_step_of_the_demo_runs_as_printed(run, tmp_path, monkeypatch):
+    result = run_command(main, "--config=demo:smoke", f"--workdir={run.parent}", "--noreport", *SMALL)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("Next: ")]
+    _, program, *rest = shlex.split(line)
+    assert shutil.which(program) == sys.executable and rest[:2] == ["-m", "kd_jax.predict"]
+    monkeypatch.chdir(tmp_path)
+    predicted = run_command(predict_command, *rest[2:])
+    assert predicted.returncode == 0 and predicted.stdout.startswith("24 videos, "), predicted.stderr
+    scores = read_arrays(tmp_path / "predictions" / "scores.npz")
+    saved = read_arrays(run / "predictions_test.npz")
+    for video, table in saved.items():
+        np.testing.assert_allclose(scores[video], 1 / (1 + np.exp(-table)), atol=1e-5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])
+def test_the_documented_calls_of_a_loaded_run_work(run, tmp_path, monkeypatch, page):
+    (tmp_path / "workdir").mkdir()
+    (tmp_path / "workdir" / "demo").symlink_to(run.parent)
+    monkeypatch.chdir(tmp_path)
+    (features,), (flow,) = drawn(kd_jax.load(run), 30), drawn(kd_jax.load(run.parent / "flow_teacher"), 30)
+    (block,) = re.findall(r"```py\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names = {"kd_jax": kd_jax, "features": features, "flow_features": flow}
+    exec(block, names)
+    assert names["probabilities"].shape == (30, 12) and isinstance(names["detections"], list)

@@ -299,7 +299,9 @@ def test_teacher_features_beyond_float32_are_refused(finished, tmp_path):
     np.save(folder / f"{video.id}.npy", np.full((video.num_snippets, 8), 1e300))
     config = make_config(student=student("given"))
     config.teachers.given = str(folder)
-    with pytest.raises(ValueError, match=f"{video.id}.npy holds values up to 1e.300, but float32 ends at"):
+    with pytest.raises(
+        ValueError, match=f"{video.id}.npy holds values up to 1e.300, in snippet 0, but float32 ends at"
+    ):
         prepare(config, tmp_path / "new")
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_jax.inference.checks import check_input_size
 from kd_jax.inference.predict import _compiled_forward
 from kd_jax.inference.windows import StreamingDetector, detect_in_windows, halo_of
 from kd_jax.models import FILTERS, Detector
@@ -108,16 +109,46 @@ def test_memory_of_a_stream_is_constant(detector):
 
 
 def test_what_is_refused(detector):
-    with pytest.raises(ValueError, match=r"snippets must be \[N, 4\], got shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"the array snippets has shape \[2, 3\]; expected \[T, 4\]"):
         StreamingDetector(*detector[:2], D).push(np.zeros((2, 3)))
     stream, spoilt = StreamingDetector(*detector[:2], D), video(60)
     spoilt[10, 2] = np.nan
-    with pytest.raises(ValueError, match="snippets must be finite"):
+    message = "holds values that are not finite numbers: snippet {} has nan; repair or remove the snippet"
+    with pytest.raises(ValueError, match=f"the array snippets {message.format(10)}"):
         stream.push(spoilt)
-    assert len(stream.push(video(30)).logits) + len(stream.finish().logits) == 30
+    assert len(stream.push(video(30)).logits) + len(stream.push(video(3)).logits) == max(33 - halo_of(detector[0]), 0)
+    with pytest.raises(ValueError, match=f"the array snippets {message.format(43)}"):  # counted in the video
+        stream.push(spoilt)
+    with pytest.raises(ValueError, match="the array snippets has dtype complex128; expected a real number type"):
+        stream.push(np.zeros((2, 4), complex))
+    assert len(stream.finish().logits) == min(halo_of(detector[0]), 33)
     with pytest.raises(ValueError, match="block must be at least 1"):
         StreamingDetector(*detector[:2], D, block=0)
-    with pytest.raises(ValueError, match="window 0"):
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         detect_in_windows(*detector[:2], video(3), window=0)
-    with pytest.raises(ValueError, match=r"got shape \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"the array features has shape \[0, 4\]; expected \[T, 4\]"):
         detect_in_windows(*detector[:2], video(0))
+    with pytest.raises(ValueError, match=f"the array features {message.format(10)}"):
+        detect_in_windows(*detector[:2], spoilt, window=16)
+    large = video(60).astype(np.float64)
+    large[10, 2] = 1e39
+    with pytest.raises(ValueError, match="values up to 1e.39, in snippet 10, but float32 ends at 3.40282e.38"):
+        detect_in_windows(*detector[:2], large, window=16)
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_detector_states_the_size_that_it_reads(name, standardize):
+    model = Detector(name, num_outputs=C, hidden=8, num_layers=2, standardize=standardize)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, D)), jnp.ones((1, 1), bool))
+    check_input_size(model, shapes, D)
+    for size in (1, 100):
+        with pytest.raises(ValueError, match=f"the detector reads features of width 4, not {size}"):
+            check_input_size(model, shapes, size)
+    with pytest.raises(ValueError, match=f"the variables are not those of this '{name}' detector"):
+        check_input_size(model, {}, D)
+    if name == "ss_tcn":
+        with pytest.raises(ValueError, match="reads features of width 4, not 100"):
+            StreamingDetector(model, shapes, 100)
+        with pytest.raises(ValueError, match="reads features of width 4, not 100"):
+            detect_in_windows(model, shapes, np.zeros((5, 100), np.float32))

@@ -192,20 +192,31 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
 
 
-def check_finite(features: np.ndarray) -> None:
-    """Raises ValueError if a value is not finite."""
-    if not np.isfinite(features).all():
-        raise ValueError("holds values that are not finite numbers")
+def check_finite(features: np.ndarray, first: int = 0) -> None:
+    """Raises ValueError for a value that is not finite, and names its snippet; row 0 of `features` is snippet `first`.
+
+    Args:
+      features: `[T, D]` of any real type.
+    """
+    if not (finite := np.isfinite(features)).all():
+        row, column = np.argwhere(~finite)[0]
+        case = f"snippet {first + row} has {float(features[row, column])}"
+        raise ValueError(f"holds values that are not finite numbers: {case}; repair or remove the snippet")
 
 
-def to_dtype(features: Features, dtype: np.dtype | str) -> np.ndarray:
-    """Converts features to 'float16' or 'float32'; raises ValueError if one is not finite or exceeds its largest."""
+def to_dtype(features: Features, dtype: np.dtype | str, first: int = 0) -> np.ndarray:
+    """Converts features to 'float16' or 'float32'.
+
+    Raises ValueError if a value is not finite or exceeds the largest of the type, and names its snippet; row 0 of
+    `features` is snippet `first`. All features that a detector reads pass this check.
+    """
     dtype = np.dtype(dtype)
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(features, dtype)
     if not np.isfinite(converted).all():
         features = np.asarray(features)
-        check_finite(features)
-        largest = float(np.abs(features).max())
-        raise ValueError(f"holds values up to {largest:g}, but {dtype} ends at {np.finfo(dtype).max:.6g}; rescale them")
+        check_finite(features, first)
+        sizes = np.abs(features).max(axis=1)
+        row, ends = int(sizes.argmax()), f"but {dtype} ends at {np.finfo(dtype).max:.6g}"
+        raise ValueError(f"holds values up to {float(sizes[row]):g}, in snippet {first + row}, {ends}; rescale them")
     return converted

@@ -114,11 +114,12 @@ def check_file(
     path: Path,
     video: str,
     findings: Findings,
-    check: Callable[[np.ndarray], object] = base.check_finite,
+    check: Callable[[np.ndarray, int], object] = base.check_finite,
 ) -> Shape | None:
     """Returns (T, D) of one feature file; None after a problem.
 
-    `check` is called with parts `[N, D]` of the file, and raises ValueError for values that cannot be used.
+    `check` is called with parts `[N, D]` of the file and the index of their first row, and raises ValueError for values
+    that cannot be used.
     """
     place = f"{folder.name}: {folder.place(path, video)}"
     try:
@@ -152,7 +153,7 @@ def check_file(
     rows = max(1, CHUNK_VALUES // num_channels)
     try:
         for first in range(0, len(table), rows):
-            check(table[first : first + rows])
+            check(table[first : first + rows], first)
     except ValueError as error:
         findings.problem("feature values", f"{place} {error}")
         return None

@@ -36,12 +36,15 @@ class Statistics:
     epsilon: float = 0.0  # relative precision of the files, the worst
     largest: float = 0.0  # magnitude above the end of float16, 0 if there is none
 
-    def add(self, rows: np.ndarray) -> None:
-        """Adds `[N, D]` rows; raises ValueError if a value is not finite or float32 cannot hold it."""
+    def add(self, rows: np.ndarray, first: int = 0) -> None:
+        """Adds `[N, D]` rows, snippets from `first` on.
+
+        Raises ValueError if a value is not finite or float32 cannot hold it.
+        """
         with np.errstate(over="ignore"):
             rounded = np.asarray(rows, np.float16)
         if not np.isfinite(rounded).all():
-            check_finite(rows)
+            check_finite(rows, first)
             self.largest = max(self.largest, float(np.abs(np.asarray(rows, np.float64)).max()))
             if self.largest > END["float32"]:
                 raise ValueError(f"holds values up to {self.largest:g}, but float32 ends at 3.40282e+38; rescale them")

@@ -147,14 +147,18 @@ def _check_features(folder: epath.Path, videos: Sequence[Video]) -> int:
     if not files:
         remedy = "" if on_disk else "; features in a bucket are not read, copy them to a disk"
         raise FileNotFoundError(f"{folder} is neither a run (no config.json) nor a folder of <video>.npy files{remedy}")
-    findings, check = Findings(), functools.partial(to_dtype, dtype="float32")
+    findings = Findings()
+
+    def check(rows: np.ndarray, first: int) -> None:
+        to_dtype(rows, "float32", first)
+
     widths: dict[int, Path] = {}
     for video in videos:
         if video.id not in files:
             findings.problem("missing feature file", f"{folder / video.id}.npy")
         elif len(found := own.find(video.id)) > 1:
             findings.problem("two feature files", " and ".join(map(str, found)))
-        elif shape := check_file(own, files[video.id], video.id, findings, check=check):
+        elif shape := check_file(own, files[video.id], video.id, findings, check):
             widths.setdefault(shape[1], files[video.id])
             if shape[0] != video.num_snippets:
                 findings.problem("snippets", f"{files[video.id]}: {shape[0]}, the records have {video.num_snippets}")

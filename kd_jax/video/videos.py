@@ -139,7 +139,11 @@ def sampling(given: argparse.Namespace, modality: str, manifest: Mapping) -> Sam
       ValueError: for an invalid value, or an option that has no effect on the modality.
     """
     refuse_vain(given, _UNUSED[modality], modality)
-    values = dict(manifest) | {name: value for name, value in vars(given).items() if value is not None}
+    return make_sampling(modality, dict(manifest) | {name: v for name, v in vars(given).items() if v is not None})
+
+
+def make_sampling(modality: str, values: Mapping) -> Sampling:
+    """Builds a `Sampling` for rgb, flow or pose from its fields by name; other keys are ignored."""
     return Sampling(**{name: values[name] for name in sampling_fields(modality) if name in values})
 
 
