@@ -15,7 +15,7 @@ from kd_jax.data.manifests import read_manifest
 # Words that name a modality, next to the modality that the files are read as.
 WORDS = (
     "rgb", "flow", "pose", "skeleton", "joints", "depth", "infrared", "thermal", "ir", "audio", "acc", "accel",
-    "accelerometer", "gyro", "gyroscope", "imu", "tvl1", "raft",
+    "accelerometer", "gyro", "gyroscope", "imu", "inertial", "tvl1", "raft",
 )  # fmt: skip
 
 
