@@ -693,10 +693,10 @@ def test_videos_of_folders_are_listed(tmp_path):
     assert list_videos([films]) == {"a": films / "a.mp4", "b": films / "b.MOV"}
     assert list_videos([frames]) == list_videos([frames / "one"]) == {"one": frames / "one"}
     for places, message in (
-        ([tmp_path / "other"], f"{tmp_path / 'other'} is a folder without video files ("),
+        ([tmp_path / "other"], f"{tmp_path / 'other'} has no video file ("),
         ([films, films / "a.mp4", tmp_path / "more"], "have the same name; predict them into two --output folders"),
     ):
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             list_videos(places)
 
 

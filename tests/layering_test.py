@@ -52,6 +52,7 @@ FORBIDDEN = {  # {part of the package: what it must not import}
     "evaluate": ["jax", "flax"],
     "video.videos": ["jax", "flax"],
     "video.skeletons": ["jax", "flax"],
+    "video.folders": ["jax", "flax"],
     "video.timeline": ["jax", "flax"],
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from kd_jax.data import base, timing
 from kd_jax.data.checks import join_repeated
@@ -16,6 +17,7 @@ from kd_jax.segments import Grid
 from kd_jax.video import videos
 from kd_jax.video.encode import encode_video
 from kd_jax.video.encoders.protocol import Encoder
+from kd_jax.video.folders import files_of
 
 
 @dataclasses.dataclass
@@ -66,27 +68,21 @@ def check_encoder(encoder: Encoder, config: Mapping, named: str, what: str) -> N
 
 
 def list_videos(places: Sequence[Path]) -> dict[str, Path]:
-    """Returns {name: path} of video files, and of the video files in folders.
+    """Returns {name: path} of video files, and of the videos in folders as `data_prep.extract` finds them.
 
-    A folder of numbered pictures is one video. Raises ValueError for a folder without videos, or for two equal names.
+    What is left out of a folder is logged. Raises FileNotFoundError for a folder without videos, and ValueError for two
+    videos of one name.
     """
-    files: list[Path] = []
-    for place in places:
-        if not place.is_dir() or videos.is_frame_folder(place):
-            files.append(place)
-            continue
-        paths = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-        found = [path for path in paths if path.is_file() and path.suffix.lower() in videos.SUFFIXES]
-        found = found or [path for path in paths if videos.is_frame_folder(path)]
-        if not found:
-            raise ValueError(
-                f"{place} is a folder without video files ({', '.join(videos.SUFFIXES)}); name their folder"
-            )
-        files += found
     named: dict[str, Path] = {}
-    for file in files:
-        if (other := named.setdefault(videos.name_of(file), file)) != file:
-            raise ValueError(f"{other} and {file} have the same name; predict them into two --output folders")
+    for place in places:
+        files, twice, notes = files_of(place, "rgb") if place.is_dir() else ({videos.name_of(place): place}, {}, [])
+        for note in notes:
+            logging.warning("--video: %s", note)
+        if twice:
+            raise ValueError("; ".join(twice.values()))
+        for name, file in files.items():
+            if (other := named.setdefault(name, file)) != file:
+                raise ValueError(f"{other} and {file} have the same name; predict them into two --output folders")
     return named
 
 
