@@ -9,7 +9,7 @@ from etils import epath
 
 from kd_jax import config as schema
 from kd_jax import runtime, verify
-from kd_jax.files import read_arrays, read_json, write_arrays, write_json
+from kd_jax.files import read_arrays, read_json, sha256, write_arrays, write_json
 from kd_jax.training import experiment
 from kd_jax.training.plan import prepare
 
@@ -125,6 +125,9 @@ def test_a_replay_is_equal_bit_for_bit_and_differences_are_reported(workdir, cap
     path = workdir / "rgb" / "predictions_test.npz"
     tables = read_arrays(path)
     write_arrays(path, {**tables, "test_000": np.nextafter(tables["test_000"], np.float32(9))})
+    written = read_json(path.parent / "provenance.json")
+    written["files"][path.name] = sha256(path)  # as if another machine had trained it
+    write_json(path.parent / "provenance.json", written)
     found, _ = verify.verify(workdir)
     assert verify.replay(found, None, None) == [
         f"{workdir / 'rgb'} differs from its replay; compare the versions in results.json"
