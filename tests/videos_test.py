@@ -156,25 +156,31 @@ def test_an_avi_from_which_frames_were_dropped_is_whole(codec, pix_fmt, tmp_path
         probe_video(tmp_path / "cut.avi")
 
 
-def test_a_rotated_recording_is_turned(tmp_path):
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:, :32] = 250  # left half white
-    path = write(tmp_path / "portrait.mp4", [picture] * 3)
-    for matrix, brighter in (
-        ((0, 1, -1, 0), np.s_[:20]),  # a quarter clockwise: left becomes the top
-        ((0, -1, 1, 0), np.s_[-20:]),  # counter-clockwise: left becomes the bottom
-        ((-1, 0, 0, -1), np.s_[:, -20:]),  # upside down
-    ):
-        content = bytearray(path.read_bytes())
-        at = content.index(b"tkhd") + 4 + 40  # version, flags, times, track, duration, layer, group, volume
-        a, b, c, d = (x << 16 for x in matrix)
-        content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-        turned = tmp_path / "turned.mp4"
-        turned.write_bytes(content)
-        video = probe_video(turned)
-        frame = next(read_frames(video, 48))
-        assert frame.shape[:2] == (video.height, video.width) == ((48, 64) if matrix[0] else (64, 48))
-        assert frame[brighter].mean() > 200 and 90 < frame.mean() < 160
+@pytest.mark.parametrize(
+    "matrix, turn",  # (a, b, c, d): the pixel at (x, y) is shown at (a x + c y, b x + d y)
+    [
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), np.transpose),
+        ((0, -1, -1, 0), lambda x: np.rot90(x, 2).T),
+    ],
+)
+def test_a_recording_is_turned_and_mirrored_as_its_matrix_says(matrix, turn, tmp_path):
+    corners = np.array([[40, 80], [120, 200]], np.uint8)
+    path = write(tmp_path / "portrait.mp4", [np.dstack([corners.repeat(24, 0).repeat(32, 1)] * 3)] * 3)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40  # version, flags, times, track, duration, layer, group, volume
+    a, b, c, d = (x << 16 for x in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    video = probe_video(path)
+    frame = next(read_frames(video, 48))
+    assert frame.shape[:2] == (video.height, video.width) == ((48, 64) if matrix[0] else (64, 48))
+    shown = frame[[12, 12, -12, -12], [12, -12, 12, -12], 0].reshape(2, 2)
+    np.testing.assert_allclose(shown, turn(corners), atol=12)
 
 
 def test_flow_is_what_moved(tmp_path):

@@ -370,9 +370,17 @@ def _read_geometry(path: Path) -> tuple[int, int, _Turn, float]:
         aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
     if first is None:
         raise VideoError(f"{path} has no frame; if it is a video, it is damaged or cut short; copy it again")
-    width, height, turn = _shown(first, max(1, round(first.width * aspect)))
+    width, height, turn = _shown(first, max(1, round(first.width * aspect)), mirrored=_is_mirrored(first))
     _check_shape(path, width, height)
     return width, height, turn, aspect
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Returns whether the display matrix of a video file mirrors its frames."""
+    if (stored := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return False
+    matrix = np.frombuffer(stored, np.int32).reshape(3, 3)[:2, :2]
+    return bool(np.linalg.det(matrix / 2**16) < 0)
 
 
 def _shown(frame: Any, width: int, *, mirrored: bool = False) -> tuple[int, int, _Turn]:
