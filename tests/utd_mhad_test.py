@@ -132,6 +132,9 @@ def test_frames_of_a_clip(archive):
     np.testing.assert_allclose(frames["inertial"][:, 0], np.arange(9.0))
 
 
+NOT_FINITE = "values that are not finite numbers: snippet 0 has nan; repair or remove the snippet"
+
+
 @pytest.mark.parametrize(
     "kind, array, name, expected",
     [
@@ -141,7 +144,12 @@ def test_frames_of_a_clip(archive):
         ("inertial", np.ones((6, 9)), None, "d_iner is float64 [6, 9], expected numbers [T, 6]"),
         ("inertial", np.ones((0, 6)), None, "d_iner is float64 [0, 6], expected numbers [T, 6]"),
         ("inertial", np.full((9, 6), "x", object), None, "d_iner is object [9, 6], expected numbers [T, 6]"),
-        ("inertial", np.full((9, 6), np.nan), None, "holds values that are not finite numbers"),
+        (
+            "inertial",
+            np.full((9, 6), np.nan),
+            None,
+            f"holds {NOT_FINITE}",
+        ),
         ("inertial", np.ones((9, 6)), "d_skel", "it has no array d_iner"),
     ],
 )
@@ -165,7 +173,7 @@ def test_damaged_files_are_named(archive):
 
 def test_features_that_float16_cannot_hold_are_named(archive):
     archive.save("skeleton", np.full((20, 3, 23), 1e6))
-    end = "pose holds values up to 1e+06, but float16 ends at 65504; rescale them"
+    end = "pose holds values up to 1e+06, in snippet 13, but float16 ends at 65504; rescale them"
     assert archive.problem() == f"features (1):\n  s1_t1: {end}"
 
 
