@@ -476,6 +476,10 @@ def test_a_sentence_of_many_cases_is_said_once():
     assert join_repeated(others) == dict.fromkeys(others, 1)
     few = ["a: it is empty", "b: it is empty", "c: it is empty"]
     assert join_repeated(few) == dict.fromkeys(few, 1)
+    twice = [f"v{i // 2}: the rate is unknown" for i in range(8)]  # once for each modality
+    assert join_repeated(twice) == {"v0, v1, v2, … (4 in all): the rate is unknown": 8}
+    assert join_repeated(twice[:6]) == {"v0, v1, v2: the rate is unknown": 6}
+    assert join_repeated(twice[:2]) == {"v0: the rate is unknown": 2}
     quoted = [f'v: {{"x{i}": 1}}, expected a list' for i in range(9)]
     assert join_repeated(quoted) == dict.fromkeys(quoted, 1)
     findings = Findings("x")

@@ -163,6 +163,10 @@ WRONG_TURNS = {
     "baseline": (lambda c: c.update(baseline="vanilla"), "baseline='vanilla', but no run has that name"),
     "data set": (lambda c: c.dataset.update(name="tus"), "data set 'tus' is unknown; known data sets"),
     "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
+    "unread data_dir": (
+        lambda c: c.dataset.update(name="synthetic", data_dir="/x"),
+        "dataset.data_dir=/x, but dataset.name='synthetic' reads no records; set dataset.name",
+    ),
     "missing data_dir": (
         lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"),
         "/nowhere/tsu.*data_prep.build",
@@ -237,7 +241,7 @@ def test_a_run_killed_before_its_config_was_written_can_start_again(tmp_path):
 def test_a_folder_that_is_not_a_run_is_left_alone(resume, tmp_path):
     (tmp_path / "vanilla_rgb").mkdir()
     (tmp_path / "vanilla_rgb" / "mine.npy").write_text("features")
-    with pytest.raises(ValueError, match="vanilla_rgb is not a run of kd_jax, so it is left alone"):
+    with pytest.raises(ValueError, match="vanilla_rgb does not hold the run vanilla_rgb of kd_jax, so it is left alone"):
         prepare(tiny_config(), tmp_path, resume)
     assert (tmp_path / "vanilla_rgb" / "mine.npy").read_text() == "features"
 

@@ -166,6 +166,7 @@ def test_a_mutated_teacher_is_refused(finished, tmp_path, count):
 CONFIGS = {
     "negative": ({"model.hidden": -8}, r"config\.json: model\.hidden is -8, but must be a whole number from 1"),
     "not a number": ({"seconds_per_snippet": math.nan}, r"seconds_per_snippet is NaN, but must be a finite number"),
+    "beyond a float": ({"model.dropout": 10**400}, r"model\.dropout is 1000.*, but must be at least 0 and below 1"),
     "wide": ({"model.hidden": 10**9}, r"config\.json describes another model .* head is \(8, 12\), by config.json"),
     "deep": ({"model.num_layers": 10**6}, r"config\.json describes another model .* by config.json 1000000 layers"),
     "one more layer": ({"model.num_layers": 3}, r"config\.json describes another model .*layers.*\[2, .*\[3, "),

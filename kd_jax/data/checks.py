@@ -124,8 +124,10 @@ def join_repeated(cases: Sequence[str]) -> dict[str, int]:
         groups[tail or case].append(case.removesuffix(f": {tail}") if tail else "")
     joined: dict[str, int] = {}
     for sentence, names in groups.items():
-        first = ", ".join(names[:NAMES_PER_LINE])
-        joined[f"{first}, … ({len(names)} in all): {sentence}" if first else sentence] = len(names)
+        different = list(dict.fromkeys(filter(None, names)))  # a case may come once for each modality
+        first, more = ", ".join(different[:NAMES_PER_LINE]), len(different) > NAMES_PER_LINE
+        heading = f"{first}, … ({len(different)} in all): " if more else f"{first}: " if first else ""
+        joined[heading + sentence] = len(names)
     return joined
 
 

@@ -67,7 +67,7 @@ def open_source(
 
     Args:
       name: a key of DATASETS.
-      data_dir: the folder of its records; unused for the synthetic set.
+      data_dir: the folder of its records; empty for the synthetic set.
       modalities: those that the experiment reads.
       validation_fraction, validation_seed, validation_groups: how `choose_validation` draws the videos to hold out.
       max_videos: the most videos to read of each split; 0 = all.
@@ -81,6 +81,8 @@ def open_source(
     describe(name)  # raises for an unknown name
     if is_address(data_dir):
         raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
+    if name == "synthetic" and data_dir:
+        raise ValueError(f"dataset.data_dir={data_dir}, but dataset.name='synthetic' reads no records; set dataset.name")
     data_dir = checked_path(data_dir)
     first = max_videos or None
     if name == "synthetic":

@@ -295,7 +295,7 @@ def _check_run(config: ConfigDict, name: str) -> None:
     _require(is_folder_name, f"the run name {name!r} cannot be a folder name; use letters, digits and _")
     _check_fields(f"{field}.", run, _RUN_NUMBERS, _RUN_TEXTS)
     for term, weight in run.weights.items():
-        is_weight = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
+        is_weight = isinstance(weight, (int, float)) and 0 <= weight < math.inf
         _require(is_weight, f"{field}.weights.{term}={weight!r}; a weight is a finite number of at least 0")
         in_float32, must_be = _FLOAT32
         _require(in_float32(weight), f"{field}.weights.{term}={weight!r}; it must be {must_be}")
@@ -422,7 +422,7 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
     manifests = [_read_manifest(folder) for folder in folders]
     is_own = any(isinstance(found, dict) and found.get("run") == name for found in manifests)
-    _require(is_own, f"{directory} is not a run of kd_jax, so it is left alone; choose another --workdir")
+    _require(is_own, f"{directory} does not hold the run {name} of kd_jax, so it is left alone; choose another --workdir")
 
 
 def _read_manifest(directory: epath.Path) -> dict | None:

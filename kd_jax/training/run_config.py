@@ -8,7 +8,7 @@ The file may come from elsewhere, so every field that is read later is checked h
 
 import dataclasses
 import functools
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +28,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # a whole number may be beyond it
 
 
 def _is_positive(value: Any) -> bool:
