@@ -67,7 +67,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     if path.is_dir():
-        raise OSError(f"{path} is a folder where a file must be; move it or name another file, and run the same command again")
+        raise OSError(f"{path} is a folder where a file must be; move it or name another file, and try again")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

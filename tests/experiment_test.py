@@ -165,7 +165,7 @@ WRONG_TURNS = {
     "no data_dir": (lambda c: c.dataset.update(name="tsu"), "dataset.data_dir is empty: build records with"),
     "unread data_dir": (
         lambda c: c.dataset.update(name="synthetic", data_dir="/x"),
-        "dataset.data_dir=/x, but dataset.name='synthetic' reads no records; set dataset.name",
+        "dataset.data_dir=/x, but dataset.name='synthetic' reads no records; set the name",
     ),
     "missing data_dir": (
         lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"),
@@ -241,7 +241,7 @@ def test_a_run_killed_before_its_config_was_written_can_start_again(tmp_path):
 def test_a_folder_that_is_not_a_run_is_left_alone(resume, tmp_path):
     (tmp_path / "vanilla_rgb").mkdir()
     (tmp_path / "vanilla_rgb" / "mine.npy").write_text("features")
-    with pytest.raises(ValueError, match="vanilla_rgb does not hold the run vanilla_rgb of kd_jax, so it is left alone"):
+    with pytest.raises(ValueError, match="vanilla_rgb does not hold the run vanilla_rgb, so it is left alone"):
         prepare(tiny_config(), tmp_path, resume)
     assert (tmp_path / "vanilla_rgb" / "mine.npy").read_text() == "features"
 
@@ -740,7 +740,7 @@ def test_a_lost_config_is_named_before_training(lost, copied):
     changed = LOST[lost](path.read_bytes())
     path.unlink() if changed is None else path.write_bytes(changed)
     message = r"config\.json is damaged \(.*restore it from a copy, or delete .*augmented_rgb to train this run anew"
-    with pytest.raises(ValueError, match="augmented_rgb is not a run" if changed is None else message):
+    with pytest.raises(ValueError, match="augmented_rgb does not hold the run augmented_rgb" if changed is None else message):
         prepare(config, workdir)
     with pytest.raises((ValueError, FileNotFoundError), match=r"augmented_rgb.*run its experiment again"):
         open_experiment(workdir)

@@ -89,7 +89,7 @@ def test_what_is_no_file_is_named_and_not_read(tmp_path):
             files.read_json(path, "build it again")
         with pytest.raises(ValueError, match=what):
             files.read_arrays(path)
-    with pytest.raises(OSError, match=f"{folder} is a folder where a file must be; move it or name another file, and run the same"):
+    with pytest.raises(OSError, match=f"{folder} is a folder where a file must be; move it or name another file"):
         files.write_json(folder, CONTENT)
 
 

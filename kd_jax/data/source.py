@@ -82,7 +82,7 @@ def open_source(
     if is_address(data_dir):
         raise ValueError(f"dataset.data_dir={data_dir}: records are read from a disk; copy them there")
     if name == "synthetic" and data_dir:
-        raise ValueError(f"dataset.data_dir={data_dir}, but dataset.name='synthetic' reads no records; set dataset.name")
+        raise ValueError(f"dataset.data_dir={data_dir}, but dataset.name='synthetic' reads no records; set the name")
     data_dir = checked_path(data_dir)
     first = max_videos or None
     if name == "synthetic":

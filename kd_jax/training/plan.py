@@ -422,7 +422,7 @@ def _check_run_folder(directory: epath.Path, name: str) -> None:
     folders = [directory, *(f for f in directory.iterdir() if f.name.startswith("seed_"))] if directory.is_dir() else []
     manifests = [_read_manifest(folder) for folder in folders]
     is_own = any(isinstance(found, dict) and found.get("run") == name for found in manifests)
-    _require(is_own, f"{directory} does not hold the run {name} of kd_jax, so it is left alone; choose another --workdir")
+    _require(is_own, f"{directory} does not hold the run {name}, so it is left alone; choose another --workdir")
 
 
 def _read_manifest(directory: epath.Path) -> dict | None:
