@@ -740,7 +740,8 @@ def test_a_lost_config_is_named_before_training(lost, copied):
     changed = LOST[lost](path.read_bytes())
     path.unlink() if changed is None else path.write_bytes(changed)
     message = r"config\.json is damaged \(.*restore it from a copy, or delete .*augmented_rgb to train this run anew"
-    with pytest.raises(ValueError, match="augmented_rgb does not hold the run augmented_rgb" if changed is None else message):
+    message = "augmented_rgb does not hold the run augmented_rgb" if changed is None else message
+    with pytest.raises(ValueError, match=message):
         prepare(config, workdir)
     with pytest.raises((ValueError, FileNotFoundError), match=r"augmented_rgb.*run its experiment again"):
         open_experiment(workdir)
