@@ -204,19 +204,23 @@ def check_finite(features: np.ndarray, first: int = 0) -> None:
         raise ValueError(f"holds values that are not finite numbers: {case}; repair or remove the snippet")
 
 
+LARGEST = 1e18  # magnitude of a feature; variances and losses square it in float32
+
+
 def to_dtype(features: Features, dtype: np.dtype | str, first: int = 0) -> np.ndarray:
     """Converts features to 'float16' or 'float32'.
 
-    Raises ValueError if a value is not finite or exceeds the largest of the type, and names its snippet; row 0 of
-    `features` is snippet `first`. All features that a detector reads pass this check.
+    Raises ValueError if a value is not finite or exceeds the largest of the type, or `LARGEST`, and names its snippet;
+    row 0 of `features` is snippet `first`. All features that a detector reads pass this check.
     """
     dtype = np.dtype(dtype)
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(features, dtype)
-    if not np.isfinite(converted).all():
+    if not (np.isfinite(converted) if dtype == np.float16 else np.abs(converted) <= LARGEST).all():
         features = np.asarray(features)
         check_finite(features, first)
         sizes = np.abs(features).max(axis=1)
-        row, ends = int(sizes.argmax()), f"but {dtype} ends at {np.finfo(dtype).max:.6g}"
-        raise ValueError(f"holds values up to {float(sizes[row]):g}, in snippet {first + row}, {ends}; rescale them")
+        row, largest = int(sizes.argmax()), np.finfo(dtype).max
+        limit = f"but {dtype} ends at {largest:.6g}" if sizes.max() > largest else "whose squares float32 cannot hold"
+        raise ValueError(f"holds values up to {float(sizes[row]):g}, in snippet {first + row}, {limit}; rescale them")
     return converted
