@@ -185,6 +185,7 @@ def test_mistakes_end_in_one_sentence(options, message, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # 35 s
 @pytest.mark.usefixtures("as_users_run")
 def test_advice_on_the_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(advise, "SEEDS", (2, 2))

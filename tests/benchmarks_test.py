@@ -28,9 +28,14 @@ COMMANDS = {  # name: (flags, least number of rows)
     "metrics": (["--snippets=3000", "--detections=3000"], 5),
 }
 
+LONG = ("train --runs", "inference", "experiment")  # each takes more than 10 s
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.exhaustive if name in LONG else ()) for name in COMMANDS],
+)
 def test_a_benchmark_writes_finite_figures(name, tmp_path):
     arguments, rows = COMMANDS[name]
     output = tmp_path / "figures.json"

@@ -570,6 +570,7 @@ def test_interrupted_between_checkpoints_resumes_bit_for_bit(finished, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # 30 s; CI kills an experiment in faults_test
 def test_kill_and_restart_ends_with_the_same_scores(tmp_path):
     def command(workdir):
         overrides = ["--config.training.epochs=4", "--config.dataset.max_videos=4"]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -513,7 +514,7 @@ def test_the_next_step_of_the_demo_runs_as_printed(run, tmp_path, monkeypatch):
     result = run_command(main, "--config=demo:smoke", f"--workdir={run.parent}", "--noreport", *SMALL)
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("Next: ")]
     _, program, *rest = shlex.split(line)
-    assert shutil.which(program) == sys.executable and rest[:2] == ["-m", "kd_jax.predict"]
+    assert os.path.abspath(shutil.which(program)) == sys.executable and rest[:2] == ["-m", "kd_jax.predict"]
     monkeypatch.chdir(tmp_path)
     predicted = run_command(predict_command, *rest[2:])
     assert predicted.returncode == 0 and predicted.stdout.startswith("24 videos, "), predicted.stderr
