@@ -91,8 +91,8 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
-        same["task_weight"] = round(mixed["task_weight"], 6)  # without its options all students share a program
-        made[f"{student}_soft_labels"] = schema.make_like(distilled, weights=mixed["weights"], **same)
+        del mixed["options"]  # with them, this student would need a program of its own
+        made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 
 
@@ -121,7 +121,7 @@ def plan_budget(seconds: float, per_epoch: float, epochs: int, seeds: int) -> tu
 
 
 def shorten(config: ConfigDict, epochs: int, seeds: int) -> ConfigDict:
-    """Returns the experiment with so many epochs and seeds; epochs of warm-up shrink in proportion."""
+    """Returns the experiment with these numbers of epochs and seeds; its warm-up is shortened in proportion."""
     short = schema.from_json(schema.as_json(config)).unlock()
     warmup = config.training.warmup_epochs * epochs // config.training.epochs
     short.training.update({"epochs": epochs, "warmup_epochs": warmup})

@@ -70,7 +70,8 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
     sparse data sets the background counts as much as a class. `weights` are those of other terms.
     """
     terms = {**(weights or {}), "soft_cross_entropy": weight}
-    return {"task_weight": 1 - weight, "weights": terms, "options": {"soft_cross_entropy": {"background_weight": 1.0}}}
+    options = {"soft_cross_entropy": {"background_weight": 1.0}}
+    return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options}
 
 
 def make_like(run: ConfigDict, **changes) -> ConfigDict:
