@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stack.enter_context(session.listening())
         try:
             config = read_config(given.config, overrides)
-            runtime.start(given.coordinator, given.processes, given.process)
+            runtime.start(given.coordinator, given.processes, given.process, precision=config.model.dtype)
             devices = time.perf_counter() - started
             check_config(config)
             workdir = open_workdir(given.workdir or f"workdir/{name_of(given.config)}")

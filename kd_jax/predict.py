@@ -43,7 +43,8 @@ from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS
 from kd_jax.evaluation.scoring import in_seconds
-from kd_jax.files import make_folder, write_atomically
+from kd_jax.evaluation.thresholds import explain_nothing
+from kd_jax.files import make_folder, read_json, write_atomically
 from kd_jax.inference import video_files
 from kd_jax.inference.loading import load
 from kd_jax.inference.trained_detector import TrainedDetector
@@ -374,18 +375,21 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
     # The last window of a feature file ends with its video, as far as the file shows.
     times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
+    choice = detector.head, given.proposals, given.threshold
+    threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
     predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
     with replaced(output) as new:
         paths = formats.write(new, chosen, **predicted, files=known, times=times)
         for name, frames in encoded.frames.items():
             picture, page = new / f"{name}.png", new / f"{name}.html"
-            timeline.draw(picture, frames, duration=durations[name], detections=found[name], classes=classes)
             source = opened[name].path
             links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
             duration, table = durations[name], scores[name][:, : len(classes)]
+            why = "" if len(found[name]) else explain_nothing({name: scores[name]}, grids, classes, *choice)
+            content = timeline.Found(duration, found[name], table, grids[name], classes, threshold, why)
+            timeline.draw(picture, frames, content, title=f"{name}, {detector.title}")
             shown = {detector.title: grids[name].resample(table, duration, len(table))}
             recording = Recording(name, duration, truth.get(name), shown, **links)
-            threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
             write_page(page, recording, classes, threshold)
             paths += [picture, page]
     paths = [output / path.name for path in paths]
@@ -394,11 +398,20 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     written = ", ".join(map(str, paths))
     steps = [grid.length / len(scores[video]) for video, grid in grids.items()]
     report = f"{', '.join(counts)}, {_range(steps)} s a snippet: {written}{browser}"
-    if not any(map(len, found.values())):
-        highest = max(float(table[:, : len(classes)].max()) for table in scores.values())
-        found_none = f"No snippet is over the threshold; the highest probability is {highest:.2g}"
-        report += f". {found_none}, so give a lower one, such as --threshold={0.9 * highest:.2g}"
-    return report, encoded.broken
+    why = "" if any(map(len, found.values())) else explain_nothing(scores, grids, classes, *choice)
+    advice = suggest_threshold(detector) if given.threshold is None and given.proposals is None else ""
+    return ". ".join(filter(None, [report, why, advice])), encoded.broken
+
+
+def suggest_threshold(detector: TrainedDetector) -> str:
+    """Names the threshold with the best F1 in validation, if it is a point better; '' for an ensemble."""
+    folder = epath.Path(detector.name)
+    results = (read_json(folder / "results.json", "predict without it") or {}) if len(detector.members) == 1 else {}
+    found = results.get("threshold", {"f1": 0.0, "default_f1": 0.0})
+    if found["f1"] < found["default_f1"] + 1:
+        return ""
+    better = f"{found['f1']:.1f} % instead of {found['default_f1']:.1f} %"
+    return f"In validation, --threshold={found['threshold']:g} has the best F1 of snippets, {better}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -28,13 +28,20 @@ from kd_jax import __version__
 from kd_jax.files import is_address
 
 
-def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the job, shows progress on the terminal and opens the cache of compiled programs on disk.
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    precision: str | None = None,
+) -> None:
+    """Joins the job, logs versions and devices, and opens the cache of compiled programs on disk.
 
     Args:
       coordinator: HOST:PORT of the first process of a job; 'auto' where SLURM, Open MPI, Kubernetes or a TPU pod knows
         it; None for a single process.
       processes, process: their number and the index of this one, with HOST:PORT only.
+      precision: dtype of the computation, for the log.
 
     Raises:
       ValueError: if one of these is missing or does not fit the others. OSError: if the job cannot be joined.
@@ -50,6 +57,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             reason = remedy if coordinator == "auto" else str(error)
             raise OSError(f"--coordinator={coordinator}: the job cannot be joined ({reason})") from None
     _show_own_messages()
+    own = f"kd_jax {__version__}, jax {jax.__version__}, {describe_devices(jax.devices())}"
+    logging.info("%s", f"{own}, {precision}" if precision else own)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)  # another process may add files
     named = jax.config.values.get("jax_compilation_cache_dir")  # by JAX_COMPILATION_CACHE_DIR
     folder = _named_folder(os.path.expanduser(named)) if named else _cache_folder()
@@ -220,6 +229,17 @@ def environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
     }
+
+
+def describe_devices(devices: Sequence[jax.Device]) -> str:
+    """Returns the devices of a job in words, e.g. '2 CPU cores', '8 × NVIDIA H100 80GB HBM3 in 2 processes'."""
+    kinds, processes = Counter(device.device_kind for device in devices), len({d.process_index for d in devices})
+    found = ", ".join(f"{count} × {kind}" if count > 1 else kind for kind, count in kinds.items())
+    if all(device.platform == "cpu" for device in devices):
+        cores = num_processors()
+        found = f"{cores} CPU core{'s'[: cores != 1]}"
+        found += f" as {len(devices)} devices" if len(devices) > processes else ""
+    return f"{found} in {processes} processes" if processes > 1 else found
 
 
 @functools.cache

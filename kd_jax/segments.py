@@ -53,6 +53,17 @@ class Grid(NamedTuple):
         return np.asarray(scores)[np.clip(index, 0, len(scores) - 1)]
 
 
+def clock(seconds: float, digits: int = 0) -> str:
+    """Writes a time as 1:30 or 1:02:03, with `digits` decimals."""
+    total = round(abs(seconds), digits)
+    minutes, rest = divmod(total, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    width = digits + 3 if digits else 2
+    sign = "-" if seconds < 0 < total else ""
+    text = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{sign}{text}:{rest:0{width}.{digits}f}"
+
+
 def _instants(duration: float, num_snippets: int) -> np.ndarray:
     # Divide twice, like the public loaders: i * duration / n can differ in the last bit, and then a label differs.
     return np.arange(num_snippets) / (num_snippets / duration)

@@ -7,6 +7,8 @@ The mask is False for padded snippets and for every snippet of a padded video.
 from typing import Any
 
 import flax.struct
+import jax
+import numpy as np
 
 Array = Any  # a jax.Array within a step; a np.ndarray, or only the shape of one, on the host
 
@@ -43,3 +45,9 @@ class Outputs:
     features: Array
     logits: Array
     earlier_logits: tuple[Array, ...] = ()
+
+
+def describe(value: object) -> str:
+    """Returns what a function of the user returned, in words: 'float32 [2, 4]', 'a tuple'."""
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+    return f"{value.dtype} {list(value.shape)}" if is_array else f"a {type(value).__name__}"

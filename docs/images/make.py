@@ -18,6 +18,7 @@ from kd_jax.evaluation.metrics.frame_map import frame_map
 from kd_jax.evaluation.scoring import probabilities
 from kd_jax.files import read_arrays, read_json
 from kd_jax.segments import labels_from_segments
+from kd_jax.video.timeline import show_times
 
 PANELS = {
     "flow_teacher": "Flow teacher",
@@ -64,9 +65,8 @@ def draw(workdir: Path, output: Path) -> None:
         axis.set_title(f"{title}: {scores[run]:.1f} frame mAP", loc="left", fontsize=11, fontweight="bold")
         axis.set_yticks(np.arange(len(shown)) + 0.5, [info.classes[i].replace("_", " ") for i in shown], fontsize=9)
         axis.hlines(range(2, len(shown), 2), 0, end, colors="0.8", lw=0.8)
-        axis.set_xlim(0, end)
+        show_times(axis, end)
         axis.tick_params(length=0)
-    axes[-1].set_xlabel("seconds")
     place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderpad": 0}
     axes[0].legend([outline], ["ground truth"], handlelength=1.2, frameon=False, **place)
     figure.colorbar(image, ax=axes, label="probability", aspect=40, pad=0.01)

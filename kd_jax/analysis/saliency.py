@@ -15,6 +15,7 @@ from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import average_precision
+from kd_jax.video.timeline import show_times
 
 _SPAN = 120  # snippets that the figure shows
 _LANES = 8  # classes that it shows
@@ -119,8 +120,7 @@ def draw(
     _draw_actions(axes[-1], labels[:, shown], [names[c] for c in shown], times)
     for mark in marks:
         axes[-1].axvline(mark, color=style.GRID, linewidth=0.8, zorder=0)
-    axes[-1].set_xlabel("seconds")
-    axes[-1].set_xlim(times[0], times[-1])
+    show_times(axes[-1], times[-1], start=times[0])
     return figure
 
 

@@ -8,6 +8,7 @@ Each entry converts predictions to the form that its function in `kd_jax.evaluat
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -221,6 +222,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "detections", _detection_by_length(ACTIVITYNET_LENGTH_BINS), {}, ACTIVITYNET_THRESHOLDS
     ),
 }
+SHIPPED = dict(PROTOCOLS)  # config files may add others
 
 
 def check_protocols(names: Sequence[str]) -> None:
@@ -262,7 +264,23 @@ def score(
         if protocol.needs == "scores":
             check_complete(tables, truth)
         limits = {"thresholds": thresholds or protocol.thresholds} if protocol.thresholds else {}
-        measures, classes = protocol.score(tables, truth, **limits)
+        measures, classes = _check_scored(name, protocol.score(tables, truth, **limits), truth.num_classes)
         values |= {f"{name}/{measure}": float(value) for measure, value in measures.items()}
         per_class |= {f"{name}{measure}": value for measure, value in classes.items()}
     return values, per_class
+
+
+def _check_scored(name: str, found: Any, num_classes: int) -> Scored:
+    """Returns what a protocol returned; ValueError unless that is `Scored`."""
+    wanted = f"({{measure: percent}}, {{'' or '@0.5', …: [{num_classes}] percent}})"
+    is_pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Mapping) for part in found)
+    if not is_pair:
+        raise ValueError(f"the protocol {name} returned a {type(found).__name__}; it must return two dicts, {wanted}")
+    for measure, value in found[0].items():
+        if np.shape(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+            raise ValueError(f"the protocol {name} returned {value!r} as {measure}; it must be a number in {wanted}")
+    for key, row in found[1].items():
+        if np.shape(row) != (num_classes,):
+            shape = list(np.shape(row))
+            raise ValueError(f"the protocol {name} returned {shape} values per class, {key!r}; it must return {wanted}")
+    return found

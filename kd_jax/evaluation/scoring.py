@@ -16,7 +16,7 @@ import numpy as np
 from kd_jax.data import base
 from kd_jax.evaluation.metrics.charades import NUM_TIME_POINTS
 from kd_jax.evaluation.proposals import Rule, choose
-from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_complete, check_protocols, score
+from kd_jax.evaluation.protocols import PROTOCOLS, SHIPPED, Predictions, Truth, check_complete, check_protocols, score
 from kd_jax.segments import Grid
 
 
@@ -132,6 +132,30 @@ def score_split(
     truth = make_truth(videos, info)
     predictions = make_predictions(logits, truth, info.head, scoring, logits=True)
     return as_results(*score(predictions, truth, scoring.protocols), info.classes)
+
+
+def try_own_protocols(
+    videos: Sequence[base.Video], num_snippets: Mapping[str, int], info: base.Info, scoring: Scoring
+) -> None:
+    """Scores the labels themselves with the protocols that a config file has added; `num_snippets` has T of each video.
+
+    Raises ValueError, which names the protocol, if it fails, or has no value for one of its columns.
+    """
+    num_classes = len(info.classes)
+    for name in scoring.protocols:
+        if PROTOCOLS[name] is SHIPPED.get(name):
+            continue
+        tables = {v.id: v.grid.labels(v.segments, num_snippets[v.id], num_classes) for v in videos}
+        logits = {video: np.where(table, 10.0, -10.0) for video, table in tables.items()}
+        if info.head == "sparse":
+            logits = {video: np.pad(table, [(0, 0), (0, 1)]) for video, table in logits.items()}
+        values = score_split(logits, videos, info, dataclasses.replace(scoring, protocols=(name,)))
+        for measure in PROTOCOLS[name].columns:
+            if values.get(f"{name}/{measure}") is None:
+                known = {key.partition("/")[2]: value for key, value in values.items() if "/" in key}
+                found = ", ".join(f"{key} {'NaN' if value is None else value}" for key, value in known.items())
+                lacking = f"the protocol {name} returned {found or 'nothing'} for scores equal to the labels"
+                raise ValueError(f"{lacking}; it must return a number for its column {measure!r}")
 
 
 def as_results(values: Mapping[str, float], per_class: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict:

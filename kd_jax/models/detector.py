@@ -21,7 +21,7 @@ from kd_jax.models.lstm import BiLSTM
 from kd_jax.models.pdan import PDAN
 from kd_jax.models.ss_tcn import MSTCN, SSTCN
 from kd_jax.models.tgm import TGM, TGMSuperEvents
-from kd_jax.types import Outputs
+from kd_jax.types import Outputs, describe
 
 
 class TemporalFilter(Protocol):
@@ -145,7 +145,7 @@ class Detector(nn.Module):
 
         Returns: features `[B, T, H]` and logits `[B, T, C]` of the last stage, float32, 0 in the padding; in training
           also the logits of the earlier stages.
-        Raises: ValueError if the shapes disagree.
+        Raises: ValueError if the shapes disagree, or the filter changes B or T or has another number of channels.
         """
         check_mask("Detector", mask, x=x)
         if self.standardize:
@@ -158,7 +158,12 @@ class Detector(nn.Module):
             if stage:
                 x = mask_out(self.entry.between(logits[-1]) if self.entry.between else logits[-1], mask)
             with jax.named_scope("filter"):
-                features = self._make_filter(name=f"temporal_filter{suffix}")(x, mask, train=train).astype(jnp.float32)
+                features = self._make_filter(name=f"temporal_filter{suffix}")(x, mask, train=train)
+                wanted = (*mask.shape, self.hidden)
+                if not isinstance(features, jax.Array) or features.shape != wanted:
+                    goal = f"it must return features [B, T, hidden], here {list(wanted)}"
+                    raise ValueError(f"the filter {self.filter} returned {describe(features)}; {goal}")
+                features = features.astype(jnp.float32)
             with jax.named_scope("head"):
                 logits.append(mask_out(pointwise(features, self.num_outputs, name=f"head{suffix}"), mask))
         return Outputs(features=features, logits=logits[-1], earlier_logits=tuple(logits[:-1]) if train else ())

@@ -117,11 +117,14 @@ class Progress(contextlib.AbstractContextManager):
     """A progress bar over the steps of runs that train together. It never waits for the device."""
 
     _interval = 0.5  # seconds between updates of the shown loss
+    _layout = "{desc}{postfix} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    _reserved = 30  # columns for the percentage, at least 10 of the bar, and the times
 
     def __init__(self, name: str, steps: int, done: int):
         self._last = 0.0
-        self._validation: dict[str, str] = {}
-        show = {"disable": None if runtime.is_first() else True, "dynamic_ncols": True, "unit": "step"}
+        self._validation: tuple[str, ...] = ()
+        name = name if len(name) <= 24 else f"{name[:23]}…"
+        show = {"disable": None if runtime.is_first() else True, "dynamic_ncols": True, "bar_format": self._layout}
         self._bar = tqdm(desc=name, total=steps, initial=done, **show)
 
     def __exit__(self, *_):
@@ -141,10 +144,17 @@ class Progress(contextlib.AbstractContextManager):
         """Shows the mean of the records of all runs."""
         means = {key: float(np.mean([r[key] for r in records if key in r])) for r in records for key in r}
         score = means.get(f"validation/{SELECTION}")
-        self._validation = {} if score is None else {"val mAP": f"{score:.1f}"}
+        self._validation = () if score is None else (f"val mAP={score:.1f}",)
         self._show(means)
 
     def _show(self, values: Mapping[str, float]) -> None:
-        hidden = ("snippets", "seconds", "snippets_per_second", "learning_rate", "gradient_norm")
-        shown = {k: f"{v:.3g}" for k, v in values.items() if k not in hidden and not k.startswith("validation/")}
-        self._bar.set_postfix({**shown, **self._validation}, refresh=True)
+        """Shows the loss, the last validation score, and the parts of the loss for which the terminal has room."""
+        if self._bar.disable:
+            return
+        hidden = ("loss", "snippets", "seconds", "snippets_per_second", "learning_rate", "gradient_norm")
+        parts = [f"{key}={value:.3g}" for key, value in values.items() if key not in hidden and "/" not in key]
+        text = ", ".join([f"loss={values['loss']:.3g}", *self._validation])
+        room = (self._bar.format_dict["ncols"] or 80) - self._reserved - len(self._bar.desc)
+        while parts and len(text) + len(parts[0]) + 4 < room:
+            text += f", {parts.pop(0)}"
+        self._bar.set_postfix_str(text)

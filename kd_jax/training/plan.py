@@ -6,8 +6,11 @@ import functools
 import json
 import math
 import os
+import sysconfig
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from ml_collections import ConfigDict
 from kd_jax.config import check_complete, get_config, teaching_runs
 from kd_jax.data.source import Source, open_source
 from kd_jax.evaluation.protocols import check_frames
+from kd_jax.evaluation.scoring import try_own_protocols
 from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
 from kd_jax.training import memory
@@ -49,6 +53,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
             tested = source.videos("test", sorted(modalities)[:1]) if source.scored_videos("test") else []
             num_frames = {video.id: source.info.num_frames(video) for video in tested}
             check_frames(num_frames, source.num_snippets)
+        if tested := source.scored_videos("test"):
+            with _naming_user_code():
+                try_own_protocols(tested, source.num_snippets, source.info, scoring_of(config))
     with _naming("training"):
         optimization = make_optimization(config.training, len(source.videos("train", [])))
         steps = optimization.epochs * optimization.steps_per_epoch
@@ -203,6 +210,24 @@ def _naming(field: str):
         yield
     except (OSError, ValueError) as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+@contextlib.contextmanager
+def _naming_user_code():
+    """Names the function and the line, outside of libraries, in which an error of the user's code was raised."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the caller
+        libraries = str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), "<"
+        own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+        if not own:
+            raise
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        frame = own[-1]
+        place = f"{frame.filename}, line {frame.lineno}, in {frame.name} (`{frame.line}`)"
+        raise ValueError(f"{place}: {kind}{reason}") from error
 
 
 _ABOVE_0 = lambda value: 0 < value < math.inf, "finite and above 0"
@@ -389,8 +414,9 @@ def _check_shapes(config: ConfigDict, name: str, source: Source, widths: Mapping
         _require(not unserved, f"{', '.join(unserved)} {lacking}; {remedy}")
     taught = tuple(widths[teacher] for teacher in manifest["teachers"])
     sizes = manifest["input_size"], len(source.info.classes), taught
-    memory.check_run(program, memory.Shapes(*sizes, lengths, config.training.batch_size))
-    _trace(program, *sizes)
+    with _naming_user_code():
+        memory.check_run(program, memory.Shapes(*sizes, lengths, config.training.batch_size))
+        _trace(program, *sizes)
 
 
 @functools.lru_cache(maxsize=256)  # many runs have the same shapes

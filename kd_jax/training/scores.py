@@ -8,7 +8,8 @@ from etils import epath
 
 from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
-from kd_jax.evaluation.scoring import Scoring, score_split
+from kd_jax.evaluation.scoring import Scoring, probabilities, score_split
+from kd_jax.evaluation.thresholds import Suggestion, best_threshold
 from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse
 from kd_jax.training import provenance
@@ -74,5 +75,16 @@ def write_results(directory: epath.Path, best_epoch: int, source: Source, scorin
     """Scores a run and writes its results.json, the last file of a run; returns the content."""
     scores = score_predictions([directory], source, scoring)
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
+    if suggested := _suggest_threshold(directory, source):
+        results["threshold"] = suggested._asdict()
     write_json(directory / "results.json", results)
     return results
+
+
+def _suggest_threshold(directory: epath.Path, source: Source) -> Suggestion | None:
+    """The threshold that is best for the validation videos, for `kd_jax.predict`; None without labels there."""
+    videos, info = source.scored_videos("validation"), source.info
+    logits = read_predictions(directory, "validation") if videos else {}
+    tables = [probabilities(logits[video.id], info.head) for video in videos]
+    labels = [v.grid.labels(v.segments, len(logits[v.id]), len(info.classes)) for v in videos]
+    return best_threshold(zip(tables, labels, strict=True), info.head)

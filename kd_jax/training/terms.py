@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kd_jax import losses
-from kd_jax.types import Batch, Outputs
+from kd_jax.types import Batch, Outputs, describe
 
 Loss = Callable[..., jax.Array]
 
@@ -129,13 +129,23 @@ class ChosenTerm:
                 rngs = {"sample": key}
                 inputs = student, teachers, batch
                 loss, after = self.module().apply(variables, *inputs, rngs=rngs, mutable=["memory"])  # type: ignore[misc]
-                return loss, dict(after)
+                return self._check(loss), dict(after)
             function, options = _function(self.term, dict(self.options))
             total = jnp.zeros(())
             for index, teacher in enumerate(teachers):
-                arguments, supplied = self.term.reads(student, teacher, batch, jax.random.fold_in(key, index))
-                total += function(*arguments, **supplied, **options)
+                read = self.term.reads(student, teacher, batch, jax.random.fold_in(key, index))
+                if not isinstance(read, tuple) or [type(part) for part in read] != [tuple, dict]:
+                    remedy = "it must return the arguments and the keyword arguments of the loss, (tuple, dict)"
+                    raise ValueError(f"`reads` of the term {self.name} returned {describe(read)}; {remedy}")
+                total += self._check(function(*read[0], **read[1], **options))
             return total, {}
+
+    def _check(self, loss: Any) -> jax.Array:
+        """Returns the value of a loss function; ValueError unless it is a scalar."""
+        if not isinstance(loss, (float, jax.Array)) or jnp.shape(loss) or not jnp.issubdtype(loss, jnp.floating):
+            remedy = "average with kd_jax.masking.masked_mean"
+            raise ValueError(f"the term {self.name} returned {describe(loss)}; a loss is one float, []: {remedy}")
+        return loss
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:

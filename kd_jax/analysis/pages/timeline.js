@@ -25,9 +25,9 @@ const readable = (name) => name.replaceAll("_", " ");
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Writes seconds as 12.3 s or 1:02:03.4. */
-function clock(seconds) {
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+/** Writes seconds as 12.3 s or 1:02:03.4; `always` writes 0:12.3. */
+function clock(seconds, always = false) {
+  if (seconds < 60 && !always) return `${seconds.toFixed(1)} s`;
   const minutes = Math.floor(seconds / 60), rest = (seconds % 60).toFixed(1).padStart(4, "0");
   return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${String(minutes % 60).padStart(2, "0")}:${rest}`;
 }
@@ -389,7 +389,7 @@ class TimelineBrowser {
     context.fillStyle = this.palette.muted;
     context.textAlign = "center";
     for (let k = Math.ceil(this.view.start / step); k * step <= this.view.end; k++) {
-      const x = this.x(k * step), text = k * step < 60 ? `${Number((k * step).toFixed(1))} s` : clock(k * step).replace(/\.0$/, "");
+      const x = this.x(k * step), text = clock(k * step, true).replace(/\.0$/, "");
       context.fillRect(x, 21, 1, 5);
       if (x + 24 < width && x > 14) context.fillText(text, x, 16);
     }
