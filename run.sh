@@ -4,7 +4,7 @@
 # ./run.sh main ARGS     the same for any experiment: python -m kd_jax.main ARGS
 # ./run.sh test [ARGS]   installs what the tests need, runs ruff, mypy and all tests (ARGS go to pytest)
 # ./run.sh test --fast [ARGS]   leaves out the tests marked `slow`
-# EXTRA=cuda or EXTRA=tpu installs JAX for that device, for `main`.
+# EXTRA=cuda, cuda12, cuda13 or tpu installs JAX for that device, e.g. EXTRA=cuda ./run.sh (setup.cfg lists the extras).
 # PYTHON=/path/to/python chooses the interpreter (3.11 or newer). Running again reuses .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -31,13 +31,21 @@ install() {
   cp setup.cfg "$stamp"
 }
 
+case ${EXTRA-} in
+  '' | cuda | cuda12 | cuda13 | tpu) ;;
+  *)
+    echo "run.sh: EXTRA=$EXTRA is unknown; use cuda (CUDA 13), cuda12, cuda13 or tpu, or leave it out for a CPU" >&2
+    exit 2
+    ;;
+esac
+
 case ${1-} in
   '')
-    install demo .
+    install "main${EXTRA:+_$EXTRA}" ".${EXTRA:+[$EXTRA]}"
     exec .venv/bin/python -m kd_jax.main --config=configs/demo.py
     ;;
   demo-video)
-    install video '.[video]'
+    install "video${EXTRA:+_$EXTRA}" ".[video${EXTRA:+,$EXTRA}]"
     data=data/stickfigures
     prepare() { .venv/bin/python -m "data_prep.$1" "${@:2}"; }
     extract() { prepare extract --modality="$1" --stride=8 --weights="$data/weights/$1.npz" --output="$data/$1" "${@:2}"; }

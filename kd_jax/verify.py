@@ -206,14 +206,14 @@ CHECKS: dict[str, Callable[[RunFolder], bool]] = {  # each returns False if it c
 }
 
 
-def _same(one: object, other: object) -> bool:
+def _same(one: object, other: object, precision: float = 1e-9) -> bool:
     """Whether two JSON values are equal, up to the rounding of another machine."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_same(one[key], other[key], precision) for key in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(_same(*pair, precision) for pair in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+        return math.isclose(one, other, rel_tol=precision, abs_tol=1e-9)
     return one == other
 
 
@@ -296,7 +296,7 @@ def _run_folders(workdir: epath.Path) -> list[epath.Path]:
 
 def _has_table(results: dict) -> bool:
     """Whether results.json and results.md are of this version, so that they can be made of the runs and compared."""
-    return "config" in results and all("gain_interval" in row for row in results["rows"])
+    return "config" in results and all({"gain_interval", "filter"} <= row.keys() for row in results["rows"])
 
 
 def check_table(found: Experiment) -> list[str]:
@@ -312,7 +312,7 @@ def check_table(found: Experiment) -> list[str]:
         if found.config and found.source:
             scores = _scores_of_runs(found, found.config, found.source)
             table = json.loads(json.dumps(tabulate(found.config, found.source, scores)))
-            if not _same(table["rows"], found.results["rows"]):
+            if not _same(table["rows"], found.results["rows"], precision=1.1e-5):  # a unit of the sixth digit
                 problems.append(f"{found.workdir / 'results.json'} has other scores than the runs; {remedy}")
     except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         problems.append(f"the table of {found.workdir} cannot be made of its runs ({error}); {remedy}")

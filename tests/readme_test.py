@@ -1,21 +1,26 @@
-"""The Python blocks of README.md and docs/ and the notebook run; files, modules, commands, flags and fields exist."""
+"""The code of README.md and docs/ and the notebook run, commands are accepted, and files, modules and fields exist."""
 
 import contextlib
 import importlib
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from kd_jax import config as schema
 from kd_jax.__main__ import COMMANDS
+from kd_jax.data import records, synthetic
 from kd_jax.evaluation.proposals import PROPOSALS
 from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.main import read_options
 from kd_jax.models import FILTERS
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES
 from kd_jax.training.terms import TASKS, TERMS
@@ -29,7 +34,6 @@ PYTHON = [  # (page, line, block)
     for name in (page.relative_to(ROOT).as_posix() for page in PAGES)
     for block in re.finditer(r"```python\n(.*?)```", TEXT[name], re.DOTALL)
 ]
-NOT_INSTALLED = ("equinox", "haiku")  # libraries of examples that no test needs
 MODULES = {module: name for name, (module, _) in COMMANDS.items()}
 
 
@@ -43,15 +47,41 @@ def run_blocks(blocks: list) -> None:
 
 def test_python_blocks_run():
     assert any("losses." in block for name, _, block in PYTHON if name == "README.md")
-    run_blocks([entry for entry in PYTHON if not any(f"import {name}" in entry[2] for name in NOT_INSTALLED)])
+    assert all(any(f"import {library}" in block for _, _, block in PYTHON) for library in ("equinox", "haiku"))
+    run_blocks(PYTHON)
 
 
-@pytest.mark.parametrize("library", NOT_INSTALLED)
-def test_blocks_with_other_libraries_run(library):
-    blocks = [entry for entry in PYTHON if f"import {library}" in entry[2]]
-    assert blocks
-    pytest.importorskip(library)
-    run_blocks(blocks)
+def test_the_python_blocks_on_features_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "valid"):
+        with h5py.File(f"{name}.h5", "w") as file:
+            file[name] = np.ones((3, 2))
+    info, splits = synthetic.make(num_train=2, num_test=1)
+    records.write(tmp_path / "data" / "mine", info, splits)
+    for block in re.findall(r"```python\n(.*?)```", TEXT["data_prep/README.md"], re.DOTALL):
+        exec(block, names := {"h5py": h5py})
+    assert len(names["videos"]) == 2
+    with h5py.File("tsp.h5") as joined:
+        assert sorted(joined) == ["train", "valid"]
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_commands_are_accepted(page, capsys):
+    """Every command of a page with bash blocks is parsed; `…` stands for options."""
+    for block in re.findall(r"```bash\n(.*?)```", TEXT[page], re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("…", ""), comments=True)
+            if words[:1] == ["kd-jax"]:
+                module, arguments = COMMANDS[words[1]][0], words[2:]
+            elif words[:2] == ["python", "-m"] and words[2].startswith(("kd_jax", "data_prep")):
+                module, arguments = words[2], words[3:]
+            else:
+                continue
+            options = importlib.import_module(module).parser()
+            try:
+                read_options(options, arguments) if module == "kd_jax.main" else options.parse_args(arguments)
+            except SystemExit:
+                pytest.fail(f"{line}: {capsys.readouterr().err}")
 
 
 @pytest.mark.slow
@@ -73,7 +103,7 @@ def test_the_method_has_every_loss_filter_and_rule():
 
 def test_the_first_screen_has_one_picture_and_the_readme_stays_short():
     lines = TEXT["README.md"].splitlines()
-    assert sum("![" in line for line in lines[:10]) == 1 and len(lines) <= 180
+    assert sum("![" in line for line in lines[:10]) == 1 and len(lines) <= 160
 
 
 @pytest.mark.parametrize("page", TEXT)

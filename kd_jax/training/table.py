@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 
     A choice has one row: that of its run with the best mean validation score. The row also lists the validation score
     of each run that was tried. `scores` is {run or fusion: [results of each seed]}. Returns the content of the
-    experiment's results.json.
+    experiment's results.json, whose scores and gains have 6 digits; those of the results.json of a run have all.
     """
     titles = columns(scoring_of(config).protocols)
     gain_of = next(iter(titles))
@@ -49,7 +50,8 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
         gain = differences(row["scores"].get(gain_of), _values(baseline or [], titles[gain_of]))
         row["gain"] = None if baseline is scores[name] else gain
         row["gain_interval"] = (interval := paired_interval(row["gain"])) and list(interval)
-        rows.append(row)
+        scored = ("scores", "test", "gain", "gain_interval", "tried")
+        rows.append({field: _rounded(value) if field in scored else value for field, value in row.items()})
     data_dir = os.path.abspath(config.dataset.data_dir) if config.dataset.data_dir else ""
     test, held_out = source.videos("test", []), source.validation
     data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(test)}
@@ -68,6 +70,7 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "modality": run.modality if run else " + ".join(streams),
         "members": list(config.fusions.get(name, ())),
         "teachers": list(run.teachers) if run else [],
+        "filter": run.filter if run else None,
         "weights": {term: weight for term, weight in run.weights.items() if weight} if run else {},
         "balance": run.balance if run else None,
         "starts_from": run.starts_from if run else None,
@@ -79,6 +82,15 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
     if config.reported:
         row["reported"] = config.reported.get(title, "")
     return row
+
+
+def _rounded(value: Any) -> Any:
+    """Plain JSON with numbers of 6 digits."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
@@ -96,7 +108,8 @@ def markdown(results: Mapping) -> str:
     """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
-    Weights have a column if they were chosen among several. Below the table are the sentences of `diagnose`.
+    Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
+    sentences of `diagnose`.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -105,8 +118,12 @@ def markdown(results: Mapping) -> str:
         "reads": [row["modality"] for row in rows],
         "learns from": [", ".join([*row["teachers"], *start]) or "–" for row, start in zip(rows, starts, strict=True)],
     }
-    if any("chosen" in row for row in rows):
-        cells["weights"] = [_weights(row) for row in rows]
+    filters = [row.get("filter") or "–" for row in rows]  # not in results of older versions
+    if len({*filters} - {"–"}) > 1:
+        cells["filter"] = filters
+    weights = [_weights(row) for row in rows]
+    if any("chosen" in row for row in rows) or len({*weights} - {"–"}) > 1:
+        cells["weights"] = weights
     left = len(cells)
     for title in rows[0]["scores"]:
         cells[title] = [_mean(row["scores"][title]) for row in rows]
