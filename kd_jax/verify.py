@@ -312,7 +312,7 @@ def check_table(found: Experiment) -> list[str]:
         if found.config and found.source:
             scores = _scores_of_runs(found, found.config, found.source)
             table = json.loads(json.dumps(tabulate(found.config, found.source, scores)))
-            if not _same(table["rows"], found.results["rows"], precision=1.1e-5):  # a unit of the sixth digit
+            if not _same(table["rows"], found.results["rows"], precision=1.1e-7):  # a unit of the eighth digit
                 problems.append(f"{found.workdir / 'results.json'} has other scores than the runs; {remedy}")
     except (ValueError, OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         problems.append(f"the table of {found.workdir} cannot be made of its runs ({error}); {remedy}")

@@ -33,7 +33,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 
     A choice has one row: that of its run with the best mean validation score. The row also lists the validation score
     of each run that was tried. `scores` is {run or fusion: [results of each seed]}. Returns the content of the
-    experiment's results.json, whose scores and gains have 6 digits; those of the results.json of a run have all.
+    experiment's results.json, whose scores and gains have 8 digits; those of the results.json of a run have all.
     """
     titles = columns(scoring_of(config).protocols)
     gain_of = next(iter(titles))
@@ -85,12 +85,12 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
 
 
 def _rounded(value: Any) -> Any:
-    """Plain JSON with numbers of 6 digits."""
+    """Plain JSON with numbers of 8 digits."""
     if isinstance(value, Mapping):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def _values(results: Sequence[Mapping], place: tuple[str, str]) -> list | None:
