@@ -28,7 +28,7 @@ from kd_jax.data import records, synthetic
 from kd_jax.data.batches import Example
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
-from kd_jax.files import read_arrays
+from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.models import Detector
 
@@ -124,6 +124,22 @@ def command(run, features, output, *more):
 
 def arguments(run, features, output):
     return [f"--run={run}", f"--features={features}", f"--output={output}"]
+
+
+def test_a_threshold_is_suggested(run, tmp_path):
+    results, path = read_json(run / "results.json"), tmp_path / "copy" / "results.json"
+    assert results["threshold"].keys() == {"threshold", "f1", "default_f1"}
+    shutil.copytree(run, path.parent)
+    write_json(path, results | {"threshold": {"threshold": 0.21, "f1": 45.25, "default_f1": 38.0}})
+    said = command(path.parent, "synthetic", tmp_path / "out").stdout
+    assert "In validation, --threshold=0.21 has the best F1 of snippets, 45.2 % instead of 38.0 %" in said
+    nothing = command(path.parent, "synthetic", tmp_path / "out", "--threshold=1").stdout
+    (highest,) = re.findall(r"No snippet reaches the threshold 1; the highest probability is (0\.\d+) ", nothing)
+    table = np.concatenate(list(read_arrays(tmp_path / "out" / "scores.npz").values()))
+    assert float(highest) == pytest.approx(table.max(), rel=0.05) and "In validation" not in nothing
+    assert "0 detections" in nothing and re.search(r"\(\w+, \d+:\d\d in test_\d+\); --threshold=0.\d+ finds", nothing)
+    write_json(path, {key: value for key, value in results.items() if key != "threshold"})  # of an older version
+    assert "In validation" not in command(path.parent, "synthetic", tmp_path / "out").stdout
 
 
 def test_command_line_on_a_folder(run, tmp_path):
