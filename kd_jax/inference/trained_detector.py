@@ -60,7 +60,7 @@ class TrainedDetector:
 
     @property
     def inputs(self) -> dict[str, int]:
-        """{modality of the features, e.g. 'rgb': D, their width}; several modalities only for a fusion."""
+        """D, the width of the features, by modality such as 'rgb'; only a fusion reads several."""
         return {run.config["modality"]: run.config["input_size"] for run in self.members}
 
     @property
