@@ -41,9 +41,9 @@ from kd_jax.data.modality_names import check_modality
 from kd_jax.data.staging import replaced
 from kd_jax.data.text_files import normalize
 from kd_jax.evaluation import formats
-from kd_jax.evaluation.proposals import CONVENTIONS, DEFAULT_THRESHOLDS, PROPOSALS
+from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS
 from kd_jax.evaluation.scoring import in_seconds
-from kd_jax.evaluation.thresholds import explain_nothing
+from kd_jax.evaluation.thresholds import default_threshold, explain_nothing
 from kd_jax.files import make_folder, read_json, write_atomically
 from kd_jax.inference import video_files
 from kd_jax.inference.loading import load
@@ -376,7 +376,8 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     # The last window of a feature file ends with its video, as far as the file shows.
     times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
     choice = detector.head, given.proposals, given.threshold
-    threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
+    default = default_threshold(detector.head, given.proposals)
+    threshold = default if given.threshold is None else given.threshold
     predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
     with replaced(output) as new:
         paths = formats.write(new, chosen, **predicted, files=known, times=times)

@@ -49,6 +49,7 @@ def test_without_labels_there_is_no_threshold():
             ("sparse", None, None),
             "the threshold 0.4; the highest probability of any action is 0.35 (sit, 1:30); --threshold=0.32 finds",
         ),
+        (("sparse", "classes", None), "the threshold 0.5; the highest probability is 0.3 (sit, 1:30)"),
         (("sparse", "classes", 0.45), "the threshold 0.45; the highest probability is 0.3 (sit, 1:30)"),
     ],
 )

@@ -22,6 +22,13 @@ class Suggestion(NamedTuple):
     default_f1: float  # with the default threshold
 
 
+def default_threshold(head: str, proposals: str | None = None) -> float:
+    """Returns the threshold of a rule, the lowest one of 'multi_threshold'; None for the rule of the head."""
+    if proposals == "multi_threshold":
+        return THRESHOLDS[0]
+    return DEFAULT_THRESHOLDS["dense" if (proposals or DEFAULTS[head]) == "classes" else "sparse"]
+
+
 def compared_scores(table: np.ndarray, head: str, proposals: str | None = None) -> np.ndarray:
     """Returns what a rule compares with its threshold.
 
@@ -81,8 +88,7 @@ def explain_nothing(
     scores = {video: compared_scores(table, head, proposals) for video, table in tables.items()}
     video = max(scores, key=lambda name: scores[name].max())
     snippet, highest = int(scores[video].max(axis=1).argmax()), float(scores[video].max())
-    lowest = THRESHOLDS[0] if proposals == "multi_threshold" else DEFAULT_THRESHOLDS[head]
-    least = lowest if threshold is None else threshold
+    least = default_threshold(head, proposals) if threshold is None else threshold
     if highest >= least:
         return ""
     name = classes[int(tables[video][snippet, : len(classes)].argmax())]

@@ -32,7 +32,7 @@ class Found:
     probabilities: np.ndarray  # `[T, C]`
     grid: Grid  # the times of the T snippets, in seconds
     classes: Sequence[str]  # all C names
-    threshold: float | None = None  # of a snippet that counts as action; None for a rule with several
+    threshold: float = 0.5  # of a snippet that counts as action
     explanation: str = ""  # why nothing was found
 
     def shown(self) -> tuple[list[int], int]:
@@ -76,8 +76,8 @@ def draw(path: Path, frames: Sequence[np.ndarray], found: Found, *, title: str) 
     below.spines[["top", "right"]].set_visible(False)
     show_times(below, found.duration)
     below.grid(axis="x", alpha=0.3)
-    reached = "" if found.threshold is None else f", full colour from the threshold {found.threshold:.3g}"
-    below.set_xlabel(f"bars: detections, darker with a higher score; below them: the probability{reached}")
+    reached = f"full colour from the threshold {found.threshold:.3g}"
+    below.set_xlabel(f"bars: detections, darker with a higher score; below them: the probability, {reached}")
     more = f"{hidden} more classes were found, with lower scores" if hidden else found.explanation
     figure.suptitle(title + (f"\n{more}" if more else ""), x=0.01, ha="left")
     stream = io.BytesIO()
@@ -95,9 +95,8 @@ def _draw_row(axis: "Axes", row: int, label: int, found: Found) -> None:
     edges = found.grid.start + np.arange(len(values) + 1) * found.grid.length / len(values)
     bottom = row + 0.4
     axis.stairs(bottom - 0.4 * values, edges, baseline=bottom, fill=True, color=color, alpha=0.3, linewidth=0)
-    if found.threshold is not None:
-        high = np.where(values >= found.threshold, values, 0)
-        axis.stairs(bottom - 0.4 * high, edges, baseline=bottom, fill=True, color=color, linewidth=0)
+    high = np.where(values >= found.threshold, values, 0)
+    axis.stairs(bottom - 0.4 * high, edges, baseline=bottom, fill=True, color=color, linewidth=0)
     axis.axhline(bottom, color="0.8", linewidth=0.6, zorder=0)
 
 
