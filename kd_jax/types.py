@@ -49,5 +49,6 @@ class Outputs:
 
 def describe(value: object) -> str:
     """Returns what a function of the user returned, in words: 'float32 [2, 4]', 'a tuple'."""
-    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic))
-    return f"{value.dtype} {list(value.shape)}" if is_array else f"a {type(value).__name__}"
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"a {type(value).__name__}"

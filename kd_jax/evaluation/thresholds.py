@@ -55,8 +55,8 @@ def best_threshold(pairs: Iterable[tuple[np.ndarray, np.ndarray]], head: str) ->
     default = DEFAULT_THRESHOLDS[head]
     found, right, wanted = np.zeros(len(_GRID) + 1), np.zeros(len(_GRID) + 1), 0
     for table, labels in pairs:
-        scores, active = compared_scores(table, head), np.asarray(labels) > 0
-        active = active.any(axis=1, keepdims=True) if scores.shape[1] != active.shape[1] else active
+        scores, classes = compared_scores(table, head), np.asarray(labels) > 0
+        active = classes if scores.shape == classes.shape else classes.max(axis=1, keepdims=True)
         reached = np.searchsorted(_GRID, scores, side="right")  # the number of thresholds that a score reaches
         found += np.bincount(reached.ravel(), minlength=len(found))
         right += np.bincount(reached[active], minlength=len(found))

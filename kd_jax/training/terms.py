@@ -142,10 +142,11 @@ class ChosenTerm:
 
     def _check(self, loss: Any) -> jax.Array:
         """Returns the value of a loss function; ValueError unless it is a scalar."""
-        if not isinstance(loss, (float, jax.Array)) or jnp.shape(loss) or not jnp.issubdtype(loss, jnp.floating):
+        is_number = isinstance(loss, (float, jax.Array)) and jnp.issubdtype(jnp.result_type(loss), jnp.floating)
+        if not is_number or jnp.shape(loss):
             remedy = "average with kd_jax.masking.masked_mean"
             raise ValueError(f"the term {self.name} returned {describe(loss)}; a loss is one float, []: {remedy}")
-        return loss
+        return jnp.asarray(loss)
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
