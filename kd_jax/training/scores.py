@@ -76,7 +76,7 @@ def write_results(directory: epath.Path, best_epoch: int, source: Source, scorin
     scores = score_predictions([directory], source, scoring)
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
     if suggested := _suggest_threshold(directory, source):
-        results["threshold"] = suggested._asdict()
+        results["threshold"] = {name: round(value, 2) for name, value in suggested._asdict().items()}
     write_json(directory / "results.json", results)
     return results
 
