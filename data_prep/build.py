@@ -525,8 +525,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         reason = why_not_written(error, options.output or "") or error
         sys.exit(f"data_prep.build: {options.output} cannot be written ({reason}); choose another --output")
-    except KeyboardInterrupt:
-        sys.exit("\ndata_prep.build: stopped; nothing was written")
     print(describe_report(report))
     written = f"Records are in {options.output}; {Path(options.output or '') / records.REPORT_FILE} lists every case"
     print("There is no problem. Nothing was written (--check)." if options.check else written)

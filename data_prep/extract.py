@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import io
-import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -363,10 +362,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 broken = extract_features(output, settings, left, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"data_prep.extract: {error}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb the end
-        print("\ndata_prep.extract: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as stopped:
+        stopped.add_note("run the same command again to continue")
+        raise
     done, before = len(left) - len(broken), len(files) - len(left) - len(others)
     finished = f", {before} {'was' if before == 1 else 'were'} finished before" if before else ""
     print(f"{output}: features of {done} file{'s'[: done != 1]}{finished}")

@@ -48,6 +48,7 @@ from kd_jax.inference import video_files
 from kd_jax.inference.loading import load
 from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.inference.video_files import Encoded, VideoFiles, check_encoder, encode, how_extracted, list_videos
+from kd_jax.lock import held
 from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun
 from kd_jax.video import timeline, videos
@@ -364,30 +365,31 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     formats.check_formats(chosen, list(opened or tables), len(classes), known)
     truth = read_truth(given.annotations, opened, classes) if given.annotations else {}
     make_folder(output, "output")
-    if files:
-        (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
-        encoded = encode(files, given.batch_size, dtype, num_frames=12)
-        inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
-        tables = join_modalities({modality: inputs})
-    grids, durations = inputs.grids, inputs.durations
-    scores = detector.predict(tables, batch_size=given.batch_size, progress="predicting")
-    found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
-    # The last window of a feature file ends with its video, as far as the file shows.
-    times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
-    predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
-    with replaced(output) as new:
-        paths = formats.write(new, chosen, **predicted, files=known, times=times)
-        for name, frames in encoded.frames.items():
-            picture, page = new / f"{name}.png", new / f"{name}.html"
-            timeline.draw(picture, frames, duration=durations[name], detections=found[name], classes=classes)
-            source = opened[name].path
-            links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
-            duration, table = durations[name], scores[name][:, : len(classes)]
-            shown = {detector.title: grids[name].resample(table, duration, len(table))}
-            recording = Recording(name, duration, truth.get(name), shown, **links)
-            threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
-            write_page(page, recording, classes, threshold)
-            paths += [picture, page]
+    with held(output):
+        if files:
+            (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
+            encoded = encode(files, given.batch_size, dtype, num_frames=12)
+            inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
+            tables = join_modalities({modality: inputs})
+        grids, durations = inputs.grids, inputs.durations
+        scores = detector.predict(tables, batch_size=given.batch_size, progress="predicting")
+        found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
+        # The last window of a feature file ends with its video, as far as the file shows.
+        times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
+        predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
+        with replaced(output) as new:
+            paths = formats.write(new, chosen, **predicted, files=known, times=times)
+            for name, frames in encoded.frames.items():
+                picture, page = new / f"{name}.png", new / f"{name}.html"
+                timeline.draw(picture, frames, duration=durations[name], detections=found[name], classes=classes)
+                source = opened[name].path
+                links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
+                duration, table = durations[name], scores[name][:, : len(classes)]
+                shown = {detector.title: grids[name].resample(table, duration, len(table))}
+                recording = Recording(name, duration, truth.get(name), shown, **links)
+                threshold = DEFAULT_THRESHOLDS[detector.head] if given.threshold is None else given.threshold
+                write_page(page, recording, classes, threshold)
+                paths += [picture, page]
     paths = [output / path.name for path in paths]
     browser = f"; open {paths[-1]} in a browser" if encoded.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
