@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -304,7 +303,7 @@ def _beam(options: Options) -> Iterator[execution.Beam | None]:
     if not options.runner:
         yield None
         return
-    with scratch(Path(options.output)) if options.output else tempfile.TemporaryDirectory() as folder:
+    with scratch(Path(options.output)) if options.output else interrupts.temporary_folder() as folder:
         yield execution.Beam(options.runner, tuple(options.beam_options), Path(folder))
 
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from kd_jax import interrupts
 from kd_jax.files import write_atomically
 
 
@@ -93,7 +93,7 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ValueError("--runner needs Apache Beam: pip install 'kd_jax[beam]'") from None
-    with tempfile.TemporaryDirectory(dir=beam.scratch) as folder:
+    with interrupts.temporary_folder(dir=beam.scratch) as folder:
         options = PipelineOptions([f"--runner={beam.runner}", *beam.options])
         if unknown := options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             raise ValueError(f"--beam_options: Apache Beam knows no option {', '.join(sorted(unknown))}")

@@ -1,49 +1,65 @@
 """Ctrl-C (SIGINT) and SIGTERM in a command: one sentence and exit code 130 or 143, from the first import on.
 
-    end_at_once("kd-jax")                 # before the imports of a command, which take seconds
-    from kd_jax.predict import main
-    run("kd_jax.predict", main)
+    end_at_once("kd-jax predict")         # before the imports of a command, which take seconds
+    run("kd_jax.predict", main)           # after them
+    with temporary_folder() as folder:    # is deleted when a signal ends the program, too
 
-An exception within an import can be swallowed, or crash a library that is half imported, so the program ends without
-one until `run`. Within `run` it is a KeyboardInterrupt, so that temporary folders are deleted. A note on this exception
-becomes the rest of the sentence.
+No exception is raised: it can be swallowed, or crash a library that is half imported or waits for other threads.
 """
 
+import contextlib
+import functools
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+AGAIN = "run the same command again"
 _HOW = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+_cleanups: list[Callable[[], object]] = []  # of the program, like those of `atexit`, which a signal would not run
 
 
-def end_at_once(name: str, remedy: str = "") -> None:
-    """Has SIGINT and SIGTERM end the program at once, with a sentence that begins with `name`."""
-    _handle(lambda number, _: _end(name, number, remedy))
+def end_at_once(name: str, remedy: str = AGAIN) -> None:
+    """Has both signals end the program at once, with a sentence that begins with `name`.
+
+    A signal that the caller ignores, as a shell does for a background job, stays ignored.
+    """
+    for number in _HOW:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: end(name, number, remedy))
 
 
 def run(name: str, main: Callable[..., None], *arguments) -> None:
-    """Calls `main(*arguments)`; SIGINT and SIGTERM end the program with a sentence that begins with `name`."""
+    """Calls `main(*arguments)`, which both signals end with a sentence that begins with `name`."""
+    end_at_once(name)
+    main(*arguments)
 
-    def stop(number: int, _) -> NoReturn:
-        end_at_once(name)  # a second signal does not wait for temporary folders
-        raise KeyboardInterrupt(number)
 
-    _handle(stop)
+@contextlib.contextmanager
+def cleaned(function: Callable[[], object]) -> Iterator[None]:
+    """Calls a function at the end of the block, or when a signal ends the program within it."""
+    _cleanups.append(function)
     try:
-        main(*arguments)
-    except KeyboardInterrupt as stopped:
-        (number,) = stopped.args or (signal.SIGINT,)
-        _end(name, number, *getattr(stopped, "__notes__", ()))
+        yield
+    finally:
+        function()
+        _cleanups.remove(function)
 
 
-def _handle(handler: Callable) -> None:
-    """Sets the handler of both signals, unless the caller ignores them, as a shell does for a background job."""
-    for number in _HOW:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+@contextlib.contextmanager
+def temporary_folder(**options) -> Iterator[str]:
+    """Yields a new folder that is deleted like `cleaned`; `options` are those of `tempfile.mkdtemp`."""
+    folder = tempfile.mkdtemp(**options)
+    with cleaned(functools.partial(shutil.rmtree, folder, ignore_errors=True)):
+        yield folder
 
 
-def _end(name: str, number: int, remedy: str = "") -> NoReturn:
-    os.write(2, f"\n{name}: {_HOW[signal.Signals(number)]}{remedy and f'; {remedy}'}\n".encode())
+def end(name: str, number: int, remedy: str) -> NoReturn:
+    """Ends the program as this signal does."""
+    for function in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            function()
+    os.write(2, f"\n{name}: {_HOW[signal.Signals(number)]}; {remedy}\n".encode())
     os._exit(128 + number)  # libraries may crash or hang at the normal end

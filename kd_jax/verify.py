@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -371,7 +370,7 @@ def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> 
     ]:
         print(f"note: trained with {'; '.join(others)}")
     different = []
-    with tempfile.TemporaryDirectory(prefix="kd_jax_replay_") as folder:
+    with interrupts.temporary_folder(prefix="kd_jax_replay_") as folder:
         again = epath.Path(folder)
         experiment.perform(config, again, prepare(config, again))
         for name in config.runs:

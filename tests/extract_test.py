@@ -444,7 +444,7 @@ def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in printed
-    assert printed.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again to continue"
+    assert printed.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again"
     ends = time.monotonic() + 10  # of Python's own process that tracks resources
     while left := [child for child in children if Path(f"/proc/{child}").exists()]:
         assert time.monotonic() < ends, left

@@ -15,13 +15,12 @@ from typing import NoReturn
 
 import jax
 
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.files import DamagedFileError
 from kd_jax.lock import Lock
 from kd_jax.training.clock import Clock
 
 GRACE = 20.0  # seconds from SIGTERM until the program ends, saved or not
-STOPPED = 128 + signal.SIGTERM  # exit code, as a shell reports it
 
 
 class StopRequested(Exception):
@@ -80,11 +79,7 @@ class Session:
                 self._requested.set()
                 saved = self.unsaved.acquire(timeout=GRACE)
                 how = "" if saved else f" from the last checkpoint, because saving did not end in {GRACE:g} s"
-                if self.lock:
-                    with contextlib.suppress(Exception):
-                        self.lock.release()
-                os.write(2, f"\n{self._program}: stopped by SIGTERM; the same command continues{how}\n".encode())
-                os._exit(STOPPED)
+                interrupts.end(self._program, signal.SIGTERM, f"the same command continues{how}")
 
     def check_signal(self) -> None:
         """Raises StopRequested if any process of the job received SIGTERM; all of them must call this."""
