@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from kd_jax import interrupts
 from kd_jax.files import write_atomically
+
+UNTRACKED = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
         for index, task in enumerate(tasks):
             yield index, function(*task)
     else:
+        sys.warnoptions.append(UNTRACKED)  # of the process that deletes the semaphores of the pool after a signal
         context, workers = get_context("spawn"), min(workers, len(tasks))
         pool = ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),))
         try:
