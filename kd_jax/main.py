@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as schema
 from kd_jax import interrupts, runtime
-from kd_jax.command_line import Parser, any_path, disk_path
+from kd_jax.command_line import Parser, any_path, disk_path, shorten
 from kd_jax.data import synthetic
 from kd_jax.data.source import Source
 from kd_jax.files import DamagedFileError, checked_path, why_not_written
@@ -182,7 +182,7 @@ def mistakes_end(program: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"{program}: {error}")
+        sys.exit(f"{program}: {shorten(str(error))}")
 
 
 def _write_report(workdir: epath.Path) -> str:

@@ -30,6 +30,7 @@ from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
+from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import fingerprint
@@ -70,7 +71,7 @@ class RunFolder:
 
     @functools.cached_property
     def results(self) -> dict:
-        return require_json(self.directory / "results.json", f"{AGAIN} to complete it")
+        return require_run_results(self.directory, f"{AGAIN} to complete it")
 
     @functools.cached_property
     def provenance(self) -> dict:
@@ -270,6 +271,8 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         problems.append(str(error))
     except (KeyError, TypeError, AttributeError) as error:
         notes.append(f"the config in {workdir / 'results.json'} is of another version ({error})")
+    missing = {run_directory(config, workdir, *run) for run in _seeded(config)} - {*folders} if config else set()
+    problems += [f"{folder} is missing; {AGAIN} to complete it" for folder in sorted(missing)]
     configs = []
     for folder in folders:
         try:
@@ -283,6 +286,11 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
     except (ValueError, KeyError, TypeError) as error:
         problems.append(str(error))
     return Experiment(workdir, results, config, source, tuple(problems), tuple(notes))
+
+
+def _seeded(config: ConfigDict) -> list[tuple[str, int]]:
+    """Every run with every seed."""
+    return [(name, seed) for name in config.runs for seed in seeds(config)]
 
 
 def _run_folders(workdir: epath.Path) -> list[epath.Path]:
@@ -325,9 +333,7 @@ def _scores_of_runs(found: Experiment, config: ConfigDict, source: Source) -> di
         return [run_directory(config, found.workdir, name, seed) for name in names]
 
     scores = {
-        name: [
-            require_json(folders([name], seed)[0] / "results.json", f"{AGAIN} to complete it") for seed in seeds(config)
-        ]
+        name: [require_run_results(folders([name], seed)[0], f"{AGAIN} to complete it") for seed in seeds(config)]
         for name in config.runs
     }
     for name, streams in config.fusions.items():
@@ -373,14 +379,13 @@ def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> 
     with interrupts.temporary_folder(prefix="kd_jax_replay_") as folder:
         again = epath.Path(folder)
         experiment.perform(config, again, prepare(config, again))
-        for name in config.runs:
-            for seed in seeds(config):
-                old, new = (run_directory(config, workdir, name, seed) for workdir in (found.workdir, again))
-                params, logits = _differences(old, new)
-                equal = max(params, logits) <= tolerance
-                size = "" if params == logits == 0 else f"; parameters by {params:.3g}, logits by {logits:.3g}"
-                print(f"{name}, seed {seed}: {'equal' if equal else 'different'}{size}")
-                different += [] if equal else [f"{old} differs from its replay; compare the versions in results.json"]
+        for name, seed in _seeded(config):
+            old, new = (run_directory(config, workdir, name, seed) for workdir in (found.workdir, again))
+            params, logits = _differences(old, new)
+            equal = max(params, logits) <= tolerance
+            size = "" if params == logits == 0 else f"; parameters by {params:.3g}, logits by {logits:.3g}"
+            print(f"{name}, seed {seed}: {'equal' if equal else 'different'}{size}")
+            different += [] if equal else [f"{old} differs from its replay; compare the versions in results.json"]
     return different
 
 
@@ -406,8 +411,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.start()
     try:
         found, problems = verify(epath.Path(checked_path(given.workdir)), given.data_dir)
-        if given.replay:
-            problems += replay(found, given.data_dir, given.tolerance)
+        if given.replay and problems:
+            print("note: nothing was trained again, because there are problems")
+        elif given.replay:
+            problems = replay(found, given.data_dir, given.tolerance)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"kd_jax.verify: {error}")
     if problems:

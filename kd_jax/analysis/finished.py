@@ -20,7 +20,7 @@ from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.training import provenance
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.logs import read_log
-from kd_jax.training.run_config import read_run_config
+from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.training.scores import read_predictions
 from kd_jax.types import Outputs
 
@@ -96,7 +96,7 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
 def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> FinishedRun:
     folder = workdir / row.get("chosen", row["run"])
     folder = folder if seed == first_seed else folder / f"seed_{seed}"
-    config, results = read_run_config(folder, _REMEDY), read_json(folder / "results.json", _REMEDY)
+    config, results = read_run_config(folder, _REMEDY), read_run_results(folder, _REMEDY)
     if config is None or results is None:
         raise FileNotFoundError(
             f"the run {folder} is gone or has not finished; run its experiment again to complete it"

@@ -24,8 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from kd_jax.data.checks import short
-from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path, read_json
+from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path
 from kd_jax.models import FILTERS, Detector
 from kd_jax.segments import Grid
 from kd_jax.training.run_config import (
@@ -35,6 +34,7 @@ from kd_jax.training.run_config import (
     describe_variables,
     one_line,
     read_run_config,
+    read_run_results,
 )
 from kd_jax.training.state import TrainState
 
@@ -205,13 +205,13 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     if (config := read_run_config(directory, COPY_AGAIN)) is None:
         remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
         raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
-    if (results := read_json(directory / "results.json", COPY_AGAIN)) is None:
+    if (results := read_run_results(directory, COPY_AGAIN)) is None:
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     if config["filter"] not in FILTERS:
         unknown = f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)})"
         remedy = "add its class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
         raise ValueError(f"{unknown}; {remedy}")
-    model, best = _read_best(directory, config, results.get("best_epoch"))
+    model, best = _read_best(directory, config, results["best_epoch"])
     variables = {"params": best["params"], **best["constants"]}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(leaf).all():
@@ -222,7 +222,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     return TrainedRun(model, variables, config)
 
 
-def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple[Detector, dict]:
+def _read_best(directory: epath.Path, config: Mapping, best_epoch: int) -> tuple[Detector, dict]:
     """The model of a finished run, and the `best` of its latest checkpoint that is not damaged.
 
     It must be of the epoch that results.json names. All checkpoints have arrays of the same shapes.
@@ -240,8 +240,7 @@ def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple
             if reasons:
                 logging.warning("%s; that of epoch %s has the same best epoch and is read", reasons[0], folder.name)
             return model, best
-        named = f"in results.json it is {short(best_epoch)}"
-        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, {named}")
+        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, in results.json {best_epoch}")
     raise _unreadable(directory, reasons[0])
 
 

@@ -1,15 +1,15 @@
-"""config.json of a run: what was trained, and how its model is built.
+"""config.json and results.json of a run: what was trained, how its model is built, and its scores.
 
     config = read_run_config(Path("workdir/demo/flow_teacher"), "copy all of the run again")
     model = build_model(config)
 
-The file may come from elsewhere, so every field that is read later is checked here.
+The files may come from elsewhere, so every field that is read later is checked here.
 """
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +47,18 @@ def _is_extraction(value: Any) -> bool:
     return isinstance(value, Mapping) and value.keys() >= {"dtype", "sampling", "sampled_fps"}
 
 
+def _are_scores(value: Any) -> bool:
+    """Whether scores are what `scoring.as_results` returns."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("per_class"), Mapping):
+        return False
+    tables = [{key: score for key, score in value.items() if key != "per_class"}, *value["per_class"].values()]
+    return all(isinstance(table, Mapping) and table and all(map(_is_percentage, table.values())) for table in tables)
+
+
+def _is_percentage(value: Any) -> bool:
+    return value is None or (_is_number(value) and 0 <= value <= 100)
+
+
 def _is_sampling(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_is_number(part) or _is_text(part) for part in value.values())
 
@@ -71,6 +83,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("fields and their values", lambda value: isinstance(value, Mapping), "model"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "dataset? training? options? teachers?"),
 )
+_RESULTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("a whole number from 0 to 2147483647", lambda value: value == 0 or _is_count(value), "best_epoch"),
+    ("fields and their values", lambda value: isinstance(value, Mapping), "scoring?"),
+    ("a list of different texts", _are_classes, "scoring.protocols?"),
+    ("a text", lambda value: isinstance(value, str), "scoring.proposals? scoring.convention?"),
+    ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, "scoring.threshold?"),
+    ("percentages or null, by measure and per_class", _are_scores, "validation? test?"),
+)
 COPY_AGAIN = "copy all of the run again, or train it anew"  # the remedy for a run that is only read
 _MODEL = {field.name for field in dataclasses.fields(Detector)} - {"filter", "entry", "parent", "name"}
 
@@ -82,21 +102,45 @@ def read_run_config(directory: epath.Path, remedy: str) -> dict | None:
     """
     path = directory / "config.json"
     config = read_json(path, remedy)
-    if config is not None and (problem := _find_problem(config)):
+    if config is not None and (problem := _find_wrong_field(config, _RULES) or _find_contradiction(config)):
         raise DamagedFileError(f"{path}: {problem}; {remedy}")
     return config
 
 
-def _find_problem(config: Mapping) -> str | None:
-    """What is wrong with the content of a config.json; None if nothing is."""
-    for must_be, holds, fields in _RULES:
+def read_run_results(directory: epath.Path, remedy: str) -> dict | None:
+    """Reads the results.json of a run; returns None without one, as in a run that has not finished.
+
+    Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is missing or out of range.
+    """
+    path = directory / "results.json"
+    results = read_json(path, remedy)
+    if results is not None and (problem := _find_wrong_field(results, _RESULTS)):
+        raise DamagedFileError(f"{path}: {problem}; {remedy}")
+    return results
+
+
+def require_run_results(directory: epath.Path, remedy: str) -> dict:
+    """Reads the results.json of a run as above; raises DamagedFileError if it does not exist, too."""
+    if (results := read_run_results(directory, remedy)) is None:
+        raise DamagedFileError(f"{directory / 'results.json'} is missing; {remedy}")
+    return results
+
+
+def _find_wrong_field(content: Mapping, rules: Sequence[tuple[str, Callable[[Any], bool], str]]) -> str | None:
+    """What is wrong with a field of a file; None if nothing is."""
+    for must_be, holds, fields in rules:
         for field in fields.split():
             name = field.removesuffix("?")
-            value = functools.reduce(_get, name.split("."), config)
+            value = functools.reduce(_get, name.split("."), content)
             if value is None and name == field:
                 return f"the field {name} is missing"
             if value is not None and not holds(value):
                 return f"{name} is {short(value)}, but must be {must_be}"
+    return None
+
+
+def _find_contradiction(config: Mapping) -> str | None:
+    """What does not fit together in the content of a config.json; None if nothing."""
     if unknown := config["model"].keys() - _MODEL:
         return f"model.{min(unknown)} is unknown; it has {', '.join(sorted(_MODEL))}"
     found, expected = config["model"]["num_outputs"], TASKS[config["head"]].num_outputs(len(config["classes"]))
