@@ -32,7 +32,7 @@ from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
 from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
-from kd_jax.training.table import markdown, tabulate
+from kd_jax.training.table import markdown, read_table, tabulate
 from kd_jax.training.teachers import fingerprint
 
 OK, BAD, UNKNOWN = "ok", "BAD", "–"
@@ -258,11 +258,13 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         )
     results, config, source, problems, notes = None, None, None, [], []
     try:
-        read_json(workdir / clock.FILE, "delete it; only the times of earlier starts are lost")
+        clock.read_starts(workdir, "delete it; only the times of earlier starts are lost")
     except DamagedFileError as error:
         problems.append(str(error))
     try:
-        results = require_json(workdir / "results.json", f"{AGAIN}, which writes it")
+        results = read_table(workdir, f"{AGAIN}, which writes it")
+        if results is None:
+            raise DamagedFileError(f"{workdir / 'results.json'} is missing, or none of an experiment; {AGAIN}")
         if "config" in results:
             config = schema.from_json(results["config"])
         if not _has_table(results):

@@ -15,13 +15,14 @@ from etils import epath
 
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import Source, open_source
-from kd_jax.files import DamagedFileError, read_json
+from kd_jax.files import DamagedFileError
 from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.training import provenance
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.logs import read_log
 from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.training.scores import read_predictions
+from kd_jax.training.table import read_table
 from kd_jax.types import Outputs
 
 _REMEDY = "run its experiment again, which repairs it or reports what it needs"
@@ -80,8 +81,8 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
     not those that the experiment was trained on.
     """
     workdir = epath.Path(workdir)
-    results = read_json(workdir / "results.json", _REMEDY)
-    if results is None or "rows" not in results:
+    results = read_table(workdir, _REMEDY)
+    if results is None:
         remedy = "run its experiment to the end, or give another workdir, e.g. workdir/demo"
         raise FileNotFoundError(f"{workdir} holds no finished experiment (without its results.json); {remedy}")
     runs = {
