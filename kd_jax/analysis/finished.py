@@ -126,14 +126,14 @@ def open_videos(
 
     Raises FileNotFoundError if the records cannot be read, and ValueError if they are others.
     """
-    dataset = dict(configs[0]["dataset"])
-    fingerprint, data_dir = dataset.pop("fingerprint"), data_dir or results.get("data_dir", "")
+    dataset = dict(configs[0].get("dataset", {}))
+    fingerprint, data_dir = dataset.pop("fingerprint", ""), data_dir or results.get("data_dir", "")
     modalities = sorted({config["modality"] for config in configs})
     try:
         fallback = results["dataset"] == "synthetic"  # a smoke variant that ran without records
         options = {"modalities": modalities, "synthetic_fallback": fallback, "streamed": streamed}
         source = open_source(data_dir=data_dir, **options, **dataset)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:  # a field of the config is missing or unknown
         remedy = "name the folder of the records with --data_dir=DIR"
         raise FileNotFoundError(f"the videos of {workdir} cannot be read ({error}); {remedy}") from None
     if source.fingerprint != fingerprint:

@@ -21,6 +21,14 @@ from kd_jax.training.fields import Rule, are_scores, find_wrong_field, is_count,
 from kd_jax.training.terms import TASKS
 
 
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+def _is_whole(value: Any) -> bool:
+    return value == 0 or is_count(value)
+
+
 def _are_classes(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_text, value)) and len({*value}) == len(value)
 
@@ -42,7 +50,6 @@ _RULES: tuple[Rule, ...] = (
     ("a finite number above 0", is_positive, "seconds_per_snippet"),
     ("a finite number above 0", is_positive, "extraction.seconds_per_snippet? extraction.sampled_fps?"),
     ("a finite number", is_number, "first_snippet? label_at?"),
-    ("at least 0 and below 1", lambda value: is_number(value) and 0 <= value < 1, "model.dropout?"),
     ("float32 or bfloat16", lambda value: value in ("float32", "bfloat16"), "model.dtype"),
     ("true or false", lambda value: isinstance(value, bool), "model.standardize?"),
     (" or ".join(STORED), lambda value: value in STORED, "features_dtype?"),
@@ -50,10 +57,13 @@ _RULES: tuple[Rule, ...] = (
     ("a text", is_text, "extraction.dtype? extraction.weights_sha256?"),
     ("numbers and texts by name", _is_sampling, "extraction.sampling?"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "model"),
+    ("a text", lambda value: isinstance(value, str), "dataset.name? dataset.fingerprint? dataset.validation_groups?"),
+    ("a whole number from 0 to 2147483647", _is_whole, "dataset.max_videos?"),
+    ("at least 0 and below 1", _is_share, "model.dropout? dataset.validation_fraction?"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "dataset? training? options? teachers?"),
 )
 _RESULTS: tuple[Rule, ...] = (
-    ("a whole number from 0 to 2147483647", lambda value: value == 0 or is_count(value), "best_epoch"),
+    ("a whole number from 0 to 2147483647", _is_whole, "best_epoch"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "scoring?"),
     ("a list of different texts", _are_classes, "scoring.protocols?"),
     ("a text", lambda value: isinstance(value, str), "scoring.proposals? scoring.convention?"),
