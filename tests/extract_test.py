@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -484,6 +485,14 @@ def _count(start, stop, end):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_a_reader_ends_without_a_word_when_its_consumer_has_ended(monkeypatch):
+    monkeypatch.setattr(prefetch.execution, "end_with_parent", lambda parent: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send((0, 3, ""))
+    ours.close()
+    prefetch._serve(_count, theirs, os.getppid())
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_each_item_gives_its_messages_in_order_and_a_failure_affects_no_other(workers):
     items = [(0, 3, ""), (10, 12, "error"), (20, 22, "death" if workers else ""), (30, 35, ""), (40, 40, "")]
@@ -529,8 +538,9 @@ def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_drawing_starts_again(tmp_path):
-    (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
-    (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
+    left = tmp_path / f".figures.unfinished-{socket.gethostname()}-99999999" / "videos"
+    left.mkdir(parents=True)
+    (left / ".half.mp4").touch()
     run_process("data_prep.stickfigures", f"--output={tmp_path / 'figures'}", "--train=1", "--test=1", "--seconds=4")
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
     names = {str(path.relative_to(tmp_path / "figures")) for path in (tmp_path / "figures").rglob("*.*")}

@@ -26,7 +26,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return value == 0 or is_count(value)
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _are_classes(value: Any) -> bool:
