@@ -25,7 +25,7 @@ from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
-from kd_jax.files import DamagedFileError, checked_path, read_json, require_json
+from kd_jax.files import DamagedFileError, checked_path, require_json
 from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
@@ -76,7 +76,7 @@ class RunFolder:
     @functools.cached_property
     def provenance(self) -> dict:
         """What `provenance.finish` wrote; {} for a run of an older version."""
-        return read_json(self.directory / provenance.FILE, "delete it; only the history of the run is lost") or {}
+        return provenance.read(self.directory, "delete it; only the history of the run is lost")
 
     def check_written(self, name: str, remedy: str) -> None:
         """Raises DamagedFileError if a file is missing or not what the run wrote."""
@@ -368,10 +368,10 @@ def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> 
     """
     if found.results is None or found.config is None:
         raise ValueError(f"{found.workdir} does not hold the config of its experiment; {AGAIN}, which stores it")
-    config, environment, now = found.config, found.results["environment"], runtime.environment()
+    config, environment, now = found.config, found.results.get("environment", {}), runtime.environment()
     if data_dir:
         config.dataset.data_dir = data_dir
-    on_cpu = all(devices["devices"].endswith(" cpu") for devices in (environment, now))
+    on_cpu = all(devices.get("devices", "").endswith(" cpu") for devices in (environment, now))
     tolerance = tolerance if tolerance is not None else 0.0 if on_cpu else TOLERANCE
     if others := [
         f"{name} {environment.get(name)}, now {now[name]}" for name in now if now[name] != environment.get(name)

@@ -167,9 +167,7 @@ def test_an_absurd_value_is_named_with_its_file(workdir):
                 READERS[file](workdir)
     found = problems_of(workdir)
     assert all(f"{workdir / file}: " in found for file in WRONG if file != "flow/config.json")
-    with pytest.raises(
-        DamagedFileError, match="rgb/results.json: the field best_epoch is missing; copy all of"
-    ):
+    with pytest.raises(DamagedFileError, match="rgb/results.json: the field best_epoch is missing; copy all of"):
         kd_jax.load(workdir / "rgb")
     with pytest.raises(DamagedFileError, match=r'work/results\.json: time\.lost is "a", but must be a number; run its'):
         open_experiment(workdir)

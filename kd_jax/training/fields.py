@@ -12,7 +12,8 @@ from typing import Any
 from kd_jax.data.checks import short
 
 # (description, condition, fields). A field that ends in ? may be missing or null; a dot is between section and field.
-Rule = tuple[str, Callable[[Any], bool], str]
+Condition = Callable[[Any], bool]
+Rule = tuple[str, Condition, str]
 
 
 def find_wrong_field(content: Mapping, rules: Sequence[Rule]) -> str | None:
@@ -46,6 +47,14 @@ def is_positive(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value < 2**31
+
+
+def is_list_of(holds: Condition) -> Condition:
+    return lambda value: isinstance(value, list) and all(map(holds, value))
+
+
+def are_named(holds: Condition) -> Condition:
+    return lambda value: isinstance(value, Mapping) and all(map(holds, value.values()))
 
 
 def are_scores(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Scores of runs and fusions → the table of results, as JSON and as Markdown."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,17 @@ from kd_jax.evaluation.protocols import PROTOCOLS
 from kd_jax.files import DamagedFileError, read_json
 from kd_jax.training.clock import describe_time
 from kd_jax.training.diagnosis import diagnose
-from kd_jax.training.fields import Rule, are_scores, find_wrong_field, is_number, is_percentage, is_text
+from kd_jax.training.fields import (
+    Condition,
+    Rule,
+    are_named,
+    are_scores,
+    find_wrong_field,
+    is_list_of,
+    is_number,
+    is_percentage,
+    is_text,
+)
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
 from kd_jax.training.scores import scoring_of
@@ -22,16 +32,8 @@ from kd_jax.training.scores import scoring_of
 _GAINS = "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval excludes 0."
 
 
-def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(holds, value))
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(map(is_number, value.values()))
 
 
 def _is_fields(value: Any) -> bool:
@@ -39,34 +41,39 @@ def _is_fields(value: Any) -> bool:
 
 
 _RULES: tuple[Rule, ...] = (
-    ("a list of whole numbers", lambda value: bool(value) and _list_of(lambda seed: type(seed) is int)(value), "seeds"),
-    ("a list of rows", lambda value: bool(value) and _list_of(_is_fields)(value), "rows"),
+    (
+        "a list of whole numbers",
+        lambda value: bool(value) and is_list_of(lambda seed: type(seed) is int)(value),
+        "seeds",
+    ),
+    ("a list of rows", lambda value: bool(value) and is_list_of(_is_fields)(value), "rows"),
     ("a text", _is_text, "dataset gain_of baseline data_dir? reported_for? validation.rule?"),
     ("a number", is_number, "test_videos test_actions? epochs? validation.videos?"),
     ("a number", is_number, "time.productive? time.compiling? time.restarts? time.lost?"),
-    ("a list of texts", _list_of(_is_text), "validation.groups?"),
-    ("fields and their values", _is_fields, "validation? time? environment? config?"),
+    ("a list of texts", is_list_of(_is_text), "validation.groups?"),
+    ("texts by name", are_named(_is_text), "environment?"),
+    ("fields and their values", _is_fields, "validation? time? config?"),
 )
 
 
 def _rules_of_rows(seeds: int) -> tuple[Rule, ...]:
     """What the fields of a row must be, which has a value for each seed."""
 
-    def per_seed(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-        return lambda value: _list_of(holds)(value) and len(value) in (0, seeds)
+    def per_seed(holds: Condition) -> Condition:
+        return lambda value: is_list_of(holds)(value) and len(value) in (0, seeds)
 
     def are_columns(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(v is None or per_seed(is_percentage)(v) for v in value.values())
+        return are_named(lambda column: column is None or per_seed(is_percentage)(column))(value)
 
     return (
         ("a text", is_text, "run modality"),
         ("a text", _is_text, "baseline balance? starts_from? chosen? reported?"),
-        ("a list of texts", _list_of(is_text), "teachers members?"),
-        ("numbers by name", _are_numbers, "weights tried?"),
+        ("a list of texts", is_list_of(is_text), "teachers members?"),
+        ("numbers by name", are_named(is_number), "weights tried?"),
         ("percentages of each seed, by column", are_columns, "scores"),
         ("the scores of each seed", per_seed(are_scores), "test"),
         ("a difference for each seed", per_seed(is_number), "gain?"),
-        ("two numbers", lambda value: _list_of(is_number)(value) and len(value) == 2, "gain_interval?"),
+        ("two numbers", lambda value: is_list_of(is_number)(value) and len(value) == 2, "gain_interval?"),
         ("an epoch for each seed", per_seed(is_number), "best_epoch?"),
     )
 
