@@ -148,7 +148,8 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
     with _naming(folder):
         with _quiet(), ocp.StandardCheckpointer() as reader:
             trees = [reader.restore(folder / item, tree) for item, tree in like.items()]
-        saved = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checksums) if checksums.exists() else None
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json_reader:
+            saved = json_reader.restore(checksums) if checksums.exists() else None
         if saved is not None and saved["epoch"] != int(folder.name):
             raise ValueError(f"it is that of epoch {saved['epoch']}")
         for item, tree in zip(like, trees, strict=True):
@@ -283,8 +284,8 @@ def _stored_arrays(folder: epath.Path, item: str) -> dict:
     Raises DamagedCheckpointError if they cannot be read, or state far larger arrays than the files can hold.
     """
     with _naming(folder):
-        with _quiet():
-            found = ocp.handlers.StandardCheckpointHandler().metadata(folder / item).tree
+        with _quiet(), contextlib.closing(ocp.handlers.StandardCheckpointHandler()) as handler:
+            found = handler.metadata(folder / item).tree
         arrays = _without_memory(dict(found))
         _check_stored(arrays, folder / item)
     return arrays
