@@ -91,7 +91,7 @@ WRONG_TURNS = {
     ),
     "more digits": (
         ["--config=configs/demo.py", "--config.training.batch_size=" + "7" * 5000],
-        "--config.training.batch_size=77777777777…77777777777777777777: expected an integer",
+        "--config.training.batch_size=77777777777…7777777777777777777: expected an integer",
     ),
     "digits of an option": (
         ["--config=configs/demo.py", "--processes=" + "7" * 5000],
