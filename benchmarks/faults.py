@@ -46,7 +46,7 @@ CONFIG = ("--config=tests/teacher_and_student.py", "--config.dataset.name=custom
 CONFIG += ("--config.training.checkpoint_every=2", "--config.dataset.synthetic_fallback=False")
 END, STOP = 400, 25  # seconds: for a whole command, and after SIGTERM or SIGINT
 EARLIEST = 0.2  # seconds after which Python has started and runs code of kd_jax
-STOPPED = {"KILL": (-9,), "TERM": (143, -15), "INT": (130, 1)}  # exit codes; a shell shows -15 as 143
+STOPPED = {"KILL": -9, "TERM": 143, "INT": 130}  # exit codes
 PARTS = ("config.json", "checkpoints", "metrics.jsonl", "predictions", "results", "figures", "report.html")
 LOG = "metrics.jsonl"
 UNREAD = ("figures", "report.html")  # files of a workdir that no command reads
@@ -267,7 +267,7 @@ def check_stop(ended: Ended, name: str) -> None:
     """Raises Lost unless a command was stopped by a signal as promised, or had finished before."""
     check_output(ended)
     last = last_line(ended)
-    if ended.code not in (0, *STOPPED[name]):
+    if ended.code not in (0, STOPPED[name]):
         raise Lost(f"SIG{name}: exit {ended.code}, {last}")
     if name != "KILL" and (ended.stopping or 0) > STOP:
         raise Lost(f"SIG{name}: ended after {ended.stopping:.0f} s, {last}")

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -304,7 +303,7 @@ def _beam(options: Options) -> Iterator[execution.Beam | None]:
     if not options.runner:
         yield None
         return
-    with scratch(Path(options.output)) if options.output else tempfile.TemporaryDirectory() as folder:
+    with scratch(Path(options.output)) if options.output else interrupts.temporary_folder() as folder:
         yield execution.Beam(options.runner, tuple(options.beam_options), Path(folder))
 
 
@@ -525,8 +524,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         reason = why_not_written(error, options.output or "") or error
         sys.exit(f"data_prep.build: {options.output} cannot be written ({reason}); choose another --output")
-    except KeyboardInterrupt:
-        sys.exit("\ndata_prep.build: stopped; nothing was written")
     print(describe_report(report))
     written = f"Records are in {options.output}; {Path(options.output or '') / records.REPORT_FILE} lists every case"
     print("There is no problem. Nothing was written (--check)." if options.check else written)

@@ -22,6 +22,7 @@ from data_prep import encoder_weights, tensorflow_checkpoint
 from kd_jax import interrupts
 from kd_jax.command_line import Parser, disk_path
 from kd_jax.data import base, checks, records
+from kd_jax.data.staging import staged
 from kd_jax.files import read_arrays, sha256, write_json
 from kd_jax.models import Detector
 from kd_jax.training.checkpoints import Checkpoints, new_best
@@ -263,11 +264,11 @@ def write_run(output: Path, state: Mapping[str, np.ndarray], info: base.Info, mo
     fresh = create_train_state(model, Optimization().make(), jax.random.key(0), size)
     params = jax.tree.map(lambda new, old: old.astype(new.dtype), fresh.params, params)
     trained = dataclasses.replace(fresh, params=params)
-    output.mkdir(parents=True)
-    write_json(output / "config.json", _run_config(output.name, model, size, info, modality, source))
-    with Checkpoints(output, after_epoch=0) as keeper:
-        keeper.save(0, trained, new_best(trained.params, trained.constants))
-    write_json(output / "results.json", {"best_epoch": 0})
+    with staged(output, marker="config.json", overwrite=False) as folder:
+        write_json(folder / "config.json", _run_config(output.name, model, size, info, modality, source))
+        with Checkpoints(folder, after_epoch=0) as keeper:
+            keeper.save(0, trained, new_best(trained.params, trained.constants))
+        write_json(folder / "results.json", {"best_epoch": 0})
 
 
 def _run_config(name: str, model: Detector, size: int, info: base.Info, modality: str, source: str) -> dict:

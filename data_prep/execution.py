@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from kd_jax import interrupts
 from kd_jax.files import write_atomically
+
+UNTRACKED = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def run(function: Callable, tasks: Sequence[tuple], *, workers: int = 1, beam: B
         for index, task in enumerate(tasks):
             yield index, function(*task)
     else:
+        sys.warnoptions.append(UNTRACKED)  # of the process that deletes the semaphores of the pool after a signal
         context, workers = get_context("spawn"), min(workers, len(tasks))
         pool = ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),))
         try:
@@ -93,7 +97,7 @@ def _run_beam(function: Callable, tasks: Sequence[tuple], beam: Beam) -> Iterato
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ValueError("--runner needs Apache Beam: pip install 'kd_jax[beam]'") from None
-    with tempfile.TemporaryDirectory(dir=beam.scratch) as folder:
+    with interrupts.temporary_folder(dir=beam.scratch) as folder:
         options = PipelineOptions([f"--runner={beam.runner}", *beam.options])
         if unknown := options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             raise ValueError(f"--beam_options: Apache Beam knows no option {', '.join(sorted(unknown))}")

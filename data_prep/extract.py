@@ -17,9 +17,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import io
-import signal
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -363,10 +361,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 broken = extract_features(output, settings, left, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"data_prep.extract: {error}")
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not disturb the end
-        print("\ndata_prep.extract: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     done, before = len(left) - len(broken), len(files) - len(left) - len(others)
     finished = f", {before} {'was' if before == 1 else 'were'} finished before" if before else ""
     print(f"{output}: features of {done} file{'s'[: done != 1]}{finished}")
@@ -381,7 +375,7 @@ def _run_pipeline(
     weights = settings.weights and settings.weights.absolute()
     where = (str(output.absolute()), dataclasses.replace(settings, weights=weights))
     tasks = [(*where, video, str(path.absolute()), given.batch_size) for video, path in left]
-    with tempfile.TemporaryDirectory(dir=output, prefix=".beam_") as scratch:
+    with interrupts.temporary_folder(dir=output, prefix=".beam_") as scratch:
         beam = execution.Beam(given.runner, tuple(given.beam_options or ()), Path(scratch))
         reasons = dict(execution.run(extract_one, tasks, beam=beam)) if tasks else {}
     return {left[index][0]: reason for index, reason in reasons.items() if reason}

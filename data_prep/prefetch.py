@@ -5,6 +5,7 @@
 If a process dies, for example because a file breaks a decoder, only its own item fails.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection, get_context
@@ -83,13 +84,10 @@ def _receive(ours: connection.Connection, process) -> tuple[Any, bool]:
 
 def _serve(function: Callable, theirs: connection.Connection, parent: int) -> None:
     execution.end_with_parent(parent)
-    while True:
-        try:
-            item = theirs.recv()
-        except EOFError:
-            return
-        for message in _guarded(function, item):
-            theirs.send(message)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
+        while True:
+            for message in _guarded(function, theirs.recv()):
+                theirs.send(message)
 
 
 def _guarded(function: Callable, item: tuple) -> Iterator[Any]:

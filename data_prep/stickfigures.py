@@ -8,7 +8,6 @@ order, for example sit down and stand up. The command needs `pip install -e .[vi
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,13 @@ from tqdm import tqdm
 from data_prep import execution
 from kd_jax import interrupts
 from kd_jax.command_line import Parser, at_least, between, disk_path
+from kd_jax.data.staging import staged
 from kd_jax.files import write_atomically
 from kd_jax.runtime import num_processors
 from kd_jax.video.encoders import AGCN, I3D
 from kd_jax.video.encoders.weights import random_variables, write_weights
 
+ANNOTATIONS = "annotations.json"
 WIDTH, HEIGHT, FPS = 128, 96, 15
 SIZE, SHORTER_SIDE = 80, 96  # square that the small I3D reads, and shorter side of the frame
 PERSONS, ROOMS = 5, 4  # numbers of sets of clothes and of backgrounds
@@ -256,6 +257,22 @@ def write_encoders(folder: Path, seed: int) -> None:
         write_weights(folder / f"{modality}.npz", model, variables, modality=modality, **facts)
 
 
+def write_all(folder: Path, train: int, test: int, seconds: float, seed: int) -> dict[str, dict]:
+    """Writes videos, skeletons, encoders, names of classes and annotations; returns the annotations."""
+    for name in ("videos", "skeletons", "weights"):
+        (folder / name).mkdir()
+    names = [f"figure_{index:03d}" for index in range(train + test)]
+    tasks = [(str(folder), name, 1000 * seed + 10 * i, seconds) for i, name in enumerate(names)]
+    annotations: dict[str, dict] = {name: {} for name in names}  # in order
+    drawn = execution.run(write_one, tasks, workers=num_processors())
+    for index, facts in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
+        annotations[names[index]] = {"subset": "training" if index < train else "testing", **facts}
+    write_encoders(folder / "weights", seed)
+    write_atomically(folder / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
+    write_atomically(folder / ANNOTATIONS, (json.dumps(annotations, indent=2) + "\n").encode())
+    return annotations
+
+
 def parser() -> Parser:
     """Returns the parser of the command line."""
     options = Parser("data_prep.stickfigures", "Draw videos of stick figures with skeletons and annotations.")
@@ -273,21 +290,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(given.output)
     if output.exists():
         sys.exit(f"data_prep.stickfigures: {output} exists; choose another --output, or delete it")
-    unfinished = output.with_name(f".{output.name}.part")  # gets its name when it is complete
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    for name in ("videos", "skeletons", "weights"):
-        (unfinished / name).mkdir(parents=True)
-    names = [f"figure_{index:03d}" for index in range(given.train + given.test)]
-    tasks = [(str(unfinished), name, 1000 * given.seed + 10 * i, given.seconds) for i, name in enumerate(names)]
-    annotations: dict[str, dict] = {name: {} for name in names}  # in order
-    drawn = execution.run(write_one, tasks, workers=num_processors())
-    for index, facts in tqdm(drawn, "drawing", len(tasks), unit="video", disable=None, leave=False):
-        annotations[names[index]] = {"subset": "training" if index < given.train else "testing", **facts}
-    write_encoders(unfinished / "weights", given.seed)
-    write_atomically(unfinished / "classes.txt", ("\n".join(CLASSES) + "\n").encode())
-    write_atomically(unfinished / "annotations.json", (json.dumps(annotations, indent=2) + "\n").encode())
-    unfinished.rename(output)
+    try:
+        with staged(output, marker=ANNOTATIONS, overwrite=False) as folder:
+            annotations = write_all(folder, given.train, given.test, given.seconds, given.seed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"data_prep.stickfigures: {error}")
     count = sum(len(entry["actions"]) for entry in annotations.values())
     print(f"{output}: {len(annotations)} videos, {count} actions of {len(CLASSES)} classes")
 

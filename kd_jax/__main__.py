@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
         print("\n".join(f"  {name:<20} {line}" for name, (_, line) in COMMANDS.items()))
     elif command in COMMANDS:
-        interrupts.end_at_once(name := f"kd-jax {command}")
-        interrupts.run(name, importlib.import_module(COMMANDS[command][0]).main, arguments)
+        interrupts.end_at_once(f"kd-jax {command}")
+        importlib.import_module(COMMANDS[command][0]).main(arguments)
     else:
         sys.exit(f"kd-jax: unknown command {command!r}; choose one of {', '.join(COMMANDS)}")
 

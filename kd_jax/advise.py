@@ -10,8 +10,6 @@ seeds are trained. Validation videos choose the weights, test videos show the ga
 import argparse
 import contextlib
 import shlex
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,14 +19,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as schema
-from kd_jax import interrupts, runtime
+from kd_jax import interrupts
 from kd_jax.command_line import Parser, any_path, disk_path, positive
 from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.files import write_atomically
-from kd_jax.main import fail, lock_workdir, name_of, read_config, read_options, stop_on_interrupt
+from kd_jax.main import begin, fail, lock_workdir, mistakes_end, name_of, read_options
 from kd_jax.training import experiment
 from kd_jax.training.clock import Clock
-from kd_jax.training.plan import check_config, open_workdir, prepare
+from kd_jax.training.plan import prepare
 from kd_jax.training.session import Session
 from kd_jax.training.table import markdown
 from kd_jax.training.teachers import given_folders, given_run
@@ -173,10 +171,8 @@ def _limits(results: Mapping, epochs: int, minutes: float, *, unsure: bool = Tru
 
 def _perform(config: ConfigDict, workdir: epath.Path, session: Session, resume: bool) -> dict:
     """Trains an experiment and returns its results; a mistake in it ends the program before."""
-    try:
+    with mistakes_end("kd_jax.advise"):
         source = prepare(config, workdir, resume)
-    except (ValueError, OSError) as error:
-        sys.exit(f"kd_jax.advise: {error}")
     session.clock = Clock()  # each workdir has its own record of time
     return experiment.perform(config, workdir, source, session=session, resume=resume)
 
@@ -210,21 +206,12 @@ def _advise(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
-    imports = time.process_time()  # counts from the launch
     given, overrides = read_options(parser(), argv)
-    stop_on_interrupt("kd_jax.advise")
-    session = Session(launch=imports)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(session.listening())
-        try:
-            config = read_config(given.config, overrides)
-            runtime.start()
-            check_config(config)
+        with mistakes_end("kd_jax.advise"):
+            config, session = begin("kd_jax.advise", given.config, overrides, stack)
             trial = make_trial(config, given.config)
-            workdir = open_workdir(given.workdir or f"workdir/{name_of(given.config)}_advice")
-            lock_workdir(workdir, session, stack)
-        except (ValueError, OSError) as error:
-            sys.exit(f"kd_jax.advise: {error}")
+            workdir = lock_workdir(given.workdir or f"workdir/{name_of(given.config)}_advice", session, stack)
         command = ["kd-jax", "train", f"--config={given.config}", *(f"--config.{field}" for field in overrides)]
         commands = {name: shlex.join([*command, *options]) for name, options in trial.options.items()}
         try:

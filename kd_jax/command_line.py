@@ -10,11 +10,14 @@ import argparse
 import contextlib
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kd_jax.files import checked_path, is_address
+
+LONGEST_WORD = 500  # characters of a word that a message shows whole; a path may have so many
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -33,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"{self.prog}: {message.removeprefix('argument ')}")
+        sys.exit(f"{self.prog}: {shorten(message.removeprefix('argument '))}")
 
     def parse_args(self, args=None, namespace=None):
         given, unknown = self.parse_known_args(args, namespace)
@@ -47,6 +50,11 @@ class Parser(argparse.ArgumentParser):
             closest = difflib.get_close_matches(unknown[0].partition("=")[0], options, 1)
             remedy = f"did you mean {closest[0]}?" if closest else "options are written --NAME=VALUE, see --help"
             self.error(f"unexpected argument {unknown[0]!r}; {remedy}")
+
+
+def shorten(message: str) -> str:
+    """Returns a message with the first and last letters of words that would fill the screen, such as huge numbers."""
+    return re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:40]}…{word[0][-20:]}", message)
 
 
 def any_path(text: str) -> str:

@@ -1,35 +1,65 @@
-"""Ctrl-C (SIGINT) in a command: one sentence and exit code 130, from the first import on.
+"""Ctrl-C (SIGINT) and SIGTERM in a command: one sentence and exit code 130 or 143, from the first import on.
 
-    end_at_once("kd-jax")                 # before the imports of a command, which take seconds
-    from kd_jax.predict import main
-    run("kd_jax.predict", main)
+    end_at_once("kd-jax predict")         # before the imports of a command, which take seconds
+    run("kd_jax.predict", main)           # after them
+    with temporary_folder() as folder:    # is deleted when a signal ends the program, too
 
-An exception within an import can be swallowed, or crash a library that is half imported, so the program ends without
-one until `run`. Within `run` it is a KeyboardInterrupt, so that temporary folders are deleted.
+No exception is raised: it can be swallowed, or crash a library that is half imported or waits for other threads.
 """
 
+import contextlib
+import functools
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+AGAIN = "run the same command again"
+_HOW = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+_cleanups: list[Callable[[], object]] = []  # of the program, like those of `atexit`, which a signal would not run
 
-def end_at_once(name: str) -> None:
-    """Has SIGINT end the program at once, unless the caller ignores it, as a shell does for a background job."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: _end(name))
+
+def end_at_once(name: str, remedy: str = AGAIN) -> None:
+    """Has both signals end the program at once, with a sentence that begins with `name`.
+
+    A signal that the caller ignores, as a shell does for a background job, stays ignored.
+    """
+    for number in _HOW:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: end(name, number, remedy))
 
 
 def run(name: str, main: Callable[..., None], *arguments) -> None:
-    """Calls `main(*arguments)`; SIGINT ends the program with a sentence that begins with `name`."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Calls `main(*arguments)`, which both signals end with a sentence that begins with `name`."""
+    end_at_once(name)
+    main(*arguments)
+
+
+@contextlib.contextmanager
+def cleaned(function: Callable[[], object]) -> Iterator[None]:
+    """Calls a function at the end of the block, or when a signal ends the program within it."""
+    _cleanups.append(function)
     try:
-        main(*arguments)
-    except KeyboardInterrupt:
-        _end(name)
+        yield
+    finally:
+        function()
+        _cleanups.remove(function)
 
 
-def _end(name: str) -> NoReturn:
-    os.write(2, f"\n{name}: interrupted\n".encode())
-    os._exit(128 + signal.SIGINT)  # libraries may crash or hang at the normal end
+@contextlib.contextmanager
+def temporary_folder(**options) -> Iterator[str]:
+    """Yields a new folder that is deleted like `cleaned`; `options` are those of `tempfile.mkdtemp`."""
+    folder = tempfile.mkdtemp(**options)
+    with cleaned(functools.partial(shutil.rmtree, folder, ignore_errors=True)):
+        yield folder
+
+
+def end(name: str, number: int, remedy: str) -> NoReturn:
+    """Ends the program as this signal does."""
+    for function in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            function()
+    os.write(2, f"\n{name}: {_HOW[signal.Signals(number)]}; {remedy}\n".encode())
+    os._exit(128 + number)  # libraries may crash or hang at the normal end

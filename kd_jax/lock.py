@@ -24,6 +24,7 @@ from typing import Protocol
 from absl import logging
 
 from kd_jax.files import REMEDY, write_atomically
+from kd_jax.interrupts import cleaned
 
 RENEWED, EXPIRED = 20.0, 70.0  # seconds between renewals of a lease, and without one until it is taken over
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
@@ -48,10 +49,8 @@ def held(folder: Path, path: Path | None = None) -> Iterator[Lock]:
       path: the file of the lock, `folder/.lock` by default.
     """
     lock = _lock(folder, path or folder / ".lock")
-    try:
+    with cleaned(lock.release):
         yield lock
-    finally:
-        lock.release()
 
 
 def _lock(folder: Path, path: Path) -> Lock:

@@ -10,11 +10,10 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +23,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as schema
 from kd_jax import interrupts, runtime
-from kd_jax.command_line import Parser, any_path, disk_path
+from kd_jax.command_line import Parser, any_path, disk_path, shorten
 from kd_jax.data import synthetic
 from kd_jax.data.source import Source
 from kd_jax.files import DamagedFileError, checked_path, why_not_written
@@ -108,17 +107,6 @@ def name_of(file: str) -> str:
     return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 
-def stop_on_interrupt(program: str) -> None:
-    """Makes Ctrl-C end the program at once, because an exception within JAX or orbax can crash or hang it."""
-
-    def stop(*_):
-        os.write(2, f"\n{program}: interrupted; the same command continues from the last checkpoint\n".encode())
-        os._exit(128 + signal.SIGINT)
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for a background job
-        signal.signal(signal.SIGINT, stop)
-
-
 def fail(
     error: Exception, workdir: epath.Path, session: Session, in_job: bool = False, program: str = "kd_jax.main"
 ) -> NoReturn:
@@ -150,9 +138,34 @@ def fail(
     raise error
 
 
-def lock_workdir(workdir: epath.Path, session: Session, stack: contextlib.ExitStack) -> None:
-    """Locks the workdir until the stack is closed; raises OSError in every process of the job if it is in use."""
-    message = ""
+def begin(
+    program: str, file: str, overrides: Sequence[str], stack: contextlib.ExitStack, job: Sequence = ()
+) -> tuple[ConfigDict, Session]:
+    """Reads the config and starts JAX; signals are handled until the stack is closed.
+
+    Args:
+      program: its name, for messages.
+      file, overrides: the config, as in `read_config`.
+      stack: of the program.
+      job: arguments of `runtime.start`.
+
+    Raises ValueError or OSError, one sentence.
+    """
+    session = Session(program, launch=time.process_time())  # counts from the launch, so it includes the imports
+    interrupts.end_at_once(program, "the same command continues from the last checkpoint")
+    stack.enter_context(session.listening())
+    config = read_config(file, overrides)
+    runtime.start(*job, precision=config.model.dtype)
+    check_config(config)
+    return config, session
+
+
+def lock_workdir(folder: str, session: Session, stack: contextlib.ExitStack) -> epath.Path:
+    """Makes the workdir and locks it until the stack is closed.
+
+    Raises ValueError or OSError, one sentence; in every process of the job if the workdir is in use.
+    """
+    workdir, message = open_workdir(folder), ""
     if runtime.is_first():
         try:
             session.lock = stack.enter_context(held(workdir))
@@ -160,6 +173,16 @@ def lock_workdir(workdir: epath.Path, session: Session, stack: contextlib.ExitSt
             message = str(error)
     if runtime.any_process(bool(message)):
         raise OSError(message or "the first process of the job has reported why it cannot use the workdir")
+    return workdir
+
+
+@contextlib.contextmanager
+def mistakes_end(program: str) -> Iterator[None]:
+    """Ends the program with the sentence of a ValueError or OSError that the block raises."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{program}: {shorten(str(error))}")
 
 
 def _write_report(workdir: epath.Path) -> str:
@@ -194,20 +217,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with the arguments `argv`; None reads those of the program."""
     imports, started = time.process_time(), time.perf_counter()  # process_time() counts from the launch
     given, overrides = read_options(parser(), argv)
-    stop_on_interrupt("kd_jax.main")
-    session = Session(launch=imports)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(session.listening())
-        try:
-            config = read_config(given.config, overrides)
-            runtime.start(given.coordinator, given.processes, given.process, precision=config.model.dtype)
+        with mistakes_end("kd_jax.main"):
+            job = given.coordinator, given.processes, given.process
+            config, session = begin("kd_jax.main", given.config, overrides, stack, job)
             devices = time.perf_counter() - started
-            check_config(config)
-            workdir = open_workdir(given.workdir or f"workdir/{name_of(given.config)}")
-            lock_workdir(workdir, session, stack)
+            workdir = lock_workdir(given.workdir or f"workdir/{name_of(given.config)}", session, stack)
             source = prepare(config, workdir, given.resume)
-        except (ValueError, OSError) as error:
-            sys.exit(f"kd_jax.main: {error}")
         data = time.perf_counter() - started - devices
         logging.info("started: imports %.1f s, devices %.1f s, data %.1f s", imports, devices, data)
         try:

@@ -44,13 +44,15 @@ from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import CONVENTIONS, PROPOSALS
 from kd_jax.evaluation.scoring import in_seconds
 from kd_jax.evaluation.thresholds import default_threshold, explain_nothing
-from kd_jax.files import make_folder, read_json, write_atomically
+from kd_jax.files import make_folder, write_atomically
 from kd_jax.inference import video_files
 from kd_jax.inference.loading import load
 from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.inference.video_files import Encoded, VideoFiles, check_encoder, encode, how_extracted, list_videos
+from kd_jax.lock import held
 from kd_jax.segments import Grid
 from kd_jax.training.checkpoints import TrainedRun
+from kd_jax.training.run_config import COPY_AGAIN, read_run_results
 from kd_jax.video import timeline, videos
 from kd_jax.video.encoders.protocol import Encoder
 from kd_jax.video.encoders.weights import read_encoder
@@ -365,34 +367,35 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     formats.check_formats(chosen, list(opened or tables), len(classes), known)
     truth = read_truth(given.annotations, opened, classes) if given.annotations else {}
     make_folder(output, "output")
-    if files:
-        (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
-        encoded = encode(files, given.batch_size, dtype, num_frames=12)
-        inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
-        tables = join_modalities({modality: inputs})
-    grids, durations = inputs.grids, inputs.durations
-    scores = detector.predict(tables, batch_size=given.batch_size, progress="predicting")
-    found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
-    # The last window of a feature file ends with its video, as far as the file shows.
-    times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
-    choice = detector.head, given.proposals, given.threshold
-    default = default_threshold(detector.head, given.proposals)
-    threshold = default if given.threshold is None else given.threshold
-    predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
-    with replaced(output) as new:
-        paths = formats.write(new, chosen, **predicted, files=known, times=times)
-        for name, frames in encoded.frames.items():
-            picture, page = new / f"{name}.png", new / f"{name}.html"
-            source = opened[name].path
-            links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
-            duration, table = durations[name], scores[name][:, : len(classes)]
-            why = "" if len(found[name]) else explain_nothing({name: scores[name]}, grids, classes, *choice)
-            content = timeline.Found(duration, found[name], table, grids[name], classes, threshold, why)
-            timeline.draw(picture, frames, content, title=f"{name}, {detector.title}")
-            shown = {detector.title: grids[name].resample(table, duration, len(table))}
-            recording = Recording(name, duration, truth.get(name), shown, **links)
-            write_page(page, recording, classes, threshold)
-            paths += [picture, page]
+    with held(output):
+        if files:
+            (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
+            encoded = encode(files, given.batch_size, dtype, num_frames=12)
+            inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
+            tables = join_modalities({modality: inputs})
+        grids, durations = inputs.grids, inputs.durations
+        scores = detector.predict(tables, batch_size=given.batch_size, progress="predicting")
+        found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
+        # The last window of a feature file ends with its video, as far as the file shows.
+        times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
+        choice = detector.head, given.proposals, given.threshold
+        default = default_threshold(detector.head, given.proposals)
+        threshold = default if given.threshold is None else given.threshold
+        predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
+        with replaced(output) as new:
+            paths = formats.write(new, chosen, **predicted, files=known, times=times)
+            for name, frames in encoded.frames.items():
+                picture, page = new / f"{name}.png", new / f"{name}.html"
+                source = opened[name].path
+                links = {"file": None if source.is_dir() else link(source, output), "picture": quote(picture.name)}
+                duration, table = durations[name], scores[name][:, : len(classes)]
+                why = "" if len(found[name]) else explain_nothing({name: scores[name]}, grids, classes, *choice)
+                content = timeline.Found(duration, found[name], table, grids[name], classes, threshold, why)
+                timeline.draw(picture, frames, content, title=f"{name}, {detector.title}")
+                shown = {detector.title: grids[name].resample(table, duration, len(table))}
+                recording = Recording(name, duration, truth.get(name), shown, **links)
+                write_page(page, recording, classes, threshold)
+                paths += [picture, page]
     paths = [output / path.name for path in paths]
     browser = f"; open {paths[-1]} in a browser" if encoded.frames else ""
     counts = [_count(len(scores), "video"), _count(sum(map(len, found.values())), "detection")]
@@ -407,7 +410,7 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
 def suggest_threshold(detector: TrainedDetector) -> str:
     """Names the threshold with the best F1 in validation, if it is a point better; '' for an ensemble."""
     folder = epath.Path(detector.name)
-    results = (read_json(folder / "results.json", "predict without it") or {}) if len(detector.members) == 1 else {}
+    results = (read_run_results(folder, COPY_AGAIN) or {}) if len(detector.members) == 1 else {}
     found = results.get("threshold", {"f1": 0.0, "default_f1": 0.0})
     if found["f1"] < found["default_f1"] + 1:
         return ""

@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -26,13 +25,14 @@ from kd_jax.analysis.finished import open_videos
 from kd_jax.command_line import Parser, any_path, between, disk_path
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring
-from kd_jax.files import DamagedFileError, checked_path, read_json, require_json
+from kd_jax.files import DamagedFileError, checked_path, require_json
 from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
+from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
-from kd_jax.training.table import markdown, tabulate
+from kd_jax.training.table import markdown, read_table, tabulate
 from kd_jax.training.teachers import fingerprint
 
 OK, BAD, UNKNOWN = "ok", "BAD", "–"
@@ -71,12 +71,12 @@ class RunFolder:
 
     @functools.cached_property
     def results(self) -> dict:
-        return require_json(self.directory / "results.json", f"{AGAIN} to complete it")
+        return require_run_results(self.directory, f"{AGAIN} to complete it")
 
     @functools.cached_property
     def provenance(self) -> dict:
         """What `provenance.finish` wrote; {} for a run of an older version."""
-        return read_json(self.directory / provenance.FILE, "delete it; only the history of the run is lost") or {}
+        return provenance.read(self.directory, "delete it; only the history of the run is lost")
 
     def check_written(self, name: str, remedy: str) -> None:
         """Raises DamagedFileError if a file is missing or not what the run wrote."""
@@ -258,11 +258,13 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         )
     results, config, source, problems, notes = None, None, None, [], []
     try:
-        read_json(workdir / clock.FILE, "delete it; only the times of earlier starts are lost")
+        clock.read_starts(workdir, "delete it; only the times of earlier starts are lost")
     except DamagedFileError as error:
         problems.append(str(error))
     try:
-        results = require_json(workdir / "results.json", f"{AGAIN}, which writes it")
+        results = read_table(workdir, f"{AGAIN}, which writes it")
+        if results is None:
+            raise DamagedFileError(f"{workdir / 'results.json'} is missing, or none of an experiment; {AGAIN}")
         if "config" in results:
             config = schema.from_json(results["config"])
         if not _has_table(results):
@@ -271,6 +273,8 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
         problems.append(str(error))
     except (KeyError, TypeError, AttributeError) as error:
         notes.append(f"the config in {workdir / 'results.json'} is of another version ({error})")
+    missing = {run_directory(config, workdir, *run) for run in _seeded(config)} - {*folders} if config else set()
+    problems += [f"{folder} is missing; {AGAIN} to complete it" for folder in sorted(missing)]
     configs = []
     for folder in folders:
         try:
@@ -284,6 +288,11 @@ def open_workdir(workdir: epath.Path, data_dir: str | None) -> Experiment:
     except (ValueError, KeyError, TypeError) as error:
         problems.append(str(error))
     return Experiment(workdir, results, config, source, tuple(problems), tuple(notes))
+
+
+def _seeded(config: ConfigDict) -> list[tuple[str, int]]:
+    """Every run with every seed."""
+    return [(name, seed) for name in config.runs for seed in seeds(config)]
 
 
 def _run_folders(workdir: epath.Path) -> list[epath.Path]:
@@ -326,9 +335,7 @@ def _scores_of_runs(found: Experiment, config: ConfigDict, source: Source) -> di
         return [run_directory(config, found.workdir, name, seed) for name in names]
 
     scores = {
-        name: [
-            require_json(folders([name], seed)[0] / "results.json", f"{AGAIN} to complete it") for seed in seeds(config)
-        ]
+        name: [require_run_results(folders([name], seed)[0], f"{AGAIN} to complete it") for seed in seeds(config)]
         for name in config.runs
     }
     for name, streams in config.fusions.items():
@@ -361,27 +368,26 @@ def replay(found: Experiment, data_dir: str | None, tolerance: float | None) -> 
     """
     if found.results is None or found.config is None:
         raise ValueError(f"{found.workdir} does not hold the config of its experiment; {AGAIN}, which stores it")
-    config, environment, now = found.config, found.results["environment"], runtime.environment()
+    config, environment, now = found.config, found.results.get("environment", {}), runtime.environment()
     if data_dir:
         config.dataset.data_dir = data_dir
-    on_cpu = all(devices["devices"].endswith(" cpu") for devices in (environment, now))
+    on_cpu = all(devices.get("devices", "").endswith(" cpu") for devices in (environment, now))
     tolerance = tolerance if tolerance is not None else 0.0 if on_cpu else TOLERANCE
     if others := [
         f"{name} {environment.get(name)}, now {now[name]}" for name in now if now[name] != environment.get(name)
     ]:
         print(f"note: trained with {'; '.join(others)}")
     different = []
-    with tempfile.TemporaryDirectory(prefix="kd_jax_replay_") as folder:
+    with interrupts.temporary_folder(prefix="kd_jax_replay_") as folder:
         again = epath.Path(folder)
         experiment.perform(config, again, prepare(config, again))
-        for name in config.runs:
-            for seed in seeds(config):
-                old, new = (run_directory(config, workdir, name, seed) for workdir in (found.workdir, again))
-                params, logits = _differences(old, new)
-                equal = max(params, logits) <= tolerance
-                size = "" if params == logits == 0 else f"; parameters by {params:.3g}, logits by {logits:.3g}"
-                print(f"{name}, seed {seed}: {'equal' if equal else 'different'}{size}")
-                different += [] if equal else [f"{old} differs from its replay; compare the versions in results.json"]
+        for name, seed in _seeded(config):
+            old, new = (run_directory(config, workdir, name, seed) for workdir in (found.workdir, again))
+            params, logits = _differences(old, new)
+            equal = max(params, logits) <= tolerance
+            size = "" if params == logits == 0 else f"; parameters by {params:.3g}, logits by {logits:.3g}"
+            print(f"{name}, seed {seed}: {'equal' if equal else 'different'}{size}")
+            different += [] if equal else [f"{old} differs from its replay; compare the versions in results.json"]
     return different
 
 
@@ -407,8 +413,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     runtime.start()
     try:
         found, problems = verify(epath.Path(checked_path(given.workdir)), given.data_dir)
-        if given.replay:
-            problems += replay(found, given.data_dir, given.tolerance)
+        if given.replay and problems:
+            print("note: nothing was trained again, because there are problems")
+        elif given.replay:
+            problems = replay(found, given.data_dir, given.tolerance)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"kd_jax.verify: {error}")
     if problems:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -444,7 +445,7 @@ def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in printed
-    assert printed.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again to continue"
+    assert printed.splitlines()[-1] == "data_prep.extract: interrupted; run the same command again"
     ends = time.monotonic() + 10  # of Python's own process that tracks resources
     while left := [child for child in children if Path(f"/proc/{child}").exists()]:
         assert time.monotonic() < ends, left
@@ -482,6 +483,14 @@ def _count(start, stop, end):
         raise VideoError("it went wrong")
     if end == "death":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_reader_ends_without_a_word_when_its_consumer_has_ended(monkeypatch):
+    monkeypatch.setattr(prefetch.execution, "end_with_parent", lambda parent: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send((0, 3, ""))
+    ours.close()
+    prefetch._serve(_count, theirs, os.getppid())
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -529,8 +538,9 @@ def test_an_encoder_of_one_person_sees_the_first(figures, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_drawing_starts_again(tmp_path):
-    (tmp_path / ".figures.part" / "videos").mkdir(parents=True)
-    (tmp_path / ".figures.part" / "videos" / ".half.mp4").touch()
+    left = tmp_path / f".figures.unfinished-{socket.gethostname()}-99999999" / "videos"
+    left.mkdir(parents=True)
+    (left / ".half.mp4").touch()
     run_process("data_prep.stickfigures", f"--output={tmp_path / 'figures'}", "--train=1", "--test=1", "--seconds=4")
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
     names = {str(path.relative_to(tmp_path / "figures")) for path in (tmp_path / "figures").rglob("*.*")}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kd_jax.analysis.study import Roles, Study, Unavailable, find_roles
 from kd_jax.data import synthetic
 from kd_jax.data.source import Source, Validation
 from kd_jax.inference.predict import fuse
+from kd_jax.lock import held
 from kd_jax.segments import labels_from_segments
 from kd_jax.types import Outputs
 
@@ -163,6 +165,11 @@ def test_every_figure_is_made_with_its_numbers(dense):
         assert figure.path == folder / f"{name}.png" and figure.path.read_bytes()[:4] == b"\x89PNG", name
         assert all(sentence.endswith(".") for sentence in figure.sentences) and figure.sentences, name
         assert len(table(figure.path)) > 1, name
+
+
+def test_a_folder_of_figures_has_one_writer(tmp_path):
+    with held(tmp_path), pytest.raises(BlockingIOError, match=f"{tmp_path} is in use by process {os.getpid()} on "):
+        make_figures(experiment(), tmp_path, ["learning_curves"])
 
 
 @pytest.mark.slow

@@ -85,6 +85,18 @@ WRONG_TURNS = {
         "there is no field 'foo' (kd_jax/config.py lists",
     ),
     "stray argument": (["--config=configs/demo.py", "training.epochs=3"], "unexpected argument 'training.epochs=3'"),
+    "digits": (
+        ["--config=configs/demo.py", f"--config.training.batch_size={10**4000}"],
+        "training.batch_size is a whole number of about 4000 digits; it must be below 9223372036854775808",
+    ),
+    "more digits": (
+        ["--config=configs/demo.py", "--config.training.batch_size=" + "7" * 5000],
+        "--config.training.batch_size=77777777777…7777777777777777777: expected an integer",
+    ),
+    "digits of an option": (
+        ["--config=configs/demo.py", "--processes=" + "7" * 5000],
+        "--processes: invalid int value: '777777777777777777777777777777777777777…7777777777777777777'",
+    ),
     "typo in an option": (["--config=configs/demo.py", "--worcdir=a"], "did you mean --workdir?"),
 }
 

@@ -87,20 +87,30 @@ def test_ctrl_c_during_the_imports_ends_a_command_in_one_sentence(command, name,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
     )
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", f"\n{name}: interrupted\n")
+    assert (result.returncode, result.stdout) == (130, ""), result.stderr
+    assert result.stderr == f"\n{name}: interrupted; run the same command again\n"
 
 
-def test_ctrl_c_after_the_imports_ends_a_command_in_one_sentence():
-    code = (
-        "import os; from kd_jax import interrupts\n"
-        "def main(text):\n"
-        "    try: raise KeyboardInterrupt\n"
-        "    finally: print(text, flush=True)\n"
-        "interrupts.run('kd_jax.predict', main, 'temporary folders are deleted')"
+@pytest.mark.parametrize("name, code, how", [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped by SIGTERM")])
+def test_a_signal_ends_a_command_in_one_sentence_wherever_it_is(name, code, how, tmp_path):
+    """An exception would be swallowed in a destructor, as in callbacks of JAX."""
+    program = (
+        "import signal\n"
+        "from pathlib import Path\n"
+        "from kd_jax import interrupts, lock\n"
+        "class Swallowing:\n"
+        f"    def __del__(self): signal.raise_signal(signal.{name})\n"
+        "def main(folder):\n"
+        "    with lock.held(Path(folder)), interrupts.temporary_folder(dir=folder):\n"
+        "        print(len(list(Path(folder).iterdir())), flush=True)\n"
+        "        Swallowing()\n"
+        "        print('it continues')\n"
+        f"interrupts.run('kd_jax.predict', main, '{tmp_path}')"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (130, "\nkd_jax.predict: interrupted\n")
-    assert result.stdout == "temporary folders are deleted\n"
+    not_ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # as in the background
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, **not_ignored)
+    assert (result.returncode, result.stdout) == (code, "2\n"), result.stderr
+    assert result.stderr == f"\nkd_jax.predict: {how}; run the same command again\n" and not any(tmp_path.iterdir())
 
 
 def test_the_dispatcher_imports_the_chosen_command_alone():

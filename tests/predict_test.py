@@ -30,6 +30,7 @@ from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse, run_detector
+from kd_jax.lock import held
 from kd_jax.models import Detector
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +274,14 @@ def test_command_line_lists_every_bad_file(run, tmp_path):
     ):
         assert name in result.stderr
     assert not (tmp_path / "out" / "scores.npz").exists()
+
+
+def test_two_predictions_into_one_folder(run, tmp_path):
+    options = [f"--run={run}", "--features=synthetic", f"--output={tmp_path}"]
+    with held(tmp_path):
+        result = run_command(predict_command, *options)
+        assert result.returncode == 1 and not (tmp_path / "scores.npz").exists()
+        assert f"kd_jax.predict: {tmp_path} is in use by process {os.getpid()} on " in result.stderr
 
 
 def test_command_line_with_an_output_that_cannot_be_made(run, tmp_path):

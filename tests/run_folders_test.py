@@ -99,10 +99,12 @@ def mutate_bytes(content, rng):
 
 def mutate(folder, rng):
     """Change one file of a run; return it and its former content."""
-    config, checkpoint = folder / "config.json", folder / "checkpoints" / "1"
-    file = config if rng.random() < 0.6 else rng.choice(sorted(p for p in checkpoint.rglob("*") if p.is_file()))
+    checkpoint, kind = folder / "checkpoints" / "1", rng.random()
+    file = folder / ("config.json" if kind < 0.5 else "results.json")
+    if kind > 0.6:
+        file = rng.choice(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
     content = file.read_bytes()
-    is_json = file == config or file.name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "process_0")
+    is_json = file.parent == folder or file.name in ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "process_0")
     if rng.random() < 0.05:
         file.write_bytes(rng.choice(TEXTS))
     elif is_json and rng.random() < 0.8:
@@ -123,7 +125,7 @@ def wrong(folder, expected, changed, load):
     except AssertionError:
         return "other parameters without a word"
     except (ValueError, OSError) as error:
-        name = "config.json" if changed.name == "config.json" else "checkpoints"
+        name = changed.name if changed.parent == Path(folder) else "checkpoints"
         if "\n" in str(error) or len(str(error)) > 700 or not (name in str(error) or str(folder) in str(error)):
             return f"not one sentence on {name}: {error}"
     except BaseException as error:

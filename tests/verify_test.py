@@ -1,17 +1,23 @@
 """`kd-jax verify` reports every damaged, changed or foreign file of a workdir, and trains it again to compare."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from etils import epath
 
+import kd_jax
 from kd_jax import config as schema
 from kd_jax import runtime, verify
-from kd_jax.files import read_arrays, read_json, sha256, write_arrays, write_json
-from kd_jax.training import experiment
+from kd_jax.analysis.finished import open_experiment
+from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_arrays, write_json
+from kd_jax.training import clock, experiment
 from kd_jax.training.plan import prepare
+from kd_jax.training.run_config import read_run_config, read_run_results
+from kd_jax.training.table import read_table
+from kd_jax.verify import AGAIN
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,64 @@ def test_what_does_not_belong_together_is_reported(workdir, capsys):
     assert ended.value.code.startswith("kd_jax.verify: ")
     assert f"{flow / 'config.json'} is that of the run rgb with seed 0; move the folder" in ended.value.code
     assert "note: no provenance.json, as in older versions" in capsys.readouterr().out
+
+
+def test_nothing_is_trained_again_where_something_is_wrong(workdir, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "perform", None)
+    shutil.rmtree(workdir / "rgb")
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(workdir), "--replay"])
+    assert f"{workdir / 'rgb'} is missing; run its experiment again to complete it" in ended.value.code
+    assert "note: nothing was trained again, because there are problems" in capsys.readouterr().out
+
+
+WRONG = {  # {field: value} of an edited file, without a checksum, and the sentence
+    "rgb/results.json": [
+        ({"best_epoch": "two"}, 'best_epoch is "two", but must be a whole number from 0 to 2147483647'),
+        ({"scoring": {"protocols": [[]]}}, "scoring.protocols is [[]], but must be a list of different texts"),
+        ({"scoring": {"threshold": 7}}, "scoring.threshold is 7, but must be a number from 0 to 1"),
+        ({"test": {"frame_map/all_classes": 1e9, "per_class": {}}}, "test is {"),
+        ({"best_epoch": None}, "the field best_epoch is missing"),
+    ],
+    "results.json": [
+        ({"seeds": []}, "seeds is [], but must be a list of whole numbers"),
+        ({"rows": [{"run": 3}]}, "in row 0 run is 3, but must be a text"),
+        ({"time": {"lost": "a"}}, 'time.lost is "a", but must be a number'),
+    ],
+    "starts.json": [({"starts": [{"before": []}]}, "before is [], but must be a finite number")],
+    "flow/config.json": [
+        ({"dataset": {"validation_groups": [1]}}, "dataset.validation_groups is [1], but must be a text")
+    ],
+}
+
+
+READERS = {
+    "rgb/results.json": lambda workdir: read_run_results(workdir / "rgb", AGAIN),
+    "flow/config.json": lambda workdir: read_run_config(workdir / "flow", AGAIN),
+    "results.json": lambda workdir: read_table(workdir, AGAIN),
+    "starts.json": lambda workdir: clock.read_starts(workdir, AGAIN),
+}
+
+
+def test_an_absurd_value_is_named_with_its_file(workdir):
+    for file, cases in WRONG.items():
+        content = read_json(workdir / file)
+        for changes, sentence in cases:  # without a checksum, as docs/reliability.md allows
+            (workdir / file).write_text(json.dumps({**content, **changes}))
+            with pytest.raises(DamagedFileError, match=re.escape(f"{workdir / file}: {sentence}") + f".*; {AGAIN}"):
+                READERS[file](workdir)
+    found = problems_of(workdir)
+    assert all(f"{workdir / file}: " in found for file in WRONG if file != "flow/config.json")
+    with pytest.raises(DamagedFileError, match="rgb/results.json: the field best_epoch is missing; copy all of"):
+        kd_jax.load(workdir / "rgb")
+    with pytest.raises(DamagedFileError, match=r'work/results\.json: time\.lost is "a", but must be a number; run its'):
+        open_experiment(workdir)
+
+
+def test_a_file_without_a_checksum_is_read(workdir):
+    for path in (workdir / "rgb" / "results.json", workdir / "results.json", workdir / "rgb" / "config.json"):
+        path.write_text(json.dumps(read_json(path)))
+    assert problems_of(workdir) == "" and kd_jax.load(workdir / "rgb").title == "rgb"
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):

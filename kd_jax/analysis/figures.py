@@ -26,6 +26,7 @@ from kd_jax.analysis import (
 from kd_jax.analysis.finished import FinishedExperiment
 from kd_jax.analysis.study import FigureFunction, Study, Unavailable
 from kd_jax.files import make_folder
+from kd_jax.lock import held
 
 
 class Figure(NamedTuple):
@@ -74,7 +75,7 @@ def make_figures(
       perplexity: of t-SNE; None = 30, or less where there are few snippets.
 
     Returns {name: Made}. Raises ValueError for an unknown figure, a class that is unknown or does not occur, or a
-    perplexity that is not below the number of snippets.
+    perplexity that is not below the number of snippets; OSError if the folder is in use or cannot be written.
     """
     names = list(FIGURES) if names is None else names
     if unknown := [name for name in names if name not in FIGURES]:
@@ -82,14 +83,15 @@ def make_figures(
     study, output = Study(experiment, classes, perplexity), epath.Path(output)
     make_folder(output)
     made = {}
-    for name in names:
-        try:
-            if name not in OF_TRAINING and not experiment.source.scored_videos("test"):
-                raise Unavailable("no test video has an action, so there are no test scores")
-            drawing = FIGURES[name].make(study)
-        except Unavailable as reason:
-            made[name] = Made(None, [f"Not made: {reason}."])
-            continue
-        style.save(drawing.figure, drawing.table, output / name)
-        made[name] = Made(output / f"{name}.png", drawing.sentences)
+    with held(output):
+        for name in names:
+            try:
+                if name not in OF_TRAINING and not experiment.source.scored_videos("test"):
+                    raise Unavailable("no test video has an action, so there are no test scores")
+                drawing = FIGURES[name].make(study)
+            except Unavailable as reason:
+                made[name] = Made(None, [f"Not made: {reason}."])
+                continue
+            style.save(drawing.figure, drawing.table, output / name)
+            made[name] = Made(output / f"{name}.png", drawing.sentences)
     return made

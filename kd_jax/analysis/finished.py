@@ -15,13 +15,14 @@ from etils import epath
 
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import Source, open_source
-from kd_jax.files import DamagedFileError, read_json
+from kd_jax.files import DamagedFileError
 from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.training import provenance
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.logs import read_log
-from kd_jax.training.run_config import read_run_config
+from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.training.scores import read_predictions
+from kd_jax.training.table import read_table
 from kd_jax.types import Outputs
 
 _REMEDY = "run its experiment again, which repairs it or reports what it needs"
@@ -80,8 +81,8 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
     not those that the experiment was trained on.
     """
     workdir = epath.Path(workdir)
-    results = read_json(workdir / "results.json", _REMEDY)
-    if results is None or "rows" not in results:
+    results = read_table(workdir, _REMEDY)
+    if results is None:
         remedy = "run its experiment to the end, or give another workdir, e.g. workdir/demo"
         raise FileNotFoundError(f"{workdir} holds no finished experiment (without its results.json); {remedy}")
     runs = {
@@ -96,7 +97,7 @@ def open_experiment(workdir: epath.PathLike, data_dir: str | None = None) -> Fin
 def _open_run(workdir: epath.Path, row: Mapping, seed: int, first_seed: int) -> FinishedRun:
     folder = workdir / row.get("chosen", row["run"])
     folder = folder if seed == first_seed else folder / f"seed_{seed}"
-    config, results = read_run_config(folder, _REMEDY), read_json(folder / "results.json", _REMEDY)
+    config, results = read_run_config(folder, _REMEDY), read_run_results(folder, _REMEDY)
     if config is None or results is None:
         raise FileNotFoundError(
             f"the run {folder} is gone or has not finished; run its experiment again to complete it"
@@ -125,14 +126,14 @@ def open_videos(
 
     Raises FileNotFoundError if the records cannot be read, and ValueError if they are others.
     """
-    dataset = dict(configs[0]["dataset"])
-    fingerprint, data_dir = dataset.pop("fingerprint"), data_dir or results.get("data_dir", "")
+    dataset = dict(configs[0].get("dataset", {}))
+    fingerprint, data_dir = dataset.pop("fingerprint", ""), data_dir or results.get("data_dir", "")
     modalities = sorted({config["modality"] for config in configs})
     try:
         fallback = results["dataset"] == "synthetic"  # a smoke variant that ran without records
         options = {"modalities": modalities, "synthetic_fallback": fallback, "streamed": streamed}
         source = open_source(data_dir=data_dir, **options, **dataset)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:  # a field of the config is missing or unknown
         remedy = "name the folder of the records with --data_dir=DIR"
         raise FileNotFoundError(f"the videos of {workdir} cannot be read ({error}); {remedy}") from None
     if source.fingerprint != fingerprint:

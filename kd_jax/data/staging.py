@@ -5,6 +5,7 @@ with staged(Path('data/mine'), marker='kd_jax.json', overwrite=False) as folder:
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd_jax.files import REMEDY
+from kd_jax.interrupts import cleaned
 from kd_jax.lock import held
 
 
@@ -50,10 +52,8 @@ def scratch(directory: Path, state: str = "scratch") -> Iterator[Path]:
     folder = _sibling(directory, state)
     shutil.rmtree(folder, ignore_errors=True)  # left by an older process with the same id
     folder.mkdir()
-    try:
+    with cleaned(functools.partial(shutil.rmtree, folder, ignore_errors=True)):
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

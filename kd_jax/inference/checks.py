@@ -7,6 +7,7 @@
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from kd_jax.data import base
 from kd_jax.data.feature_tables import is_real
+from kd_jax.training.run_config import describe_variables
 
 
 def check_table(features: Any, size: int, name: str = "features", *, fewest: int = 1) -> np.ndarray:
@@ -54,31 +56,25 @@ def check_features(features: Any, size: int, name: str = "features", *, dtype: s
 
 def check_input_size(model, variables: dict, size: int) -> None:
     """Raises ValueError unless a detector with these variables reads features of width D = `size`."""
-    if _reads(model, variables, size):
+    asked_for = max(size, 1)  # no detector reads features of width 0
+    found, wanted = _shapes(variables), _wanted(model, asked_for)
+    if found == wanted and size:
         return
-    sizes = {length for leaf in jax.tree.leaves(variables) for length in np.shape(leaf)}
-    parts = {size // n for size in sizes for n in range(2, 9) if size % n == 0}  # TGM reads several channels as one
-    known = next((width for width in (*sorted(sizes), *sorted(parts - sizes)) if _reads(model, variables, width)), None)
-    if known is None:
+    pairs = [pair for name in wanted.keys() & found.keys() for pair in zip(wanted[name], found[name], strict=False)]
+    widths = {asked_for * own // asked for asked, own in pairs}  # an array has a multiple of D
+    if (known := next((width for width in widths if found == _wanted(model, width)), None)) is None:
         raise ValueError(f"the variables are not those of this {model.filter!r} detector; load both from one run")
     raise ValueError(f"the detector reads features of width {known}, not {size}; give those of its modality")
 
 
-def _reads(model, variables: dict, size: int) -> bool:
-    """Whether a detector can be traced with features of width `size`; nothing is computed."""
-    mean = variables.get("standardization", {}).get("mean")
-    if mean is not None and mean.shape != (size,):  # it could be broadcast
-        return False
-    leaves, tree = jax.tree.flatten(variables)
-    return _traces(model, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), size)
-
-
 @functools.lru_cache(maxsize=256)
-def _traces(model, tree, arrays: tuple, size: int) -> bool:
-    variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*array) for array in arrays])
-    x, mask = jax.ShapeDtypeStruct((1, 1, size), np.float32), jax.ShapeDtypeStruct((1, 1), bool)
+def _wanted(model, size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the variables of a detector that reads features of width `size`; {} if it cannot read them."""
     try:
-        jax.eval_shape(model.apply, variables, x, mask)
+        return _shapes(describe_variables(model, size))
     except Exception:  # a filter may raise anything for a size that it cannot have
-        return False
-    return True
+        return {}
+
+
+def _shapes(variables: Mapping) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(variables)}

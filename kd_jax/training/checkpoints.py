@@ -24,8 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from kd_jax.data.checks import short
-from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path, read_json
+from kd_jax.files import LARGE, DamagedFileError, check_size, checked_path
 from kd_jax.models import FILTERS, Detector
 from kd_jax.segments import Grid
 from kd_jax.training.run_config import (
@@ -35,6 +34,7 @@ from kd_jax.training.run_config import (
     describe_variables,
     one_line,
     read_run_config,
+    read_run_results,
 )
 from kd_jax.training.state import TrainState
 
@@ -148,7 +148,8 @@ def _read(folder: epath.Path, like: Mapping[str, Any]) -> list:
     with _naming(folder):
         with _quiet(), ocp.StandardCheckpointer() as reader:
             trees = [reader.restore(folder / item, tree) for item, tree in like.items()]
-        saved = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(checksums) if checksums.exists() else None
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as json_reader:
+            saved = json_reader.restore(checksums) if checksums.exists() else None
         if saved is not None and saved["epoch"] != int(folder.name):
             raise ValueError(f"it is that of epoch {saved['epoch']}")
         for item, tree in zip(like, trees, strict=True):
@@ -205,13 +206,13 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     if (config := read_run_config(directory, COPY_AGAIN)) is None:
         remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
         raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
-    if (results := read_json(directory / "results.json", COPY_AGAIN)) is None:
+    if (results := read_run_results(directory, COPY_AGAIN)) is None:
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     if config["filter"] not in FILTERS:
         unknown = f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)})"
         remedy = "add its class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
         raise ValueError(f"{unknown}; {remedy}")
-    model, best = _read_best(directory, config, results.get("best_epoch"))
+    model, best = _read_best(directory, config, results["best_epoch"])
     variables = {"params": best["params"], **best["constants"]}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(leaf).all():
@@ -222,7 +223,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     return TrainedRun(model, variables, config)
 
 
-def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple[Detector, dict]:
+def _read_best(directory: epath.Path, config: Mapping, best_epoch: int) -> tuple[Detector, dict]:
     """The model of a finished run, and the `best` of its latest checkpoint that is not damaged.
 
     It must be of the epoch that results.json names. All checkpoints have arrays of the same shapes.
@@ -240,8 +241,7 @@ def _read_best(directory: epath.Path, config: Mapping, best_epoch: Any) -> tuple
             if reasons:
                 logging.warning("%s; that of epoch %s has the same best epoch and is read", reasons[0], folder.name)
             return model, best
-        named = f"in results.json it is {short(best_epoch)}"
-        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, {named}")
+        reasons.append(f"the best epoch of checkpoint {folder.name} is {best['epoch']}, in results.json {best_epoch}")
     raise _unreadable(directory, reasons[0])
 
 
@@ -284,8 +284,8 @@ def _stored_arrays(folder: epath.Path, item: str) -> dict:
     Raises DamagedCheckpointError if they cannot be read, or state far larger arrays than the files can hold.
     """
     with _naming(folder):
-        with _quiet():
-            found = ocp.handlers.StandardCheckpointHandler().metadata(folder / item).tree
+        with _quiet(), contextlib.closing(ocp.handlers.StandardCheckpointHandler()) as handler:
+            found = handler.metadata(folder / item).tree
         arrays = _without_memory(dict(found))
         _check_stored(arrays, folder / item)
     return arrays

@@ -17,8 +17,10 @@ from etils import epath
 
 from kd_jax import runtime
 from kd_jax.files import DamagedFileError, read_json, write_json
+from kd_jax.training.fields import find_wrong_field, is_number
 
 FILE = "starts.json"
+_RULES = (("a finite number", is_number, "before productive compiling unsaved"),)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -63,9 +65,20 @@ class Clock:
             write_json(self._workdir / FILE, {"starts": [*self._earlier, entry]})
 
 
+def read_starts(workdir: epath.Path, remedy: str) -> list[dict]:
+    """Reads the entry of each start; DamagedFileError, which ends with the remedy, if one is damaged."""
+    starts = (read_json(workdir / FILE, remedy) or {"starts": []}).get("starts")
+    if not isinstance(starts, list):
+        raise DamagedFileError(f"{workdir / FILE}: starts is no list; {remedy}")
+    for start in starts:
+        if problem := find_wrong_field(start, _RULES):
+            raise DamagedFileError(f"{workdir / FILE}: {problem}; {remedy}")
+    return starts
+
+
 def _read(workdir: epath.Path) -> list[dict]:
     try:
-        return (read_json(workdir / FILE, "it is begun again") or {"starts": []})["starts"]
+        return read_starts(workdir, "it is begun again")
     except DamagedFileError as error:
         logging.warning("%s", error)
         return []

@@ -24,9 +24,9 @@ def summary(results: Mapping) -> str:
     parts = [f"best epoch {results['best_epoch']}"]
     for split in ("validation", "test"):
         if split in results:
-            key, value = next(iter(results[split].items()))
-            protocol, measure = key.split("/")
-            title = PROTOCOLS[protocol].columns.get(measure, key)
+            key, value = next((key, score) for key, score in results[split].items() if key != "per_class")
+            protocol, _, measure = key.partition("/")
+            title = PROTOCOLS[protocol].columns.get(measure, key) if protocol in PROTOCOLS else key
             parts.append(f"{split} {title} {'–' if value is None else f'{value:.2f}'}")
     return ", ".join(parts)
 

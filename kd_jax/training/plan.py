@@ -294,9 +294,20 @@ def _check_fields(prefix: str, section: ConfigDict, numbers: Sequence[tuple], te
         _require(value is None or holds(value), f"{prefix}{field}={value!r}; it must be {must_be}")
 
 
+def _check_whole_numbers(prefix: str, section: ConfigDict) -> None:
+    """Raises ValueError for a whole number of many digits, which a message cannot show."""
+    for name, value in section.items():
+        if isinstance(value, ConfigDict):
+            _check_whole_numbers(f"{prefix}{name}.", value)
+        elif isinstance(value, int) and value.bit_length() > 63:
+            digits = int(value.bit_length() * math.log10(2))
+            raise ValueError(f"{prefix}{name} is a whole number of about {digits} digits; it must be below {2**63}")
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError, naming field, value and remedy, for unknown names and numbers out of range."""
     check_complete(config)
+    _check_whole_numbers("", config)
     _require(config.runs, "config.runs is empty; add at least one run with kd_jax.config.make_run")
     _check_fields("", config, _NUMBERS, _TEXTS)
     idle = "dataset.validation_seed has no effect, because dataset.validation_fraction is 0; leave it out"

@@ -17,15 +17,32 @@ from etils import epath
 
 from kd_jax import runtime
 from kd_jax.files import DamagedFileError, check_regular, read_json, sha256, write_json
+from kd_jax.training.fields import Rule, are_named, find_wrong_field, is_list_of, is_text
 
 FILE = "provenance.json"
+_RULES: tuple[Rule, ...] = (
+    ("a list", lambda value: isinstance(value, list), "sessions?"),
+    ("lists of texts by name", are_named(is_list_of(is_text)), "teachers?"),
+    ("texts by name", are_named(is_text), "files?"),
+)
 OWN = ("config.json", "results.json", FILE)  # files that hold their own checksum
+
+
+def read(directory: epath.Path, remedy: str) -> dict:
+    """Reads the file; {} for a run of an older version.
+
+    Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is out of range.
+    """
+    content = read_json(directory / FILE, remedy) or {}
+    if problem := find_wrong_field(content, _RULES):
+        raise DamagedFileError(f"{directory / FILE}: {problem}; {remedy}")
+    return content
 
 
 def add_session(directory: epath.Path, after_epoch: int) -> None:
     """Records the program, the machine and the time of a training that starts, or continues after an epoch."""
     try:
-        earlier = (read_json(directory / FILE, "its earlier sessions are lost") or {}).get("sessions", [])
+        earlier = read(directory, "its earlier sessions are lost").get("sessions", [])
     except DamagedFileError as error:
         logging.warning("%s", error)
         earlier = []
@@ -35,7 +52,7 @@ def add_session(directory: epath.Path, after_epoch: int) -> None:
 
 def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None:
     """Records the end of a training, the fingerprints of its teachers' folders and the SHA-256 of every file."""
-    known = read_json(directory / FILE) or {}
+    known = read(directory, "restore it from a copy")
     names = [name for name in sorted(_files(epath.Path(directory))) if not name.startswith((".", "seed_"))]
     files = {name: sha256(directory / name) for name in names}
     write_json(directory / FILE, known | {"ended": _now(), "teachers": teachers, "files": files})
@@ -43,7 +60,7 @@ def finish(directory: epath.Path, teachers: Mapping[str, Sequence[str]]) -> None
 
 def written_files(directory: epath.Path) -> dict[str, str]:
     """Returns {name: SHA-256} of what a finished run wrote; {} for a run of an older version."""
-    return (read_json(directory / FILE, "run its experiment again") or {}).get("files", {})
+    return read(directory, "run its experiment again").get("files", {})
 
 
 def check_file(directory: epath.Path, name: str, files: Mapping[str, str], remedy: str) -> None:

@@ -29,7 +29,7 @@ from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, make_examples
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import score_split
-from kd_jax.files import DamagedFileError, require_json, write_arrays, write_json
+from kd_jax.files import DamagedFileError, write_arrays, write_json
 from kd_jax.inference.predict import SplitPredictor
 from kd_jax.training import divergence, provenance
 from kd_jax.training.checkpoints import (
@@ -45,6 +45,7 @@ from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
 from kd_jax.training.population import Population, jitted_init, maps_runs
+from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.session import Session, StopRequested
 from kd_jax.training.state import TrainState, evaluated_params, model_params
@@ -103,7 +104,7 @@ def train_runs(
         if results is None:
             waiting.append(run)
             continue
-        if results["scoring"] != scoring.as_json() and runtime.is_first():
+        if results.get("scoring") != scoring.as_json() and runtime.is_first():
             results = write_results(run.directory, results["best_epoch"], source, scoring)
         logging.info("%s: finished before, %s", run.title, summary(results))
     diverged = {}
@@ -115,7 +116,7 @@ def train_runs(
     runtime.wait_for_all("results are written")
     if diverged:
         raise FloatingPointError("; ".join(diverged.values()))
-    return [require_json(run.directory / "results.json", "the same command continues") for run in runs]
+    return [require_run_results(run.directory, "the same command continues") for run in runs]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
-"""config.json of a run: what was trained, and how its model is built.
+"""config.json and results.json of a run: what was trained, how its model is built, and its scores.
 
     config = read_run_config(Path("workdir/demo/flow_teacher"), "copy all of the run again")
     model = build_model(config)
 
-The file may come from elsewhere, so every field that is read later is checked here.
+The files may come from elsewhere, so every field that is read later is checked here.
 """
 
 import dataclasses
-import functools
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,59 +15,65 @@ import jax.numpy as jnp
 from etils import epath
 
 from kd_jax.data.base import STORED
-from kd_jax.data.checks import short
 from kd_jax.files import DamagedFileError, read_json
 from kd_jax.models import Detector
+from kd_jax.training.fields import Rule, are_scores, find_wrong_field, is_count, is_number, is_positive, is_text
 from kd_jax.training.terms import TASKS
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # a whole number may be beyond it
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _are_classes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, value)) and len({*value}) == len(value)
+    return isinstance(value, list) and bool(value) and all(map(is_text, value)) and len({*value}) == len(value)
 
 
 def _is_extraction(value: Any) -> bool:
     return isinstance(value, Mapping) and value.keys() >= {"dtype", "sampling", "sampled_fps"}
 
 
+def _is_suggestion(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(is_number, map(value.get, ("threshold", "f1", "default_f1"))))
+
+
 def _is_sampling(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_is_number(part) or _is_text(part) for part in value.values())
+    return isinstance(value, Mapping) and all(is_number(part) or is_text(part) for part in value.values())
 
 
-# What the values of fields must be: (description, condition, fields). A field that ends in ? may be missing or null.
-_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("a text", _is_text, "run modality filter"),
-    ("a whole number from 1 to 2147483647", _is_count, "input_size model.num_outputs"),
-    ("a whole number from 1 to 2147483647", _is_count, "model.hidden? model.num_layers? model.num_stages?"),
-    ("one of " + ", ".join(TASKS), lambda value: _is_text(value) and value in TASKS, "head"),
+_RULES: tuple[Rule, ...] = (
+    ("a text", is_text, "run modality filter"),
+    ("a whole number from 1 to 2147483647", is_count, "input_size model.num_outputs"),
+    ("a whole number from 1 to 2147483647", is_count, "model.hidden? model.num_layers? model.num_stages?"),
+    ("one of " + ", ".join(TASKS), lambda value: is_text(value) and value in TASKS, "head"),
     ("a list of different texts", _are_classes, "classes"),
-    ("a finite number above 0", _is_positive, "seconds_per_snippet"),
-    ("a finite number above 0", _is_positive, "extraction.seconds_per_snippet? extraction.sampled_fps?"),
-    ("a finite number", _is_number, "first_snippet? label_at?"),
-    ("at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1, "model.dropout?"),
+    ("a finite number above 0", is_positive, "seconds_per_snippet"),
+    ("a finite number above 0", is_positive, "extraction.seconds_per_snippet? extraction.sampled_fps?"),
+    ("a finite number", is_number, "first_snippet? label_at?"),
     ("float32 or bfloat16", lambda value: value in ("float32", "bfloat16"), "model.dtype"),
     ("true or false", lambda value: isinstance(value, bool), "model.standardize?"),
     (" or ".join(STORED), lambda value: value in STORED, "features_dtype?"),
     ("what data_prep.extract writes", _is_extraction, "extraction?"),
-    ("a text", _is_text, "extraction.dtype? extraction.weights_sha256?"),
+    ("a text", is_text, "extraction.dtype? extraction.weights_sha256?"),
     ("numbers and texts by name", _is_sampling, "extraction.sampling?"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "model"),
+    ("a text", lambda value: isinstance(value, str), "dataset.name? dataset.fingerprint? dataset.validation_groups?"),
+    ("a whole number from 0 to 2147483647", _is_whole, "dataset.max_videos?"),
+    ("at least 0 and below 1", _is_share, "model.dropout? dataset.validation_fraction?"),
     ("fields and their values", lambda value: isinstance(value, Mapping), "dataset? training? options? teachers?"),
+)
+_RESULTS: tuple[Rule, ...] = (
+    ("a whole number from 0 to 2147483647", _is_whole, "best_epoch"),
+    ("fields and their values", lambda value: isinstance(value, Mapping), "scoring?"),
+    ("a list of different texts", _are_classes, "scoring.protocols?"),
+    ("a text", lambda value: isinstance(value, str), "scoring.proposals? scoring.convention?"),
+    ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1, "scoring.threshold?"),
+    ("a threshold and its F1", _is_suggestion, "threshold?"),
+    ("percentages or null, by measure and per_class", are_scores, "validation? test?"),
 )
 COPY_AGAIN = "copy all of the run again, or train it anew"  # the remedy for a run that is only read
 _MODEL = {field.name for field in dataclasses.fields(Detector)} - {"filter", "entry", "parent", "name"}
@@ -82,31 +86,38 @@ def read_run_config(directory: epath.Path, remedy: str) -> dict | None:
     """
     path = directory / "config.json"
     config = read_json(path, remedy)
-    if config is not None and (problem := _find_problem(config)):
+    if config is not None and (problem := find_wrong_field(config, _RULES) or _find_contradiction(config)):
         raise DamagedFileError(f"{path}: {problem}; {remedy}")
     return config
 
 
-def _find_problem(config: Mapping) -> str | None:
-    """What is wrong with the content of a config.json; None if nothing is."""
-    for must_be, holds, fields in _RULES:
-        for field in fields.split():
-            name = field.removesuffix("?")
-            value = functools.reduce(_get, name.split("."), config)
-            if value is None and name == field:
-                return f"the field {name} is missing"
-            if value is not None and not holds(value):
-                return f"{name} is {short(value)}, but must be {must_be}"
+def read_run_results(directory: epath.Path, remedy: str) -> dict | None:
+    """Reads the results.json of a run; returns None without one, as in a run that has not finished.
+
+    Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is missing or out of range.
+    """
+    path = directory / "results.json"
+    results = read_json(path, remedy)
+    if results is not None and (problem := find_wrong_field(results, _RESULTS)):
+        raise DamagedFileError(f"{path}: {problem}; {remedy}")
+    return results
+
+
+def require_run_results(directory: epath.Path, remedy: str) -> dict:
+    """Reads the results.json of a run as above; raises DamagedFileError if it does not exist, too."""
+    if (results := read_run_results(directory, remedy)) is None:
+        raise DamagedFileError(f"{directory / 'results.json'} is missing; {remedy}")
+    return results
+
+
+def _find_contradiction(config: Mapping) -> str | None:
+    """What does not fit together in the content of a config.json; None if nothing."""
     if unknown := config["model"].keys() - _MODEL:
         return f"model.{min(unknown)} is unknown; it has {', '.join(sorted(_MODEL))}"
     found, expected = config["model"]["num_outputs"], TASKS[config["head"]].num_outputs(len(config["classes"]))
     if found != expected:
         return f"model.num_outputs is {found}, but must be {expected} for {len(config['classes'])} classes"
     return None
-
-
-def _get(part: Any, name: str) -> Any:
-    return part.get(name) if isinstance(part, Mapping) else None
 
 
 def build_model(config: Mapping) -> Detector:

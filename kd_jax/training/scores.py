@@ -10,9 +10,10 @@ from kd_jax.data.annotations import describe
 from kd_jax.data.source import Source
 from kd_jax.evaluation.scoring import Scoring, probabilities, score_split
 from kd_jax.evaluation.thresholds import Suggestion, best_threshold
-from kd_jax.files import DamagedFileError, read_arrays, read_json, write_json
+from kd_jax.files import DamagedFileError, read_arrays, write_json
 from kd_jax.inference.predict import fuse
 from kd_jax.training import provenance
+from kd_jax.training.run_config import read_run_results
 
 # {split: file with its logits in the folder of a run}
 PREDICTIONS = {"validation": "predictions_validation.npz", "test": "predictions_test.npz"}
@@ -57,14 +58,10 @@ def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]
 
 def read_results(directory: epath.Path) -> dict | None:
     """Reads the results.json of a run; None, with a warning, if it has not finished or lost its results."""
-    remedy = "it is written again"
     try:
-        results = read_json(directory / "results.json", remedy)
-        files = (read_json(directory / provenance.FILE, remedy) or {}).get("files", {})
-        for split, name in PREDICTIONS.items() if results else ():
-            provenance.check_file(directory, name, files, remedy)
-            if name not in files:  # a run of an older version
-                read_predictions(directory, split)
+        results = read_run_results(directory, "it is written again")
+        for split in PREDICTIONS if results else ():
+            read_predictions(directory, split)
     except DamagedFileError as error:
         logging.warning("%s", error)
         return None

@@ -15,13 +15,12 @@ from typing import NoReturn
 
 import jax
 
-from kd_jax import runtime
+from kd_jax import interrupts, runtime
 from kd_jax.files import DamagedFileError
 from kd_jax.lock import Lock
 from kd_jax.training.clock import Clock
 
 GRACE = 20.0  # seconds from SIGTERM until the program ends, saved or not
-STOPPED = 128 + signal.SIGTERM  # exit code, as a shell reports it
 
 
 class StopRequested(Exception):
@@ -37,8 +36,9 @@ class Session:
       unsaved: held while this process has trained something that no file holds.
     """
 
-    def __init__(self, launch: float = 0.0):
+    def __init__(self, program: str = "kd_jax.main", launch: float = 0.0):
         """`launch` is the seconds that the program has run already."""
+        self._program = program
         self.lock: Lock | None = None
         self.clock = Clock(launch)
         self.unsaved = threading.Lock()
@@ -55,20 +55,20 @@ class Session:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Ends the program on SIGTERM within the block, as soon as `unsaved` is not held, or after GRACE seconds."""
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the user wants it to be ignored
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
             yield
             return
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         thread = threading.Thread(target=self._watch, args=(reading,), daemon=True)
         thread.start()
-        signal.signal(signal.SIGTERM, lambda *_: None)  # signals without a handler do not reach the pipe
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # signals without a handler do not reach the pipe
         before = signal.set_wakeup_fd(writing)
         try:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, handler)
             os.close(writing)
             thread.join()
             os.close(reading)
@@ -79,11 +79,7 @@ class Session:
                 self._requested.set()
                 saved = self.unsaved.acquire(timeout=GRACE)
                 how = "" if saved else f" from the last checkpoint, because saving did not end in {GRACE:g} s"
-                if self.lock:
-                    with contextlib.suppress(Exception):
-                        self.lock.release()
-                os.write(2, f"\nkd_jax.main: stopped by SIGTERM; the same command continues{how}\n".encode())
-                os._exit(STOPPED)
+                interrupts.end(self._program, signal.SIGTERM, f"the same command continues{how}")
 
     def check_signal(self) -> None:
         """Raises StopRequested if any process of the job received SIGTERM; all of them must call this."""

@@ -29,7 +29,7 @@ from kd_jax.files import checked_path, read_json, sha256
 from kd_jax.inference.predict import check_outputs, run_detector
 from kd_jax.training import checkpoints
 from kd_jax.training.logs import summary
-from kd_jax.training.run_config import COPY_AGAIN, read_run_config
+from kd_jax.training.run_config import COPY_AGAIN, read_run_config, read_run_results
 from kd_jax.types import Outputs
 
 
@@ -62,7 +62,7 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         tables = [np.asarray(features.load(files[example.id], example.id), np.float32) for example in examples]
         return [Outputs(table, np.zeros((len(table), 0), np.float32)) for table in tables]
     teacher = checkpoints.load_run(folder)
-    if results := _read(folder / "results.json"):
+    if results := read_run_results(folder, COPY_AGAIN):
         logging.info("teacher %s: %s", teacher.config["run"], summary(results))
     modality = teacher.config["modality"]
     videos = source.videos("train", [modality])
