@@ -42,6 +42,7 @@ FORBIDDEN = {  # {part of the package: what it must not import}
     "data.annotations": ["jax", "flax"],
     "data.base": ["jax", "flax"],
     "data.records": ["jax", "flax"],
+    "data.shards": ["jax", "flax"],
     "data.feature_files": ["jax", "flax"],
     "data.feature_folders": ["jax", "flax"],
     "data.feature_tables": ["jax", "flax"],

@@ -61,6 +61,39 @@ def test_only_requested_modalities_are_decoded(stored):
         _ = bare.num_snippets
 
 
+def test_fields_across_blocks_and_calls_are_what_tfds_reads(tmp_path):
+    """Every record here crosses a block of the file at another place; one of them needs two calls of the system."""
+    info = dataclasses.replace(INFO, modalities={"rgb": 1024, "flow": 3})
+    rng = np.random.default_rng(0)
+    lengths = [1, 30, 31, 32, 33, 64, 100, 16_500, 7]
+    features = [
+        {m: rng.integers(0, 99, (n, d)).astype(np.float16) for m, d in info.modalities.items()} for n in lengths
+    ]
+    videos = [
+        dataclasses.replace(make_video(f"v{i}", n), features=f)
+        for i, (n, f) in enumerate(zip(lengths, features, strict=True))
+    ]
+    records.write(tmp_path / "records", info, {"train": videos, "test": []})
+    assert_same(records.read(tmp_path / "records", "train"), videos)
+    for modality in info.modalities:
+        assert_same(records.read(tmp_path / "records", "train", [modality]), videos)
+
+
+def test_every_flipped_bit_of_what_is_read_is_found(stored):
+    directory, splits = stored
+    (shard,) = directory.glob("*train*")
+    content, video = shard.read_bytes(), splits["train"][2]
+    fields = {"rgb": video.features["rgb"].tobytes(), "segments": video.segments.tobytes(), "id": b"v2"}
+    for name, field in fields.items():
+        start = content.index(field)
+        for place in range(start, start + len(field)):
+            changed = bytes([content[place] ^ 1 << place % 8])
+            shard.write_bytes(content[:place] + changed + content[place + 1 :])
+            with pytest.raises(ValueError, match=f"{shard.name} is damaged .* build the data set again"):
+                records.read(directory, "train", ["rgb"])
+            assert name != "rgb" or len(records.read(directory, "train", ["flow"])) == 4
+
+
 def test_features_stay_on_disk_until_an_array_is_made(stored):
     directory, splits = stored
     videos = records.read(directory, "train", on_disk=True)

@@ -6,11 +6,12 @@
     videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # features are read when an array is made
 
 The folder is also a TFDS data set, `tfds.builder_from_directory('data/mine').as_data_source('train')`. TensorFlow is
-not needed. Features are float16, or float32 (see `Info.dtypes`). They are uncompressed: one server core wrote 290 MB/s
-and read 580 MB/s (compressed: 100 and 450 MB/s). All else is also in videos.jsonl, so reading without features, or with
-`on_disk`, opens no shard.
+not needed. Features are float16, or float32 (see `Info.dtypes`). They are uncompressed, so that `shards` reads one
+modality at the speed of its checksum. All else is also in videos.jsonl, so reading without features, or with `on_disk`,
+opens no shard.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -21,12 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from kd_jax.data.base import SPLITS, Features, Info, OnDisk, Video, check_info, check_video, to_dtype
 from kd_jax.data.checks import short
+from kd_jax.data.shards import find_records, read_fields
 from kd_jax.data.staging import staged
 from kd_jax.files import read_json, sha256, write_json
 from kd_jax.segments import Grid
@@ -121,7 +123,7 @@ def write_shard(path: Path, info: Info, videos: Iterable[Video]) -> Shard:
         except RuntimeError as error:
             raise OSError(str(error)) from None
 
-    features = _features(info, info.modalities)
+    features = _features(info)
     written = []
     writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
     try:
@@ -173,7 +175,7 @@ def finish(folder: Path, info: Info, shards: Mapping[str, Sequence[Shard]], repo
             split_infos.append(SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(files.values())))
     folder_dataset.write_metadata(
         data_dir=folder,
-        features=_features(info, info.modalities),
+        features=_features(info),
         split_infos=split_infos,
         check_data=False,  # the check needs TensorFlow
         description=f"{info.name}: videos for kd_jax; {INFO_FILE} holds classes and units.",
@@ -195,8 +197,8 @@ def _check_ids(ids: Sequence[str]) -> None:
         raise ValueError(f"video {video!r} occurs twice; an id names one video of one split")
 
 
-def _features(info: Info, modalities: Iterable[str]):
-    """Returns the TFDS features of a record, restricted to these modalities."""
+def _features(info: Info):
+    """Returns the TFDS features of a record."""
     from tensorflow_datasets import features as tfds
 
     def tensor(shape: tuple, dtype: type | np.dtype) -> tfds.Tensor:
@@ -207,7 +209,7 @@ def _features(info: Info, modalities: Iterable[str]):
             "id": tfds.Text(),
             "duration": tensor((), np.float64),
             **{name: tensor((None, columns), np.float64) for name, columns in TABLES.items()},
-            "features": {m: tensor((None, info.modalities[m]), info.dtype(m)) for m in modalities},
+            "features": {m: tensor((None, info.modalities[m]), info.dtype(m)) for m in info.modalities},
         }
     )
 
@@ -348,7 +350,7 @@ def read(
     entries = _first_of_each(_read_entries(directory)[split], first)
     if not entries or not modalities:
         return [_to_video(entry, {}) for _, entry in entries]
-    records = _Records(directory, split, info)
+    records = _Records(directory, split, splits[split]["shards"], info)
     if on_disk:
         return [_to_video(e, {m: records.on_disk(i, e, m) for m in modalities}) for i, e in entries]
     return [_to_video(entry, records.features(i, entry, modalities)) for i, entry in entries]
@@ -382,26 +384,34 @@ def _named_damage(path: os.PathLike) -> Iterator[None]:
 class _Records:
     """The records of a split, read in any order and by any number of threads."""
 
-    def __init__(self, directory: str | os.PathLike, split: str, info: Info):
-        import tensorflow_datasets as tfds
-
-        self._info = info
-        with _named_damage(Path(directory) / TFDS_FILES[0]):
-            builder = tfds.builder_from_directory(os.path.abspath(directory))
-            self._shards = builder.info.splits[split]
-            self._ends = np.cumsum(self._shards.shard_lengths)
-            self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    def __init__(self, directory: str | os.PathLike, split: str, shards: Iterable[str], info: Info):
+        self._info, self._paths = info, [Path(directory) / name for name in shards]
+        with _named_damage(path := Path(directory) / TFDS_FILES[0]):
+            (stored,) = (found for found in json.loads(path.read_bytes())["splits"] if found["name"] == split)
+            self._ends = np.cumsum([0, *map(int, stored["shardLengths"])]).tolist()
+        self._places: dict[int, list[int]] = {}  # of the records in each shard that was read
 
     def features(self, index: int, entry: Mapping, modalities: Sequence[str]) -> Mapping[str, Features]:
         """Reads features of a video and checks them against its entry in VIDEOS_FILE."""
-        with _named_damage(self._shards.filepaths[int(np.searchsorted(self._ends, index, side="right"))]):
-            record = _features(self._info, modalities).deserialize_example_np(self._source[index])
-            known = {name: record[name] for name in TABLES} | {"duration": float(record["duration"])}
-            known |= {"id": record["id"].decode(), "features": record["features"]}
-            video = dataclasses.replace(_to_video(entry, {}), **known)
+        shard = bisect.bisect(self._ends, index) - 1
+        path, first = self._paths[shard], self._ends[shard]
+        with _named_damage(path):
+            if shard not in self._places:
+                self._places[shard] = find_records(path, self._ends[shard + 1] - first)
+            names = {"id", "duration", *TABLES, *(f"features/{m}" for m in modalities)}
+            stored = read_fields(path, self._places[shard][index - first], names)
+            tables: dict[str, Any] = {
+                name: stored[name].view(np.float64).reshape(-1, columns) for name, columns in TABLES.items()
+            }
+            features = {m: self._array(stored[f"features/{m}"], m) for m in modalities}
+            (duration,), name = stored["duration"].view(np.float64).tolist(), stored["id"].tobytes().decode()
+            video = dataclasses.replace(_to_video(entry, features), id=name, duration=duration, **tables)
             if any(checksum != entry["crc32"][part] for part, checksum in checksums(video).items()):
                 raise ValueError(f"{video.id!r} is not what was written; was a shard swapped or changed?")
         return video.features
+
+    def _array(self, content: np.ndarray, modality: str) -> np.ndarray:
+        return content.view(self._info.dtype(modality)).reshape(-1, self._info.modalities[modality])
 
     def on_disk(self, index: int, entry: Mapping, modality: str) -> OnDisk:
         """Returns features of a video that are read when they are used."""
