@@ -10,6 +10,7 @@ of time ∝ T^p for one video of 500 to 8000 snippets. `share of step`: of a dis
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,7 @@ def kernels(videos: int, length: int, hidden: int) -> dict[str, Kernel]:
     for name, (term, options) in ROWS.items():
 
         def loss(features, student, teacher, batch, key, term=term, options=options):
-            return choose_term(term, options).value(student.replace(features=features), (teacher,), batch, key, {})[0]
+            return choose_term(term, options).value(replace(student, features=features), (teacher,), batch, key, {})[0]
 
         gradient = jax.jit(jax.value_and_grad(loss))
         calls[name] = lambda gradient=gradient: gradient(x, student, teacher, batch, key)

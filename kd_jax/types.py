@@ -4,16 +4,17 @@ Letters: B videos, T snippets, D input features, H hidden features, C classes.
 The mask is False for padded snippets and for every snippet of a padded video.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
 
 Array = Any  # a jax.Array within a step; a np.ndarray, or only the shape of one, on the host
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """Padded videos in one modality, as a model reads them.
 
@@ -31,7 +32,8 @@ class Batch:
     first: Array | None = None
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Outputs:
     """What a detector computes, by name; each loss term selects fields.
 

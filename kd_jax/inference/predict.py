@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def _compiled_forward():
     def run(model, side_by_side, with_features, variables, features, mask):
         def one(variables):
             outputs = model.apply(variables, features, mask)
-            return outputs if with_features else outputs.replace(features=None)
+            return outputs if with_features else replace(outputs, features=None)
 
         return jax.vmap(one)(variables) if side_by_side else one(variables)
 

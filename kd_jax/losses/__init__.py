@@ -13,20 +13,43 @@ References mark where a formula is from: [supp] the supplementary material of Au
 2021), [code] public training code, [default] a choice of this library. docs/method.md explains each.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
 from kd_jax.losses.boundary_level import boundary, saliency
 from kd_jax.losses.cross_modal import cosine_imitation, graph_distillation, hint
 from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
 from kd_jax.losses.global_level import global_context
-from kd_jax.losses.owned.contrastive import ContrastiveDistillation, Memory, crd, new_memory
-from kd_jax.losses.owned.holistic import Critic, HolisticDistillation
-from kd_jax.losses.owned.learned_graph import LearnedGraph
-from kd_jax.losses.owned.projection import ProjectionHead
 from kd_jax.losses.relational import pairwise_similarity, rkd_angle, rkd_distance, similarity_preserving
 from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
+
+if TYPE_CHECKING:
+    from kd_jax.losses.owned.contrastive import ContrastiveDistillation, Memory, crd, new_memory
+    from kd_jax.losses.owned.holistic import Critic, HolisticDistillation
+    from kd_jax.losses.owned.learned_graph import LearnedGraph
+    from kd_jax.losses.owned.projection import ProjectionHead
 
 __all__ = ["ATOMIC_FORMS", "ContrastiveDistillation", "Critic", "HolisticDistillation", "LearnedGraph", "Memory"]
 __all__ += ["ProjectionHead", "atomic", "atomic_infonce", "atomic_margin", "atomic_nce", "boundary", "cosine_imitation"]
 __all__ += ["crd", "global_context", "graph_distillation", "hint", "logit_distillation", "new_memory"]
 __all__ += ["pairwise_similarity", "rkd_angle", "rkd_distance", "saliency", "sample_negatives", "sigmoid_cross_entropy"]
 __all__ += ["similarity_preserving", "soft_cross_entropy", "softmax_cross_entropy_with_background"]
+
+_OWNED = {  # {module: its names}; they are imported when they are first read, because flax takes longer than all losses
+    "contrastive": ("ContrastiveDistillation", "Memory", "crd", "new_memory"),
+    "holistic": ("Critic", "HolisticDistillation"),
+    "learned_graph": ("LearnedGraph",),
+    "projection": ("ProjectionHead",),
+}
+
+
+def __getattr__(name: str):
+    for module, names in _OWNED.items():
+        if name in names:
+            return getattr(importlib.import_module(f"kd_jax.losses.owned.{module}"), name)
+    raise AttributeError(f"module 'kd_jax.losses' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kd_jax.masking import check_mask, mask_out, reduce_snippets
 
@@ -33,7 +32,8 @@ def sigmoid_cross_entropy(
             f"labels {labels.shape}, mask {mask.shape}."
         )
     logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
-    entropy = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
+    entropy = -labels * jax.nn.log_sigmoid(logits) - (1.0 - labels) * jax.nn.log_sigmoid(-logits)
+    entropy = jnp.sum(entropy, axis=-1)
     return reduce_snippets("sigmoid_cross_entropy", entropy, mask, reduction)
 
 
@@ -66,5 +66,5 @@ def softmax_cross_entropy_with_background(
     total = jnp.sum(labels, axis=-1, keepdims=True)
     background = total <= 0
     target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)
-    entropy = optax.softmax_cross_entropy(logits, target)
+    entropy = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
     return reduce_snippets("softmax_cross_entropy_with_background", entropy, mask, reduction)

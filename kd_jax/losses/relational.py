@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kd_jax.losses.grams import einsum, gram_distance, num_pairs, product_distance
 from kd_jax.masking import mask_out, masked_mean, masked_pair, real_videos, unit
@@ -54,7 +53,10 @@ def rkd_distance(
         return distance / jnp.where(count > 0, total / jnp.maximum(count, 1), 1.0)[:, None, None]
 
     student, teacher = relative_distances(student), relative_distances(teacher)
-    difference = jnp.sum(mask_out(optax.huber_loss(student, teacher), compare), axis=(1, 2))
+    difference = jnp.abs(student - teacher)
+    small = jnp.minimum(difference, 1.0)
+    huber = 0.5 * small**2 + (difference - small)
+    difference = jnp.sum(mask_out(huber, compare), axis=(1, 2))
     pairs = jnp.sum(exists, axis=1, dtype=jnp.float32) * jnp.sum(mask, axis=1, dtype=jnp.float32)
     return masked_mean(difference / jnp.maximum(pairs, 1), real_videos(mask))
 
