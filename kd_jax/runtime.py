@@ -192,7 +192,8 @@ def compiler_options(*, quick: bool = False) -> dict:
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
-def _is_known(option: str, value) -> bool:
+@functools.cache  # it compiles a program
+def _is_known(option: str, value: str | int | bool) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options={option: value})()
     except jax.errors.JaxRuntimeError:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -107,13 +110,17 @@ def save(figure: Figure, table: Sequence[Mapping[str, object]], path: Path) -> N
       path: without a suffix; a local path or one in a bucket. Dots in the name are kept.
     """
     png, svg = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(_SETTINGS):
-        figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})  # equal figures are equal files
-    small = io.BytesIO()  # with 256 colours it takes a third of the bytes
-    image = Image.open(png).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
-    image.save(small, "png", optimize=True)
-    for suffix, content in {"png": small, "svg": svg}.items():
+    with matplotlib.rc_context(_SETTINGS):  # Figure.savefig would draw and place everything twice for each file
+        figure.set_dpi(DOTS_PER_INCH)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        figure.set_layout_engine("none")  # everything has its place
+        # Equal figures are equal files.
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image = image.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)  # a third of the bytes
+    image.save(png, "png", optimize=True)
+    for suffix, content in {"png": png, "svg": svg}.items():
         write_atomically(path.with_name(f"{path.name}.{suffix}"), content.getvalue())
     write_atomically(path.with_name(f"{path.name}.csv"), as_csv(table).encode())
 

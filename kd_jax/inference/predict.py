@@ -16,23 +16,20 @@ from kd_jax.data.source import Source
 from kd_jax.types import Array, Outputs
 
 
-def forward(
-    model, variables: dict, features: Array, mask: Array, *, side_by_side: bool = False, with_features: bool = True
-) -> Outputs:
+def forward(model, variables: dict, features: Array, mask: Array, *, side_by_side: bool = False) -> Outputs:
     """The detector without dropout, compiled once per model and padded length; options as in `run_detector`."""
-    return _compiled_forward()(model, side_by_side, with_features, variables, features, mask)
+    return _compiled_forward()(model, side_by_side, variables, features, mask)
 
 
 @functools.cache
 def _compiled_forward():
-    def run(model, side_by_side, with_features, variables, features, mask):
+    def run(model, side_by_side, variables, features, mask):
         def one(variables):
-            outputs = model.apply(variables, features, mask)
-            return outputs if with_features else replace(outputs, features=None)
+            return model.apply(variables, features, mask)
 
         return jax.vmap(one)(variables) if side_by_side else one(variables)
 
-    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=runtime.compiler_options())
+    return jax.jit(run, static_argnums=(0, 1), compiler_options=runtime.compiler_options())
 
 
 def run_detector(
@@ -74,8 +71,8 @@ def run_detector(
     ):
         for indices, batch, _ in batches:
             before_batch()
-            options = {"side_by_side": side_by_side, "with_features": with_features}
-            result = sharding.fetch(forward(model, variables, batch.features, batch.mask, **options), mesh)
+            result = forward(model, variables, batch.features, batch.mask, side_by_side=side_by_side)
+            result = sharding.fetch(result if with_features else replace(result, features=None), mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)

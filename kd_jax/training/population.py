@@ -33,7 +33,8 @@ SHORT = 5e12
 @functools.lru_cache(maxsize=64)
 def jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
     """The jitted function from the keys of P runs to their initial states, `[P, …]`; see `step.make_init`."""
-    return jax.jit(jax.vmap(make_init(program, input_size, num_classes, taught)))
+    init = jax.vmap(make_init(program, input_size, num_classes, taught))
+    return jax.jit(init, compiler_options=runtime.compiler_options(quick=True))
 
 
 @functools.lru_cache(maxsize=64)
