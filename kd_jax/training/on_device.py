@@ -151,6 +151,7 @@ def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.shardin
     def train_epoch(states: TrainState, data: Resident, set_of_run, buckets_of, rows, settings: Settings, bounds):
         every_run = jax.vmap if len(set_of_run) > 1 else _single
 
+        @functools.partial(jax.jit, inline=True)  # traced once, although it is called twice
         def step(i, states):
             branches = [every_run(functools.partial(gradient_of, length, data)) for length in buckets]
             computed = jax.lax.switch(buckets_of[i], branches, set_of_run, states, rows[i], settings)
@@ -161,7 +162,7 @@ def make_train_epoch(program: Program, buckets: Sequence[int], mesh: jax.shardin
             states, metrics = step(i, states)
             return states, jax.tree.map(lambda column, x: column.at[i].set(x), table, metrics)
 
-        _, shapes = jax.eval_shape(step, 0, states)
+        _, shapes = jax.eval_shape(step, bounds[0], states)
         table = jax.tree.map(lambda x: jnp.zeros((len(buckets_of), *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(bounds[0], bounds[1], body, (states, table))  # bounds are values, so it compiles once
 
