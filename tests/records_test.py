@@ -61,7 +61,7 @@ def test_only_requested_modalities_are_decoded(stored):
         _ = bare.num_snippets
 
 
-def test_fields_across_blocks_and_calls_are_what_tfds_reads(tmp_path):
+def test_fields_across_blocks_and_calls_are_what_was_written(tmp_path):
     """Every record here crosses a block of the file at another place; one of them needs two calls of the system."""
     info = dataclasses.replace(INFO, modalities={"rgb": 1024, "flow": 3})
     rng = np.random.default_rng(0)
