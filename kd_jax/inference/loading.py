@@ -1,4 +1,4 @@
-"""Loading of a finished run, all its seeds or a fusion, as one function.
+"""Loading of a finished run, all its seeds, a fusion or an exported folder, as one function.
 
 run = load("workdir/demo/augmented_rgb")            # also "workdir/demo/two_stream", a fusion
 probabilities = run(features)                       # see kd_jax.inference.trained_detector
@@ -11,6 +11,7 @@ from typing import Literal
 from etils import epath
 
 from kd_jax.files import DamagedFileError, checked_path, read_json
+from kd_jax.inference import exports
 from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.run_config import one_line
@@ -21,11 +22,12 @@ _SHARED = ("classes", "head", "seconds_per_snippet", "first_snippet", "label_at"
 
 
 def load(path: epath.PathLike, *, seeds: Seeds = "one") -> TrainedDetector:
-    """Loads a finished run, all its seeds or a fusion, from a disk or gs://….
+    """Loads a finished run, all its seeds, a fusion or an exported folder, from a disk or gs://….
 
     Args:
       path: WORKDIR/RUN; WORKDIR/RUN/seed_N, another seed of it; or WORKDIR/FUSION, where FUSION is a fusion of the
         experiment in WORKDIR, whose runs are loaded. A fusion averages the logits of its runs, as evaluation does.
+        Also a folder that `kd-jax export` wrote, or a file in it; the parameters are read from its safetensors.
       seeds: 'all' also averages over every folder RUN/seed_N.
 
     Raises FileNotFoundError if there is no such run or fusion, or one of its runs has not finished, and ValueError if a
@@ -34,6 +36,10 @@ def load(path: epath.PathLike, *, seeds: Seeds = "one") -> TrainedDetector:
     directory = epath.Path(checked_path(path))
     if seeds not in ("one", "all"):
         raise ValueError(f"seeds={seeds!r} is unknown; choose 'one' or 'all'")
+    if (exported := exports.find(directory)) is not None:
+        if seeds == "all":
+            raise ValueError(f"{exported} is an exported folder, which has the seeds it was made of; leave out seeds")
+        return TrainedDetector(str(exported), exports.read(exported, directory))
     if seeds == "all" and _SEED.fullmatch(directory.name):
         raise ValueError(f"{directory} is one seed; give {directory.parent} for all seeds")
     runs = [directory] if (directory / "config.json").exists() else _members(directory)
@@ -58,6 +64,13 @@ def _check_alike(configs: Mapping[epath.Path, Mapping]) -> None:
                 raise ValueError(f"{other} and {folder} differ in {field}, so they are no ensemble; train both again")
 
 
+def split_path(path: epath.Path) -> tuple[epath.Path, str, str]:
+    """Splits WORKDIR/NAME or WORKDIR/NAME/seed_N into WORKDIR, NAME and 'seed_N' or ''."""
+    if _SEED.fullmatch(path.name):
+        return path.parent.parent, path.parent.name, path.name
+    return path.parent, path.name, ""
+
+
 def _further_seeds(run: epath.Path) -> list[epath.Path]:
     """The folders of the further seeds of a run, in the order of their numbers."""
     found = [folder for folder in run.iterdir() if _SEED.fullmatch(folder.name)]
@@ -69,8 +82,7 @@ def _members(path: epath.Path) -> list[epath.Path]:
 
     `path` is WORKDIR/NAME, or WORKDIR/NAME/seed_N. Raises FileNotFoundError if WORKDIR has none of this name.
     """
-    seed = path.name if _SEED.fullmatch(path.name) else ""
-    workdir, name = (path.parent.parent, path.parent.name) if seed else (path.parent, path.name)
+    workdir, name, seed = split_path(path)
     if inside := _read_rows(path):
         shown = ", ".join(str(path / of_row) for of_row in inside)
         raise FileNotFoundError(f"{path} is an experiment, not a run; name one of {shown}")

@@ -124,7 +124,7 @@ class TrainedDetector:
         tables: list[dict[str, np.ndarray]] = []
         for modality, value in given.items():
             config = self.reader(modality).config
-            name, dtype = f"features[{modality!r}]" if is_mapping else "features", _dtype(config)
+            name, dtype = f"features[{modality!r}]" if is_mapping else "features", stored_dtype(config)
             parts = _as_videos(name, value, mask)
             tables = tables or [{} for _ in parts]
             if len(parts) != len(tables):
@@ -245,13 +245,13 @@ class TrainedDetector:
         sampling = videos.make_sampling(encoder.modality, encoder.sampling | made["sampling"])
         file = {"video": Path(checked_path(path))}
         opened = video_files.open_videos(file, encoder, config, sampling, fps)
-        encoded = video_files.encode(opened, batch_size, _dtype(config))
+        encoded = video_files.encode(opened, batch_size, stored_dtype(config))
         table = self.predict({"video": {encoder.modality: encoded.features["video"]}})["video"]
         return self._named(rule(table, encoded.grids["video"], duration=encoded.durations["video"]))
 
 
-def _dtype(config: Mapping) -> str:
-    """The type in which the records of a run hold its features."""
+def stored_dtype(config: Mapping) -> str:
+    """Returns the type in which the records of a run hold its features."""
     return config.get("features_dtype") or "float16"
 
 

@@ -2,21 +2,39 @@
 
     recur = cpu_kernels.by_platform(plain_lstm, cpu_kernels.run_lstm)   # the plain one is compiled for GPU and TPU
 
-`by_platform` is the only switch. Every function here computes what a plain formulation in this package computes, up to
-rounding and the random bits of dropout, and the tests compare the two. Each saves at least 10 % of the time, or a
-quarter of the memory, of a training step on a CPU of a filter that uses it (benchmarks/README.md).
+`by_platform` is the only switch; `plain_only` turns it off, for exported programs. Every function here computes what a
+plain formulation in this package computes, up to rounding and the random bits of dropout, and the tests compare the
+two. Each saves at least 10 % of the time, or a quarter of the memory, of a training step on a CPU of a filter that uses
+it (benchmarks/README.md).
 
 References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, §4.1 (`convolve`).
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.masking import expand, mask_out
+
+_is_plain = contextvars.ContextVar("is_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_only() -> Iterator[None]:
+    """Programs that are traced within the block have the plain formulations for all platforms.
+
+    These allow lengths that are not known when a program is made.
+    """
+    token = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(token)
 
 
 def by_platform(plain: Callable, on_cpu: Callable) -> Callable:
@@ -24,6 +42,8 @@ def by_platform(plain: Callable, on_cpu: Callable) -> Callable:
 
     JAX traces both and lowers only the one that the platform needs, also when a CPU host exports for a GPU or TPU.
     """
+    if _is_plain.get():
+        return plain
     on_cpu = jax.named_scope("on_cpu")(on_cpu)
     return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=plain)
 

@@ -208,19 +208,26 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
         raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
     if (results := read_run_results(directory, COPY_AGAIN)) is None:
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
+    check_filter(directory, config)
+    model, best = _read_best(directory, config, results["best_epoch"])
+    variables = {"params": best["params"], **best["constants"]}
+    check_finite(f"the checkpoint of the run {directory}", variables, COPY_AGAIN)
+    return TrainedRun(model, variables, config)
+
+
+def check_filter(directory: epath.Path, config: Mapping) -> None:
+    """Raises ValueError if the filter of a run's config.json is not in FILTERS."""
     if config["filter"] not in FILTERS:
         unknown = f"{directory / 'config.json'}: the filter {config['filter']!r} is unknown ({', '.join(FILTERS)})"
         remedy = "add its class to FILTERS in kd_jax/models/detector.py (docs/extending.md)"
         raise ValueError(f"{unknown}; {remedy}")
-    model, best = _read_best(directory, config, results["best_epoch"])
-    variables = {"params": best["params"], **best["constants"]}
+
+
+def check_finite(what: str, variables: Mapping, remedy: str) -> None:
+    """Raises ValueError, which begins with `what`, for variables that are not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"the checkpoint of the run {directory} has values that are not finite in {name}; {COPY_AGAIN}"
-            )
-    return TrainedRun(model, variables, config)
+            raise ValueError(f"{what} has values that are not finite in {jax.tree_util.keystr(path)}; {remedy}")
 
 
 def _read_best(directory: epath.Path, config: Mapping, best_epoch: int) -> tuple[Detector, dict]:

@@ -86,9 +86,15 @@ def read_run_config(directory: epath.Path, remedy: str) -> dict | None:
     """
     path = directory / "config.json"
     config = read_json(path, remedy)
-    if config is not None and (problem := find_wrong_field(config, _RULES) or _find_contradiction(config)):
-        raise DamagedFileError(f"{path}: {problem}; {remedy}")
+    if config is not None:
+        check_run_config(path, config, remedy)
     return config
+
+
+def check_run_config(path: epath.Path, config: Mapping, remedy: str) -> None:
+    """Raises DamagedFileError, as `read_run_config` does, for a config that was read from `path`."""
+    if problem := find_wrong_field(config, _RULES) or _find_contradiction(config):
+        raise DamagedFileError(f"{path}: {problem}; {remedy}")
 
 
 def read_run_results(directory: epath.Path, remedy: str) -> dict | None:
@@ -131,7 +137,9 @@ def describe_variables(model: Detector, input_size: int) -> dict:
     return dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
 
 
-def build_fitting_model(directory: epath.Path, config: Mapping, params: Mapping, constants: Mapping) -> Detector:
+def build_fitting_model(
+    directory: epath.Path, config: Mapping, params: Mapping, constants: Mapping, remedy: str = COPY_AGAIN
+) -> Detector:
     """The detector that the config.json of a run describes, if its checkpoint holds exactly the arrays of this model.
 
     Nothing of the sizes that config.json states is allocated. Sizes that would make tracing slow are compared first.
@@ -147,7 +155,7 @@ def build_fitting_model(directory: epath.Path, config: Mapping, params: Mapping,
             )
     except Exception as error:  # a filter may raise anything for sizes that it cannot have
         described = f"{directory / 'config.json'} describes another model than the checkpoint holds"
-        raise DamagedFileError(f"{described} ({one_line(error)}); {COPY_AGAIN}") from error
+        raise DamagedFileError(f"{described} ({one_line(error)}); {remedy}") from error
     return model
 
 
