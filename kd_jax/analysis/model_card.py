@@ -101,7 +101,7 @@ def _results(facts: Facts) -> list[str]:
     if facts.scores:
         lines += ["On the test videos, in percent:", "", "| measure | this detector |", "| --- | ---: |"]
         lines += [f"| {title} | {value} |" for title, value in facts.scores.items()]
-        lines += ["", f"± is the {facts.interval}."] if facts.interval else []
+        lines += ["", f"± is {facts.interval}."] if facts.interval else []
     if facts.row and facts.results and len(facts.results["seeds"]) > 1:
         lines += ["", f"Mean of {len(facts.results['seeds'])} seeds of {facts.row['run']}, 95 % interval:", ""]
         for title, values in facts.row["scores"].items():

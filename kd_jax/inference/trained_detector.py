@@ -56,7 +56,9 @@ class TrainedDetector:
     @property
     def title(self) -> str:
         """The name of the run or of the fusion."""
-        return self._config["run"] if len(self.members) == 1 else epath.Path(self.name).name
+        path = epath.Path(self.name)
+        of_fusion = f"{path.parent.name}/{path.name}" if path.name.startswith("seed_") else path.name
+        return self._config["run"] if len(self.members) == 1 else of_fusion
 
     @property
     def inputs(self) -> dict[str, int]:
