@@ -25,6 +25,7 @@ COMMANDS = {  # name: (flags, least number of rows)
         ["--epochs=2", "--override=--config.model.hidden=8", "--videos=6", "--snippets=400", "--width=16"],
         3,
     ),
+    "smaller": (["--config=smaller:smoke", "--override=--config.model.hidden=8", "--repeats=1", "--length=32"], 3),
     "metrics": (["--snippets=3000", "--detections=3000"], 5),
 }
 

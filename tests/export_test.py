@@ -32,7 +32,8 @@ def workdir(tmp_path_factory):
     config.model.update({"hidden": 8, "num_layers": 2, "standardize": True})
     config.training.update({"epochs": 2, "length_buckets": 1, "checkpoint_every": 2, "learning_rate": 1e-2})
     config.runs = schema.make_runs(
-        flow=schema.make_run("flow"), rgb=schema.make_run("rgb", ("flow",), {"global_context": 1.0})
+        flow=schema.make_run("flow", filter="bottleneck"),
+        rgb=schema.make_run("rgb", ("flow",), {"global_context": 1.0}),
     )
     config.fusions.both = ("flow", "rgb")
     config.update({"baseline": "", "seeds": 2})
@@ -119,7 +120,14 @@ def test_an_export_is_verified_and_described(workdir, exported):
     assert str(workdir) not in card + (folder / "config.json").read_text()  # no folder of this machine
 
 
-@pytest.mark.parametrize("name, options", [("rgb/seed_1", ()), ("rgb", ("--seeds=all",)), ("both", ("--seeds=all",))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        pytest.param("rgb/seed_1", (), marks=pytest.mark.slow),
+        pytest.param("rgb", ("--seeds=all",), marks=pytest.mark.slow),
+        ("both", ("--seeds=all",)),
+    ],
+)
 def test_seeds_and_fusions_are_exported_and_read_back(workdir, tmp_path, name, options):
     run = kd_jax.load(workdir / name, seeds="all" if options else "one")
     lines = export_to(tmp_path / "out", workdir / name, *options)

@@ -29,7 +29,7 @@ ROWS = [
     ["inference", "evaluation"],
     ["training"],
     ["training.experiment", "analysis"],
-    ["main", "advise", "predict", "evaluate", "analyse", "report", "verify", "__main__"],
+    ["main", "advise", "predict", "export", "evaluate", "analyse", "report", "verify", "__main__"],
 ]
 FORBIDDEN = {  # {part of the package: what it must not import}
     "losses": ["kd_jax.models"],

@@ -42,6 +42,7 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "train",
         "advise",
         "predict",
+        "export",
         "analyse",
         "evaluate",
         "report",
