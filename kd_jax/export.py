@@ -41,7 +41,7 @@ from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.training.checkpoints import TrainedRun
 from kd_jax.training.table import columns
 
-TOLERANCE, LOOSE = 1e-5, 0.05  # largest difference of a probability in float32 on a CPU, and elsewhere
+TOLERANCE, LOOSE = 1e-4, 0.05  # largest difference of a probability in float32 on a CPU, and elsewhere
 DRAWS, BUDGET = 200, 2e8  # of the bootstrap; the budget counts scores
 
 

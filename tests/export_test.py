@@ -243,7 +243,7 @@ def test_a_difference_ends_the_export_and_writes_nothing(workdir, tmp_path, monk
         exports, "read_program", lambda program: lambda *given: np.asarray(call(program)(*given)) + 2e-5
     )
     with pytest.raises(
-        ValueError, match="detector.stablehlo differ from those of kd_jax by 2e-05, more than 1e-05, so"
+        ValueError, match="detector.stablehlo differ from those of kd_jax by 0.0002, more than 0.0001, so"
     ):
         export_to(tmp_path / "out", workdir / "rgb")
     assert not (tmp_path / "out").exists()
@@ -274,6 +274,10 @@ def make_call(detector):
 def test_every_filter_is_exported_for_any_length(filter, make):
     if make is make_onnx_call:
         pytest.importorskip("jax2onnx")
+        if filter == "pdan":  # jax2onnx 0.17.1 has no slices of a length that is not known
+            with pytest.raises(ValueError, match="jax2onnx cannot convert the filter 'pdan' .*; leave out --onnx"):
+                make(made(filter))
+            return
     call = make(detector := made(filter))
     for length in (1, 9, 50):
         features = features_of(detector, length)["rgb"]
