@@ -83,13 +83,15 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     made = {student: schema.make_run(**distilled.to_dict())}
     for factor in FACTORS:
         run = schema.make_run(**distilled.to_dict())
-        run.weights.update({term: float(f"{weight * factor:.3g}") for term, weight in run.weights.items()})
+        others = {term: weight for term, weight in run.weights.items() if term != "soft_cross_entropy"}
+        run.weights.update({term: float(f"{weight * factor:.3g}") for term, weight in others.items()})
         made[f"{student}_x{factor:g}".replace(".", "p")] = run
     outside = [given_folders(config.teachers[name]) for name in distilled.teachers if name in config.teachers]
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
-        del mixed["options"]  # with them, this student would need a program of its own
+        if not distilled.weights.soft_cross_entropy:
+            del mixed["options"]  # with them, this student would need a program of its own
         made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 

@@ -273,6 +273,7 @@ _TEXTS = {
     "model.dtype": ("float32", "bfloat16"),
     "training.optimizer": OPTIMIZERS,
     "training.schedule": SCHEDULES,
+    "training.standardize_by": ("modality", "channel"),
     "training.data": ("auto", "resident", "streamed"),
 }
 _RUN_NUMBERS = (

@@ -314,7 +314,7 @@ def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array) -> T
     states = jitted_init(job.program, video.features.shape[-1], video.labels.shape[-1], taught)(keys)
     if not job.config.model.standardize:
         return states
-    constants = fit_standardization(examples)
+    constants = fit_standardization(examples, job.config.training.standardize_by)
     return replace(states, constants=jax.tree.map(lambda x: jnp.stack([x] * len(keys)), constants))
 
 
@@ -328,14 +328,21 @@ def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
     return replace(states, params=params)
 
 
-def fit_standardization(examples: Sequence[Example]) -> dict:
-    """Mean and standard deviation of every input channel over all snippets; a constant channel has deviation 1."""
+def fit_standardization(examples: Sequence[Example], by: str) -> dict:
+    """The mean of every input channel over all snippets, and the deviation by which it is divided.
+
+    By 'channel', this is the standard deviation of the channel. By 'modality', it is the root mean square of those of
+    all channels, so that channels of little but noise stay small. It is 1 if nothing varies.
+    """
     count = sum(len(example.features) for example in examples)
     mean = _sum_over_videos(lambda x: x.sum(axis=0, dtype=np.float64), examples) / count
     square = _sum_over_videos(lambda x: ((x.astype(np.float64) - mean) ** 2).sum(axis=0), examples) / count
     deviation = np.sqrt(square)
     least = 1e-6 if examples[0].features.dtype == np.float16 else 1e-6 * np.abs(mean)  # of a channel that varies
-    deviation[(deviation < least) | (deviation == 0)] = 1.0
+    deviation[deviation < least] = 0.0
+    if by == "modality":
+        deviation[:] = np.sqrt(np.mean(deviation**2))
+    deviation[deviation == 0] = 1.0
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
 
 
