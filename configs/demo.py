@@ -10,7 +10,7 @@ from kd_jax import config as schema
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.name = "synthetic"
-    config.model.update(hidden=64, standardize=True)
+    config.model.hidden = 64
     config.training.update(epochs=24, batch_size=2, learning_rate=2e-3, length_buckets=2, checkpoint_every=8)
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant)

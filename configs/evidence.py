@@ -4,7 +4,7 @@ The word after the colon names the file that gives data, teachers, filter and bu
 
 Command:   python -m kd_jax.main --config=configs/evidence.py:sphere
 Data:      as in the other file
-Training:  all training videos, the last epoch, a moving average of the parameters. No video chooses an epoch or weight.
+Training:  all training videos, and the last epoch. No video chooses an epoch or a weight.
 Rows:      default: schema.DISTILLATION, soft labels and the three levels. soft_labels, three_levels: one part alone.
            strong_levels: soft labels, and three times the weights of the levels.
 Smoke:     the default alone
@@ -24,7 +24,6 @@ def get_config(variant=""):
     config, teachers, plain, variant = schema.from_other(variant)
     for name in ("default",) if variant == "smoke" else STUDENTS:
         schema.add_run(config, name, schema.make_like(plain, teachers=teachers, **STUDENTS[name]))
-    config.dataset.validation_fraction = 0.0
-    config.training.ema_decay = 0.98
+    config.dataset.update(validation_fraction=0.0, validation_groups="")
     config.seed, config.seeds = 10, 5  # the default was chosen with seeds 0 to 2
     return schema.with_variant(config, variant)

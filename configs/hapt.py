@@ -18,7 +18,7 @@ TEACHER, STUDENT = "accelerometer_teacher", "vanilla_gyroscope"
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.data_dir = "data/hapt"
-    config.model.update(hidden=64, standardize=True)
+    config.model.hidden = 64
     config.training.update(epochs=20, batch_size=1, learning_rate=3e-3, length_buckets=2, checkpoint_every=10)
     config.evaluation.protocols = ("event_map", "frame_map")
     config.evaluation.proposals = "classes"  # activities follow each other without background between them

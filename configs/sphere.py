@@ -27,7 +27,7 @@ def student(weights):
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.update(data_dir="data/sphere", validation_fraction=0.3)
-    config.model.update(hidden=64, standardize=True)
+    config.model.hidden = 64
     config.training.update(epochs=80, batch_size=1, learning_rate=3e-3, length_buckets=1, checkpoint_every=20)
     config.seeds = 5
     config.baseline = STUDENT

@@ -11,7 +11,7 @@ from kd_jax import config as schema
 def get_config(variant=""):
     config = schema.get_config()
     config.dataset.update(data_dir="data/stickfigures/records", validation_fraction=0.25)
-    config.model.update(hidden=64, standardize=True)
+    config.model.hidden = 64
     config.training.update(epochs=200, batch_size=4, learning_rate=1e-3, length_buckets=1, checkpoint_every=50)
     schema.set_runs(config, teacher="flow", student="rgb")
     config.runs.pose_teacher = schema.make_run("pose")

@@ -7,7 +7,8 @@ Data:      the clips of the public archive (Chen, Jafari, Kehtarnavaz, 2015), jo
 Command:   python -m kd_jax.main --config=configs/utd_mhad.py             depth; from pose, and from pose and inertial
            python -m kd_jax.main --config=configs/utd_mhad.py:inertial    inertial, from pose
 Split:     subjects 1, 3, 5, 7 for training, subjects 2, 4, 6, 8 for testing; the last epoch is kept. A held-out
-           subject as validation: --config.dataset.validation_fraction=0.25
+           subject as validation:
+           --config.dataset.validation_fraction=0.25 --config.dataset.validation_groups='^s\\d+'
 Protocols: frame mAP; event mAP at 0.1, 0.3, 0.5
 """
 
@@ -18,10 +19,9 @@ TEACHER, SECOND = "pose_teacher", "inertial_teacher"
 
 def get_config(variant=""):
     config = schema.get_config()
-    fields = {"validation_fraction": 0.0, "validation_groups": r"^s\d+"}
-    config.dataset.update(name="utd_mhad", data_dir="data/utd_mhad", **fields)
+    config.dataset.update(name="utd_mhad", data_dir="data/utd_mhad", validation_fraction=0.0)
     config.model.hidden = 64
-    config.training.update(epochs=80, learning_rate=3e-3, ema_decay=0.98, length_buckets=1, checkpoint_every=20)
+    config.training.update(epochs=80, learning_rate=3e-3, length_buckets=1, checkpoint_every=20)
     config.seeds = 5
     add_runs(config, "depth")
     config.runs[SECOND] = schema.make_run("inertial")

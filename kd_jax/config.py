@@ -358,7 +358,7 @@ def get_config() -> ConfigDict:
             "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
             "standardize_by": "modality",  # one scale for all channels of a modality, which keeps channels of noise
             #                                small; or 'channel', for channels of different units (g and degrees/s)
-            "ema_decay": 0.0,  # of a moving average of the parameters, which is evaluated and kept; 0 = no average
+            "ema_decay": 0.98,  # of a moving average of the parameters, which is evaluated and kept; 0 = no average
             "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
             "gradient_norms": False,  # log the norm of each term's gradient at the student's features
             "length_buckets": 4,  # number of lengths that videos are padded to; each is compiled once
