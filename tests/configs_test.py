@@ -148,7 +148,7 @@ def get_config(variant=""):
     config.baseline = "plain"
     return schema.with_variant(config, variant)
 """
-COMPARED = ("ablation", "compare_kd", "filters", "sensitivity", "weights")
+COMPARED = ("ablation", "compare_kd", "evidence", "filters", "sensitivity", "weights")
 
 
 @pytest.mark.parametrize("name", COMPARED)
