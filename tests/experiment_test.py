@@ -663,7 +663,8 @@ def test_standardisation_is_fitted_on_training_videos(finished):
     )
     statistics = load_run(workdir / "vanilla_rgb").variables["standardization"]
     np.testing.assert_allclose(statistics["mean"], stacked.mean(axis=0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(statistics["std"], stacked.std(axis=0), rtol=1e-4)
+    scale = np.sqrt(np.mean(stacked.std(axis=0) ** 2))  # one for all channels
+    np.testing.assert_allclose(statistics["std"], np.full_like(statistics["std"], scale), rtol=1e-4)
 
 
 def test_validation_videos_are_not_training_videos():
@@ -730,8 +731,8 @@ def test_lost_predictions_and_results_are_written_again(lost, copied, caplog):
                 open_experiment(workdir).logits("augmented_rgb", 0)
     assert perform(config, workdir)["rows"] == results["rows"]
     assert [path.read_bytes() for path in files] == whole and [log.read_bytes() for log in logs] == entries
-    how = "is missing" if lost == "deleted" else "is not what the run wrote"
-    assert f"{files[0]} {how}; it is written again" in caplog.text
+    how = "is missing" if lost == "deleted" else "is (damaged|not what the run wrote)"
+    assert re.search(f"{files[0]} {how}.*; it is written again", caplog.text)
     assert (f"{files[1]} is damaged" in caplog.text) == (lost != "deleted")
 
 

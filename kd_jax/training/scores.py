@@ -40,12 +40,14 @@ def score_predictions(directories: Sequence[epath.Path], source: Source, scoring
     return scores
 
 
-def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]:
+def read_predictions(
+    directory: epath.Path, split: str, remedy: str = "run its experiment again, which predicts again"
+) -> dict[str, np.ndarray]:
     """Reads {video: logits `[T, C]`} of a finished run.
 
-    Raises DamagedFileError if they cannot be read, or are not what the run wrote.
+    Raises DamagedFileError, which ends with the remedy, if they cannot be read, or are not what the run wrote.
     """
-    path, remedy = directory / PREDICTIONS[split], "run its experiment again, which predicts again"
+    path = directory / PREDICTIONS[split]
     try:
         tables = read_arrays(path)
     except FileNotFoundError:
@@ -58,10 +60,11 @@ def read_predictions(directory: epath.Path, split: str) -> dict[str, np.ndarray]
 
 def read_results(directory: epath.Path) -> dict | None:
     """Reads the results.json of a run; None, with a warning, if it has not finished or lost its results."""
+    remedy = "it is written again"
     try:
-        results = read_run_results(directory, "it is written again")
+        results = read_run_results(directory, remedy)
         for split in PREDICTIONS if results else ():
-            read_predictions(directory, split)
+            read_predictions(directory, split, remedy)
     except DamagedFileError as error:
         logging.warning("%s", error)
         return None
