@@ -25,7 +25,8 @@ def get_config(variant=""):
     config.seeds = 5
     add_runs(config, "depth")
     config.runs[SECOND] = schema.make_run("inertial")
-    config.runs.two_teachers = schema.make_run("depth", teachers=(TEACHER, SECOND), **schema.soft_labels(0.25, schema.WEIGHTS))
+    shared = schema.soft_labels(0.25, schema.WEIGHTS)  # from each of two teachers
+    config.runs.two_teachers = schema.make_run("depth", teachers=(TEACHER, SECOND), **shared)
     return schema.with_variant(config, variant, {"inertial": lambda config: add_runs(config, "inertial")})
 
 
