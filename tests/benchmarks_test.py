@@ -29,7 +29,7 @@ COMMANDS = {  # name: (flags, least number of rows)
     "metrics": (["--snippets=3000", "--detections=3000"], 5),
 }
 
-LONG = ("train --runs", "inference", "experiment")  # each takes more than 10 s
+LONG = ("train --runs", "inference", "experiment", "smaller")  # each takes more than 10 s
 
 
 @pytest.mark.slow

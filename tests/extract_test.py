@@ -440,6 +440,7 @@ def test_an_interruption_leaves_no_incomplete_file(figures, tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
     )
+    assert "CPU cores" in process.stderr.readline()
     assert process.stderr.readline().startswith("1/5 ")  # one file is done
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGINT)

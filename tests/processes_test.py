@@ -99,8 +99,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
     assert "| augmented_rgb" in (two / "stdout_0").read_text() and "|" not in (two / "stdout_1").read_text()
     assert "flow_teacher" in (two / "stderr_0").read_text() and "flow_teacher" not in (two / "stderr_1").read_text()
 
-    streamed = "--config.training.data=streamed"  # streaming changes no bit of the result
-    processes = start(killed, streamed)
+    processes = start(killed)
     wait_for_epochs(2, "augmented_rgb", killed, processes)
     os.kill(processes[1].pid, signal.SIGKILL)
     try:  # the other process either notices the loss and ends, or is stopped here
@@ -108,7 +107,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
     except subprocess.TimeoutExpired:
         processes[0].terminate()
     assert all(process.wait(timeout=120) for process in processes)
-    finish(start(killed, streamed), killed)
+    finish(start(killed), killed)
     for run in runs:
         assert_same_run(two, killed, run)
 
@@ -135,7 +134,12 @@ def one_run(tmp_path):
 def test_sigterm_to_any_process_stops_all_and_changes_no_bit(one_run, tmp_path):
     """It is sent to the second process, to the first one, and to both, each time before the job continues."""
     whole, stopped, run = tmp_path / "whole", tmp_path / "stopped", "vanilla_rgb"
-    more = one_run, "--config.training.epochs=6", "--config.training.checkpoint_every=6"
+    more = (
+        one_run,
+        "--config.training.epochs=6",
+        "--config.training.checkpoint_every=6",
+        "--config.training.data=streamed",
+    )
     finish(start(whole, *more), whole)
 
     for before, receivers in ((0, [1]), (1, [0]), (2, [0, 1])):
