@@ -19,6 +19,7 @@ from kd_jax.training.run_config import build_model
 MAP = "frame_map/present_classes"
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_bfloat16_trains_and_scores_like_float32(tmp_path):
     curves, runs = {}, {}
