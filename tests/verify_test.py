@@ -140,7 +140,7 @@ WRONG = {  # {field: value} of an edited file, without a checksum, and the sente
     ],
     "results.json": [
         ({"seeds": []}, "seeds is [], but must be a list of whole numbers"),
-        ({"rows": [{"run": 3}]}, "in row 0 run is 3, but must be a text"),
+        ({"rows": [{"run": 3}]}, "row 0: run is 3, but must be a text that is not empty"),
         ({"time": {"lost": "a"}}, 'time.lost is "a", but must be a number'),
     ],
     "starts.json": [({"starts": [{"before": []}]}, "before is [], but must be a finite number")],

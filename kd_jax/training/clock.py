@@ -17,10 +17,11 @@ from etils import epath
 
 from kd_jax import runtime
 from kd_jax.files import DamagedFileError, read_json, write_json
-from kd_jax.training.fields import find_wrong_field, is_number
+from kd_jax.training.fields import check_fields, is_mapping, is_number, list_of
 
 FILE = "starts.json"
-_RULES = (("a finite number", is_number, "before productive compiling unsaved"),)
+_RULES = (("a list of entries", list_of(is_mapping), "starts"),)
+_RULES_OF_STARTS = (("a finite number", is_number, "before productive compiling unsaved"),)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -66,14 +67,17 @@ class Clock:
 
 
 def read_starts(workdir: epath.Path, remedy: str) -> list[dict]:
-    """Reads the entry of each start; DamagedFileError, which ends with the remedy, if one is damaged."""
-    starts = (read_json(workdir / FILE, remedy) or {"starts": []}).get("starts")
-    if not isinstance(starts, list):
-        raise DamagedFileError(f"{workdir / FILE}: starts is no list; {remedy}")
-    for start in starts:
-        if problem := find_wrong_field(start, _RULES):
-            raise DamagedFileError(f"{workdir / FILE}: {problem}; {remedy}")
-    return starts
+    """Reads the entry of each start; [] without a file.
+
+    Raises DamagedFileError, which ends with the remedy, if an entry is damaged.
+    """
+    content = read_json(workdir / FILE, remedy)
+    if content is None:
+        return []
+    check_fields(workdir / FILE, content, _RULES, remedy)
+    for start in content["starts"]:
+        check_fields(workdir / FILE, start, _RULES_OF_STARTS, remedy)
+    return content["starts"]
 
 
 def _read(workdir: epath.Path) -> list[dict]:

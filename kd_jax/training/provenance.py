@@ -17,26 +17,24 @@ from etils import epath
 
 from kd_jax import runtime
 from kd_jax.files import DamagedFileError, check_regular, read_json, sha256, write_json
-from kd_jax.training.fields import Rule, are_named, find_wrong_field, is_list_of, is_text
+from kd_jax.training.fields import Rule, check_fields, is_list, is_name, list_of, mapping_to
 
 FILE = "provenance.json"
 _RULES: tuple[Rule, ...] = (
-    ("a list", lambda value: isinstance(value, list), "sessions?"),
-    ("lists of texts by name", are_named(is_list_of(is_text)), "teachers?"),
-    ("texts by name", are_named(is_text), "files?"),
+    ("a list", is_list, "sessions?"),
+    ("lists of texts by name", mapping_to(list_of(is_name)), "teachers?"),
+    ("texts by name", mapping_to(is_name), "files?"),
 )
 OWN = ("config.json", "results.json", FILE)  # files that hold their own checksum
 
 
 def read(directory: epath.Path, remedy: str) -> dict:
-    """Reads the file; {} for a run of an older version.
+    """Reads the file, without fields that are null; {} for a run of an older version.
 
     Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is out of range.
     """
     content = read_json(directory / FILE, remedy) or {}
-    if problem := find_wrong_field(content, _RULES):
-        raise DamagedFileError(f"{directory / FILE}: {problem}; {remedy}")
-    return content
+    return check_fields(directory / FILE, content, _RULES, remedy)
 
 
 def add_session(directory: epath.Path, after_epoch: int) -> None:

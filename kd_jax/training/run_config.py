@@ -17,7 +17,20 @@ from etils import epath
 from kd_jax.data.base import STORED
 from kd_jax.files import DamagedFileError, read_json
 from kd_jax.models import Detector
-from kd_jax.training.fields import Rule, are_scores, find_wrong_field, is_count, is_number, is_positive, is_text
+from kd_jax.training.fields import (
+    Rule,
+    are_scores,
+    check_fields,
+    is_count,
+    is_index,
+    is_mapping,
+    is_name,
+    is_number,
+    is_positive,
+    is_text,
+    list_of,
+    mapping_to,
+)
 from kd_jax.training.terms import TASKS
 
 
@@ -25,31 +38,28 @@ def _is_share(value: Any) -> bool:
     return is_number(value) and 0 <= value < 1
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
 def _are_classes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(is_text, value)) and len({*value}) == len(value)
+    return bool(value) and list_of(is_name)(value) and len({*value}) == len(value)
 
 
 def _is_extraction(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() >= {"dtype", "sampling", "sampled_fps"}
+    return is_mapping(value) and value.keys() >= {"dtype", "sampling", "sampled_fps"}
+
+
+def _is_scoring(value: Any) -> bool:
+    known = {"protocols", "proposals", "threshold", "convention"}
+    return is_mapping(value) and value.keys() <= known and value.get("protocols") is not None
 
 
 def _is_suggestion(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(map(is_number, map(value.get, ("threshold", "f1", "default_f1"))))
-
-
-def _is_sampling(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(is_number(part) or is_text(part) for part in value.values())
+    return is_mapping(value) and all(is_number(value.get(field)) for field in ("threshold", "f1", "default_f1"))
 
 
 _RULES: tuple[Rule, ...] = (
-    ("a text", is_text, "run modality filter"),
+    ("a text that is not empty", is_name, "run modality filter"),
     ("a whole number from 1 to 2147483647", is_count, "input_size model.num_outputs"),
     ("a whole number from 1 to 2147483647", is_count, "model.hidden? model.num_layers? model.num_stages?"),
-    ("one of " + ", ".join(TASKS), lambda value: is_text(value) and value in TASKS, "head"),
+    ("one of " + ", ".join(TASKS), lambda value: value in [*TASKS], "head"),
     ("a list of different texts", _are_classes, "classes"),
     ("a finite number above 0", is_positive, "seconds_per_snippet"),
     ("a finite number above 0", is_positive, "extraction.seconds_per_snippet? extraction.sampled_fps?"),
@@ -58,20 +68,20 @@ _RULES: tuple[Rule, ...] = (
     ("true or false", lambda value: isinstance(value, bool), "model.standardize?"),
     (" or ".join(STORED), lambda value: value in STORED, "features_dtype?"),
     ("what data_prep.extract writes", _is_extraction, "extraction?"),
-    ("a text", is_text, "extraction.dtype? extraction.weights_sha256?"),
-    ("numbers and texts by name", _is_sampling, "extraction.sampling?"),
-    ("fields and their values", lambda value: isinstance(value, Mapping), "model"),
-    ("a text", lambda value: isinstance(value, str), "dataset.name? dataset.fingerprint? dataset.validation_groups?"),
-    ("a whole number from 0 to 2147483647", _is_whole, "dataset.max_videos?"),
+    ("a text that is not empty", is_name, "extraction.dtype? extraction.weights_sha256?"),
+    ("numbers and texts by name", mapping_to(lambda value: is_number(value) or is_name(value)), "extraction.sampling?"),
+    ("fields and their values", is_mapping, "model"),
+    ("a text", is_text, "dataset.name? dataset.fingerprint? dataset.validation_groups?"),
+    ("a whole number from 0 to 2147483647", is_index, "dataset.max_videos?"),
     ("at least 0 and below 1", _is_share, "model.dropout? dataset.validation_fraction?"),
-    ("fields and their values", lambda value: isinstance(value, Mapping), "dataset? training? options? teachers?"),
+    ("fields and their values", is_mapping, "dataset? training? options? teachers?"),
 )
 _RESULTS: tuple[Rule, ...] = (
-    ("a whole number from 0 to 2147483647", _is_whole, "best_epoch"),
-    ("fields and their values", lambda value: isinstance(value, Mapping), "scoring?"),
+    ("a whole number from 0 to 2147483647", is_index, "best_epoch"),
     ("a list of different texts", _are_classes, "scoring.protocols?"),
-    ("a text", lambda value: isinstance(value, str), "scoring.proposals? scoring.convention?"),
+    ("a text", is_text, "scoring.proposals? scoring.convention?"),
     ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1, "scoring.threshold?"),
+    ("fields of Scoring", _is_scoring, "scoring?"),
     ("a threshold and its F1", _is_suggestion, "threshold?"),
     ("percentages or null, by measure and per_class", are_scores, "validation? test?"),
 )
@@ -93,24 +103,23 @@ def read_run_config(directory: epath.Path, remedy: str) -> dict | None:
 
 def check_run_config(path: epath.Path, config: Mapping, remedy: str) -> None:
     """Raises DamagedFileError, as `read_run_config` does, for a config that was read from `path`."""
-    if problem := find_wrong_field(config, _RULES) or _find_contradiction(config):
+    check_fields(path, config, _RULES, remedy)
+    if problem := _find_contradiction(config):
         raise DamagedFileError(f"{path}: {problem}; {remedy}")
 
 
 def read_run_results(directory: epath.Path, remedy: str) -> dict | None:
-    """Reads the results.json of a run; returns None without one, as in a run that has not finished.
+    """Reads the results.json of a run, without fields that are null; returns None for a run that has not finished.
 
     Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is missing or out of range.
     """
     path = directory / "results.json"
     results = read_json(path, remedy)
-    if results is not None and (problem := find_wrong_field(results, _RESULTS)):
-        raise DamagedFileError(f"{path}: {problem}; {remedy}")
-    return results
+    return None if results is None else check_fields(path, results, _RESULTS, remedy)
 
 
 def require_run_results(directory: epath.Path, remedy: str) -> dict:
-    """Reads the results.json of a run as above; raises DamagedFileError if it does not exist, too."""
+    """Reads the results.json of a run as `read_run_results` does; raises DamagedFileError also if there is none."""
     if (results := read_run_results(directory, remedy)) is None:
         raise DamagedFileError(f"{directory / 'results.json'} is missing; {remedy}")
     return results

@@ -11,19 +11,21 @@ from ml_collections import ConfigDict
 from kd_jax.data.source import Source
 from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.evaluation.protocols import PROTOCOLS
-from kd_jax.files import DamagedFileError, read_json
+from kd_jax.files import read_json
 from kd_jax.training.clock import describe_time
 from kd_jax.training.diagnosis import diagnose
 from kd_jax.training.fields import (
     Condition,
     Rule,
-    are_named,
     are_scores,
-    find_wrong_field,
-    is_list_of,
+    check_fields,
+    is_mapping,
+    is_name,
     is_number,
     is_percentage,
     is_text,
+    list_of,
+    mapping_to,
 )
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
@@ -32,54 +34,46 @@ from kd_jax.training.scores import scoring_of
 _GAINS = "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval excludes 0."
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_fields(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 _RULES: tuple[Rule, ...] = (
-    (
-        "a list of whole numbers",
-        lambda value: bool(value) and is_list_of(lambda seed: type(seed) is int)(value),
-        "seeds",
-    ),
-    ("a list of rows", lambda value: bool(value) and is_list_of(_is_fields)(value), "rows"),
-    ("a text", _is_text, "dataset gain_of baseline data_dir? reported_for? validation.rule?"),
+    ("a list of whole numbers", lambda value: bool(value) and list_of(_is_whole)(value), "seeds"),
+    ("a list of rows", lambda value: bool(value) and list_of(is_mapping)(value), "rows"),
+    ("a text", is_text, "dataset gain_of baseline data_dir? reported_for? validation.rule?"),
     ("a number", is_number, "test_videos test_actions? epochs? validation.videos?"),
     ("a number", is_number, "time.productive? time.compiling? time.restarts? time.lost?"),
-    ("a list of texts", is_list_of(_is_text), "validation.groups?"),
-    ("texts by name", are_named(_is_text), "environment?"),
-    ("fields and their values", _is_fields, "validation? time? config?"),
+    ("a list of texts", list_of(is_text), "validation.groups?"),
+    ("texts by name", mapping_to(is_text), "environment?"),
+    ("fields and their values", is_mapping, "validation? time? config?"),
 )
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
 
 
 def _rules_of_rows(seeds: int) -> tuple[Rule, ...]:
     """What the fields of a row must be, which has a value for each seed."""
 
     def per_seed(holds: Condition) -> Condition:
-        return lambda value: is_list_of(holds)(value) and len(value) in (0, seeds)
+        return lambda value: list_of(holds)(value) and len(value) in (0, seeds)
 
-    def are_columns(value: Any) -> bool:
-        return are_named(lambda column: column is None or per_seed(is_percentage)(column))(value)
+    def is_column(value: Any) -> bool:
+        return value is None or per_seed(is_percentage)(value)
 
     return (
-        ("a text", is_text, "run modality"),
-        ("a text", _is_text, "baseline balance? starts_from? chosen? reported?"),
-        ("a list of texts", is_list_of(is_text), "teachers members?"),
-        ("numbers by name", are_named(is_number), "weights tried?"),
-        ("percentages of each seed, by column", are_columns, "scores"),
+        ("a text that is not empty", is_name, "run modality"),
+        ("a text", is_text, "baseline balance? starts_from? chosen? reported?"),
+        ("a list of texts", list_of(is_name), "teachers members?"),
+        ("numbers by name", mapping_to(is_number), "weights tried?"),
+        ("percentages of each seed, by column", mapping_to(is_column), "scores"),
         ("the scores of each seed", per_seed(are_scores), "test"),
         ("a difference for each seed", per_seed(is_number), "gain?"),
-        ("two numbers", lambda value: is_list_of(is_number)(value) and len(value) == 2, "gain_interval?"),
+        ("two numbers", lambda value: list_of(is_number)(value) and len(value) == 2, "gain_interval?"),
         ("an epoch for each seed", per_seed(is_number), "best_epoch?"),
     )
 
 
 def read_table(workdir: epath.Path, remedy: str) -> dict | None:
-    """Reads the results.json of an experiment; None if there is none, or that of a run.
+    """Reads the results.json of an experiment, without fields that are null; None if there is none, or that of a run.
 
     Raises DamagedFileError, which ends with the remedy, if it cannot be read or a field is missing or out of range.
     """
@@ -87,13 +81,10 @@ def read_table(workdir: epath.Path, remedy: str) -> dict | None:
     results = read_json(path, remedy)
     if results is None or "rows" not in results:
         return None
-    problem = find_wrong_field(results, _RULES)
-    for i, row in enumerate([] if problem else results["rows"]):
-        if found := find_wrong_field(row, _rules_of_rows(len(results["seeds"]))):
-            problem = problem or f"in row {i} {found}"
-    if problem:
-        raise DamagedFileError(f"{path}: {problem}; {remedy}")
-    return results
+    found = check_fields(path, results, _RULES, remedy)
+    for i, row in enumerate(found["rows"]):
+        check_fields(f"{path}: row {i}", row, _rules_of_rows(len(found["seeds"])), remedy)
+    return found
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
