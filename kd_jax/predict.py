@@ -47,7 +47,7 @@ from kd_jax.evaluation.thresholds import default_threshold, explain_nothing
 from kd_jax.files import make_folder, write_atomically
 from kd_jax.inference import video_files
 from kd_jax.inference.loading import load
-from kd_jax.inference.trained_detector import TrainedDetector
+from kd_jax.inference.trained_detector import TrainedDetector, stored_dtype
 from kd_jax.inference.video_files import Encoded, VideoFiles, check_encoder, encode, how_extracted, list_videos
 from kd_jax.lock import held
 from kd_jax.segments import Grid
@@ -222,7 +222,7 @@ def read_inputs(place: str | Path, split: str | None, run: TrainedRun, seconds: 
         if split:
             raise ValueError(f"--split={split} would have no effect on {path}, which holds no records; leave it out")
         folder, files = find_features(place, modality, **layout)
-        tables = _read_tables(folder, files, size, run.config.get("features_dtype", "float16"))
+        tables = _read_tables(folder, files, size, stored_dtype(run.config))
         return Inputs(tables, _find_times(files, tables, run, seconds))
     if seconds:
         raise ValueError(f"{path} holds records, which know their durations; leave out --seconds_per_snippet")
@@ -369,8 +369,8 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
     make_folder(output, "output")
     with held(output):
         if files:
-            (modality,), dtype = detector.inputs, detector.members[0].config.get("features_dtype", "float16")
-            encoded = encode(files, given.batch_size, dtype, num_frames=12)
+            (modality,), config = detector.inputs, detector.members[0].config
+            encoded = encode(files, given.batch_size, stored_dtype(config), num_frames=12)
             inputs = Inputs(encoded.features, encoded.grids, encoded.durations)
             tables = join_modalities({modality: inputs})
         grids, durations = inputs.grids, inputs.durations
@@ -378,9 +378,10 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
         found = {video: rule(table, grids[video], duration=durations.get(video)) for video, table in scores.items()}
         # The last window of a feature file ends with its video, as far as the file shows.
         times = {v: (grid, durations.get(v) or 2 * grid.start + grid.length) for v, grid in grids.items()}
-        choice = detector.head, given.proposals, given.threshold
-        default = default_threshold(detector.head, given.proposals)
-        threshold = default if given.threshold is None else given.threshold
+        threshold = given.threshold
+        if threshold is None:
+            threshold = default_threshold(detector.head, given.proposals)
+        choice = detector.head, given.proposals, threshold
         predicted: dict[str, Any] = {"scores": scores, "detections": found, "classes": classes}
         with replaced(output) as new:
             paths = formats.write(new, chosen, **predicted, files=known, times=times)
@@ -408,11 +409,12 @@ def predict_videos(given: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def suggest_threshold(detector: TrainedDetector) -> str:
-    """Names the threshold with the best F1 in validation, if it is a point better; '' for an ensemble."""
-    folder = epath.Path(detector.name)
-    results = (read_run_results(folder, COPY_AGAIN) or {}) if len(detector.members) == 1 else {}
-    found = results.get("threshold", {"f1": 0.0, "default_f1": 0.0})
-    if found["f1"] < found["default_f1"] + 1:
+    """Names the threshold with the best F1 in validation, if it is at least a point better; '' for an ensemble."""
+    if len(detector.members) > 1:
+        return ""
+    results = read_run_results(epath.Path(detector.name), COPY_AGAIN) or {}  # an exported folder has none
+    found = results.get("threshold")
+    if found is None or found["f1"] < found["default_f1"] + 1:
         return ""
     better = f"{found['f1']:.1f} % instead of {found['default_f1']:.1f} %"
     return f"In validation, --threshold={found['threshold']:g} has the best F1 of snippets, {better}"

@@ -140,7 +140,7 @@ def _check_scores(run: RunFolder) -> bool:
         _require(best == chosen, f"{path} names the best epoch {best}, metrics.jsonl {chosen}; train the run anew")
     if not run.source:
         return False
-    scoring = Scoring(**run.results["scoring"] | {"protocols": tuple(run.results["scoring"]["protocols"])})
+    scoring = Scoring.from_json(run.results["scoring"])
     scores = score_predictions([run.directory], run.source, scoring)
     known = {split: run.results[split] for split in ("validation", "test") if split in run.results}
     _require(_same(scores, known), f"{path} has other scores than its predictions; delete it and {AGAIN}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.evaluation.thresholds import best_threshold, compared_scores, explain_nothing
+from kd_jax.evaluation.thresholds import best_threshold, compared_scores, default_threshold, explain_nothing
 from kd_jax.segments import Grid
 
 
@@ -57,5 +57,7 @@ def test_the_explanation_names_the_highest_probability(options, said):
     table = np.array([[0.1, 0.05], [0.3, 0.05], [0.2, 0.01]])
     if options[0] == "sparse":
         table = np.column_stack([table, 1 - table.sum(axis=1)])
-    text = explain_nothing({"v": table}, {"v": Grid(0, 180.0)}, ["sit", "stand"], *options)
+    head, proposals, threshold = options
+    threshold = threshold or default_threshold(head, proposals)
+    text = explain_nothing({"v": table}, {"v": Grid(0, 180.0)}, ["sit", "stand"], head, proposals, threshold)
     assert said in text and bool(said) == bool(text)

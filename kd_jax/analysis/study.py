@@ -141,8 +141,7 @@ class Study:
     @functools.cached_property
     def scoring(self) -> Scoring:
         """How the experiment was scored; the first protocol is the main one."""
-        options = next(iter(self.experiment.runs.values()))[0].results["scoring"]
-        return Scoring(**{**options, "protocols": tuple(options["protocols"])})
+        return Scoring.from_json(next(iter(self.experiment.runs.values()))[0].results["scoring"])
 
     @property
     def detecting(self) -> Scoring:

@@ -39,6 +39,11 @@ class Scoring:
         """Returns the fields as they are read back from JSON: lists instead of tuples."""
         return {**dataclasses.asdict(self), "protocols": list(self.protocols)}
 
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Scoring":
+        """Returns what `as_json` was called on."""
+        return cls(**{**fields, "protocols": tuple(fields["protocols"])})
+
     def check(self, head: str) -> None:
         """Raises ValueError for protocols or proposals that do not exist or do not fit the head."""
         check_protocols(self.protocols)
