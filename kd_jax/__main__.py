@@ -10,7 +10,7 @@ COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
     "advise": ("kd_jax.advise", "says after short runs whether distillation is worth it, and with which weights"),
     "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
-    "export": ("kd_jax.export", "writes a trained run as files that need kd_jax no longer, and verifies them"),
+    "export": ("kd_jax.export", "writes a trained run as files that do not need kd_jax, and verifies them"),
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
     "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
     "report": ("kd_jax.report", "writes one page on finished experiments, which a browser shows"),

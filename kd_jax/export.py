@@ -1,9 +1,9 @@
-"""Exports a trained run as a folder that needs kd_jax no longer, and verifies it on the test videos.
+"""Exports a trained run as a folder that does not need kd_jax, and verifies it on the test videos.
 
     python -m kd_jax.export --run=workdir/demo/augmented_rgb --output=EXPORTED
 
 EXPORTED/detector.stablehlo is a program of jax.export for any number of videos and snippets, on CPU, CUDA and TPU, with
-the parameters inside. EXPORTED/detector.py calls it and needs jax alone. EXPORTED/model.safetensors, config.json and
+the parameters inside. EXPORTED/detector.py calls it and needs only jax. EXPORTED/model.safetensors, config.json and
 README.md, a model card, are the layout of a Hugging Face repository; nothing is uploaded. `kd_jax.load` reads the
 folder. --onnx also writes EXPORTED/detector.onnx and needs `pip install 'kd_jax[onnx]'`, in an environment of its own.
 
@@ -38,8 +38,10 @@ from kd_jax.files import make_folder, read_json, sha256
 from kd_jax.inference import exports, onnx_program
 from kd_jax.inference.loading import load, split_path
 from kd_jax.inference.trained_detector import TrainedDetector
+from kd_jax.lock import held
 from kd_jax.training.checkpoints import TrainedRun
-from kd_jax.training.table import columns
+from kd_jax.training.run_config import COPY_AGAIN, read_run_results
+from kd_jax.training.table import columns, read_table
 
 TOLERANCE, LOOSE = 1e-4, 0.05  # largest difference of a probability in float32 on a CPU, and elsewhere
 DRAWS, BUDGET = 200, 2e8  # of the bootstrap; the budget counts scores
@@ -74,15 +76,14 @@ class Origin:
 def find_origin(path: epath.Path, detector: TrainedDetector) -> Origin | None:
     """Finds the experiment of a detector that was loaded from `path`; None if it is not there."""
     workdir, name, _ = split_path(path)
-    results = None if exports.find(path) else read_json(workdir / "results.json")
-    first = workdir / detector.members[0].config["run"] / "results.json"
-    if results is None or "rows" not in results or (of_first := read_json(first)) is None:
+    results = None if exports.find(path) else read_table(workdir, COPY_AGAIN)
+    of_first = read_run_results(workdir / detector.members[0].config["run"], COPY_AGAIN)
+    if results is None or of_first is None or "scoring" not in of_first:
         return None
     row = next((row for row in results["rows"] if name in (row["run"], row.get("chosen"))), None)
     seeds = {run.config["seed"] for run in detector.members}
     recorded = row["test"][results["seeds"].index(*seeds)] if row and row["test"] and len(seeds) == 1 else {}
-    scoring = of_first["scoring"] | {"protocols": tuple(of_first["scoring"]["protocols"])}
-    return Origin(workdir, results, row, Scoring(**scoring), recorded)
+    return Origin(workdir, results, row, Scoring.from_json(of_first["scoring"]), recorded)
 
 
 class Verified(NamedTuple):
@@ -169,7 +170,7 @@ def _score(found: Mapping, expected: Mapping, source: Source, origin: Origin) ->
 
 
 def check_output(folder: epath.Path) -> None:
-    """Raises ValueError if a folder has a file that an export would replace, and that is not of one or was changed."""
+    """Raises ValueError if an export would replace a file that no export wrote, or that was changed since then."""
     present = [name for name in exports.NAMES if (folder / name).exists()]
     config = read_json(folder / exports.CONFIG, "choose another folder") or {}
     written = config.get("files", {}) if config.get("library_name") == "kd_jax" else {}
@@ -204,7 +205,7 @@ def export(given: argparse.Namespace) -> list[str]:
     known = {"results": origin.results, "row": origin.row} if origin else {}
     facts = Facts(**known, scores=verified.scores, interval=interval, checks=verified.sentences, license=given.license)
     make_folder(output, "output")
-    with replaced(output) as folder:
+    with held(output), replaced(output) as folder:
         files = exports.write(folder, detector, programs, make_card(detector, facts))
         check_same(detector, exports.read(folder, folder))
     return [f"Exported {detector.title} to {output}: {', '.join(files)}.", *verified.sentences]

@@ -55,7 +55,7 @@ def _usage(detector: TrainedDetector) -> list[str]:
     features = "features" if len(detector.inputs) == 1 else several
     shape = f"[T, {next(iter(detector.inputs.values()))}]" if len(detector.inputs) == 1 else "each [T, D]"
     return [
-        *("", "## How to call it", "", "With jax alone, in this folder:", ""),
+        *("", "## How to call it", "", "With only jax, in this folder:", ""),
         *("```py", "import detector", ""),
         *(f"probabilities = detector.predict({features})  # {shape} -> [T, C]", "```", ""),
         *("With kd_jax:", "", "```py", "import kd_jax", ""),
@@ -68,10 +68,11 @@ def _usage(detector: TrainedDetector) -> list[str]:
 def _data(detector: TrainedDetector, results: Mapping | None) -> list[str]:
     lines = []
     if results:
-        validation = results["validation"]
+        validation = results.get("validation", {})
         lines += [f"- Data set: {results['dataset']}, with {results['test_videos']} test videos."]
-        if validation["videos"]:
-            lines += [f"- Validation, which chose the epoch: {validation['videos']} videos, {validation['rule']}."]
+        if validation.get("videos"):
+            rule = validation.get("rule", "chosen by an older version")
+            lines += [f"- Validation, which chose the epoch: {validation['videos']} videos, {rule}."]
     else:
         lines += ["- Data set: fill in."]
     for run in {run.config["modality"]: run for run in detector.members}.values():
@@ -108,7 +109,7 @@ def _results(facts: Facts) -> list[str]:
             if None not in values:
                 mean, half = map(float, over_seeds(np.array(values)))
                 lines += [f"- {title}: {mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"]
-    if facts.row and facts.results and facts.row["gain"]:
+    if facts.row and facts.results and facts.row.get("gain"):
         gain = f"{describe_gain(facts.row['gain'])} points of {facts.results['gain_of']}"
         lines += ["", f"Gain over {facts.row['baseline']}: {gain}."]
     return lines or ["Not known: the results of the experiment are not there; fill in."]

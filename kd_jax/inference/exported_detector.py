@@ -1,4 +1,4 @@
-"""A detector that `kd-jax export` wrote: from features of a video to probabilities. It needs jax alone.
+"""A detector that `kd-jax export` wrote: from features of a video to probabilities. It needs only jax.
 
     import detector                                     # this file, from the exported folder
     probabilities = detector.predict(features)          # [T, D] -> [T, C]

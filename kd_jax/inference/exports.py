@@ -1,10 +1,11 @@
 """A trained detector as a folder that other programs read; `kd_jax.load` reads it back.
 
-    program = make_program(kd_jax.load("workdir/demo/augmented_rgb"))      # StableHLO, for jax.export
-    write(folder, detector, program, card="# A detector", facts={})
+    detector = kd_jax.load("workdir/demo/augmented_rgb")
+    program = make_program(detector)                                  # StableHLO, for jax.export
+    write(folder, detector, {PROGRAM: program}, card="# A detector")
 
 The folder has the layout of a Hugging Face repository: `model.safetensors`, `config.json`, `README.md`. Next to them
-are `detector.stablehlo`, a program with the parameters, and `detector.py`, which calls it and needs jax alone.
+are `detector.stablehlo`, a program with the parameters, and `detector.py`, which calls it and needs only jax.
 """
 
 import hashlib
@@ -115,7 +116,7 @@ def pack_weights(detector: TrainedDetector) -> bytes:
 
 
 def pack_flatbuffers() -> bytes:
-    """Returns the package flatbuffers as a file from which Python imports; jax.export needs it to read programs."""
+    """Returns the package flatbuffers as a zip file that Python can import; jax.export reads programs with it."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(Path(flatbuffers.__file__).parent.glob("*.py")):
@@ -124,7 +125,7 @@ def pack_flatbuffers() -> bytes:
 
 
 def write(folder: epath.Path, detector: TrainedDetector, programs: Mapping[str, bytes], card: str) -> list[str]:
-    """Writes an export and returns the names of its files; `programs` is {PROGRAM: content}, maybe with one of ONNX."""
+    """Writes an export and returns the names of its files; `programs` holds PROGRAM, and ONNX if it was made."""
     files = {
         **programs,
         WEIGHTS: pack_weights(detector),
@@ -152,9 +153,9 @@ def write(folder: epath.Path, detector: TrainedDetector, programs: Mapping[str, 
 
 
 def find(path: epath.Path) -> epath.Path | None:
-    """Returns the exported folder that a path is, or whose file it is; None if it is neither.
+    """Returns the exported folder that `path` is or lies in; None if there is no such folder.
 
-    Raises ValueError for a file of something else.
+    Raises ValueError for a file outside an exported folder.
     """
     folder = path.parent if path.is_file() else path
     if (folder / WEIGHTS).exists() or (folder / PROGRAM).exists():
@@ -165,7 +166,7 @@ def find(path: epath.Path) -> epath.Path | None:
 
 
 def read(folder: epath.Path, chosen: epath.Path) -> tuple[TrainedRun, ...]:
-    """Reads the trained detectors of an exported folder from its parameters; `chosen` is this folder, or a file of it.
+    """Reads the trained detectors of an exported folder from its parameters; `chosen` is the folder or a file in it.
 
     Raises DamagedFileError if one of the files that are read, or `chosen`, is not what the export wrote.
     """
@@ -184,7 +185,7 @@ def read(folder: epath.Path, chosen: epath.Path) -> tuple[TrainedRun, ...]:
         return tuple(_assemble(folder, member, trees[str(index)]) for index, member in enumerate(members))
     except (DamagedFileError, OSError):
         raise
-    except Exception as error:  # safetensors has an error type of its own
+    except Exception as error:  # SafetensorError is no ValueError
         raise DamagedFileError(f"{folder / WEIGHTS} cannot be read ({one_line(error)}); {AGAIN}") from error
 
 

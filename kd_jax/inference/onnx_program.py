@@ -43,7 +43,7 @@ def make(detector: TrainedDetector) -> bytes:
             input_names=names,
             output_names=["probabilities"],
         )
-    except Exception as error:  # jax2onnx raises anything for an operation that it does not know
+    except Exception as error:  # jax2onnx documents no exception types
         filters = " or ".join(sorted({repr(run.model.filter) for run in detector.members}))
         raise ValueError(
             f"jax2onnx cannot convert the filter {filters} ({one_line(error)}); leave out --onnx"
