@@ -2,9 +2,9 @@
 
     end_at_once("kd-jax predict")         # before the imports of a command, which take seconds
     run("kd_jax.predict", main)           # after them
-    with temporary_folder() as folder:    # is deleted when a signal ends the program, too
+    with temporary_folder() as folder:    # deleted at the end of the block, also by a signal
 
-No exception is raised: it can be swallowed, or crash a library that is half imported or waits for other threads.
+No exception is raised: code may swallow it, and it can crash a library that is half imported or waits for threads.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import NoReturn
 
 AGAIN = "run the same command again"
 _HOW = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
-_cleanups: list[Callable[[], object]] = []  # of the program, like those of `atexit`, which a signal would not run
+_cleanups: list[Callable[[], object]] = []  # what `atexit` is for a normal end
 
 
 def end_at_once(name: str, remedy: str = AGAIN) -> None:
-    """Has both signals end the program at once, with a sentence that begins with `name`.
+    """Makes both signals end the program at once, with a sentence that begins with `name`.
 
     A signal that the caller ignores, as a shell does for a background job, stays ignored.
     """
@@ -31,10 +31,10 @@ def end_at_once(name: str, remedy: str = AGAIN) -> None:
             signal.signal(number, lambda number, _: end(name, number, remedy))
 
 
-def run(name: str, main: Callable[..., None], *arguments) -> None:
-    """Calls `main(*arguments)`, which both signals end with a sentence that begins with `name`."""
+def run(name: str, main: Callable[[], object]) -> None:
+    """Calls `main()`; both signals end it with a sentence that begins with `name`."""
     end_at_once(name)
-    main(*arguments)
+    main()
 
 
 @contextlib.contextmanager
@@ -50,14 +50,17 @@ def cleaned(function: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folder(**options) -> Iterator[str]:
-    """Yields a new folder that is deleted like `cleaned`; `options` are those of `tempfile.mkdtemp`."""
+    """Yields a new folder that is deleted at the end of the block, or when a signal ends the program within it.
+
+    `options` are those of `tempfile.mkdtemp`.
+    """
     folder = tempfile.mkdtemp(**options)
     with cleaned(functools.partial(shutil.rmtree, folder, ignore_errors=True)):
         yield folder
 
 
 def end(name: str, number: int, remedy: str) -> NoReturn:
-    """Ends the program as this signal does."""
+    """Calls the functions of `cleaned` and ends the program with the exit code of this signal."""
     for function in reversed(_cleanups):
         with contextlib.suppress(Exception):
             function()

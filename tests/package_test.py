@@ -106,7 +106,7 @@ def test_a_signal_ends_a_command_in_one_sentence_wherever_it_is(name, code, how,
         "        print(len(list(Path(folder).iterdir())), flush=True)\n"
         "        Swallowing()\n"
         "        print('it continues')\n"
-        f"interrupts.run('kd_jax.predict', main, '{tmp_path}')"
+        f"interrupts.run('kd_jax.predict', lambda: main('{tmp_path}'))"
     )
     not_ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # as in the background
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, **not_ignored)

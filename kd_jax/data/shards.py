@@ -3,10 +3,10 @@
     places = find_records(path, 24)                                       # the shard holds 24 records
     fields = read_fields(path, places[3], {"id", "features/rgb"})         # {name: `[bytes]` uint8} of the fourth one
 
-array_record copies and hashes whole records, also the modalities that nobody reads. This module reads shards as
+array_record copies and hashes whole records, including modalities that nobody needs. This module reads shards as
 `records.write_shard` writes them: Riegeli files without compression and with one record per chunk
 (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A record is a `tf.train.Example`
-with one string of bytes per field. The caller must have checksums of the fields, because those of the file are ignored.
+with one string of bytes per field. The checksums in the file are ignored, so the caller must have those of the fields.
 """
 
 import io
@@ -18,14 +18,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-BLOCK, BLOCK_HEADER = 2**16, 24  # bytes of a block, of which the header comes first
+BLOCK, BLOCK_HEADER = 2**16, 24  # bytes of a block, and of the header at its start
 CHUNK_HEADER = struct.Struct("<8x Q 8x Q 8x")  # the size of the chunk's data; its type and its number of records
 ONE_RECORD = 1 << 8 | ord("r")
 EXAMPLE, ENTRY, KEY, VALUE = 0x0A, 0x0A, 0x0A, (0x12, 0x0A, 0x0A)  # tags of protobuf: Example, Features, bytes_list
 
 
 class _Content(io.RawIOBase):
-    """The content of a Riegeli file without the headers of its blocks; places count content only."""
+    """The content of a Riegeli file without the headers of its blocks. A place is a number of bytes of this content."""
 
     def __init__(self, path: str | os.PathLike):
         self._file, self._place = io.FileIO(path), 0
@@ -44,9 +44,13 @@ class _Content(io.RawIOBase):
         return place
 
     def readinto(self, buffer) -> int:
+        """Reads the content of up to 500 blocks with one system call, which puts their headers elsewhere."""
         capacity = BLOCK - BLOCK_HEADER
         block, offset = divmod(self._place, capacity)
-        view, header = memoryview(buffer).cast("B")[: 500 * capacity], bytearray(BLOCK_HEADER)  # 1024 pieces at most
+        view, header = (
+            memoryview(buffer).cast("B")[: 500 * capacity],
+            bytearray(BLOCK_HEADER),
+        )  # the system allows 1024 pieces
         cuts = [0, *range(capacity - offset, len(view), capacity), len(view)]
         pieces = [piece for first, last in itertools.pairwise(cuts) for piece in (view[first:last], header)][:-1]
         start = block * BLOCK + BLOCK_HEADER + offset
@@ -60,7 +64,10 @@ class _Content(io.RawIOBase):
 
 
 def find_records(path: str | os.PathLike, count: int) -> list[int]:
-    """Returns the place of each record of a shard with `count` records; raises ValueError if there are fewer."""
+    """Returns the place of each record of a shard with `count` records.
+
+    Raises ValueError, or struct.error at the end of the file, if there are fewer.
+    """
     places = []
     with io.BufferedReader(_Content(path), CHUNK_HEADER.size) as file:
         chunk = CHUNK_HEADER.size  # after the signature, which is a chunk without data
@@ -81,15 +88,15 @@ def read_fields(path: str | os.PathLike, place: int, names: Container[str]) -> d
     """
     fields = {}
     with io.BufferedReader(_Content(path)) as file:
-        file.seek(place + 1)  # a byte for no compression
-        _number(file), _number(file)  # how many bytes the next number takes, the size of the record
-        end = _end(file, EXAMPLE, os.stat(path).st_size)
+        file.seek(place + 1)  # after the byte that says that nothing is compressed
+        _read_number(file), _read_number(file)  # the size of the next number, and the size of the record
+        end = _read_end(file, EXAMPLE, os.stat(path).st_size)
         while file.tell() < end:
-            end_of_field = _end(file, ENTRY, end)
-            end_of_name = _end(file, KEY, end_of_field)
+            end_of_field = _read_end(file, ENTRY, end)
+            end_of_name = _read_end(file, KEY, end_of_field)
             name = file.read(end_of_name - file.tell()).decode()
             for tag in VALUE:
-                if _end(file, tag, end_of_field) != end_of_field:
+                if _read_end(file, tag, end_of_field) != end_of_field:
                     raise ValueError(f"{name!r} is not one string of bytes")
             if name in names:
                 content = np.empty(end_of_field - file.tell(), np.uint8)
@@ -100,14 +107,14 @@ def read_fields(path: str | os.PathLike, place: int, names: Container[str]) -> d
     return fields
 
 
-def _end(file: BinaryIO, tag: int, limit: int) -> int:
+def _read_end(file: BinaryIO, tag: int, limit: int) -> int:
     """Reads tag and size of a protobuf field, and returns the place where it ends, `limit` at most."""
-    if _number(file) != tag or (end := _number(file) + file.tell()) > limit:
+    if _read_number(file) != tag or (end := _read_number(file) + file.tell()) > limit:
         raise ValueError(f"no field {tag} at {file.tell()}")
     return end
 
 
-def _number(file: BinaryIO) -> int:
+def _read_number(file: BinaryIO) -> int:
     """Reads a protobuf varint."""
     number = 0
     for shift in range(0, 64, 7):

@@ -36,19 +36,18 @@ __all__ += ["crd", "global_context", "graph_distillation", "hint", "logit_distil
 __all__ += ["pairwise_similarity", "rkd_angle", "rkd_distance", "saliency", "sample_negatives", "sigmoid_cross_entropy"]
 __all__ += ["similarity_preserving", "soft_cross_entropy", "softmax_cross_entropy_with_background"]
 
-_OWNED = {  # {module: its names}; they are imported when they are first read, because flax takes longer than all losses
-    "contrastive": ("ContrastiveDistillation", "Memory", "crd", "new_memory"),
-    "holistic": ("Critic", "HolisticDistillation"),
-    "learned_graph": ("LearnedGraph",),
-    "projection": ("ProjectionHead",),
+_OWNED = {  # {name: its module}; imported when the name is first used, because they need flax, which loads slowly
+    **dict.fromkeys(("ContrastiveDistillation", "Memory", "crd", "new_memory"), "contrastive"),
+    **dict.fromkeys(("Critic", "HolisticDistillation"), "holistic"),
+    "LearnedGraph": "learned_graph",
+    "ProjectionHead": "projection",
 }
 
 
 def __getattr__(name: str):
-    for module, names in _OWNED.items():
-        if name in names:
-            return getattr(importlib.import_module(f"kd_jax.losses.owned.{module}"), name)
-    raise AttributeError(f"module 'kd_jax.losses' has no attribute {name!r}")
+    if name not in _OWNED:
+        raise AttributeError(f"module 'kd_jax.losses' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kd_jax.losses.owned.{_OWNED[name]}"), name)
 
 
 def __dir__() -> list[str]:
