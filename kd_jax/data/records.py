@@ -6,9 +6,9 @@
     videos = read('data/mine', 'train', ['rgb'], on_disk=True)         # features are read when an array is made
 
 The folder is also a TFDS data set, `tfds.builder_from_directory('data/mine').as_data_source('train')`. TensorFlow is
-not needed. Features are float16, or float32 (see `Info.dtypes`). They are uncompressed, so that `shards` reads one
-modality at the speed of its checksum. All else is also in videos.jsonl, so reading without features, or with `on_disk`,
-opens no shard.
+not needed. Features are float16, or float32 (see `Info.dtypes`). They are uncompressed, so that `shards` can read one
+modality alone; its checksum then takes most of the time. All else is also in videos.jsonl, so reading without features,
+or with `on_disk`, opens no shard.
 """
 
 import bisect
@@ -389,7 +389,7 @@ class _Records:
         with _named_damage(path := Path(directory) / TFDS_FILES[0]):
             (stored,) = (found for found in json.loads(path.read_bytes())["splits"] if found["name"] == split)
             self._ends = np.cumsum([0, *map(int, stored["shardLengths"])]).tolist()
-        self._places: dict[int, list[int]] = {}  # of the records in each shard that was read
+        self._places: dict[int, list[int]] = {}  # {index of a shard that was read: places of its records}
 
     def features(self, index: int, entry: Mapping, modalities: Sequence[str]) -> Mapping[str, Features]:
         """Reads features of a video and checks them against its entry in VIDEOS_FILE."""

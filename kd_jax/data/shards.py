@@ -47,10 +47,8 @@ class _Content(io.RawIOBase):
         """Reads the content of up to 500 blocks with one system call, which puts their headers elsewhere."""
         capacity = BLOCK - BLOCK_HEADER
         block, offset = divmod(self._place, capacity)
-        view, header = (
-            memoryview(buffer).cast("B")[: 500 * capacity],
-            bytearray(BLOCK_HEADER),
-        )  # the system allows 1024 pieces
+        view = memoryview(buffer).cast("B")[: 500 * capacity]  # the system allows 1024 pieces
+        header = bytearray(BLOCK_HEADER)
         cuts = [0, *range(capacity - offset, len(view), capacity), len(view)]
         pieces = [piece for first, last in itertools.pairwise(cuts) for piece in (view[first:last], header)][:-1]
         start = block * BLOCK + BLOCK_HEADER + offset
