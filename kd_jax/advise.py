@@ -91,7 +91,7 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
         if not distilled.weights.soft_cross_entropy:
-            del mixed["options"]  # with them, this student would need a program of its own
+            del mixed["options"]  # with them, this student would need another program
         made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 

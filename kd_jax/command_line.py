@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from kd_jax.files import checked_path, is_address
 
-LONGEST_WORD = 500  # characters of a word that a message shows whole; a path may have so many
+LONGEST_WORD = 500  # characters; messages shorten longer words, and a path may be as long
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -5,9 +5,9 @@
 EXPORTED/detector.stablehlo is a program of jax.export for any number of videos and snippets, on CPU, CUDA and TPU, with
 the parameters inside. EXPORTED/detector.py calls it and needs only jax. EXPORTED/model.safetensors, config.json and
 README.md, a model card, are the layout of a Hugging Face repository; nothing is uploaded. `kd_jax.load` reads the
-folder. --onnx also writes EXPORTED/detector.onnx and needs `pip install 'kd_jax[onnx]'`, in an environment of its own.
+folder. --onnx also writes EXPORTED/detector.onnx and needs `pip install 'kd_jax[onnx]'`, in a separate environment.
 
-If the records of the experiment are there, all test videos are predicted with the exported files. The scores and the
+If the records of the experiment exist, all test videos are predicted with the exported files. The scores and the
 largest difference of a probability are printed.
 """
 

@@ -17,6 +17,7 @@ from kd_jax import export
 from kd_jax.files import read_json, write_json
 from kd_jax.inference import exports, onnx_program
 from kd_jax.inference.trained_detector import TrainedDetector
+from kd_jax.lock import held
 from kd_jax.models import FILTERS, Detector, Filter
 from kd_jax.models.bottleneck import Bottleneck
 from kd_jax.training import experiment
@@ -249,6 +250,12 @@ def test_a_difference_ends_the_export_and_writes_nothing(workdir, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exported_folder_has_one_writer(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "verify", lambda *_: export.Verified([]))
+    with held(tmp_path), pytest.raises(BlockingIOError, match=f"{tmp_path} is in use by process {os.getpid()} on "):
+        export_to(tmp_path, workdir / "flow")
+
+
 def made(filter, head="dense", **fields):
     """A detector of random parameters that reads 6 features."""
     model = Detector(filter, 4, hidden=8, standardize=True, **fields)
@@ -319,6 +326,6 @@ def test_features_are_rounded_as_records_store_them():
 def test_onnx_without_its_libraries_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(
-        ValueError, match=r"--onnx needs jax2onnx .*; pip install 'kd_jax\[onnx\]' in an environment of"
+        ValueError, match=r"--onnx needs jax2onnx .*; pip install 'kd_jax\[onnx\]' in a separate environment"
     ):
         onnx_program.make(made("bottleneck"))

@@ -13,7 +13,7 @@ from kd_jax import config as schema
 from kd_jax import runtime, verify
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_arrays, write_json
-from kd_jax.training import clock, experiment
+from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.plan import prepare
 from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.training.table import read_table
@@ -136,6 +136,7 @@ WRONG = {  # {field: value} of an edited file, without a checksum, and the sente
         ({"scoring": {"protocols": [[]]}}, "scoring.protocols is [[]], but must be a list of different texts"),
         ({"scoring": {"threshold": 7}}, "scoring.threshold is 7, but must be a number from 0 to 1"),
         ({"test": {"frame_map/all_classes": 1e9, "per_class": {}}}, "test is {"),
+        ({"scoring": {"protocols": ["frame_map"], "rule": ""}}, "scoring is {"),
         ({"best_epoch": None}, "the field best_epoch is missing"),
     ],
     "results.json": [
@@ -144,6 +145,7 @@ WRONG = {  # {field: value} of an edited file, without a checksum, and the sente
         ({"time": {"lost": "a"}}, 'time.lost is "a", but must be a number'),
     ],
     "starts.json": [({"starts": [{"before": []}]}, "before is [], but must be a finite number")],
+    "flow/provenance.json": [({"files": {"a": 3}}, 'files is {"a": 3}, but must be texts by name')],
     "flow/config.json": [
         ({"dataset": {"validation_groups": [1]}}, "dataset.validation_groups is [1], but must be a text")
     ],
@@ -153,6 +155,7 @@ WRONG = {  # {field: value} of an edited file, without a checksum, and the sente
 READERS = {
     "rgb/results.json": lambda workdir: read_run_results(workdir / "rgb", AGAIN),
     "flow/config.json": lambda workdir: read_run_config(workdir / "flow", AGAIN),
+    "flow/provenance.json": lambda workdir: provenance.read(workdir / "flow", AGAIN),
     "results.json": lambda workdir: read_table(workdir, AGAIN),
     "starts.json": lambda workdir: clock.read_starts(workdir, AGAIN),
 }
@@ -177,6 +180,13 @@ def test_a_file_without_a_checksum_is_read(workdir):
     for path in (workdir / "rgb" / "results.json", workdir / "results.json", workdir / "rgb" / "config.json"):
         path.write_text(json.dumps(read_json(path)))
     assert problems_of(workdir) == "" and kd_jax.load(workdir / "rgb").title == "rgb"
+
+
+def test_a_field_that_may_be_missing_may_be_null(workdir):
+    path = workdir / "rgb" / "results.json"
+    path.write_text(json.dumps(read_json(path) | {"threshold": None, "test": None}))
+    found = read_run_results(workdir / "rgb", AGAIN)
+    assert "best_epoch" in found and not {"threshold", "test"} & found.keys()
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):

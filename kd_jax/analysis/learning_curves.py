@@ -13,7 +13,6 @@ from kd_jax.training.logs import SELECTION
 
 _VALIDATION = f"validation/{SELECTION}"
 _HIGHLIGHTED = 6  # runs whose curves are named; the others are grey
-_NOT_A_TERM = {"epoch", "step", "loss", "task", "gradient_norm", "learning_rate", "snippets_per_second", "seconds"}
 
 
 def curves(records: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, np.ndarray]:

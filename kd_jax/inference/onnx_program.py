@@ -3,7 +3,7 @@
     program = make(kd_jax.load("workdir/demo/augmented_rgb"))
     call = read(program)                                            # features, mask -> probabilities, by onnxruntime
 
-This needs `pip install 'kd_jax[onnx]'`, in an environment of its own because jax2onnx limits other libraries. The
+This needs `pip install 'kd_jax[onnx]'` in a separate environment, because jax2onnx limits other libraries. The
 inputs are named after the modalities, and "mask"; the output is "probabilities".
 """
 
@@ -30,7 +30,7 @@ def make(detector: TrainedDetector) -> bytes:
     try:
         import jax2onnx
     except ImportError as error:
-        remedy = "pip install 'kd_jax[onnx]' in an environment of its own"
+        remedy = "pip install 'kd_jax[onnx]' in a separate environment"
         raise ValueError(f"--onnx needs jax2onnx ({error}); {remedy}") from None
     features, mask = symbolic_inputs(detector)
     names = [*sorted(detector.inputs), "mask"]

@@ -101,7 +101,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
 
     A choice has one row: that of its run with the best mean validation score. The row also lists the validation score
     of each run that was tried. `scores` is {run or fusion: [results of each seed]}. Returns the content of the
-    experiment's results.json, whose scores and gains have 8 digits; those of the results.json of a run have all.
+    experiment's results.json. Its scores and gains have 8 digits; the results.json of a run has all digits.
     """
     titles = columns(scoring_of(config).protocols)
     gain_of = next(iter(titles))
