@@ -73,7 +73,7 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
     return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options}
 
 
-# The default: soft labels and the three levels. No other setting was as good on all data sets (docs/evidence.md).
+# The default: soft labels and the three levels. It gains on two of four data sets (docs/evidence.md).
 DISTILLATION = soft_labels(0.5, WEIGHTS)
 
 
