@@ -1,8 +1,8 @@
 """Builds records from annotations and features.
 
-    python -m data_prep.build --list                   what each data set needs
-    python -m data_prep.build --dataset=utd_mhad --archive=UTD-MHAD --output=data/utd_mhad
-    python -m data_prep.build --dataset=custom --annotations=annotations.csv --videos=DIR --test_fraction=0.3 \\
+    kd-jax build --list                   what each data set needs
+    kd-jax build --dataset=utd_mhad --archive=UTD-MHAD --output=data/utd_mhad
+    kd-jax build --dataset=custom --annotations=annotations.csv --videos=DIR --test_fraction=0.3 \\
         --features=rgb=DIR --features=flow=DIR --output=data/mine
 
 All input is checked before anything is written. report.json lists every case that was dropped or clipped.
@@ -464,7 +464,7 @@ def describe_data_sets() -> Iterator[str]:
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser("data_prep.build", "Build records from annotations and features.")
+    options = Parser("data_prep.build", __doc__)
     several: dict = {"action": "append", "default": []}
     add = options.add_argument
     add("--list", action="store_true", help="Print what each data set needs, and stop.")

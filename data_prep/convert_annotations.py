@@ -1,8 +1,8 @@
 """Converts annotations of your own data from the format of one tool to that of another.
 
-    python -m data_prep.convert_annotations via.csv --videos=DIR --test_fraction=0.3 --to=activitynet --output=a.json
+    kd-jax convert-annotations via.csv --videos=DIR --test_fraction=0.3 --to=activitynet --output=a.json
 
-All formats that `data_prep.build --dataset=custom` reads are recognised. `--to=json` is the common layout. For
+All formats that `kd-jax build --dataset=custom` reads are recognised. `--to=json` is the common layout. For
 `--to=label_studio`, the labelling config of the project is written too, as an .xml file next to the output.
 """
 
@@ -27,7 +27,7 @@ NEEDS = {"csv": (), "label_studio": ()}  # {format: what it must state of a vide
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser("data_prep.convert_annotations", "Convert annotations from the format of one tool to another's.")
+    options = Parser("data_prep.convert_annotations", __doc__)
     add = options.add_argument
     add("input", type=disk_path, nargs="+", help="Annotation files.")
     add("--to", required=True, choices=tools.WRITTEN, help="Format to write.")

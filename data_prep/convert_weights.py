@@ -1,7 +1,7 @@
 """Converts published weights: those of an encoder into one file, those of a temporal filter into a run.
 
-    python -m data_prep.convert_weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
-    python -m data_prep.convert_weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
+    kd-jax convert-weights --state=rgb_imagenet.pt --output=weights/i3d_rgb.npz
+    kd-jax convert-weights --state=pdan.pth --records=data/tsu --modality=rgb --output=workdir/public_pdan
 
 The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code,
 TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`) and .npz files of VideoPrism. State dicts
@@ -301,7 +301,7 @@ def write_encoder(output: Path, encoder: encoder_weights.Converted, sources: Seq
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser("data_prep.convert_weights", "Convert published weights of an encoder or a temporal filter.")
+    options = Parser("data_prep.convert_weights", __doc__)
     options.add_argument(
         "--state", type=disk_path, help="State dict, saved by torch.save(model.state_dict(), FILE), or a checkpoint."
     )

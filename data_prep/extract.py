@@ -1,10 +1,10 @@
-"""Extracts features of videos or skeletons, one row per snippet, for `data_prep.build` and `kd_jax.predict`.
+"""Extracts features of videos or skeletons, one row per snippet, for `kd-jax build` and `kd-jax predict`.
 
-    python -m data_prep.extract --videos=DIR --modality=rgb --weights=weights/i3d_rgb.npz --output=features/rgb
-    python -m data_prep.extract --videos=DIR --modality=flow --weights=weights/i3d_flow.npz --output=features/flow
-    python -m data_prep.extract --skeletons=DIR --modality=pose --weights=weights/agcn.npz --output=features/pose
+    kd-jax extract --videos=DIR --modality=rgb --weights=weights/i3d_rgb.npz --output=features/rgb
+    kd-jax extract --videos=DIR --modality=flow --weights=weights/i3d_flow.npz --output=features/flow
+    kd-jax extract --skeletons=DIR --modality=pose --weights=weights/agcn.npz --output=features/pose
 
-`--encoder=MODULE:FUNCTION` takes a function of the user instead of the encoders of kd_jax, see docs/extending.md.
+`--encoder=MODULE:FUNCTION` names a function of your own that replaces the encoders of kd_jax, see docs/extending.md.
 
 The command writes `<video>.npy`, `[T, D]` float32, and a manifest `<video>.json`. When run again, it skips finished
 files. A broken file does not stop the others. The command needs `pip install -e .[video]`.
@@ -319,7 +319,7 @@ def _read_options(given: argparse.Namespace) -> tuple[Settings, Path]:
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    options = Parser("data_prep.extract", "Extract features of videos or skeletons.")
+    options = Parser("data_prep.extract", __doc__)
     add = options.add_argument
     add(
         "--videos",

@@ -8,18 +8,15 @@ from kd_jax import interrupts
 
 COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
-    "advise": ("kd_jax.advise", "says after short runs whether distillation is worth it, and with which weights"),
-    "predict": ("kd_jax.predict", "predicts actions in videos or features with a trained run"),
-    "export": ("kd_jax.export", "writes a trained run as files that do not need kd_jax, and verifies them"),
+    "advise": ("kd_jax.advise", "reports after short runs whether distillation helps"),
+    "predict": ("kd_jax.predict", "predicts actions in videos or features with a run"),
+    "export": ("kd_jax.export", "writes a trained run as files that do not need kd_jax"),
     "analyse": ("kd_jax.analyse", "makes the figures of a finished experiment"),
-    "evaluate": ("kd_jax.evaluate", "scores predictions of any tool against public annotations"),
-    "report": ("kd_jax.report", "writes one page on finished experiments, which a browser shows"),
-    "verify": ("kd_jax.verify", "checks that a workdir is whole, and trains it again to compare"),
+    "evaluate": ("kd_jax.evaluate", "scores predictions of any tool on public data sets"),
+    "report": ("kd_jax.report", "writes an HTML page on finished experiments"),
+    "verify": ("kd_jax.verify", "checks that the files of a workdir are whole"),
     "build": ("data_prep.build", "builds records from features and annotations"),
-    "convert-annotations": (
-        "data_prep.convert_annotations",
-        "converts annotations from one tool's format to another's",
-    ),
+    "convert-annotations": ("data_prep.convert_annotations", "converts annotations to the format of another tool"),
     "extract": ("data_prep.extract", "extracts features from videos or skeletons"),
     "convert-weights": ("data_prep.convert_weights", "converts published weights of encoders"),
 }

@@ -1,6 +1,6 @@
 """Says whether distillation is worth it, and with which weights, before hours are spent.
 
-    python -m kd_jax.advise --config=configs/mine.py [--minutes=20] [--workdir=DIR] [--config.FIELD=VALUE …]
+    kd-jax advise --config=mine.py [--minutes=20] [--workdir=DIR] [--config.FIELD=VALUE …]
 
 It trains the teachers, the plain student and a few distilled students of an experiment: the first distilled run with
 its weights times 0.1, 1 and 3, and with soft labels. One epoch is measured, and the minutes decide how many epochs and

@@ -1,6 +1,6 @@
 """Makes the figures of a finished experiment, from its workdir and its records.
 
-    python -m kd_jax.analyse --workdir=workdir/demo --figures=tsne,saliency
+    kd-jax analyse --workdir=workdir/demo --figures=tsne,saliency
 
 Each figure is a .png with an .svg and its numbers as .csv next to it. docs/analysis.md shows them.
 """

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from kd_jax.files import checked_path, is_address
@@ -34,6 +35,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """Names the command in the usage as the user has typed it."""
+        is_typed = Path(sys.argv[0]).name == "kd-jax" and len(sys.argv) > 1
+        return _Formatter(f"kd-jax {sys.argv[1]}" if is_typed else f"python -m {self.prog}")
 
     def error(self, message: str) -> NoReturn:
         sys.exit(f"{self.prog}: {shorten(message.removeprefix('argument '))}")

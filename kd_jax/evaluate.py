@@ -1,6 +1,6 @@
 """Scores saved predictions, of kd_jax or any other tool, against public annotation files. It does not load JAX.
 
-    python -m kd_jax.evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
+    kd-jax evaluate --dataset=thumos14 --annotations=thumos14.json --predictions=detections.json
 
 Predictions are snippet scores (.npz), detections (.json of kd_jax or ActivityNet, .csv, a folder of PKU-MMD text files)
 or the text file of Charades localize; kd_jax/evaluation/formats describes the formats. Annotations may also be the

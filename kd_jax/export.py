@@ -1,6 +1,6 @@
 """Exports a trained run as a folder that does not need kd_jax, and verifies it on the test videos.
 
-    python -m kd_jax.export --run=workdir/demo/augmented_rgb --output=EXPORTED
+    kd-jax export --run=workdir/demo/augmented_rgb --output=EXPORTED
 
 EXPORTED/detector.stablehlo is a program of jax.export for any number of videos and snippets, on CPU, CUDA and TPU, with
 the parameters inside. EXPORTED/detector.py calls it and needs only jax. EXPORTED/model.safetensors, config.json and

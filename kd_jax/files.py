@@ -9,6 +9,7 @@ An interrupted write leaves the previous file, or none.
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -42,12 +43,15 @@ def is_address(path: str | os.PathLike) -> bool:
 def checked_path(path: str | os.PathLike) -> str:
     """Returns a path on a disk, with `~` and `~user` expanded, or an address gs://BUCKET/PATH.
 
-    A shell leaves `~` alone after `=`. Raises ValueError for another address, or if the home folder is not known.
+    A shell leaves `~` alone after `=`. Raises ValueError for another address, without the package that reads buckets,
+    and if the home folder is not known.
     """
     text = os.fspath(path)
     if is_address(text):
         if not re.match("gs://[^/]", text):
             raise ValueError(f"{text} must be a path on a disk or gs://BUCKET/PATH")
+        if importlib.util.find_spec("gcsfs") is None:
+            raise ValueError(f"{text} is in a bucket, which needs `pip install 'kd_jax[gcs]'`")
         return text
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):

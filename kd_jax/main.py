@@ -1,6 +1,6 @@
 """Trains the runs of an experiment, evaluates them, prints one table and writes a report.
 
-    python -m kd_jax.main --config=configs/demo.py [--workdir=DIR] [--config.FIELD=VALUE …]
+    kd-jax train --config=demo [--workdir=DIR] [--config.FIELD=VALUE …]
 
 The same command continues an experiment that was interrupted.
 """
@@ -58,7 +58,7 @@ def read_options(options: Parser, argv: Sequence[str] | None) -> tuple[argparse.
     overrides = [argument.removeprefix("--config.") for argument in rest if argument.startswith("--config.")]
     options.refuse([argument for argument in rest if not argument.startswith("--config.")])
     if not given.config:
-        options.error("name an experiment, e.g. --config=configs/demo.py")
+        options.error("name an experiment, e.g. --config=demo")
     return given, overrides
 
 

@@ -1,18 +1,19 @@
 """Predicts the actions in whole videos: a table of scores and a list of detections.
 
-    python -m kd_jax.predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
+    kd-jax predict --run=workdir/demo/augmented_rgb --features=DIR_OR_NPY --output=OUT
 
 This reads `<video>.npy` files of the run's modality, or one split of a folder of records. It writes OUT/scores.npz,
 {video: `[T, C]` probabilities}, and OUT/detections.json, [{video, class, start, end, score}] in seconds. No annotation
 is needed. --format chooses formats of official evaluation scripts, see `kd_jax.evaluation.formats`.
 
-    python -m kd_jax.predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \\
+    kd-jax predict --run=workdir/tsu/augmented_rgb --video=kitchen.mp4 \\
         --encoder_weights=weights/i3d_rgb.npz --output=OUT
 
-This reads a video with the encoder that made the run's features; `--encoder=MODULE:FUNCTION` names one of the user. It
-also writes OUT/<video>.png, which shows frames of the video above a timeline of the detections. If `data_prep.extract`
-made the features, the run knows how videos are cut into snippets; options override this. If snippets of the video would
-last over 10 % longer or shorter than those of the run, the video is sampled at another rate so that they last as long.
+This reads a video with the encoder that made the run's features; `--encoder=MODULE:FUNCTION` names an encoder of your
+own. It also writes OUT/<video>.png, which shows frames of the video above a timeline of the detections. If `kd-jax
+extract` made the features, the run knows how videos are cut into snippets; options override this. If snippets of the
+video would last over 10 % longer or shorter than those of the run, the video is sampled at another rate so that they
+last as long.
 """
 
 import argparse
@@ -74,16 +75,16 @@ def parser() -> Parser:
         "--run", type=any_path, help="A finished run, WORKDIR/RUN, a seed of it, WORKDIR/RUN/seed_N, or WORKDIR/FUSION."
     )
     add("--seeds", choices=["one", "all"], default="one", help="all: the mean logits of all seeds of the run (one).")
-    what = "A feature file, a folder of <video>.npy, a pattern as for data_prep.build, a folder of records, or"
+    what = "A feature file, a folder of <video>.npy, a pattern as for kd-jax build, a folder of records, or"
     what += f" '{SYNTHETIC}', the data of the demo. MODALITY=PLACE states the modality; once for each in a fusion."
     add("--features", type=features_place, action="append", metavar="[MODALITY=]PLACE", help=what)
     add("--channels_first", action="store_true", default=None, help="With feature files: they are [D, T].")
     add("--pool", choices=["mean"], help="With feature files: average grids of tokens, [T, N, D], to [T, D].")
     what = "A video file or a folder of them, instead of features; may be repeated."
     add("--video", type=disk_path, action="append", help=what)
-    add("--encoder_weights", type=disk_path, help="With --video: the encoder's, from data_prep.convert_weights.")
-    add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for data_prep.extract.")
-    add("--annotations", type=disk_path, help="With --video: ground truth for the page, a file as for data_prep.build.")
+    add("--encoder_weights", type=disk_path, help="With --video: the encoder's, from kd-jax convert-weights.")
+    add("--encoder", help="With --video: MODULE:FUNCTION of the encoder, as for kd-jax extract.")
+    add("--annotations", type=disk_path, help="With --video: ground truth for the page, a file as for kd-jax build.")
     add("--fps", type=float, help="With --video: frames per second to sample it at.")
     videos.add_options(options, "as the run's features, else ")
     add("--split", choices=list(base.SPLITS), help="With records: which videos (test).")
@@ -93,7 +94,7 @@ def parser() -> Parser:
     add("--proposals", choices=list(PROPOSALS), help="From scores to detections (dense: classes, sparse: background).")
     threshold = "Probability from which a snippet counts as action (classes 0.5, background 0.4)."
     add("--threshold", type=between(0, 1), help=threshold)
-    convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
+    convention = "Instant that the score of a snippet describes: its start or its centre (centre)."
     add("--convention", choices=list(CONVENTIONS), default="centre", help=convention)
     add(
         "--seconds_per_snippet",

@@ -1,7 +1,7 @@
 """Writes report.html, one page on finished experiments that needs no network and no other file.
 
-    python -m kd_jax.report workdir/demo
-    python -m kd_jax.report workdir/demo workdir/demo_pdan --output=comparison.html
+    kd-jax report workdir/demo
+    kd-jax report workdir/demo workdir/demo_pdan --output=comparison.html
 
 The page holds the results with intervals over seeds, a timeline browser of the test videos, the average precision of
 each class, learning curves, the figures of `kd_jax.analyse`, the configs and the versions. Training writes it too.

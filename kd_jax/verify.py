@@ -1,7 +1,7 @@
 """Checks that the files in a workdir are whole and belong together; prints a table, and a remedy for each problem.
 
-    python -m kd_jax.verify workdir/demo
-    python -m kd_jax.verify workdir/demo --replay
+    kd-jax verify workdir/demo
+    kd-jax verify workdir/demo --replay
 
 --replay also trains all runs again, in a temporary folder, and compares parameters and predictions: bit for bit on a
 CPU, and up to --tolerance on other devices. The exit code is 0 only if everything is whole and equal.

@@ -52,16 +52,22 @@ def test_the_dispatcher_lists_its_commands(arguments, capsys):
         "extract",
         "convert-weights",
     ]
-    assert all(len(line.split()) > 3 for line in lines)
+    assert all(len(line.split()) > 3 and len(line) < 80 for line in lines)
 
 
 @pytest.mark.parametrize("command", dispatcher.COMMANDS)
-def test_every_command_is_called_with_its_arguments(command, capsys):
+def test_every_command_is_called_with_its_arguments(command, capsys, monkeypatch):
     module = importlib.import_module(dispatcher.COMMANDS[command][0])
     assert isinstance(module.parser(), Parser)
     with pytest.raises(SystemExit) as ended:
         dispatcher.main([command, "--help"])
-    assert ended.value.code == 0 and f"usage: {module.__name__} " in capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: python -m {module.__name__} " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["/bin/kd-jax", command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        dispatcher.main()
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: kd-jax {command} " in shown
+    assert f"\n    kd-jax {command} " in shown  # an example
 
 
 def test_the_dispatcher_refuses_other_commands():

@@ -52,6 +52,7 @@ def test_addresses_are_refused_where_a_disk_is_needed(tmp_path, monkeypatch, cap
 def test_buckets_are_those_of_google(tmp_path, monkeypatch):
     """An address of another kind ends in one sentence, and none becomes a folder such as ./gs:."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)  # as without gcsfs
     wrong = ["s3://bucket/x", "file:///x", "hdfs://x/y", "gs:/bucket/x", "gs:///x"]
     for command, options in {
         main: ["--config=demo", "--workdir="],
@@ -63,6 +64,9 @@ def test_buckets_are_those_of_google(tmp_path, monkeypatch):
             with pytest.raises(SystemExit) as stopped:
                 command.main([*options[:-1], options[-1] + address])
             assert f"{address} must be a path on a disk or gs://BUCKET/PATH" in str(stopped.value)
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--features=x", "--output=x", "--run=gs://bucket/run"])
+    assert "gs://bucket/run is in a bucket, which needs `pip install 'kd_jax[gcs]'`" in str(stopped.value)
     with pytest.raises(SystemExit) as stopped:
         stickfigures.main(["--output=gs:/bucket/x"])
     assert "--output: gs:/bucket/x is not a path on a disk" in str(stopped.value)

@@ -84,8 +84,6 @@ def open_workdir(workdir: epath.PathLike) -> epath.Path:
         probe = workdir / f".writable.{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except ImportError:
-        raise OSError(f"the workdir {workdir} needs `pip install kd_jax[gcs]`") from None
     except Exception as error:  # a bucket's library has its own errors
         reason = " ".join((getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split())
         raise OSError(f"the workdir {workdir} cannot be written ({reason}); choose another with --workdir") from None
