@@ -40,8 +40,9 @@ from kd_jax.inference.loading import load, split_path
 from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.lock import held
 from kd_jax.training.checkpoints import TrainedRun
+from kd_jax.training.results_file import read_table
 from kd_jax.training.run_config import COPY_AGAIN, read_run_results
-from kd_jax.training.table import columns, read_table
+from kd_jax.training.table import columns
 
 TOLERANCE, LOOSE = 1e-4, 0.05  # largest difference of a probability in float32 on a CPU, and elsewhere
 DRAWS, BUDGET = 200, 2e8  # of the bootstrap; the budget counts scores
@@ -116,7 +117,7 @@ def verify(
     found = {name: _predict(call, tables) for name, call in calls.items()}
     sentences = [_compare(name, of_file, expected, detector) for name, of_file in found.items()]
     scores = _score(found[exports.PROGRAM], expected, source, origin)
-    before = "in its table" if origin.recorded else "with kd_jax"
+    before = "in results.md" if origin.recorded else "with kd_jax"
     shown = ", ".join(f"{title} {ours:.2f} ({before} {theirs:.2f})" for title, (ours, _, theirs) in scores.items())
     sentences.insert(0, f"Verified on the {len(videos)} test videos: {shown or 'they have no actions to score'}.")
     with_interval = {t: f"{v:.2f}" if np.isnan(half) else f"{v:.2f} ± {half:.2f}" for t, (v, half, _) in scores.items()}

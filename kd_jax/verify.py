@@ -30,9 +30,10 @@ from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.checkpoints import check_checkpoint, load_run, saved_epochs
 from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
+from kd_jax.training.results_file import read_table
 from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
-from kd_jax.training.table import markdown, read_table, tabulate
+from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import fingerprint
 
 OK, BAD, UNKNOWN = "ok", "BAD", "–"

@@ -102,7 +102,7 @@ def test_an_export_is_verified_and_described(workdir, exported):
     folder, (first, scores, difference) = exported
     recorded = read_json(epath.Path(workdir / "rgb" / "results.json"))["test"]["frame_map/present_classes"]
     assert first.startswith(f"Exported rgb to {folder}: detector.stablehlo, model.safetensors, ")
-    value = f"{recorded:.2f} (in its table {recorded:.2f})"
+    value = f"{recorded:.2f} (in results.md {recorded:.2f})"
     assert scores.startswith(f"Verified on the 4 test videos: frame mAP {value}, all classes ")
     assert difference.startswith("The probabilities of detector.stablehlo differ from those of kd_jax by at most ")
     assert float(difference.rstrip(".").split()[-1]) < 1e-6

@@ -25,7 +25,10 @@ ROWS = [
     ],
     ["losses", "models", "data.base", "evaluation.metrics"],
     ["training.terms", "data", "video"],
-    ["config", "training.state", "training.step", "training.fields", "training.run_config", "training.checkpoints"],
+    [
+        *("config", "training.state", "training.step", "training.fields"),
+        *("training.run_config", "training.results_file", "training.checkpoints"),
+    ],
     ["inference", "evaluation"],
     ["training"],
     ["training.experiment", "analysis"],

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -465,9 +466,15 @@ def test_what_load_and_predict_refuse_of_ensembles(seeded, tmp_path):
     shutil.rmtree(tmp_path / "work" / "flow_teacher" / "seed_2")
     with pytest.raises(ValueError, match="different numbers of seeds: flow_teacher 2, vanilla_rgb 3; complete"):
         kd_jax.load(tmp_path / "work" / "two_stream", seeds="all")
-    (tmp_path / "work" / "results.json").write_text('{"rows": [1], "seeds": [0]}')
-    with pytest.raises(ValueError, match=r"results.json is damaged \(TypeError: .*; run its experiment again"):
-        kd_jax.load(tmp_path / "work" / "two_stream")
+    table = read_json(tmp_path / "work" / "results.json")
+    for wrong, message in (
+        ({"rows": [1]}, r"rows is \[1\], but must be a list of rows"),
+        ({"seeds": [math.inf]}, r"seeds is \[Infinity\], but must be a list of whole numbers"),
+        ({"rows": [table["rows"][0], table["rows"][1] | {"test": []}]}, r"some rows have scores of the test videos"),
+    ):
+        (tmp_path / "work" / "results.json").write_text(json.dumps(table | wrong))
+        with pytest.raises(ValueError, match=rf"results.json: {message}.*; run its experiment again"):
+            kd_jax.load(tmp_path / "work" / "two_stream")
     np.save(tmp_path / "a.npy", rgb)
     for places, message in (
         ([tmp_path / "a.npy"], "reads flow and rgb; give --features=flow=PLACE --features=rgb=PLACE, or records"),

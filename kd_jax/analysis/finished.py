@@ -20,9 +20,9 @@ from kd_jax.inference.predict import fuse, run_detector
 from kd_jax.training import provenance
 from kd_jax.training.checkpoints import load_run
 from kd_jax.training.logs import read_log
+from kd_jax.training.results_file import read_table
 from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.training.scores import read_predictions
-from kd_jax.training.table import read_table
 from kd_jax.types import Outputs
 
 _REMEDY = "run its experiment again, which repairs it or reports what it needs"

@@ -10,11 +10,11 @@ from typing import Literal
 
 from etils import epath
 
-from kd_jax.files import DamagedFileError, checked_path, read_json
+from kd_jax.files import checked_path
 from kd_jax.inference import exports
 from kd_jax.inference.trained_detector import TrainedDetector
 from kd_jax.training.checkpoints import load_run
-from kd_jax.training.run_config import one_line
+from kd_jax.training.results_file import read_table
 
 Seeds = Literal["one", "all"]
 _SEED = re.compile(r"seed_\d+")  # folder of a further seed of a run
@@ -101,13 +101,8 @@ def _read_rows(workdir: epath.Path) -> dict[str, tuple[list[str], int]]:
 
     Raises DamagedFileError if its results.json cannot be read.
     """
-    path = workdir / "results.json"
-    content = read_json(path, "run its experiment again") if workdir.is_dir() else None
-    if content is None or "rows" not in content:  # a run has a results.json, too
+    content = read_table(workdir, "run its experiment again") if workdir.is_dir() else None
+    if content is None:
         return {}
-    try:
-        first = int(content["seeds"][0])
-        names = {row["run"]: row.get("members") or [row.get("chosen", row["run"])] for row in content["rows"]}
-        return {str(name): ([str(member) for member in members], first) for name, members in names.items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({one_line(error)}); run its experiment again") from None
+    names = {row["run"]: row.get("members") or [row.get("chosen") or row["run"]] for row in content["rows"]}
+    return {name: (members, content["seeds"][0]) for name, members in names.items()}
