@@ -201,16 +201,19 @@ def _write_report(workdir: epath.Path) -> str:
 
 def _next_step(config: ConfigDict, workdir: epath.Path, source: Source) -> str:
     """A command, as typed in this shell, that predicts the test videos with the last run; '' without test videos."""
-    (*_, name), is_synthetic = config.runs, source.info.name == "synthetic"
-    if not source.videos("test", []) or (is_synthetic and config.runs[name].modality not in synthetic.MODALITIES):
+    (*_, run), is_synthetic = config.runs, source.info.name == "synthetic"
+    if not source.videos("test", []) or (is_synthetic and config.runs[run].modality not in synthetic.MODALITIES):
         return ""  # other modalities of a smoke variant are replaced by those of the synthetic set
-    python = "python"
-    if shutil.which(python) != sys.executable:
-        inside = Path(sys.executable).is_relative_to(Path.cwd())
-        python = os.path.relpath(sys.executable) if inside else sys.executable
+    is_script = Path(sys.argv[0]).name == "kd-jax"
+    name, program = ("kd-jax", sys.argv[0]) if is_script else ("python", sys.executable)
+    if shutil.which(name) == program:
+        program = name
+    elif Path(program).is_relative_to(Path.cwd()):
+        program = os.path.relpath(program)
+    command = [program, "predict"] if is_script else [program, "-m", "kd_jax.predict"]
     data = source.info.name if is_synthetic else checked_path(config.dataset.data_dir)
-    options = [f"--run={workdir / name}", f"--features={data}", "--output=predictions"]
-    return f"Next: {shlex.join([python, '-m', 'kd_jax.predict', *options])}"
+    options = [f"--run={workdir / run}", f"--features={data}", "--output=predictions"]
+    return f"Next: {shlex.join([*command, *options])}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

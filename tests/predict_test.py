@@ -27,6 +27,7 @@ from kd_jax import predict as predict_command
 from kd_jax.analysis import figures
 from kd_jax.data import records, synthetic
 from kd_jax.data.batches import Example
+from kd_jax.data.source import open_source
 from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays, read_json, write_json
@@ -370,7 +371,8 @@ def nan_at(table, snippet):
         (lambda r, x: r(x[None], np.ones((1, 4))), r"mask is float64 \[1, 4\]; it must be bool \[1, 4\]"),
         (lambda r, x: r(x[None], np.array([[True, False, True, False]])), "mask of video 0 is False before a True"),
         (lambda r, x: r([x], batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda r, x: r.detect([x]), r"detect reads one video, \[T, D\]; call it for each video of the list"),
+        (lambda r, x: r.detect([x]), r"detect reads one video, \[T, D\]; call it for each video of the list or batch"),
+        (lambda r, x: r.detect(x[None]), r"detect reads one video, \[T, D\]; call it for each video of the list or b"),
         (lambda r, x: r.detect(x, seconds=0), "seconds=0 must be from 0.001 to"),
         (lambda r, x: r.detect(x, threshold=50), "threshold=50 must be a probability, from 0 to 1"),
         (lambda r, x: r.detect(x, proposals="peaks"), "proposals='peaks' is unknown; choose 'classes' or"),
@@ -554,6 +556,13 @@ def test_the_next_step_of_the_demo_runs_as_printed(run, tmp_path, monkeypatch):
     saved = read_arrays(run / "predictions_test.npz")
     for video, table in saved.items():
         np.testing.assert_allclose(scores[video], 1 / (1 + np.exp(-table)), atol=1e-5)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "kd-jax"), "train"])
+    source = open_source("synthetic", "", ["rgb"], validation_fraction=0.2, validation_seed=0)
+    config = SimpleNamespace(runs={"augmented_rgb": SimpleNamespace(modality="rgb")})
+    command = main._next_step(config, run.parent, source)
+    assert shlex.split(command)[1:] == ["bin/kd-jax", "predict", *rest[2:]]
+    monkeypatch.setattr("shutil.which", {"kd-jax": str(tmp_path / "bin" / "kd-jax")}.get)
+    assert shlex.split(main._next_step(config, run.parent, source))[1:3] == ["kd-jax", "predict"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])

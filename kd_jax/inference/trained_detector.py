@@ -196,8 +196,8 @@ class TrainedDetector:
         """
         rule = self.rule(proposals, threshold, convention)
         arrays = features.values() if isinstance(features, Mapping) else [features]
-        if any(isinstance(array, (list, tuple)) for array in arrays):
-            raise ValueError("detect reads one video, [T, D]; call it for each video of the list")
+        if any(isinstance(array, (list, tuple)) or np.ndim(array) == 3 for array in arrays):
+            raise ValueError("detect reads one video, [T, D]; call it for each video of the list or batch")
         table = self(features)
         return self._named(rule(table, self.grid(len(table), seconds), duration=duration))
 
