@@ -19,7 +19,7 @@ from kd_jax import config as schema
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.batches import make_examples
-from kd_jax.data.source import open_source
+from kd_jax.data.source import choose_validation, open_source
 from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.report import write_report
 from kd_jax.training import experiment, on_device, population
@@ -356,12 +356,22 @@ def without_actions(videos):
     return [dataclasses.replace(video, segments=np.zeros((0, 3))) for video in videos]
 
 
-def test_validation_without_any_action_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("fraction", "kept", "message"),
+    [
+        (0.3, 1, "none of the . validation videos has an action, .*dataset.validation_seed"),
+        (0.3, 0, "none of the . training videos has an action, so nothing can be learned; build the records from "),
+        (0.0, 0, "none of the . training videos has an action, so nothing can be learned; build the records from "),
+    ],
+)
+def test_videos_without_any_action_are_refused(fraction, kept, message, tmp_path):
     info, splits = synthetic.tiny()
-    records.write(tmp_path / "records", info, splits | {"train": without_actions(splits["train"])})
     config = tiny_config()
-    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records")})
-    with pytest.raises(ValueError, match="none of the . validation videos has an action, .*dataset.validation_seed"):
+    held_out = choose_validation(splits["train"], fraction, config.dataset.validation_seed, "").ids
+    videos = [v if kept and v.id not in held_out else without_actions([v])[0] for v in splits["train"]]
+    records.write(tmp_path / "records", info, splits | {"train": videos})
+    config.dataset.update({"name": "custom", "data_dir": str(tmp_path / "records"), "validation_fraction": fraction})
+    with pytest.raises(ValueError, match=message):
         prepare(config, tmp_path / "work")
 
 

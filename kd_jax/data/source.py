@@ -95,7 +95,7 @@ def open_source(
     _check_modalities(data.info, modalities)
     chosen = choose_validation(data.listed["train"], validation_fraction, validation_seed, validation_groups)
     held_out = [video for video in data.listed["train"] if video.id in chosen.ids]
-    _check_actions(held_out, with_features=bool(modalities))
+    _check_actions(data.listed["train"], held_out, with_features=bool(modalities))
     num_snippets = {v.id: v.num_snippets for videos in data.listed.values() for v in videos if v.features}
     return Source(data.info, data.fingerprint, data.read, chosen, num_snippets)
 
@@ -139,8 +139,11 @@ def _check_modalities(info: base.Info, modalities: Sequence[str]) -> None:
         raise ValueError(f"the data set {info.name!r} has {found}: {remedy}")
 
 
-def _check_actions(validation: Sequence[base.Video], with_features: bool) -> None:
-    """Raises ValueError if the validation videos have no action, so that no score exists."""
+def _check_actions(training: Sequence[base.Video], validation: Sequence[base.Video], with_features: bool) -> None:
+    """Raises ValueError if all training videos have no action, or those for validation, so that no score exists."""
+    if training and not any(len(video.segments) for video in training):
+        what = f"none of the {len(training)} training videos has an action"
+        raise ValueError(f"{what}, so nothing can be learned; build the records from annotations of these videos")
     if validation and not any(len(video.segments) for video in validation):
         what = f"none of the {len(validation)} validation videos has an action"
         raise ValueError(f"{what}, so nothing can be scored; {REMEDY}")
