@@ -15,8 +15,8 @@ from kd_jax.analysis.finished import open_experiment
 from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_arrays, write_json
 from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.plan import prepare
+from kd_jax.training.results_file import read_table
 from kd_jax.training.run_config import read_run_config, read_run_results
-from kd_jax.training.table import read_table
 from kd_jax.verify import AGAIN
 
 
