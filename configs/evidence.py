@@ -14,9 +14,9 @@ from kd_jax import config as schema
 
 STUDENTS = {
     "default": schema.DISTILLATION,
-    "soft_labels": schema.soft_labels(schema.DISTILLATION["weights"]["soft_cross_entropy"]),
+    "soft_labels": schema.soft_labels(schema.SHARE),
     "three_levels": {"weights": schema.WEIGHTS},
-    "strong_levels": schema.soft_labels(0.5, {level: 3 * weight for level, weight in schema.WEIGHTS.items()}),
+    "strong_levels": schema.soft_labels(schema.SHARE, {level: 3 * weight for level, weight in schema.WEIGHTS.items()}),
 }
 
 

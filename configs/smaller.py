@@ -13,7 +13,6 @@ Smoke:     quarter width
 from kd_jax import config as schema
 
 WIDTHS = {"full": 1, "half": 2, "quarter": 4}  # {name: what the width is divided by}
-SOFT_LABELS = 0.5  # weight of the teacher's probabilities against the labels
 
 
 def get_config(variant=""):
@@ -26,7 +25,7 @@ def get_config(variant=""):
         baseline = f"{name}_plain" if changes else config.baseline
         if changes:
             schema.add_run(config, baseline, schema.make_like(plain, **changes))
-        terms = schema.soft_labels(SOFT_LABELS, {"boundary": schema.WEIGHTS["boundary"]})
+        terms = schema.soft_labels(schema.SHARE, {"boundary": schema.WEIGHTS["boundary"]})
         distilled = {"teachers": teachers, "baseline": baseline, **terms}
         schema.add_run(config, f"{name}_distilled", schema.make_like(plain, **changes, **distilled))
     config.seeds = 3

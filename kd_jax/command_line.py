@@ -130,3 +130,11 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def add_run(options: argparse.ArgumentParser) -> None:
+    """Adds the options that name what `kd_jax.load` reads: --run and --seeds."""
+    what = "A finished run, WORKDIR/RUN, a seed of it, WORKDIR/RUN/seed_N, or WORKDIR/FUSION."
+    options.add_argument("--run", type=any_path, help=what)
+    what = "all: the mean logits of all seeds of the run (one)."
+    options.add_argument("--seeds", choices=["one", "all"], default="one", help=what)

@@ -74,7 +74,8 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
 
 
 # The default: soft labels and the three levels. It gains on two of four data sets (docs/evidence.md).
-DISTILLATION = soft_labels(0.5, WEIGHTS)
+SHARE = 0.5  # of the teacher's probabilities in the labels
+DISTILLATION = soft_labels(SHARE, WEIGHTS)
 
 
 def make_like(run: ConfigDict, **changes) -> ConfigDict:

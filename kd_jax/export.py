@@ -27,7 +27,7 @@ from kd_jax import interrupts, runtime
 from kd_jax.analysis.finished import open_videos
 from kd_jax.analysis.model_card import Facts, make_card
 from kd_jax.analysis.per_class import resample
-from kd_jax.command_line import Parser, any_path, disk_path
+from kd_jax.command_line import Parser, add_run, any_path, disk_path
 from kd_jax.data.batches import bucket_lengths
 from kd_jax.data.source import Source
 from kd_jax.data.staging import replaced
@@ -52,10 +52,7 @@ def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.export", __doc__)
     add = options.add_argument
-    add(
-        "--run", type=any_path, help="A finished run, WORKDIR/RUN, a seed of it, WORKDIR/RUN/seed_N, or WORKDIR/FUSION."
-    )
-    add("--seeds", choices=["one", "all"], default="one", help="all: the mean logits of all seeds of the run (one).")
+    add_run(options)
     add("--output", type=any_path, help="Folder for the exported files.")
     add("--onnx", action="store_true", help="Also write detector.onnx, and verify it.")
     add("--data_dir", type=disk_path, help="Folder of the records, if they have moved.")

@@ -33,7 +33,7 @@ from kd_jax import interrupts, runtime
 from kd_jax.analysis import timelines
 from kd_jax.analysis.page import make_page
 from kd_jax.analysis.timelines import Lane, Recording, Timeline
-from kd_jax.command_line import Parser, any_path, at_least, between, disk_path
+from kd_jax.command_line import Parser, add_run, any_path, at_least, between, disk_path
 from kd_jax.data import base, feature_files, records, synthetic, timing
 from kd_jax.data.annotations import custom
 from kd_jax.data.checks import ENCODED, GUESSED, UNITS_DIFFER, Findings, join_repeated
@@ -71,10 +71,7 @@ def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.predict", __doc__)
     add = options.add_argument
-    add(
-        "--run", type=any_path, help="A finished run, WORKDIR/RUN, a seed of it, WORKDIR/RUN/seed_N, or WORKDIR/FUSION."
-    )
-    add("--seeds", choices=["one", "all"], default="one", help="all: the mean logits of all seeds of the run (one).")
+    add_run(options)
     what = "A feature file, a folder of <video>.npy, a pattern as for kd-jax build, a folder of records, or"
     what += f" '{SYNTHETIC}', the data of the demo. MODALITY=PLACE states the modality; once for each in a fusion."
     add("--features", type=features_place, action="append", metavar="[MODALITY=]PLACE", help=what)
