@@ -359,6 +359,8 @@ def get_config() -> ConfigDict:
             "warmup_epochs": 0,  # first epochs, in which the learning rate rises linearly
             "standardize_by": "modality",  # one scale for all channels of a modality, which keeps channels of noise
             #                                small; or 'channel', for channels of different units (g and degrees/s)
+            "standardize_limit": 128.0,  # D channels get the deviation min(1, limit / D): one step of Adam changes a
+            #                              projection of many channels more than one of few
             "ema_decay": 0.98,  # of a moving average of the parameters, which is evaluated and kept; 0 = no average
             "plateau_patience": 8,  # epochs without a lower loss before the learning rate is halved; 0 = never
             "gradient_norms": False,  # log the norm of each term's gradient at the student's features

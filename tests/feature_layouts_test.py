@@ -555,8 +555,9 @@ def test_float32_features_reach_models_and_predictions_unchanged(tmp_path):
     both = np.concatenate([TABLES["a"], TABLES["v[1]*"]]) * 1e-10
     deviations = both.std(axis=0)
     for by, expected in (("channel", deviations), ("modality", np.full(D, np.sqrt(np.mean(deviations**2))))):
-        constants = fit_standardization(examples, by)["standardization"]
-        np.testing.assert_allclose(constants["std"], expected, rtol=1e-6)
+        for limit, scale in ((128.0, 1), (D / 4, 4)):
+            constants = fit_standardization(examples, by, limit)["standardization"]
+            np.testing.assert_allclose(constants["std"], scale * expected, rtol=1e-6)
     config = {"modality": "rgb", "input_size": D, "seconds_per_snippet": 0.5, "features_dtype": "float32"}
     inputs = read_inputs(tmp_path / "f", None, TrainedRun(None, {}, config), None)
     assert_stored(inputs.features, np.float32, {video: table * np.float32(1e-10) for video, table in TABLES.items()})

@@ -237,7 +237,7 @@ _WIDTH = lambda value: value <= 2**20, "at most 1048576"
 _DEPTH = lambda value: value <= 1000, "at most 1000"
 # What a number must be, where it is set: (condition, description, fields). Then the values that a text may have.
 _NUMBERS = (
-    (*_ABOVE_0, "training.learning_rate"),
+    (*_ABOVE_0, "training.learning_rate training.standardize_limit"),
     (*_FROM_0, "training.weight_decay training.clip_norm"),
     (
         lambda value: 0 <= value < 1,
@@ -256,7 +256,7 @@ _NUMBERS = (
         "seeds model.hidden model.num_layers training.epochs training.batch_size training.length_buckets "
         "training.checkpoint_every evaluation.batch_size",
     ),
-    (*_FLOAT32, "training.learning_rate training.weight_decay training.clip_norm"),
+    (*_FLOAT32, "training.learning_rate training.weight_decay training.clip_norm training.standardize_limit"),
     (
         *_INT32,
         "dataset.max_videos training.warmup_epochs training.plateau_patience training.epochs training.batch_size "

@@ -314,7 +314,8 @@ def _create_states(job: _Job, examples: Sequence[Example], keys: jax.Array) -> T
     states = jitted_init(job.program, video.features.shape[-1], video.labels.shape[-1], taught)(keys)
     if not job.config.model.standardize:
         return states
-    constants = fit_standardization(examples, job.config.training.standardize_by)
+    training = job.config.training
+    constants = fit_standardization(examples, training.standardize_by, training.standardize_limit)
     return replace(states, constants=jax.tree.map(lambda x: jnp.stack([x] * len(keys)), constants))
 
 
@@ -328,11 +329,12 @@ def _start_from(runs: Sequence[Run], states: TrainState) -> TrainState:
     return replace(states, params=params)
 
 
-def fit_standardization(examples: Sequence[Example], by: str) -> dict:
-    """The mean of every input channel over all snippets, and the deviation by which it is divided.
+def fit_standardization(examples: Sequence[Example], by: str, limit: float) -> dict:
+    """The mean of every input channel over all snippets, and the value by which it is divided.
 
     By 'channel', this is the standard deviation of the channel. By 'modality', it is the root mean square of those of
-    all channels, so that channels of little but noise stay small. It is 1 if nothing varies.
+    all channels, so that channels of little but noise stay small. It is 1 if nothing varies. The value of D channels is
+    `D / limit` times as large if D is above the limit.
     """
     count = sum(len(example.features) for example in examples)
     mean = _sum_over_videos(lambda x: x.sum(axis=0, dtype=np.float64), examples) / count
@@ -343,6 +345,7 @@ def fit_standardization(examples: Sequence[Example], by: str) -> dict:
     if by == "modality":
         deviation[:] = np.sqrt(np.mean(deviation**2))
     deviation[deviation == 0] = 1.0
+    deviation *= max(1.0, len(deviation) / limit)
     return {"standardization": {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(deviation, jnp.float32)}}
 
 
