@@ -9,6 +9,7 @@ Tuning:    each method runs with its published weights (METHODS) and with each w
            a method share the weight equally. The table shows the run with the best validation score, mean over seeds.
 CRD:       two steps as in the paper: distil (`crd_distil`, no task loss), then classify, each with the whole budget.
            It has no weight to tune, and draws NUM_NEGATIVES of the snippets.
+Default:   schema.DISTILLATION, not tuned
 Left out:  methods that compare logits, if a teacher is a folder of features, which has no logits
 Smoke:     the first weight of the grid, and the methods of SMOKE
 """
@@ -58,6 +59,8 @@ def get_config(variant=""):
         for name, run in tried.items():
             schema.add_run(config, name, run)
         config.choices[method] = tuple(tried)
+    if logits:
+        schema.add_run(config, "default", schema.make_like(plain, teachers=teachers, **schema.DISTILLATION))
     crd = {"weights": {"crd": 0.8}, "options": {"crd": {"num_negatives": NUM_NEGATIVES}}, "task_weight": 0.0}
     schema.add_run(config, "crd_distil", schema.make_like(plain, teachers=teachers, **crd))
     schema.add_run(config, "crd", schema.make_like(plain, starts_from="crd_distil"))

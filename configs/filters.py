@@ -4,7 +4,7 @@ The word after the colon names the file that gives data, modalities and budget. 
 
 Command:   python -m kd_jax.main --config=configs/filters.py:sphere
 Data:      as in the other file
-Weights:   schema.WEIGHTS
+Students:  schema.DISTILLATION
 Smoke:     the first two filters
 """
 
@@ -26,7 +26,7 @@ def get_config(variant=""):
         for fusion, streams in fusions.items():
             config.fusions[own[fusion]] = tuple(own[stream] for stream in streams)
         taught = [own.get(teacher, teacher) for teacher in teachers]  # a folder keeps its name
-        augmented = schema.make_like(plain, teachers=taught, weights=schema.WEIGHTS, **changes)
+        augmented = schema.make_like(plain, teachers=taught, **schema.DISTILLATION, **changes)
         schema.add_run(config, f"{name}_augmented", augmented)
     config.baseline = ""
     config.seeds = 5
