@@ -28,7 +28,7 @@ from kd_jax.training import experiment
 from kd_jax.training.clock import Clock
 from kd_jax.training.plan import prepare
 from kd_jax.training.session import Session
-from kd_jax.training.table import markdown
+from kd_jax.training.table import for_terminal, markdown
 from kd_jax.training.teachers import given_folders, given_run
 
 FACTORS = 0.1, 3.0  # of the weights of the config's distilled run, which is tried unchanged, too
@@ -219,9 +219,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             results = _advise(trial, config.training.epochs, config.seeds, given, workdir, session)
             advice = recommend(results, commands, config.training.epochs, given.minutes)
-            text = "\n\n".join([markdown(results).rstrip(), *advice]) + "\n"
-            write_atomically(workdir / "advice.md", text.encode())
-            print(f"\n{text}\nSaved in {workdir}/advice.md.")
+            below = "\n\n".join(["", *advice]) + "\n"
+            write_atomically(workdir / "advice.md", (markdown(results).rstrip() + below).encode())
+            print(f"\n{for_terminal(results).rstrip()}{below}\nSaved in {workdir}/advice.md.")
         except Exception as error:
             fail(error, workdir, session, program="kd_jax.advise")
 

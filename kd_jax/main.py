@@ -31,7 +31,7 @@ from kd_jax.lock import held
 from kd_jax.training import experiment
 from kd_jax.training.plan import check_config, open_workdir, prepare
 from kd_jax.training.session import Session
-from kd_jax.training.table import markdown
+from kd_jax.training.table import for_terminal
 
 
 def parser() -> Parser:
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = {"resume": given.resume, "profile": given.profile}
             results = experiment.perform(config, workdir, source, session=session, **options)
             if runtime.is_first():
-                print(f"\n{markdown(results)}\nSaved in {workdir}/results.md and results.json.")
+                print(f"\n{for_terminal(results)}\nSaved in {workdir}/results.md (all columns) and results.json.")
                 if next_step := _next_step(config, workdir, source):
                     print(next_step)
                 if given.report:

@@ -643,17 +643,16 @@ def test_markdown_by_hand():
         start = {"starts_from": None, "baseline": "a", "weights": {}, "balance": "loss", "filter": "pdan"}
         return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, **start}
 
-    table = markdown(
-        {
-            "dataset": "demo",
-            "test_videos": 7,
-            "test_actions": 9,
-            "validation": {"videos": 0, "rule": "", "groups": []},
-            "seeds": [0],
-            "baseline": "a",
-            "rows": [row("a", "rgb", [], 10.0, None), row("bb", "rgb", ["t"], 12.5, [2.5])],
-        }
-    )
+    results = {
+        "dataset": "demo",
+        "test_videos": 7,
+        "test_actions": 9,
+        "validation": {"videos": 0, "rule": "", "groups": []},
+        "seeds": [0],
+        "baseline": "a",
+        "rows": [row("a", "rgb", [], 10.0, None), row("bb", "rgb", ["t"], 12.5, [2.5])],
+    }
+    table = markdown(results)
     assert table.splitlines()[0] == "demo: percent on the 7 test videos; no validation videos."
     assert table.splitlines()[2:] == [
         "| run | reads | learns from | frame mAP | gain over a |",
@@ -662,6 +661,19 @@ def test_markdown_by_hand():
         "| bb  | rgb   | t           |     12.50 |       +2.50 |",
         "",
         "One seed does not show whether the gain of bb (+2.50) is real; add `--config.seeds=5`.",
+    ]
+    assert markdown(results, width=200) == table
+    assert markdown(results, width=45).splitlines() == [
+        "demo: percent on the 7 test videos; no",
+        "validation videos.",
+        "",
+        "| run | reads | frame mAP | gain over a |",
+        "| --- | ----- | --------: | ----------: |",
+        "| a   | rgb   |     10.00 |           – |",
+        "| bb  | rgb   |     12.50 |       +2.50 |",
+        "",
+        "One seed does not show whether the gain of bb",
+        "(+2.50) is real; add `--config.seeds=5`.",
     ]
 
 

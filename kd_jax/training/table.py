@@ -1,6 +1,10 @@
 """Scores of runs and fusions → the table of results, as JSON and as Markdown."""
 
+import functools
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,12 +108,13 @@ def _chosen_epochs(results: Sequence[Mapping]) -> list[int]:
     return [result["best_epoch"] for result in results if "best_epoch" in result and "validation" in result]
 
 
-def markdown(results: Mapping) -> str:
+def markdown(results: Mapping, width: int = sys.maxsize) -> str:
     """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
     Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
-    sentences of `diagnose`.
+    sentences of `diagnose`. Sentences are wrapped at `width`. Columns that do not fit are left out; run, first score
+    and gain always remain.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -124,7 +129,6 @@ def markdown(results: Mapping) -> str:
     weights = [_weights(row) for row in rows]
     if any("chosen" in row for row in rows) or len({*weights} - {"–"}) > 1:
         cells["weights"] = weights
-    left = len(cells)
     for title in rows[0]["scores"]:
         cells[title] = [_mean(row["scores"][title]) for row in rows]
     if any(row["gain"] is not None for row in rows):
@@ -134,11 +138,22 @@ def markdown(results: Mapping) -> str:
     if any(row.get("reported") for row in rows):
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
+    for title in (*reversed(list(rows[0]["scores"])[1:]), "weights", "filter", "learns from", "reads"):
+        if title in cells and len(_lines(cells, 0)[0]) > width:
+            del cells[title]
+    left = sum(title in cells for title in ("run", "reads", "learns from", "filter", "weights"))
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
     gains = any(len(row["gain"] or []) > 1 for row in rows)
-    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results))]
-    return "\n".join([f"{_caption(results)}{several}.", "", *_lines(cells, left), *below, *time]).rstrip() + "\n"
+    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results)), *time]
+    fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    lines = [fill(f"{_caption(results)}{several}."), "", *_lines(cells, left), *map(fill, below)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def for_terminal(results: Mapping) -> str:
+    """`markdown` in the width of the terminal; whole if the output goes to a file or a program."""
+    return markdown(results, shutil.get_terminal_size((sys.maxsize, 0)).columns)
 
 
 def _caption(results: Mapping) -> str:
