@@ -8,8 +8,10 @@ from jax import export
 
 from kd_jax import sharding
 from kd_jax.data.batches import Example
+from kd_jax.inference import predict
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import on_device
+from kd_jax.training.population import jitted_step
 from kd_jax.training.state import Optimization, create_train_state
 from kd_jax.training.step import Program, Settings, make_train_step
 from kd_jax.training.terms import TASKS, TERMS, choose_term
@@ -80,6 +82,18 @@ def test_cpu_kernels_are_lowered_for_a_cpu_alone(filter_name):
         text = traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
         assert ("/on_cpu/" in text) == (platform == "cpu")
         assert "/filter/" in text and "/head/" in text  # scopes, which a profile shows
+
+
+def test_own_programs_are_traced_for_one_platform():
+    program, state, settings, _ = parts("ss_tcn", "dense", jnp.float32, terms=())
+    batch = Batch(
+        jnp.zeros((2, T, D)), jnp.zeros((2, T, CLASSES), jnp.uint8), jnp.ones((2, T), bool), jnp.array([0, T])
+    )
+    inputs = {"params": state.params, **state.constants}, batch.features, batch.mask
+    step, run = jitted_step(program), predict._compiled_forward()
+    own = step.trace(state, (), batch, settings), run.trace(program.model, False, *inputs)
+    assert "platform_index" in str(jax.make_jaxpr(program.model.apply)(*inputs))
+    assert not any("platform_index" in str(traced.jaxpr) for traced in own)
 
 
 @pytest.mark.parametrize("filter_name", FILTERS)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import Example, bucket_lengths, iterate_epoch, make_examples
 from kd_jax.data.source import Source
+from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.types import Array, Outputs
 
 
@@ -23,6 +24,7 @@ def forward(model, variables: dict, features: Array, mask: Array, *, side_by_sid
 
 @functools.cache
 def _compiled_forward():
+    @one_platform()
     def run(model, side_by_side, variables, features, mask):
         def one(variables):
             return model.apply(variables, features, mask)

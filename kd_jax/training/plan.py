@@ -23,6 +23,7 @@ from kd_jax.evaluation.protocols import check_frames
 from kd_jax.evaluation.scoring import try_own_protocols
 from kd_jax.files import checked_path, read_json
 from kd_jax.models import FILTERS
+from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training import memory
 from kd_jax.training.run_config import build_model, read_run_config
 from kd_jax.training.scores import scoring_of
@@ -434,6 +435,7 @@ def _trace(program: Program, input_size: int, num_classes: int, taught: tuple[tu
     key, mask = jax.random.key(0), jnp.ones((1, 4), bool)
     batch = Batch(jnp.zeros((1, 4, input_size)), jnp.zeros((1, 4, num_classes)), mask, jnp.zeros(1, jnp.int32))
 
+    @one_platform()
     def compute(teachers):
         student, _ = program.model.init_with_output(key, batch.features, mask)
         owning = [chosen for chosen in program.terms if chosen.term.owns]

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax import runtime, sharding
 from kd_jax.data.batches import AHEAD, Example, bucket_lengths, iterate_epoch, schedule_epoch
+from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training import memory, on_device
 from kd_jax.training.state import TrainState
 from kd_jax.training.step import Program, Settings, make_init, make_train_step
@@ -40,13 +41,14 @@ def jitted_init(program: Program, input_size: int, num_classes: int, taught: tup
 @functools.lru_cache(maxsize=64)
 def jitted_step(program: Program, quick: bool = False):
     """The jitted step of a program, for batches that the host sends; `quick` as in `runtime.compiler_options`."""
-    return jax.jit(make_train_step(program), **_jit_options(quick))
+    return jax.jit(one_platform()(make_train_step(program)), **_jit_options(quick))
 
 
 @functools.lru_cache(maxsize=64)
 def jitted_epoch(program: Program, buckets: tuple[int, ...], quick: bool = False):
     """The jitted epoch of a program, for videos on the device; see `on_device.make_train_epoch`."""
-    return jax.jit(on_device.make_train_epoch(program, buckets, sharding.data_mesh()), **_jit_options(quick))
+    train_epoch = one_platform()(on_device.make_train_epoch(program, buckets, sharding.data_mesh()))
+    return jax.jit(train_epoch, **_jit_options(quick))
 
 
 def _jit_options(quick: bool) -> dict:

@@ -17,6 +17,7 @@ from etils import epath
 from kd_jax.data.base import STORED
 from kd_jax.files import DamagedFileError, read_json
 from kd_jax.models import Detector
+from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.fields import (
     Rule,
     are_scores,
@@ -142,8 +143,12 @@ def build_model(config: Mapping) -> Detector:
 
 def describe_variables(model: Detector, input_size: int) -> dict:
     """The shapes and dtypes of a model's parameters and constants, {collection: tree}; nothing is allocated."""
-    x = jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)
-    return dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
+
+    @one_platform()
+    def init(x):
+        return model.init(jax.random.key(0), x, jnp.ones((1, 1), bool))
+
+    return dict(jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)))
 
 
 def build_fitting_model(

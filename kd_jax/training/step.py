@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from kd_jax.models import Detector
+from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
 from kd_jax.training.terms import TASKS, ChosenTerm
 from kd_jax.types import Array, Batch, Outputs
@@ -64,6 +65,7 @@ def make_init(program: Program, input_size: int, num_classes: int, taught: Seque
     """
     teachers = [Outputs(np.zeros((1, width)), np.zeros((1, logits))) for width, logits in taught]
 
+    @one_platform()
     def init(key: jax.Array) -> TrainState:
         key = jax.random.fold_in(key, 2**31 - 1)  # no step has this number
         owned: dict[str, Any] = {"terms": program.terms, "teachers": teachers, "num_classes": num_classes}
