@@ -12,7 +12,7 @@ import jax
 
 from kd_jax import sharding
 from kd_jax.runtime import device_memory
-from kd_jax.training.step import Program, make_init
+from kd_jax.training.step import Program, jitted_init
 
 
 class Shapes(NamedTuple):
@@ -47,7 +47,8 @@ def check_run(program: Program, shapes: Shapes) -> None:
 @functools.lru_cache(maxsize=256)  # many runs have the same shapes
 def _state_size(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]) -> int:
     """Bytes of the state of a run, its gradient and its best parameters."""
-    state = jax.eval_shape(make_init(program, input_size, num_classes, taught), jax.random.key(0))
+    one_run = jax.random.key(0)[None]  # the trace of the program that initialises one run is used again
+    state = jax.eval_shape(jitted_init(program, input_size, num_classes, taught), one_run)
     return _num_bytes(state) + 2 * _num_bytes(state.params)
 
 

@@ -25,17 +25,10 @@ from kd_jax.data.batches import AHEAD, Example, bucket_lengths, iterate_epoch, s
 from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training import memory, on_device
 from kd_jax.training.state import TrainState
-from kd_jax.training.step import Program, Settings, make_init, make_train_step
+from kd_jax.training.step import Program, Settings, make_train_step
 
 # FLOPs. A shorter training ends earlier on a CPU if it is compiled quickly, although its steps are then slower.
 SHORT = 5e12
-
-
-@functools.lru_cache(maxsize=64)
-def jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
-    """The jitted function from the keys of P runs to their initial states, `[P, …]`; see `step.make_init`."""
-    init = jax.vmap(make_init(program, input_size, num_classes, taught))
-    return jax.jit(init, compiler_options=runtime.compiler_options(quick=True))
 
 
 @functools.lru_cache(maxsize=64)

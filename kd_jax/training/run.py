@@ -44,12 +44,12 @@ from kd_jax.training.diagnosis import describe_early_end, still_improving
 from kd_jax.training.logs import SELECTION, Log, Progress, epoch_record, summary
 from kd_jax.training.parts import Part, drop_parts, read_part, save_part, saved_parts
 from kd_jax.training.plan import make_program
-from kd_jax.training.population import Population, jitted_init, maps_runs
+from kd_jax.training.population import Population, maps_runs
 from kd_jax.training.run_config import require_run_results
 from kd_jax.training.scores import PREDICTIONS, VALIDATION, read_results, scoring_of, write_results
 from kd_jax.training.session import Session, StopRequested
 from kd_jax.training.state import TrainState, evaluated_params, model_params
-from kd_jax.training.step import Program, Settings
+from kd_jax.training.step import Program, Settings, jitted_init
 from kd_jax.training.teachers import Teacher, attach_teachers, fingerprint
 from kd_jax.training.terms import TERMS
 

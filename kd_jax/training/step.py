@@ -5,6 +5,7 @@
 Training a teacher is the same step without terms.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kd_jax import runtime
 from kd_jax.models import Detector
 from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
@@ -72,6 +74,21 @@ def make_init(program: Program, input_size: int, num_classes: int, taught: Seque
         return create_train_state(program.model, program.optimization.make(), key, input_size, **owned)
 
     return init
+
+
+def jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
+    """The jitted function from the keys of P runs to their initial states, `[P, …]`; arguments as in `make_init`.
+
+    Programs that differ only in what the state does not depend on share one.
+    """
+    owning = tuple(chosen for chosen in program.terms if chosen.term.owns)
+    relevant = Program(program.model, program.head, owning, program.optimization)
+    return _jitted_init(relevant, input_size, num_classes, taught if owning else ())
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted_init(program: Program, *sizes):
+    return jax.jit(jax.vmap(make_init(program, *sizes)), compiler_options=runtime.compiler_options(quick=True))
 
 
 def make_train_step(program: Program) -> Callable:
