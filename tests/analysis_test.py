@@ -20,8 +20,10 @@ from kd_jax.analysis import saliency as boundary_saliency
 from kd_jax.analysis.study import Unavailable
 from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import frame_map
+from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
 from kd_jax.evaluation.protocols import Predictions, Truth
 from kd_jax.losses import boundary_level
+from kd_jax.segments import labels_from_segments
 from kd_jax.training import diagnosis
 
 
@@ -331,6 +333,23 @@ def test_frame_map_by_distance_by_hand():
     assert np.isnan(found["3"])
     one_bin = breakdown.frame_map_by_distance(scores, labels, bins={"all": (1, np.inf)})["all"]
     assert one_bin == pytest.approx(frame_map(scores, labels)["mean_over_present_classes"])
+
+
+def test_breaking_down_equals_each_measure_on_the_drawn_videos():
+    rng = np.random.default_rng(0)
+    scores = [rng.normal(size=(size, 3)).astype(np.float32) for size in (30, 40)]
+    segments = [np.array([[0, 2.2, 9.3], [1, 4.1, 20.2], [2, 8.3, 9.9]]), np.array([[1, 0.5, 2.4], [0, 9.1, 33.3]])]
+    durations, videos = [30.0, 40.0], [1, 0, 1]
+    labels = [labels_from_segments(*given, len(s), 3) for *given, s in zip(segments, durations, scores, strict=True)]
+    bins = breakdown.choose_length_bins(segments)
+    found = breakdown.break_down(scores, breakdown.cut_snippets(labels, segments, durations, bins), videos)
+    own, truth = [scores[v] for v in videos], [labels[v] for v in videos]
+    by_length = frame_map_by_length(own, [segments[v] for v in videos], [durations[v] for v in videos], bins=bins)
+    by_concurrency = frame_map_by_concurrency(own, truth)
+    for kind, expected in (("length", by_length), ("concurrent actions", by_concurrency)):
+        values = {name: result["mean_over_present_classes"] for name, result in expected.items()}
+        np.testing.assert_equal(found[kind], values)
+    np.testing.assert_equal(found["distance"], breakdown.frame_map_by_distance(own, truth))
 
 
 def test_length_bins_suit_the_actions():

@@ -3,7 +3,7 @@
 frame_map_by_distance(scores, labels)["1"]                     # at a boundary
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from kd_jax.analysis import style
 from kd_jax.analysis.study import Drawing, Study, Unavailable
 from kd_jax.evaluation import intervals
 from kd_jax.evaluation.metrics.frame_map import frame_map
-from kd_jax.evaluation.metrics.frame_map_breakdown import frame_map_by_concurrency, frame_map_by_length
+from kd_jax.evaluation.metrics.frame_map_breakdown import CONCURRENCY_BINS, cut_by_length
 from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMOS14_LENGTH_BINS
 from kd_jax.evaluation.scoring import ranking_scores
 
@@ -20,6 +20,7 @@ DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 
 _DRAWS, _BUDGET = 30, 1e7  # of the bootstrap; the budget counts scores of a run, and 1e6 take two seconds
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
+Cut = Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]  # {bin: labels and left_out of `frame_map`}
 
 
 def distance_to_boundary(labels: np.ndarray) -> np.ndarray:
@@ -58,38 +59,60 @@ def frame_map_by_distance(
 
     Returns {name: percent, the mean over classes with a positive in the bin}; NaN without any.
     """
-    distances = [distance_to_boundary(table) for table in labels]
-    result = {}
-    for name, (at_least, at_most) in bins.items():
-        left_out = [(d < at_least) | (d > at_most) for d in distances]
-        result[name] = frame_map(scores, labels, left_out=left_out)[_MEAN]
-    return result
+    cut = _cut(labels, [distance_to_boundary(table) for table in labels], bins)
+    return {name: frame_map(scores, labels, left_out=left_out)[_MEAN] for name, (_, left_out) in cut.items()}
 
 
-def break_down(
-    scores: Sequence[np.ndarray],
+def _cut(labels: Sequence[np.ndarray], values: Sequence[np.ndarray], bins: Mapping[str, tuple[float, float]]) -> Cut:
+    """Leaves out the snippets whose value, per video `[T, C]` or `[T, 1]`, is not in the bin."""
+
+    def outside(value: np.ndarray, shape: tuple, at_least: float, at_most: float) -> np.ndarray:
+        return np.broadcast_to((value < at_least) | (value > at_most), shape)
+
+    return {
+        name: (labels, [outside(v, t.shape, *limits) for v, t in zip(values, labels, strict=True)])
+        for name, limits in bins.items()
+    }
+
+
+def cut_snippets(
     labels: Sequence[np.ndarray],
     segments: Sequence[np.ndarray],
     durations: Sequence[float],
     length_bins: Mapping[str, tuple[float, float]],
-) -> Values:
-    """Computes frame mAP by length, concurrency and distance to a boundary.
+) -> dict[str, Cut]:
+    """Finds the snippets of each bin by length, concurrency and distance to a boundary.
 
     Args:
-      scores, labels: per video `[T, C]`.
+      labels: per video `[T, C]`.
       segments: per video `[N, 3]` rows (class, start, end) in seconds.
       durations: in seconds.
       length_bins: as in `frame_map_by_length`.
 
+    Returns {'length', 'concurrent actions', 'distance': {bin: tables}}.
+    """
+    concurrent = [(table != 0).sum(axis=1, keepdims=True) for table in labels]
+    return {
+        "length": cut_by_length([table.shape for table in labels], segments, durations, bins=length_bins),
+        "concurrent actions": _cut(labels, concurrent, CONCURRENCY_BINS),
+        "distance": _cut(labels, [distance_to_boundary(table) for table in labels], DISTANCE_BINS),
+    }
+
+
+def break_down(scores: Sequence[np.ndarray], cut: Mapping[str, Cut], videos: Sequence[int] | np.ndarray) -> Values:
+    """Computes frame mAP in each bin of `cut_snippets`, over the videos at these indices, some of which may repeat.
+
+    Args:
+      scores: per video `[T, C]`.
+
     Returns {'length', 'concurrent actions', 'distance': {bin: percent}}.
     """
-    by_length = frame_map_by_length(scores, segments, durations, bins=length_bins)
-    by_concurrency = frame_map_by_concurrency(scores, labels)
-    return {
-        "length": {name: found[_MEAN] for name, found in by_length.items()},
-        "concurrent actions": {name: found[_MEAN] for name, found in by_concurrency.items()},
-        "distance": frame_map_by_distance(scores, labels),
-    }
+    own = [scores[v] for v in videos]
+
+    def measure(labels: Sequence[np.ndarray], left_out: Sequence[np.ndarray]) -> float:
+        return frame_map(own, [labels[v] for v in videos], left_out=[left_out[v] for v in videos])[_MEAN]
+
+    return {kind: {name: measure(*tables) for name, tables in bins.items()} for kind, bins in cut.items()}
 
 
 def choose_length_bins(segments: Sequence[np.ndarray]) -> Mapping[str, tuple[float, float]]:
@@ -150,16 +173,13 @@ def make(study: Study) -> Drawing:
     names, labels = roles.compared(), list(study.labels.values())
     segments, durations = truth.relative(study.labels)
     length_bins = choose_length_bins(segments)
-
-    def measure(scores: Sequence[np.ndarray], videos: Sequence[int]) -> Values:
-        own, truth_of = [scores[v] for v in videos], [segments[v] for v in videos]
-        return break_down(own, [labels[v] for v in videos], truth_of, [durations[v] for v in videos], length_bins)
+    cut = cut_snippets(labels, segments, durations, length_bins)
 
     def scores_of(name: str, index: int) -> list[np.ndarray]:
         return [ranking_scores(table, study.head) for table in study.logits(name, index).values()]
 
     every = range(len(labels))
-    found = {name: [measure(scores_of(name, i), every) for i in range(study.num_seeds)] for name in names}
+    found = {name: [break_down(scores_of(name, i), cut, every) for i in range(study.num_seeds)] for name in names}
     kinds = {
         kind: [name for name, value in values.items() if np.isfinite(value)]  # some bins are empty
         for kind, values in found[names[0]][0].items()
@@ -178,7 +198,7 @@ def make(study: Study) -> Drawing:
         cost = sum(map(np.size, labels))
         bootstrap = intervals.Bootstrap.within(_BUDGET, cost, len(labels), at_most=_DRAWS)
         pair = [scores_of(name, 0) for name in (roles.augmented, roles.vanilla)]
-        gains, how = _with_intervals(gains, pair, measure, kinds, bootstrap), str(bootstrap)
+        gains, how = _with_intervals(gains, pair, cut, kinds, bootstrap), str(bootstrap)
     titles = {
         "length": "length of the action, s",
         "concurrent actions": "concurrent actions",
@@ -197,12 +217,12 @@ def make(study: Study) -> Drawing:
 
 
 def _with_intervals(
-    gains: Mapping, pair: Sequence, measure: Callable, kinds: Mapping, bootstrap: intervals.Bootstrap
+    gains: Mapping, pair: Sequence, cut: Mapping[str, Cut], kinds: Mapping, bootstrap: intervals.Bootstrap
 ) -> dict:
     """Adds intervals over the test videos to the gains of one seed."""
 
     def gain(videos: np.ndarray) -> np.ndarray:
-        after, before = (measure(scores, videos) for scores in pair)
+        after, before = (break_down(scores, cut, videos) for scores in pair)
         return np.concatenate([[after[k][b] - before[k][b] for b in bins] for k, bins in kinds.items()])
 
     edges = np.cumsum([len(means) for means, _ in gains.values()])[:-1]

@@ -13,7 +13,7 @@ from kd_jax.evaluation import intervals
 from kd_jax.evaluation.protocols import Predictions, Truth, score
 from kd_jax.evaluation.scoring import make_predictions
 
-_DRAWS, _BUDGET = 200, 2e8  # of the bootstrap; the budget counts scores of a run
+_DRAWS, _BUDGET = 100, 2e8  # of the bootstrap; the budget counts scores of a run
 _MOST = 40  # classes that are drawn: those at both ends
 
 

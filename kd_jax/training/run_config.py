@@ -7,7 +7,6 @@ The files may come from elsewhere, so every field that is read later is checked 
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,16 +143,12 @@ def build_model(config: Mapping) -> Detector:
 
 def describe_variables(model: Detector, input_size: int) -> dict:
     """The shapes and dtypes of a model's parameters and constants, {collection: tree}; nothing is allocated."""
-    return dict(_traced_variables(model, input_size))
 
-
-@functools.lru_cache(maxsize=64)  # runs of one model are loaded several times
-def _traced_variables(model: Detector, input_size: int) -> Mapping:
     @one_platform()
     def init(x):
         return model.init(jax.random.key(0), x, jnp.ones((1, 1), bool))
 
-    return jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32))
+    return dict(jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)))
 
 
 def build_fitting_model(

@@ -41,7 +41,6 @@ def frame_map_by_length(
     `labels_from_segments`.
     """
     name = "frame_map_by_length"
-    check_length_bins(name, bins)
     if not len(scores) == len(segments) == len(durations) or not len(scores):
         found = f"{len(scores)}, {len(segments)} and {len(durations)}"
         expected = "must hold the same videos, at least one"
@@ -50,26 +49,45 @@ def frame_map_by_length(
     for video, s in enumerate(scores):
         if s.ndim != 2:
             raise ValueError(f"{name}: scores[{video}] must be [T, C]; got shape {s.shape}.")
-    videos = list(zip(scores, segments, durations, strict=True))
-    return {key: _one_length_bin(name, videos, limits) for key, limits in bins.items()}
+    cut = cut_by_length([s.shape for s in scores], segments, durations, bins=bins)
+    return {
+        key: frame_map(scores, labels, left_out=left_out) | {"num_positives": sum(int(t.sum()) for t in labels)}
+        for key, (labels, left_out) in cut.items()
+    }
 
 
-def _one_length_bin(function: str, videos: Sequence[tuple], limits: tuple[float, float]) -> dict:
-    labels, left_out = [], []
-    for video, (s, rows, duration) in enumerate(videos):
-        num_snippets, num_classes = s.shape
-        if num_snippets == 0:
-            labels.append(np.zeros(s.shape, np.uint8))
-            left_out.append(np.zeros(s.shape, bool))
-            continue
-        read = read_rows(f"{function}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
-        table = np.stack([read.class_id, read.start, read.end], axis=1)
-        inside = in_length_bin(read.start, read.end, limits)
-        labels.append(labels_from_segments(table[inside], duration, num_snippets, num_classes))
-        others = labels_from_segments(table[~inside], duration, num_snippets, num_classes)
-        left_out.append((others == 1) & (labels[-1] == 0))
-    result = frame_map([s for s, _, _ in videos], labels, left_out=left_out)
-    return result | {"num_positives": sum(int(t.sum()) for t in labels)}
+def cut_by_length(
+    shapes: Sequence[tuple[int, int]],
+    segments: Sequence[np.ndarray],
+    durations: Sequence[float],
+    *,
+    bins: Mapping[str, tuple[float, float]] = THUMOS14_LENGTH_BINS,
+) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Labels the snippets of each bin of `frame_map_by_length`.
+
+    Args:
+      shapes: (T, C) of each video.
+      segments, durations, bins: as there, with the same errors.
+
+    Returns {name: (labels, left_out)}, as `frame_map` reads them: per video `[T, C]` uint8 and bool.
+    """
+    name = "frame_map_by_length"
+    check_length_bins(name, bins)
+    cut: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {key: ([], []) for key in bins}
+    for video, (shape, rows, duration) in enumerate(zip(shapes, segments, durations, strict=True)):
+        num_snippets, num_classes = shape
+        for (labels, left_out), limits in zip(cut.values(), bins.values(), strict=True):
+            if num_snippets == 0:
+                labels.append(np.zeros(shape, np.uint8))
+                left_out.append(np.zeros(shape, bool))
+                continue
+            read = read_rows(f"{name}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
+            table = np.stack([read.class_id, read.start, read.end], axis=1)
+            inside = in_length_bin(read.start, read.end, limits)
+            labels.append(labels_from_segments(table[inside], duration, num_snippets, num_classes))
+            others = labels_from_segments(table[~inside], duration, num_snippets, num_classes)
+            left_out.append((others == 1) & (labels[-1] == 0))
+    return cut
 
 
 def frame_map_by_concurrency(
