@@ -73,7 +73,7 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
     return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options}
 
 
-# The default: soft labels and the three levels. It gains on two of four data sets (docs/evidence.md).
+# The default: soft labels and the three levels. It gains on three of four data sets (docs/evidence.md).
 SHARE = 0.5  # of the teacher's probabilities in the labels
 DISTILLATION = soft_labels(SHARE, WEIGHTS)
 

@@ -106,12 +106,17 @@ def test_many_runs_are_counted():
     plain, gains = row("plain", [40.0, 40.0]), {"a": (5.0, 5.2), "b": (-3.0, -3.1), "c": (1.0, -1.0), "d": (0.0, 3.0)}
     students = [student(*gain, name=name, best_epoch=[30, 2]) for name, gain in gains.items()]
     assert sentences(plain, *students) == [
-        "Of 4 distilled runs, 1 is better than the plain student (most of all a +5.10 [+3.83, +6.37]), 1 is worse, "
-        "and 2 are not measurably different; by chance, one interval in 20 excludes 0.",
+        "Of 4 distilled runs, 1 is better than the plain student (most of all a +5.10 [+3.83, +6.37]) and 1 is worse; "
+        "the difference of 2 is not measurable. By chance, one interval in 20 excludes 0.",
         "Training may have ended too early: the best epoch of 4 of 4 runs is among the last 3 of 30 epochs; "
         "try `--config.training.epochs=60`.",
         "Next, see with `kd-jax analyse` in which classes and actions a gains.",
     ]
+    better = [student(5.0, 5.2, name=name) for name in "abcd"]
+    assert sentences(plain, *better)[0].endswith(
+        "4 are better than the plain student (most of all a +5.10 [+3.83, +6.37], b +5.10 [+3.83, +6.37] and c +5.10 "
+        "[+3.83, +6.37]) and none is worse. By chance, one interval in 20 excludes 0."
+    )
     one_seed = [student(1.0, name=name) for name in "abcd"]
     assert sentences(row("plain", [40.0]), *one_seed) == [
         "One seed does not show whether the gains of 4 distilled runs are real; add `--config.seeds=5`."

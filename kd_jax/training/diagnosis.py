@@ -159,9 +159,9 @@ def _count_gains(students: Sequence[Mapping]) -> str:
     most = f" (most of all {shown})" if better else ""
     worse = len(found.get("worse than", []))
     rest = len(students) - len(better) - worse
-    counts = f"{_are(len(better))} better than the plain student{most}, {_are(worse)} worse"
-    unsure = f"{_are(rest)} not measurably different"
-    return f"Of {len(students)} distilled runs, {counts}, and {unsure}; by chance, one interval in 20 excludes 0."
+    counts = f"{_are(len(better))} better than the plain student{most} and {_are(worse)} worse"
+    unsure = f"; the difference of {rest} is not measurable" if rest else ""
+    return f"Of {len(students)} distilled runs, {counts}{unsure}. By chance, one interval in 20 excludes 0."
 
 
 def _are(count: int) -> str:
