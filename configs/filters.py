@@ -4,7 +4,7 @@ The word after the colon names the file that gives data, modalities and budget. 
 
 Command:   python -m kd_jax.main --config=configs/filters.py:sphere
 Data:      as in the other file
-Students:  schema.DISTILLATION
+Students:  schema.DISTILLATION, which needs the logits of the teachers
 Smoke:     the first two filters
 """
 

@@ -345,7 +345,7 @@ def get_config() -> ConfigDict:
             "num_layers": placeholder(int),  # unset = the filter's own (SS-TCN: 5 see 63 snippets, 6 see 127)
             "dropout": 0.5,
             "dtype": "float32",  # of activations: 'float32' or 'bfloat16'; parameters and losses stay float32
-            "standardize": True,  # scale the input to mean 0, deviation 1 in the training videos
+            "standardize": True,  # scale the input by its mean and deviation (training.standardize_by and _limit)
         },
         "training": {
             "epochs": 140,

@@ -107,7 +107,7 @@ def test_many_runs_are_counted():
     students = [student(*gain, name=name, best_epoch=[30, 2]) for name, gain in gains.items()]
     assert sentences(plain, *students) == [
         "Of 4 distilled runs, 1 is better than the plain student (most of all a +5.10 [+3.83, +6.37]) and 1 is worse; "
-        "the difference of 2 is not measurable. By chance, one interval in 20 excludes 0.",
+        "2 show no measurable difference. By chance, one interval in 20 excludes 0.",
         "Training may have ended too early: the best epoch of 4 of 4 runs is among the last 3 of 30 epochs; "
         "try `--config.training.epochs=60`.",
         "Next, see with `kd-jax analyse` in which classes and actions a gains.",

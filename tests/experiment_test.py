@@ -29,7 +29,7 @@ from kd_jax.training.experiment import seeded_run
 from kd_jax.training.logs import Log, read_log
 from kd_jax.training.plan import check_config, make_manifest, prepare, training_order
 from kd_jax.training.run import train_runs
-from kd_jax.training.table import markdown, tabulate
+from kd_jax.training.table import for_terminal, markdown, tabulate
 from kd_jax.training.teachers import Teacher, attach_teachers
 from kd_jax.training.terms import TERMS
 
@@ -45,6 +45,7 @@ def tiny_config(**training):
     config.model.hidden = 8
     config.model.num_layers = 2
     config.model.standardize = True
+    config.training.standardize_limit = 32.0  # half of the channels of RGB
     config.training.update({"epochs": 3, "length_buckets": 1, "checkpoint_every": 3, "learning_rate": 1e-2, **training})
     weights = {"atomic": 0.1, "global_context": 1.0, "boundary": 0.01}
     config.runs = schema.make_runs(  # students first: `training_order` decides
@@ -322,6 +323,12 @@ def test_rebuilt_records_are_refused_but_moved_records_and_another_checkpoint_in
     old = {name: value for name, value in read_json(written).items() if name not in later}
     write_json(written, old)  # as in a run from before this field existed
     prepare(config("moved"), tmp_path / "work")
+    without = {name: value for name, value in old["training"].items() if name != "standardize_limit"}
+    write_json(written, old | {"training": without})  # it had another effect
+    with pytest.raises(ValueError, match=r"training.standardize_limit: 1000000000.0 there, 32.0 now"):
+        prepare(config("moved"), tmp_path / "work")
+    prepare(config("moved", standardize_limit=1e9), tmp_path / "work")
+    write_json(written, old)
     records.write(tmp_path / "moved", info, {**splits, "test": splits["test"][:1]}, overwrite=True)
     with pytest.raises(ValueError, match=r"was trained with other settings \(dataset.fingerprint: "):
         prepare(config("moved"), tmp_path / "work")
@@ -637,9 +644,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         train_runs(config, [seeded_run(config, tmp_path, "vanilla_rgb", 0, source)], source)
 
 
-def test_markdown_by_hand():
+def test_markdown_by_hand(monkeypatch):
     def row(run, modality, teachers, score, gain):
-        scores = {"frame mAP": [score]}
+        scores = {"frame mAP": [score], "all": [score - 1]}
         start = {"starts_from": None, "baseline": "a", "weights": {}, "balance": "loss", "filter": "pdan"}
         return {"run": run, "modality": modality, "teachers": teachers, "scores": scores, "gain": gain, **start}
 
@@ -655,15 +662,17 @@ def test_markdown_by_hand():
     table = markdown(results)
     assert table.splitlines()[0] == "demo: percent on the 7 test videos; no validation videos."
     assert table.splitlines()[2:] == [
-        "| run | reads | learns from | frame mAP | gain over a |",
-        "| --- | ----- | ----------- | --------: | ----------: |",
-        "| a   | rgb   | –           |     10.00 |           – |",
-        "| bb  | rgb   | t           |     12.50 |       +2.50 |",
+        "| run | reads | learns from | frame mAP |   all | gain over a |",
+        "| --- | ----- | ----------- | --------: | ----: | ----------: |",
+        "| a   | rgb   | –           |     10.00 |  9.00 |           – |",
+        "| bb  | rgb   | t           |     12.50 | 11.50 |       +2.50 |",
         "",
         "One seed does not show whether the gain of bb (+2.50) is real; add `--config.seeds=5`.",
     ]
     assert markdown(results, width=200) == table
-    assert markdown(results, width=45).splitlines() == [
+    assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
+    monkeypatch.setenv("COLUMNS", "45")
+    assert for_terminal(results).splitlines() == [
         "demo: percent on the 7 test videos; no",
         "validation videos.",
         "",
@@ -685,7 +694,7 @@ def test_standardisation_is_fitted_on_training_videos(finished):
     )
     statistics = load_run(workdir / "vanilla_rgb").variables["standardization"]
     np.testing.assert_allclose(statistics["mean"], stacked.mean(axis=0), rtol=1e-4, atol=1e-5)
-    scale = np.sqrt(np.mean(stacked.std(axis=0) ** 2))  # one for all channels
+    scale = 2 * np.sqrt(np.mean(stacked.std(axis=0) ** 2))  # one for all channels, twice as many as the limit
     np.testing.assert_allclose(statistics["std"], np.full_like(statistics["std"], scale), rtol=1e-4)
 
 

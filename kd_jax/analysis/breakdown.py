@@ -17,7 +17,7 @@ from kd_jax.evaluation.metrics.length_bins import ACTIVITYNET_LENGTH_BINS, THUMO
 from kd_jax.evaluation.scoring import ranking_scores
 
 DISTANCE_BINS = {"1": (1, 1), "2": (2, 2), "3–4": (3, 4), "5–8": (5, 8), "9 or more": (9, np.inf)}
-_DRAWS, _BUDGET = 30, 1e7  # of the bootstrap; the budget counts scores of a run, and 1e6 take two seconds
+_DRAWS, _BUDGET = 30, 1e7  # of the bootstrap; the budget counts scores of a run
 _MEAN = "mean_over_present_classes"
 Values = dict[str, dict[str, float]]  # {kind: {bin: frame mAP}}
 Cut = Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]  # {bin: labels and left_out of `frame_map`}

@@ -2,10 +2,10 @@
 
     recur = cpu_kernels.by_platform(plain_lstm, cpu_kernels.run_lstm)   # the plain one is compiled for GPU and TPU
 
-`by_platform` is the only switch; `plain_only` turns it off, for exported programs. Every function here computes what a
-plain formulation in this package computes, up to rounding and the random bits of dropout, and the tests compare the
-two. Each saves at least 10 % of the time, or a quarter of the memory, of a training step on a CPU of a filter that uses
-it (benchmarks/README.md).
+`by_platform` is the only switch; `plain_only` and `one_platform` fix its choice while a program is traced. Every
+function here computes what a plain formulation in this package computes, up to rounding and the random bits of
+dropout, and the tests compare the two. Each saves at least 10 % of the time, or a quarter of the memory, of a
+training step on a CPU of a filter that uses it (benchmarks/README.md).
 
 References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, §4.1 (`convolve`).
@@ -41,7 +41,7 @@ def plain_only() -> Iterator[None]:
 def one_platform() -> Iterator[None]:
     """Programs that are traced within the block, or in a function that it decorates, are for the default backend.
 
-    They are traced in a third of the time, because only the formulation for this backend is traced and differentiated.
+    Tracing takes less time, because only the formulation for this backend is traced and differentiated.
     """
     token = _traced.set("on_cpu" if jax.default_backend() == "cpu" else "plain")
     try:

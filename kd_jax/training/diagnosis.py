@@ -160,7 +160,7 @@ def _count_gains(students: Sequence[Mapping]) -> str:
     worse = len(found.get("worse than", []))
     rest = len(students) - len(better) - worse
     counts = f"{_are(len(better))} better than the plain student{most} and {_are(worse)} worse"
-    unsure = f"; the difference of {rest} is not measurable" if rest else ""
+    unsure = f"; {rest} show{'s'[: rest == 1]} no measurable difference" if rest else ""
     return f"Of {len(students)} distilled runs, {counts}{unsure}. By chance, one interval in 20 excludes 0."
 
 

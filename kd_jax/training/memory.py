@@ -47,7 +47,7 @@ def check_run(program: Program, shapes: Shapes) -> None:
 @functools.lru_cache(maxsize=256)  # many runs have the same shapes
 def _state_size(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]) -> int:
     """Bytes of the state of a run, its gradient and its best parameters."""
-    one_run = jax.random.key(0)[None]  # the trace of the program that initialises one run is used again
+    one_run = jax.random.key(0)[None]  # as for one run, whose training uses this trace again
     state = jax.eval_shape(jitted_init(program, input_size, num_classes, taught), one_run)
     return _num_bytes(state) + 2 * _num_bytes(state.params)
 

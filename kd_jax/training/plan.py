@@ -469,11 +469,14 @@ def _read_manifest(directory: epath.Path) -> dict | None:
     return read_json(directory / "config.json", remedy)
 
 
+_FORMER = {"ema_decay": 0.0, "standardize_by": "channel", "standardize_limit": 1e9}  # before these fields existed
+
+
 def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     """Refuses to continue a run that was trained with other settings.
 
     How features were made and stored is not a setting: the fingerprint of the data set covers their values and times.
-    A field that did not exist when the run was trained had the value that is its default now.
+    A field that did not exist when the run was trained had the value of _FORMER, or else that which is its default now.
     """
     remedy = f"restore it from a copy, or delete {directory} to train this run anew"
     found, defaults = read_run_config(directory, remedy), get_config()
@@ -483,7 +486,7 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
         _require(not kept, f"{missing}; {remedy}")
         return
     for section in ("dataset", "model", "training"):
-        known = {field: value for field, value in defaults[section].to_dict().items() if field in wanted[section]}
+        known = {f: _FORMER.get(f, value) for f, value in defaults[section].to_dict().items() if f in wanted[section]}
         found[section] = known | found.get(section, {})
     made = ("extraction", "features_dtype", "first_snippet", "label_at")
     found, wanted = ({k: v for k, v in manifest.items() if k not in made} for manifest in (found, wanted))

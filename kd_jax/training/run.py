@@ -333,8 +333,8 @@ def fit_standardization(examples: Sequence[Example], by: str, limit: float) -> d
     """The mean of every input channel over all snippets, and the value by which it is divided.
 
     By 'channel', this is the standard deviation of the channel. By 'modality', it is the root mean square of those of
-    all channels, so that channels of little but noise stay small. It is 1 if nothing varies. The value of D channels is
-    `D / limit` times as large if D is above the limit.
+    all channels, so that channels of little but noise stay small. It is 1 if nothing varies. For D channels above the
+    limit, it is multiplied by `D / limit`.
     """
     count = sum(len(example.features) for example in examples)
     mean = _sum_over_videos(lambda x: x.sum(axis=0, dtype=np.float64), examples) / count

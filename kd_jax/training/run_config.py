@@ -143,12 +143,9 @@ def build_model(config: Mapping) -> Detector:
 
 def describe_variables(model: Detector, input_size: int) -> dict:
     """The shapes and dtypes of a model's parameters and constants, {collection: tree}; nothing is allocated."""
-
-    @one_platform()
-    def init(x):
-        return model.init(jax.random.key(0), x, jnp.ones((1, 1), bool))
-
-    return dict(jax.eval_shape(init, jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)))
+    x = jax.ShapeDtypeStruct((1, 1, input_size), jnp.float32)
+    with one_platform():
+        return dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, jnp.ones((1, 1), bool)), x))
 
 
 def build_fitting_model(

@@ -79,7 +79,7 @@ def make_init(program: Program, input_size: int, num_classes: int, taught: Seque
 def jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
     """The jitted function from the keys of P runs to their initial states, `[P, …]`; arguments as in `make_init`.
 
-    Programs that differ only in what the state does not depend on share one.
+    Programs with equal initial states share one function.
     """
     owning = tuple(chosen for chosen in program.terms if chosen.term.owns)
     relevant = Program(program.model, program.head, owning, program.optimization)
@@ -87,8 +87,9 @@ def jitted_init(program: Program, input_size: int, num_classes: int, taught: tup
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted_init(program: Program, *sizes):
-    return jax.jit(jax.vmap(make_init(program, *sizes)), compiler_options=runtime.compiler_options(quick=True))
+def _jitted_init(program: Program, input_size: int, num_classes: int, taught: tuple[tuple[int, int], ...]):
+    init = jax.vmap(make_init(program, input_size, num_classes, taught))
+    return jax.jit(init, compiler_options=runtime.compiler_options(quick=True))
 
 
 def make_train_step(program: Program) -> Callable:

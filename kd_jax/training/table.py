@@ -113,8 +113,8 @@ def markdown(results: Mapping, width: int = sys.maxsize) -> str:
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
     Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
-    sentences of `diagnose`. Sentences are wrapped at `width`. Columns that do not fit are left out; run, first score
-    and gain always remain.
+    sentences of `diagnose`. Sentences are wrapped at `width`. A wider table loses columns, but never those of the run,
+    the first score, the gain and reported scores.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -129,6 +129,7 @@ def markdown(results: Mapping, width: int = sys.maxsize) -> str:
     weights = [_weights(row) for row in rows]
     if any("chosen" in row for row in rows) or len({*weights} - {"–"}) > 1:
         cells["weights"] = weights
+    texts = list(cells)
     for title in rows[0]["scores"]:
         cells[title] = [_mean(row["scores"][title]) for row in rows]
     if any(row["gain"] is not None for row in rows):
@@ -138,10 +139,10 @@ def markdown(results: Mapping, width: int = sys.maxsize) -> str:
     if any(row.get("reported") for row in rows):
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
-    for title in (*reversed(list(rows[0]["scores"])[1:]), "weights", "filter", "learns from", "reads"):
-        if title in cells and len(_lines(cells, 0)[0]) > width:
+    for title in reversed([*texts[1:], *list(rows[0]["scores"])[1:]]):
+        if len(_lines(cells, 0)[0]) > width:
             del cells[title]
-    left = sum(title in cells for title in ("run", "reads", "learns from", "filter", "weights"))
+    left = len(cells.keys() & texts)
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
     gains = any(len(row["gain"] or []) > 1 for row in rows)

@@ -61,13 +61,13 @@ def cut_by_length(
     segments: Sequence[np.ndarray],
     durations: Sequence[float],
     *,
-    bins: Mapping[str, tuple[float, float]] = THUMOS14_LENGTH_BINS,
+    bins: Mapping[str, tuple[float, float]],
 ) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
     """Labels the snippets of each bin of `frame_map_by_length`.
 
     Args:
       shapes: (T, C) of each video.
-      segments, durations, bins: as there, with the same errors.
+      segments, durations, bins: as in `frame_map_by_length`; one entry for each shape.
 
     Returns {name: (labels, left_out)}, as `frame_map` reads them: per video `[T, C]` uint8 and bool.
     """
@@ -76,13 +76,13 @@ def cut_by_length(
     cut: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {key: ([], []) for key in bins}
     for video, (shape, rows, duration) in enumerate(zip(shapes, segments, durations, strict=True)):
         num_snippets, num_classes = shape
+        read = read_rows(f"{name}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
+        table = np.stack([read.class_id, read.start, read.end], axis=1)
         for (labels, left_out), limits in zip(cut.values(), bins.values(), strict=True):
             if num_snippets == 0:
                 labels.append(np.zeros(shape, np.uint8))
                 left_out.append(np.zeros(shape, bool))
                 continue
-            read = read_rows(f"{name}: segments", {video: rows}, {video: 0}, num_classes, TRUTH_COLUMNS)
-            table = np.stack([read.class_id, read.start, read.end], axis=1)
             inside = in_length_bin(read.start, read.end, limits)
             labels.append(labels_from_segments(table[inside], duration, num_snippets, num_classes))
             others = labels_from_segments(table[~inside], duration, num_snippets, num_classes)
