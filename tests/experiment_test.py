@@ -672,6 +672,8 @@ def test_markdown_by_hand(monkeypatch):
     assert markdown(results, width=200) == table
     assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
     monkeypatch.setenv("COLUMNS", "45")
+    assert for_terminal(results) == table  # in a file
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert for_terminal(results).splitlines() == [
         "demo: percent on the 7 test videos; no",
         "validation videos.",

@@ -154,7 +154,7 @@ def markdown(results: Mapping, width: int = sys.maxsize) -> str:
 
 def for_terminal(results: Mapping) -> str:
     """`markdown` in the width of the terminal; whole if the output goes to a file or a program."""
-    return markdown(results, shutil.get_terminal_size((sys.maxsize, 0)).columns)
+    return markdown(results, shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize)
 
 
 def _caption(results: Mapping) -> str:
