@@ -67,7 +67,7 @@ def test_the_python_blocks_on_features_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", TEXT)
 def test_commands_are_accepted(page, capsys):
-    """The parser of each command accepts what the bash blocks of the page show. `…` stands for more options."""
+    """Every command in a bash block of the page has options that its parser knows; `…` stands for further options."""
     for block in re.findall(r"```bash\n(.*?)```", TEXT[page], re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.replace("…", ""), comments=True)

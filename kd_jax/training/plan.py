@@ -476,7 +476,7 @@ def _check_unchanged(directory: epath.Path, wanted: dict) -> None:
     """Refuses to continue a run that was trained with other settings.
 
     How features were made and stored is not a setting: the fingerprint of the data set covers their values and times.
-    A field that did not exist when the run was trained had the value of _FORMER, or else that which is its default now.
+    A field that did not exist when the run was trained had its value in _FORMER, or else its present default.
     """
     remedy = f"restore it from a copy, or delete {directory} to train this run anew"
     found, defaults = read_run_config(directory, remedy), get_config()
