@@ -15,9 +15,7 @@ from kd_jax.models import FILTERS
 def get_config(variant=""):
     config, teachers, plain, variant = schema.from_other(variant)
     others, fusions = dict(config.runs), dict(config.fusions)
-    config.runs = schema.make_runs()
-    for fusion in fusions:
-        del config.fusions[fusion]
+    config.runs, config.fusions = schema.make_runs(), schema.make_runs()
     for name in list(FILTERS)[: 2 if variant == "smoke" else None]:
         own = {other: f"{name}_{other}" for other in (*others, *fusions)} | {config.baseline: f"{name}_vanilla"}
         changes = {"filter": name, "num_layers": None, "baseline": own[config.baseline]}

@@ -12,7 +12,7 @@ Protocols: event mAP at 0.1, 0.3, 0.5, frame mAP
 
 from kd_jax import config as schema
 
-TEACHER, STUDENT = "accelerometer_teacher", "vanilla_gyroscope"
+TEACHER = "accelerometer_teacher"
 
 
 def get_config(variant=""):
@@ -23,10 +23,8 @@ def get_config(variant=""):
     config.evaluation.protocols = ("event_map", "frame_map")
     config.evaluation.proposals = "classes"  # activities follow each other without background between them
     config.seeds = 5
-    config.baseline = STUDENT
-    config.runs = schema.make_runs(**{TEACHER: schema.make_run("accelerometer"), STUDENT: schema.make_run("gyroscope")})
+    schema.set_runs(config, teacher="accelerometer", student="gyroscope")
     for term, weight in schema.WEIGHTS.items():
         config.runs[term] = schema.make_run("gyroscope", teachers=(TEACHER,), weights={term: weight})
     config.runs.all = schema.make_run("gyroscope", teachers=(TEACHER,), weights=schema.WEIGHTS)
-    config.fusions.two_stream = (TEACHER, STUDENT)
     return schema.with_variant(config, variant)

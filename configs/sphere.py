@@ -4,13 +4,13 @@ Data:      the SPHERE Challenge training data as one .npy per recording and moda
            python -m data_prep.build --dataset=custom --annotations=sphere/annotations.json \\
                --classes=sphere/classes.txt --features=video=sphere/video \\
                --features=accelerometer=sphere/accelerometer --output=data/sphere
-Command:   python -m kd_jax.main --config=configs/sphere.py         each term and all three, published and tuned weights
+Command:   python -m kd_jax.main --config=configs/sphere.py         the default; the levels, published and tuned
            python -m kd_jax.main --config=configs/sphere.py:tune    the grid from which TUNED was chosen
 """
 
 from kd_jax import config as schema
 
-TEACHER, STUDENT = "accelerometer_teacher", "vanilla_video"
+TEACHER = "accelerometer_teacher"
 # The best of each term's grid (`:tune`) by validation frame mAP, mean of two seeds. Test videos were not used.
 TUNED = {"atomic": 1.0, "global_context": 0.1, "boundary": 0.002}
 GRID = {
@@ -30,9 +30,7 @@ def get_config(variant=""):
     config.model.hidden = 64
     config.training.update(epochs=80, batch_size=1, learning_rate=3e-3, length_buckets=1, checkpoint_every=20)
     config.seeds = 5
-    config.baseline = STUDENT
-    config.runs = schema.make_runs(**{TEACHER: schema.make_run("accelerometer"), STUDENT: schema.make_run("video")})
-    config.fusions.two_stream = (TEACHER, STUDENT)
+    schema.set_runs(config, teacher="accelerometer", student="video")
     for kind, weights in {"tuned": TUNED, "published": schema.PUBLISHED_WEIGHTS}.items():
         for term, weight in weights.items():
             config.runs[f"{term}_{kind}"] = student({term: weight})
@@ -43,7 +41,7 @@ def get_config(variant=""):
 def tune(config):
     """Make one run for each term and weight of GRID, to choose by the validation column."""
     config.seeds = 2
-    config.runs = schema.make_runs(**{name: config.runs[name] for name in (TEACHER, STUDENT)})
+    config.runs = schema.make_runs(**{name: config.runs[name] for name in (TEACHER, config.baseline)})
     for term, weights in GRID.items():
         for weight in weights:
             config.runs[f"{term}_{weight:g}".replace(".", "p")] = student({term: weight})

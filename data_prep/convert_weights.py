@@ -43,7 +43,7 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a file that is no state dict, for example a pickled model, and for values that are not finite.
+      ValueError: for a file that is not a state dict, for example a pickled model, and for values that are not finite.
     """
     import torch  # here because only this conversion needs it
 

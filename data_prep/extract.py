@@ -257,7 +257,7 @@ def unfinished(output: Path, settings: Settings, files: Mapping[str, Path]) -> t
             failed[video] = f"{error}"
             continue
         if found is not None and not manifests.is_manifest(found):
-            failed[video] = f"{manifest} is no manifest of features and is left alone; choose another --output"
+            failed[video] = f"{manifest} is not a manifest of features and is left alone; choose another --output"
         elif found is None and table.exists():
             failed[video] = f"{table} has no manifest {manifest.name} and is left alone; choose another --output"
         elif found is None or not _is_whole(table, found.get("snippets")):

@@ -52,7 +52,7 @@ def read(prefix: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged index gives fields of any type and size
         if type(error) is ValueError:
             raise ValueError(f"{index}: {error}") from None
-        raise ValueError(f"{index} is no index of a TensorFlow checkpoint, or damaged ({error!r})") from None
+        raise ValueError(f"{index} is not an index of a TensorFlow checkpoint, or damaged ({error!r})") from None
     return arrays
 
 

@@ -3,8 +3,9 @@
     kd-jax advise --config=mine.py [--minutes=20] [--workdir=DIR] [--config.FIELD=VALUE …]
 
 It trains the teachers, the plain student and a few distilled students of an experiment: the first distilled run with
-its weights times 0.1, 1 and 3, and with soft labels. One epoch is measured, and the minutes decide how many epochs and
-seeds are trained. Validation videos choose the weights, test videos show the gain. The same command continues.
+the weights of its terms times 0.1, 1 and 3 (soft labels stay as they are), and with soft labels alone. One epoch is
+measured, and the minutes decide how many epochs and seeds are trained. Validation videos choose the weights, test
+videos show the gain. The same command continues.
 """
 
 import argparse
@@ -106,12 +107,12 @@ def _changes(place: str, old: Mapping, new: Mapping) -> Iterator[str]:
 
 
 def plan_budget(seconds: float, per_epoch: float, epochs: int, seeds: int) -> tuple[int, int]:
-    """Returns how many epochs and seeds fit the time: all epochs first, then more seeds; at least 1 and 2.
+    """Returns how many epochs and seeds fit the time: all epochs first, then more seeds.
 
     Args:
       seconds: that are left.
       per_epoch: seconds of one epoch of all runs with one seed.
-      epochs, seeds: of the experiment.
+      epochs, seeds: of the experiment; the result has at least one epoch and the seeds of SEEDS.
     """
     fewest, most = (max(seeds, count) for count in SEEDS)
     affordable = int(max(seconds, 0.0) / max(per_epoch, 1e-3))
@@ -143,7 +144,7 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
     best = max(commands, key=lambda name: validation[name])
     if validation[best] <= validation[plain]:
         none = f"none of the {len(commands)} distilled students is better than {plain} in validation"
-        return [f"Distillation is not worth it as it was tried: {none}.", *_limits(results, epochs, minutes)]
+        return [f"Distillation is not worth it with these weights: {none}.", *_limits(results, epochs, minutes)]
     gain, where = rows[best]["gain"], "on the test videos"
     if gain is None:
         scores = rows[best]["scores"]["validation"], rows[plain]["scores"]["validation"]

@@ -241,7 +241,7 @@ def _check_probabilities(tables: Mapping[str, np.ndarray], path: str) -> None:
     for video, table in tables.items():
         if table.size and (table.min() < 0 or table.max() > 1):
             scores = f"the scores of {video!r} go from {table.min():.4g} to {table.max():.4g}"
-            raise ValueError(f"{path}: {scores}, so they are no probabilities; if they are logits, give --logits")
+            raise ValueError(f"{path}: {scores}, so they are not probabilities; if they are logits, give --logits")
 
 
 def _compare_times(detections: Mapping[str, np.ndarray], truth: Truth, fps: float, given) -> list[str]:

@@ -100,7 +100,7 @@ def verify(
     Raises ValueError for a difference above TOLERANCE, or LOOSE.
     """
     if origin is None:
-        return Verified(["Not verified: the experiment that trained it is not there, so its test videos are unknown."])
+        return Verified(["Not verified: the experiment that trained it was not found, so its test videos are unknown."])
     try:
         configs = [run.config for run in detector.members]
         source = open_videos(origin.workdir, origin.results, configs, data_dir)

@@ -155,7 +155,7 @@ def check_regular(path: Path) -> None:
     """Raises ValueError for a folder or a device in the place of a file; reading a named pipe would never end."""
     name = os.fspath(path)  # epath takes a named pipe for a file
     if not is_address(name) and os.path.exists(name) and not os.path.isfile(name):
-        raise ValueError("it is a folder" if os.path.isdir(name) else "it is no regular file")
+        raise ValueError("it is a folder" if os.path.isdir(name) else "it is not a regular file")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
-                    raise ValueError(f"its member {info.filename!r} is no array")
+                    raise ValueError(f"its member {info.filename!r} is not an array")
                 arrays[name := info.filename.removesuffix(".npy")] = read_member(archive, info)
                 if arrays[name].dtype.hasobject:
                     raise ValueError(f"its member {name!r} holds Python objects, which are not read")

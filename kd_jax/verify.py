@@ -95,7 +95,8 @@ def _check_json(run: RunFolder) -> bool:
     found = f"of the run {run.config['run']} with seed {run.config['seed']}"
     _require(is_own, f"{run.directory / 'config.json'} is that {found}; move the folder to its own place")
     _require(
-        {"best_epoch", "scoring"} <= run.results.keys(), f"{run.directory / 'results.json'} is none of a run; {AGAIN}"
+        {"best_epoch", "scoring"} <= run.results.keys(),
+        f"{run.directory / 'results.json'} is not of a run; {AGAIN}",
     )
     if run.source:
         of_run, remedy = run.config["dataset"]["fingerprint"], "move it to a workdir of its own"
@@ -125,7 +126,7 @@ def _check_predictions(run: RunFolder) -> bool:
         width = run.config["model"]["num_outputs"]
         for video, table in tables.items():
             whole = table.ndim == 2 and table.shape[1] == width and np.isfinite(table).all()
-            _require(whole, f"{path}: {video} is no table of finite logits [T, {width}]; {remedy}")
+            _require(whole, f"{path}: {video} is not a table of finite logits [T, {width}]; {remedy}")
         if run.source:
             videos = run.source.videos(split, [run.config["modality"]])
             wanted, found = {v.id: v.num_snippets for v in videos}, {v: len(table) for v, table in tables.items()}
@@ -422,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"kd_jax.verify: {error}")
     if problems:
         sys.exit("\n".join([f"kd_jax.verify: {len(problems)} problem{'s'[: len(problems) != 1]}:", *problems]))
-    print("Everything is whole and belongs together.")
+    print("All files are intact and consistent.")
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ BEST = "x3 has the best validation score; its gain over plain is"
         (
             results([31.0] * 5, ("x3", [30.0] * 5, [6.0] * 5), ("own", [31.0] * 5, [6.0] * 5)),
             [
-                "Distillation is not worth it as it was tried: none of the 2 distilled students is better than plain "
-                "in validation.",
+                "Distillation is not worth it with these weights: none of the 2 distilled students is better than "
+                "plain in validation.",
                 "The runs have 24 of 24 epochs and 5 seeds; more seeds narrow the interval: --config.seeds=10.",
             ],
         ),

@@ -327,12 +327,11 @@ def test_distances_to_a_boundary_by_hand():
 def test_frame_map_by_distance_by_hand():
     labels = [np.array([[0], [0], [1], [1], [1], [1], [0]])]
     scores = [np.array([[0.9], [0.2], [0.3], [0.8], [0.7], [0.1], [0.0]])]
+    cut = breakdown.cut_snippets(labels, [np.array([[0, 1.5, 5.5]])], [7.0], {"all": (0, np.inf)})
     # Distance 1: snippets 1, 2, 5, 6; ranked 2 +, 1 −, 5 +, 6 −. Distance 2: 0, 3, 4; ranked 0 −, 3 +, 4 +.
-    found = breakdown.frame_map_by_distance(scores, labels, bins={"1": (1, 1), "2": (2, 2), "3": (3, 9)})
+    found = breakdown.break_down(scores, cut, [0])["distance"]
     assert found["1"] == pytest.approx(100 * (1 + 2 / 3) / 2) and found["2"] == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
-    assert np.isnan(found["3"])
-    one_bin = breakdown.frame_map_by_distance(scores, labels, bins={"all": (1, np.inf)})["all"]
-    assert one_bin == pytest.approx(frame_map(scores, labels)["mean_over_present_classes"])
+    assert np.isnan(found["3–4"])
 
 
 def test_breaking_down_equals_each_measure_on_the_drawn_videos():
@@ -349,7 +348,11 @@ def test_breaking_down_equals_each_measure_on_the_drawn_videos():
     for kind, expected in (("length", by_length), ("concurrent actions", by_concurrency)):
         values = {name: result["mean_over_present_classes"] for name, result in expected.items()}
         np.testing.assert_equal(found[kind], values)
-    np.testing.assert_equal(found["distance"], breakdown.frame_map_by_distance(own, truth))
+    distances = [breakdown.distance_to_boundary(table) for table in truth]
+    for name, (low, high) in breakdown.DISTANCE_BINS.items():
+        left_out = [(table < low) | (table > high) for table in distances]
+        expected = frame_map(own, truth, left_out=left_out)["mean_over_present_classes"]
+        np.testing.assert_equal(found["distance"][name], expected)
 
 
 def test_length_bins_suit_the_actions():

@@ -298,7 +298,7 @@ def test_a_list_chooses_the_validation_videos(tree):
     for names, message in {
         "a b": "all training videos are for validation; leave some to train on",
         "c": f"validation list (1):\n  {path}: c is a test video; list training videos",
-        "d": f"validation list (1):\n  {path}: d is no annotated video; one of the 3 is a",
+        "d": f"validation list (1):\n  {path}: d is not an annotated video; one of the 3 is a",
         "": f"validation list (1):\n  {path}: it lists no video",
     }.items():
         path.write_text("\n".join(names.split()))

@@ -67,7 +67,7 @@ def test_twenty_five_instants_and_both_ends_inclusive():
     labels = time_point_labels(np.array([[1, 4, 8], [0, 47, 50], [1, 9, 9.5]]), 50, num_classes=3)
     assert labels.shape == (25, 3)
     np.testing.assert_array_equal(np.flatnonzero(labels[:, 1]), [2, 3, 4])  # 4, 6, 8; none in 9 … 9.5
-    np.testing.assert_array_equal(np.flatnonzero(labels[:, 0]), [24])  # 48; 50 is no instant
+    np.testing.assert_array_equal(np.flatnonzero(labels[:, 0]), [24])  # 48; 50 is not an instant
     assert not labels[:, 2].any()
 
 

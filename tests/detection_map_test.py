@@ -130,7 +130,7 @@ def test_segments_of_length_0():
     assert score(found, truths, cleaning="activitynet") == 100  # the NaN of its 0/0
     assert score(found, truths, cleaning="none") == 25  # −, +: 1/2 of two
     assert score(found, truths, cleaning="opentad") == 50  # −, +: 1/2 of one
-    assert score(found, truths[1:], cleaning="activitynet") == 50  # length 0 inside another is no match
+    assert score(found, truths[1:], cleaning="activitynet") == 50  # length 0 inside another is not a match
 
 
 def test_ambiguous_detections_are_neither_true_nor_false():

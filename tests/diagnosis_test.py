@@ -47,10 +47,10 @@ def test_one_seed_with_a_better_teacher_and_streams_that_complement_each_other()
     both = row("both", [70.0], [60.0], members=["teacher", "plain"])
     assert sentences(teacher, plain, student(1.74, validation=[41.0]), both) == [
         "The teacher teacher is better than plain on the test videos (+22.00) and in validation (+11.00).",
-        "It is better in 3 of 4 classes, above all in b (+40.0), c (+20.0) and a (+10.0).",
+        "It is better in 3 of 4 classes, most in b (+40.0), c (+20.0) and a (+10.0).",
         "The streams of both complement each other: it is better than teacher, the best of them, on the test videos "
         "(+8.00).",
-        "One seed does not show whether the gain of student (+1.74) is real; add `--config.seeds=5`.",
+        "One seed cannot show whether gains are real (student +1.74); add `--config.seeds=5`.",
         "Validation orders 3 of 3 pairs of runs as the test does (rank correlation 1.00).",
     ]
 
@@ -90,7 +90,7 @@ def test_a_weak_teacher_without_a_better_fusion():
 def test_a_real_gain_and_a_teacher_from_outside():
     assert sentences(row("plain", [40.0] * 3), student(6.0, 7.0, 6.5)) == [
         "student is better than plain (+6.50 [+5.26, +7.74]): the interval excludes 0.",
-        "Next, see with `kd-jax analyse` in which classes and actions student gains.",
+        "Next, run `kd-jax analyse` to see in which classes and actions student gains.",
     ]
 
 
@@ -106,23 +106,23 @@ def test_many_runs_are_counted():
     plain, gains = row("plain", [40.0, 40.0]), {"a": (5.0, 5.2), "b": (-3.0, -3.1), "c": (1.0, -1.0), "d": (0.0, 3.0)}
     students = [student(*gain, name=name, best_epoch=[30, 2]) for name, gain in gains.items()]
     assert sentences(plain, *students) == [
-        "Of 4 distilled runs, 1 is better than the plain student (most of all a +5.10 [+3.83, +6.37]) and 1 is worse; "
+        "Of 4 distilled runs, 1 is better than the plain student (best: a +5.10 [+3.83, +6.37]) and 1 is worse; "
         "2 show no measurable difference. By chance, one interval in 20 excludes 0.",
         "Training may have ended too early: the best epoch of 4 of 4 runs is among the last 3 of 30 epochs; "
         "try `--config.training.epochs=60`.",
-        "Next, see with `kd-jax analyse` in which classes and actions a gains.",
+        "Next, run `kd-jax analyse` to see in which classes and actions a gains.",
     ]
     better = [student(5.0, 5.2, name=name) for name in "abcd"]
     assert sentences(plain, *better)[0].endswith(
-        "4 are better than the plain student (most of all a +5.10 [+3.83, +6.37], b +5.10 [+3.83, +6.37] and c +5.10 "
+        "4 are better than the plain student (best: a +5.10 [+3.83, +6.37], b +5.10 [+3.83, +6.37] and c +5.10 "
         "[+3.83, +6.37]) and none is worse. By chance, one interval in 20 excludes 0."
     )
     one_seed = [student(1.0, name=name) for name in "abcd"]
     assert sentences(row("plain", [40.0]), *one_seed) == [
-        "One seed does not show whether the gains of 4 distilled runs are real; add `--config.seeds=5`."
+        "One seed cannot show whether gains are real (4 distilled runs); add `--config.seeds=5`."
     ]
     assert sentences(row("plain", [40.0]), *one_seed[:2]) == [
-        "One seed does not show whether the gains of a (+1.00) and b (+1.00) are real; add `--config.seeds=5`."
+        "One seed cannot show whether gains are real (a +1.00 and b +1.00); add `--config.seeds=5`."
     ]
     teachers = [row(name, [50.0]) for name in "vwxyz"]
     found = sentences(row("plain", [40.0]), *teachers, student(1.0, teachers="vwxyz"))
@@ -147,7 +147,7 @@ def test_a_best_epoch_near_the_end(epochs, best, found):
     sentence = f"Training may have ended too early: the best epoch of plain {found}."
     assert sentences(row("plain", [40.0], best_epoch=best), epochs=epochs) == ([sentence] if found else [])
     of_log = sentence.replace("the best epoch of plain", "its best epoch")
-    assert not found or describe_early_end("it", epochs) == of_log
+    assert not found or describe_early_end("its best epoch", epochs) == of_log
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_tensorflow_checkpoint_is_read_without_tensorflow(tmp_path):
 
     index = (DATA / "tensorflow_checkpoint.index").read_bytes()
     (tmp_path / "a.index").write_bytes(index[:-10])
-    with pytest.raises(ValueError, match="a.index is no index of a TensorFlow checkpoint"):
+    with pytest.raises(ValueError, match="a.index is not an index of a TensorFlow checkpoint"):
         tensorflow_checkpoint.read(tmp_path / "a")
     (tmp_path / "a.index").write_bytes(index)
     with pytest.raises(FileNotFoundError, match="a.data-00000-of-00001 is missing"):
@@ -241,10 +241,10 @@ def test_a_file_of_other_weights_is_refused_with_the_list(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.npz: there is no such file .*convert_weights"):
         read_weights(tmp_path / "nowhere.npz")
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="a.npz is no file of encoder weights"):
+    with pytest.raises(ValueError, match="a.npz is not a file of encoder weights"):
         read_weights(tmp_path / "a.npz")
     (tmp_path / "b.npz").write_text("text")
-    with pytest.raises(ValueError, match="b.npz is no file of encoder weights"):
+    with pytest.raises(ValueError, match="b.npz is not a file of encoder weights"):
         read_weights(tmp_path / "b.npz")
     del variables["params"]["l2"]["graph"]["links"]
     variables["params"]["fc"]["bias"] = np.zeros(3, np.float32)

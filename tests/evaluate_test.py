@@ -166,7 +166,7 @@ def test_an_absent_value_is_explained(files):
         ("native.json", ["--protocols=frame_map"], "frame_map needs scores, and these predictions hold none"),
         ("native.json", [], "holds detections, but frame_map, frame_map_upsampled cannot be computed from them"),
         ("one.npz", [], "no prediction for 1 of 2 videos, first 'w'"),
-        ("logits.npz", [], "so they are no probabilities; if they are logits, give --logits"),
+        ("logits.npz", [], "so they are not probabilities; if they are logits, give --logits"),
         ("logits.npz", ["stray"], "unexpected argument 'stray'"),
         (
             "native.json",

@@ -460,7 +460,7 @@ def test_cached_teacher_outputs_equal_recomputing_in_the_batch(finished):
 
 
 def test_load_run_says_what_is_missing(finished, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run .*give a run of a workdir"):
+    with pytest.raises(FileNotFoundError, match="is not a run .*give a run of a workdir"):
         load_run(tmp_path)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
@@ -667,7 +667,7 @@ def test_markdown_by_hand(monkeypatch):
         "| a   | rgb   | –           |     10.00 |  9.00 |           – |",
         "| bb  | rgb   | t           |     12.50 | 11.50 |       +2.50 |",
         "",
-        "One seed does not show whether the gain of bb (+2.50) is real; add `--config.seeds=5`.",
+        "One seed cannot show whether gains are real (bb +2.50); add `--config.seeds=5`.",
     ]
     assert markdown(results, width=200) == table
     assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
@@ -683,7 +683,7 @@ def test_markdown_by_hand(monkeypatch):
         "| a   | rgb   |     10.00 |           – |",
         "| bb  | rgb   |     12.50 |       +2.50 |",
         "",
-        "One seed does not show whether the gain of bb",
+        "One seed cannot show whether gains are real (bb",
         "(+2.50) is real; add `--config.seeds=5`.",
     ]
 

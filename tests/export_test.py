@@ -151,7 +151,7 @@ def test_seeds_and_fusions_are_exported_and_read_back(workdir, tmp_path, name, o
         kd_jax.load(tmp_path / "out", seeds="all")
     if name == "rgb/seed_1":
         (_, unverified) = export_to(tmp_path / "again", tmp_path / "out")
-        assert unverified.startswith("Not verified: the experiment that trained it is not there")
+        assert unverified.startswith("Not verified: the experiment that trained it was not found")
         assert unverified in (tmp_path / "again" / "README.md").read_text()
         np.testing.assert_array_equal(kd_jax.load(tmp_path / "again")(given), expected)
 
@@ -178,7 +178,7 @@ def damage(path):
         (
             lambda f: (f.parent / "a.bin").write_text("x"),
             "../a.bin",
-            "a.bin is no file of an exported folder; give a f",
+            "a.bin is not a file of an exported folder; name a f",
         ),
         (lambda f: _set(f, filter="mine"), "", "the filter 'mine' is unknown"),
         (lambda f: _set(f, classes=["a"]), "", "model.num_outputs is 12, but must be 1 for 1 classes; copy the folder"),

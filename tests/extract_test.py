@@ -379,7 +379,7 @@ def test_features_may_be_next_to_the_videos_but_overwrite_no_other_file(figures,
     (folder / "b.json").write_text('{"title": "b"}')
     command = extract_command(figures, folder, folder, "--workers=0")
     printed = run(extract, *command, code=1)
-    assert "features of 1 file\n" in printed and "b.json is no manifest of features and is left alone" in printed
+    assert "features of 1 file\n" in printed and "b.json is not a manifest of features and is left alone" in printed
     assert (folder / "b.json").read_text() == '{"title": "b"}'
     (folder / "b.json").unlink()
     np.save(folder / "b.npy", np.zeros(5))
@@ -407,7 +407,7 @@ def test_invalid_options_are_refused_in_one_sentence(figures, tmp_path):
         ({"videos": tmp_path / "none"}, "none: there is no such folder or file"),
         ({"videos": figures / "weights"}, "weights has no video file (.avi, "),
         ({"output": tmp_path / "file"}, f"--output={tmp_path / 'file'} cannot be made (File exists)"),
-        ({"weights": tmp_path / "a.npy"}, "a.npy is no file of encoder weights (it is no .npz file, or cut short)"),
+        ({"weights": tmp_path / "a.npy"}, "a.npy is not a file of encoder weights (it is no .npz file, or cut short)"),
         ({"modality": "flow"}, "are for rgb, not --modality=flow"),
         ({"flow": "dis"}, "--flow would have no effect on rgb; leave it out"),
         ({**pose, "size": 80, "shorter_side": 90}, "--shorter_side, --size would have no effect on pose"),

@@ -511,8 +511,8 @@ def test_suggested_patterns_are_quoted_for_the_shell(tmp_path):
     "text, message",
     [
         ("1,2\n3\n", "line 2: columns: 1, in the first row 2, expected rows of numbers with decimal points"),
-        ("1,x\n2,3\n", 'line 1: "x" is no number, expected rows of numbers with decimal points, separated by'),
-        ("1,5\t2\n", 'line 1: "5.*2" is no number, expected rows of numbers with decimal points'),
+        ("1,x\n2,3\n", 'line 1: "x" is not a number, expected rows of numbers with decimal points, separated by'),
+        ("1,5\t2\n", 'line 1: "5.*2" is not a number, expected rows of numbers with decimal points'),
         ("\n1,2\n", "its first line is empty"),
         (",0,1\n0,5,6\n1,7,8\n2,9,1\n", "its first column counts the rows"),
         ("a,b\n0,5\n1,6\n2,7\n", "its first column counts the rows"),

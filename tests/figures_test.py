@@ -109,7 +109,7 @@ def test_roles_where_some_are_not_taken():
     assert find_roles({"baseline": "", "rows": ROWS[:2]}).vanilla == "plain"  # that of the first gain
     assert find_roles({"baseline": "", "rows": [row("a")]}) == Roles()
     assert find_roles({"baseline": "plain", "rows": ROWS[1:2]}) == Roles("plain")
-    outside = find_roles({"baseline": "plain", "rows": [ROWS[1], ROWS[2]]})  # the teacher is no row
+    outside = find_roles({"baseline": "plain", "rows": [ROWS[1], ROWS[2]]})  # the teacher is not a row
     assert outside == Roles("plain", "atomic", (), "", ("atomic",))
     other_baseline, other_modality = ({**ROWS[2], key: "other"} for key in ("baseline", "modality"))
     for entry in (other_baseline, other_modality):

@@ -84,7 +84,7 @@ def test_what_is_no_file_is_named_and_not_read(tmp_path):
     folder, pipe = tmp_path / "folder", epath.Path(tmp_path / "pipe")
     folder.mkdir()
     os.mkfifo(pipe)
-    for path, what in ((folder, "it is a folder"), (pipe, "it is no regular file")):
+    for path, what in ((folder, "it is a folder"), (pipe, "it is not a regular file")):
         with pytest.raises(files.DamagedFileError, match=rf"{path} is damaged \({what}\); build it again"):
             files.read_json(path, "build it again")
         with pytest.raises(ValueError, match=what):

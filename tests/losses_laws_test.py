@@ -181,7 +181,7 @@ def test_a_reduction_that_a_loss_does_not_have_is_refused():
             jax.eval_shape(functools.partial(TERMS[name], reduction="sum"), *example())
     for name in TERMS.keys() - PER_SNIPPET:
         assert "reduction" not in inspect.signature(TERMS[name].loss).parameters
-    # A step needs a scalar, so the option is no field of a config.
+    # A step needs a scalar, so the option is not a field of a config.
     assert not any("reduction" in term.options() for term in terms.TERMS.values())
 
 

@@ -297,7 +297,7 @@ def test_command_line_with_an_output_that_cannot_be_made(run, tmp_path):
 
 def test_command_line_without_a_run(tmp_path):
     result = command(tmp_path / "none", tmp_path, tmp_path / "out")
-    assert result.returncode == 1 and "is no run" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 1 and "is not a run" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def nan_at(table, snippet):
         ),
         (lambda r, x: r({"flow": x}), r"a mapping of 'flow', but .*augmented_rgb reads \{'rgb': rgb_features\}"),
         (lambda r, x: r(x[None]), r"shape \[1, 4, 64\], a batch; give mask=, \[B, T\] bool, or a list of videos"),
-        (lambda r, x: r(x, np.ones(4, bool)), "mask belongs to a batch .* and features is none; leave it out"),
+        (lambda r, x: r(x, np.ones(4, bool)), "mask belongs to a batch .* and features is not one; leave it out"),
         (lambda r, x: r(x[None], np.ones((1, 3), bool)), r"mask is bool \[1, 3\]; it must be bool \[1, 4\]"),
         (lambda r, x: r(x[None], np.ones((1, 4))), r"mask is float64 \[1, 4\]; it must be bool \[1, 4\]"),
         (lambda r, x: r(x[None], np.array([[True, False, True, False]])), "mask of video 0 is False before a True"),
@@ -453,9 +453,9 @@ def test_what_load_and_predict_refuse_of_ensembles(seeded, tmp_path):
     fusion, names = kd_jax.load(seeded / "two_stream"), "flow_teacher, vanilla_rgb, augmented_rgb, two_stream"
     for call, message in (
         (lambda: kd_jax.load(seeded), f"{seeded} is an experiment, not a run; name one of {seeded}/flow_teacher, "),
-        (lambda: kd_jax.load(seeded / "fusion"), f"fusion is no run (no config.json there); {seeded} has {names}"),
-        (lambda: kd_jax.load(tmp_path / "x"), "is no run (no config.json there); give a run of a workdir, e.g. workd"),
-        (lambda: kd_jax.load(seeded / "two_stream" / "seed_7"), "seed_7 is no run (no config.json there)"),
+        (lambda: kd_jax.load(seeded / "fusion"), f"fusion is not a run (no config.json there); {seeded} has {names}"),
+        (lambda: kd_jax.load(tmp_path / "x"), "is not a run (no config.json there); give a run of a workdir, e.g. w"),
+        (lambda: kd_jax.load(seeded / "two_stream" / "seed_7"), "seed_7 is not a run (no config.json there)"),
         (lambda: kd_jax.load(seeded / "two_stream" / "seed_1", seeds="all"), "seed_1 is one seed; give "),
         (lambda: fusion(rgb), "features are those of one modality, but "),
         (lambda: fusion({"rgb": rgb, "flow": rgb[:9, :48]}), "features[0]: the modalities differ in T, rgb 30, flow 9"),

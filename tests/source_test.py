@@ -47,7 +47,7 @@ def test_videos_that_the_records_name_are_held_out():
         ("", (0.2, 0, "^P"), r"validation_groups='\^P' matches 0 of 2 training videos, and not 'S1_a'"),
         ("", (0.2, 0, "S1"), "matches 1 of 2 training videos, and not 'S2_a'; every video needs a group"),
         ("", (0.2, 0, "^S"), "validation_fraction=0.2 of 1 groups by '\\^S' leaves none to train on"),
-        ("", (0.2, 0, "("), r"validation_groups='\(' is no regular expression"),
+        ("", (0.2, 0, "("), r"validation_groups='\(' is not a regular expression"),
         ("S1_a", (0.2, 0, "^S"), "validation_groups='\\^S' has no effect, because the records name 1 validation"),
         ("S1_a", (0.2, 3, ""), "validation_seed=3 has no effect, because the records name 1 validation videos"),
         ("S1_a", (0.0, 0, ""), "validation_fraction=0 has no effect, because the records name"),

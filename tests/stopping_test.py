@@ -131,7 +131,7 @@ def test_the_time_is_summed_over_restarts(tmp_path):
     assert results["time"] == read_time(tmp_path) and results["time"]["restarts"] == 1
     assert results["time"]["lost"] == second["before"]
     assert results["time"]["productive"] == first["productive"] + second["productive"]
-    assert perform(small_config(), tmp_path)["time"] == results["time"]  # a start that trains nothing is no restart
+    assert perform(small_config(), tmp_path)["time"] == results["time"]  # a start that trains nothing is not a restart
     line = (tmp_path / "results.md").read_text().splitlines()[-1]
     assert line == describe_time(results["time"]) and "; 1 restart cost " in line
 

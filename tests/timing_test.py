@@ -204,7 +204,7 @@ def test_labels_and_detections_are_at_the_frames_that_the_features_show(tmp_path
     for video, labels in zip(videos, truth.labels({v.id: v.num_snippets for v in videos}), strict=True):
         starts = np.asarray(video.features["rgb"], np.float64)[:, 0]
         places = starts if stride == window else starts + window / 2  # in frames
-        first = np.flatnonzero(np.append(True, np.diff(starts) > 0))  # a row that is no copy
+        first = np.flatnonzero(np.append(True, np.diff(starts) > 0))  # a row that is not a copy
         own = np.zeros(len(starts), bool)
         own[first[1:]] = True  # the first may be the last of its copies
         expected = (places > 600) & (places < 700)

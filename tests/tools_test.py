@@ -255,7 +255,7 @@ def test_split_by_list_and_by_fraction(tmp_path, test_list):
     text = problems(path, test=str(tmp_path / "list.txt"))
     assert "none of the 2 names in" in text and "such as 'x1', is in the annotations, which has" in text
     (tmp_path / "list.txt").write_text("halls\n")
-    assert "halls is no annotated video; did you mean hall?" in problems(path, test=str(tmp_path / "list.txt"))
+    assert "halls is not an annotated video; did you mean hall?" in problems(path, test=str(tmp_path / "list.txt"))
     assert "which of the 3 videos are for testing; give --test=LIST" in problems(path)
     for fraction, count in ((0.0, 0), (0.3, 1), (0.7, 2), (1.0, 2)):
         drawn = [read([path], test_fraction=fraction, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]

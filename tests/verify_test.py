@@ -52,7 +52,7 @@ def change_json(path, **changes):
 def test_a_whole_workdir(finished, capsys):
     verify.main([str(finished)])
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and lines[-1] == "Everything is whole and belongs together."
+    assert max(map(len, lines)) <= 80 and lines[-1] == "All files are intact and consistent."
     cells = {line.split()[0]: line.split()[1:] for line in lines[:3]}
     assert cells["run"] == list(verify.CHECKS)
     assert cells["flow"] == ["ok"] * 5 + ["–", "ok"] and cells["rgb"] == ["ok"] * 7

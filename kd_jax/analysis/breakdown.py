@@ -1,6 +1,6 @@
 """Where the gain comes from: by length of the actions, number of concurrent actions and distance to a boundary.
 
-frame_map_by_distance(scores, labels)["1"]                     # at a boundary
+break_down(scores, cut_snippets(labels, segments, durations, bins), range(5))["distance"]["1"]   # at a boundary
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def distance_to_boundary(labels: np.ndarray) -> np.ndarray:
     """Returns how far each snippet is from the nearest start or end of an action of each class, `[T, C]`, in snippets.
 
     The last snippet before a boundary and the first one after it have distance 1. The start and the end of the video
-    are no boundaries. A class without a boundary is infinitely far.
+    are not boundaries. A class without a boundary is infinitely far.
     """
     num_snippets = len(labels)
     change = np.diff(labels.astype(np.int8), axis=0) != 0  # [T - 1, C]: between snippets t and t + 1
@@ -38,29 +38,6 @@ def distance_to_boundary(labels: np.ndarray) -> np.ndarray:
         following = np.searchsorted(places, index)
         result[:, class_id] = np.minimum(index - places[following - 1], places[following] - index) + 0.5
     return result
-
-
-def frame_map_by_distance(
-    scores: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    *,
-    bins: Mapping[str, tuple[float, float]] = DISTANCE_BINS,
-) -> dict[str, float]:
-    """Computes frame mAP on the snippets at certain distances from a boundary of the class.
-
-    In a bin, a class is ranked on the snippets alone that are so far from a boundary of its own actions, inside or
-    outside. The first bin asks for the exact boundary, the last one for the class. The share of positives differs:
-    compare methods within a bin, not bins with each other. There is no published definition.
-
-    Args:
-      scores: per video `[T, C]`, higher means more confident.
-      labels: per video `[T, C]`, 0 or 1.
-      bins: {name: (at least, at most)}, in snippets; see `distance_to_boundary`.
-
-    Returns {name: percent, the mean over classes with a positive in the bin}; NaN without any.
-    """
-    cut = _cut(labels, [distance_to_boundary(table) for table in labels], bins)
-    return {name: frame_map(scores, labels, left_out=left_out)[_MEAN] for name, (_, left_out) in cut.items()}
 
 
 def _cut(labels: Sequence[np.ndarray], values: Sequence[np.ndarray], bins: Mapping[str, tuple[float, float]]) -> Cut:
@@ -82,6 +59,10 @@ def cut_snippets(
     length_bins: Mapping[str, tuple[float, float]],
 ) -> dict[str, Cut]:
     """Finds the snippets of each bin by length, concurrency and distance to a boundary.
+
+    A bin of distances scores a class only on snippets at these distances from a boundary of its own actions, inside or
+    outside: the first bin measures boundary precision, the last one classification. The share of positives differs, so
+    compare methods within a bin, not bins with each other. There is no published definition.
 
     Args:
       labels: per video `[T, C]`.
@@ -181,10 +162,10 @@ def make(study: Study) -> Drawing:
     every = range(len(labels))
     found = {name: [break_down(scores_of(name, i), cut, every) for i in range(study.num_seeds)] for name in names}
     kinds = {
-        kind: [name for name, value in values.items() if np.isfinite(value)]  # some bins are empty
+        kind: bins
         for kind, values in found[names[0]][0].items()
+        if len(bins := [name for name, value in values.items() if np.isfinite(value)]) > 1  # some bins are empty
     }
-    kinds = {kind: bins for kind, bins in kinds.items() if len(bins) > 1}
     if not kinds:
         raise Unavailable("all actions have one length, one distance to a boundary and no concurrent ones")
     arrays = {

@@ -44,7 +44,7 @@ def classify(
     of these.
 
     DETAD looks only at the action with the largest overlap. Here the own class comes first, because actions may be
-    concurrent: a detection that also overlaps an action of another class is no confusion.
+    concurrent: a detection that also overlaps an action of another class is not a confusion.
 
     Args:
       detections: {video: `[N, 4]` rows (class, start, end, score)}.

@@ -200,7 +200,7 @@ def _words(line: str, delimiter: str | None) -> list[str]:
 
 
 def _wrong_line(path: Path, delimiter: str | None, skipped: int) -> str:
-    """Says which line of a table is no row of numbers, or has another number of columns than the first."""
+    """Says which line of a table is not a row of numbers, or has another number of columns than the first."""
     width = 0
     with path.open(encoding="utf-8-sig") as file:
         for i, line in enumerate(file, 1):
@@ -209,10 +209,10 @@ def _wrong_line(path: Path, delimiter: str | None, skipped: int) -> str:
             words = _words(line, delimiter)
             width = width or len(words)
             if wrong := [word for word in words if not isinstance(parse(word), float)]:
-                return f"line {i}: {short(wrong[0])} is no number"
+                return f"line {i}: {short(wrong[0])} is not a number"
             if len(words) != width:
                 return f"line {i}: columns: {len(words)}, in the first row {width}"
-    return "it is no table of numbers"
+    return "it is not a table of numbers"
 
 
 def _counts(values: Iterable) -> bool:

@@ -25,7 +25,7 @@ def read_manifest(path: Path, findings: Findings) -> dict | None:
 
     A manifest that is damaged, or has a value that cannot be, is a problem. Other JSON is none.
     """
-    source, remedy = path.with_suffix(".json"), "extract the features again, or delete it if it is no manifest"
+    source, remedy = path.with_suffix(".json"), "extract the features again, or delete it if it is not a manifest"
     try:
         content = read_json(source, remedy)
     except (ValueError, OSError) as error:

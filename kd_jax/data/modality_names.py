@@ -22,7 +22,7 @@ WORDS = (
 def named_modality(name: str, modality: str) -> str | None:
     """Returns the last word in a name that names a modality, 'rgb' in 'i3d/a_RGB.npy'; None without one.
 
-    A word is between characters that are no letters. `modality` is one more word.
+    A word is between characters that are not letters. `modality` is one more word.
     """
     words = sorted({modality.lower(), *WORDS}, key=len, reverse=True)
     form = rf"(?<![a-z])(?:{'|'.join(map(re.escape, words))})(?![a-z])"

@@ -17,7 +17,7 @@ from kd_jax.data.base import check_finite
 
 ROUNDED = 0.05  # of the standard deviation of a channel: a larger rounding error is a loss
 SAMPLED_ROWS = 8  # of each part; all rows would take a quarter of the time of a build
-NOISE = 8.0  # roundings of the file's own type: a spread below them is no signal
+NOISE = 8.0  # roundings of the file's own type: a spread below them is not signal
 END = {"float16": float(np.finfo(np.float16).max), "float32": float(np.finfo(np.float32).max)}
 
 

@@ -212,7 +212,7 @@ def _find_groups(ids: Sequence[str], groups: str) -> dict[str, str]:
     try:
         matches = {video: re.search(groups, video) for video in ids}
     except re.error as error:
-        raise ValueError(f"{field} is no regular expression ({error})") from None
+        raise ValueError(f"{field} is not a regular expression ({error})") from None
     found = {video: match[1] if match.re.groups else match[0] for video, match in matches.items() if match}
     if lacking := [video for video in ids if not found.get(video)]:
         raise ValueError(

@@ -59,7 +59,7 @@ def decode(content: bytes) -> tuple[str, str]:
     """
     text, encoding = _decode(content)
     if re.search(r"[\x00-\x08\x0e-\x1f]", text):
-        raise ValueError("it has control characters, so it is no text in UTF-8 or UTF-16; save it as UTF-8")
+        raise ValueError("it has control characters, so it is not text in UTF-8 or UTF-16; save it as UTF-8")
     return normalize(text).replace("\r\n", "\n").replace("\r", "\n"), encoding
 
 

@@ -27,7 +27,7 @@ def check_table(features: Any, size: int, name: str = "features", *, fewest: int
       name: of the array, for messages.
       fewest: the least T.
 
-    Raises ValueError for another shape, or a dtype that is no real number type.
+    Raises ValueError for another shape, or a dtype that is not a real number type.
     """
     table = np.asarray(features)
     if table.ndim != 2 or table.shape[1] != size or len(table) < fewest:

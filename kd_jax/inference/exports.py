@@ -92,7 +92,7 @@ def make_program(detector: TrainedDetector) -> bytes:
         with cpu_kernels.plain_only():
             export = jax.export.export(jax.jit(as_function(detector)), platforms=PLATFORMS)
             return bytes(export(*symbolic_inputs(detector)).serialize())
-    except Exception as error:  # a filter may raise anything for a length that is no number
+    except Exception as error:  # a filter may raise anything for a length that is not a number
         filters = " or ".join(sorted({repr(run.model.filter) for run in detector.members}))
         remedy = "its operations must allow shapes of jax.export.symbolic_shape"
         raise ValueError(
@@ -161,7 +161,7 @@ def find(path: epath.Path) -> epath.Path | None:
     if (folder / WEIGHTS).exists() or (folder / PROGRAM).exists():
         return folder
     if path.is_file():
-        raise ValueError(f"{path} is no file of an exported folder; give a folder that kd-jax export wrote, or a run")
+        raise ValueError(f"{path} is not a file of an exported folder; name a folder of kd-jax export, or a run")
     return None
 
 

@@ -61,7 +61,7 @@ def _check_alike(configs: Mapping[epath.Path, Mapping]) -> None:
         pairs = [(first, of_first, field) for field in _SHARED] + [(reader, configs[reader], "input_size")]
         for other, of_other, field in pairs:
             if config.get(field) != of_other.get(field):
-                raise ValueError(f"{other} and {folder} differ in {field}, so they are no ensemble; train both again")
+                raise ValueError(f"{other} and {folder} cannot be averaged: they differ in {field}; train both again")
 
 
 def split_path(path: epath.Path) -> tuple[epath.Path, str, str]:
@@ -91,7 +91,7 @@ def _members(path: epath.Path) -> list[epath.Path]:
         known = (
             f"{workdir} has {', '.join(rows)}" if rows else "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
         )
-        raise FileNotFoundError(f"{path} is no run (no config.json there); {known}")
+        raise FileNotFoundError(f"{path} is not a run (no config.json there); {known}")
     names, first = rows[name]
     return [workdir / member / (seed if seed != f"seed_{first}" else "") for member in names]
 

@@ -267,7 +267,7 @@ def _as_videos(name: str, value: Any, mask: np.ndarray | None) -> list[tuple[str
         lengths = _lengths(mask, np.shape(value))
         return [(f"{name}[{i}]", np.asarray(value)[i, :length]) for i, length in enumerate(lengths) if length]
     if mask is not None:
-        raise ValueError(f"mask belongs to a batch [B, T, D], and {name} is none; leave it out")
+        raise ValueError(f"mask belongs to a batch [B, T, D], and {name} is not one; leave it out")
     return [(f"{name}[{i}]", table) for i, table in enumerate(value)] if is_list else [(name, value)]
 
 

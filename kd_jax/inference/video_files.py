@@ -1,6 +1,6 @@
 """Video files for a trained run: they are opened, and encoded as the features of the run were.
 
-files = open_videos([Path("kitchen.mp4")], encoder, run.config)
+files = open_videos({"kitchen": Path("kitchen.mp4")}, encoder, run.config, sampling)
 encoded = encode(files, batch_size=8, dtype="float16")          # features and times, as records store them
 """
 

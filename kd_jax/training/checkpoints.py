@@ -205,7 +205,7 @@ def load_run(directory: epath.PathLike) -> TrainedRun:
     directory = epath.Path(checked_path(directory))
     if (config := read_run_config(directory, COPY_AGAIN)) is None:
         remedy = "give a run of a workdir, e.g. workdir/demo/augmented_rgb"
-        raise FileNotFoundError(f"{directory} is no run (no config.json there); {remedy}")
+        raise FileNotFoundError(f"{directory} is not a run (no config.json there); {remedy}")
     if (results := read_run_results(directory, COPY_AGAIN)) is None:
         raise FileNotFoundError(f"the run {directory} has not finished; run its experiment again to complete it")
     check_filter(directory, config)

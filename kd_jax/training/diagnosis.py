@@ -43,13 +43,12 @@ def still_improving(best_epochs: Sequence[int], num_epochs: int) -> bool:
     return num_epochs > 1 and 2 * sum(epoch > first for epoch in best_epochs) >= len(best_epochs) > 0
 
 
-def describe_early_end(names: str, num_epochs: int) -> str:
-    """Says that the best epoch of these runs is among the last tenth; `names` is 'it' after the name of one run."""
+def describe_early_end(whose: str, num_epochs: int) -> str:
+    """Says that the best epoch is among the last tenth; `whose` is 'its best epoch' or 'the best epoch of a and b'."""
     count = max(1, num_epochs // 10)
     last = f"the last {count} of {num_epochs} epochs" if count > 1 else f"the last of {num_epochs} epochs"
     among = "is among" if count > 1 else "is"
     remedy = f"try `--config.training.epochs={2 * num_epochs}`"
-    whose = "its best epoch" if names == "it" else f"the best epoch of {names}"
     return f"Training may have ended too early: {whose} {among} {last}; {remedy}."
 
 
@@ -98,7 +97,7 @@ def _on_classes(teacher: Mapping, baseline: Mapping) -> list[str]:
         return []
     better = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
     shown = _listed([f"{name} ({gains[name]:+.1f})" for name in better[:_NAMED]])
-    most = f", above all in {shown}" if better else ""
+    most = f", most in {shown}" if better else ""
     return [f"It is better in {len(better) or 'none'} of {len(gains)} classes{most}."]
 
 
@@ -134,11 +133,9 @@ def _on_gains(students: Sequence[Mapping]) -> list[str]:
     if not known:
         return []
     if len(known[0]["gain"]) == 1:
-        gains = _listed([f"{row['run']} ({describe_gain(row['gain'])})" for row in known[:_NAMED]])
+        gains = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in known[:_NAMED]])
         gains = gains if len(known) <= _NAMED else f"{len(known)} distilled runs"
-        real = "gain of" if len(known) == 1 else "gains of"
-        are = "is" if len(known) == 1 else "are"
-        return [f"One seed does not show whether the {real} {gains} {are} real; add `--config.seeds=5`."]
+        return [f"One seed cannot show whether gains are real ({gains}); add `--config.seeds=5`."]
     if len(known) > _NAMED:
         return [_count_gains(known)]
     sentences = []
@@ -156,7 +153,7 @@ def _count_gains(students: Sequence[Mapping]) -> str:
         found.setdefault(_compare(row["gain"]), []).append(row)
     better = sorted(found.get("better than", []), key=lambda row: -np.mean(row["gain"]))
     shown = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in better[:_NAMED]])
-    most = f" (most of all {shown})" if better else ""
+    most = f" (best: {shown})" if better else ""
     worse = len(found.get("worse than", []))
     rest = len(students) - len(better) - worse
     counts = f"{_are(len(better))} better than the plain student{most} and {_are(worse)} worse"
@@ -175,7 +172,7 @@ def _on_epochs(results: Mapping) -> list[str]:
     if not late:
         return []
     names = _listed(late) if len(late) <= _NAMED else f"{len(late)} of {len(chosen)} runs"
-    return [describe_early_end(names, num_epochs)]
+    return [describe_early_end(f"the best epoch of {names}", num_epochs)]
 
 
 def _on_validation(results: Mapping, column: str) -> list[str]:
@@ -220,7 +217,7 @@ def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> l
         return []
     if real := [row for row in known if _compare(row["gain"]) == "better than" and len(row["gain"]) > 1]:
         best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
-        return [f"Next, see with `kd-jax analyse` in which classes and actions {best} gains."]
+        return [f"Next, run `kd-jax analyse` to see in which classes and actions {best} gains."]
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
     compared = [_compare(gain) for gain in pairs if gain]
     if compared and "better than" not in compared:

@@ -499,7 +499,8 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
         epochs, chosen = job.config.training.epochs, "task" in run.weights and "validation" in results
         early = chosen and still_improving([int(epoch)], epochs)
-        logging.info("%s: %s%s", run.title, summary(results), f". {describe_early_end('it', epochs)}" if early else "")
+        warning = f". {describe_early_end('its best epoch', epochs)}" if early else ""
+        logging.info("%s: %s%s", run.title, summary(results), warning)
     job.session.clock.saved()
     runtime.wait_for_all("runs have ended")
 

@@ -22,10 +22,10 @@ PERSONS = 2  # bodies per frame that encoders are trained for
 SUFFIXES = (".skeleton", ".txt", ".npy")  # .npy files are refused with the layout that they seem to have
 LAYOUTS = {17: "COCO", 18: "OpenPose", 20: "the first Kinect", 22: "SMPL", 24: "SMPL", 33: "MediaPipe"}  # by joints
 FARTHEST = 1e3  # metres from the sensor, beyond which a coordinate is an error
-FEW = 12  # frames; a shorter track that is still is no part of a person who moves
+FEW = 12  # frames; a shorter track that is still is not part of a person who moves
 LITTLE = 0.1  # the share of the motion of another body below which a body is not the first
 MAX_GAP, MAX_STEP = 30, 0.7  # frames and metres between two tracks of one person, at most
-MAX_SPEED = 0.1  # metres per frame of a joint, at most, so that jumps of a tracker are no motion
+MAX_SPEED = 0.1  # metres per frame of a joint, at most, so that jumps of a tracker are not motion
 _HIP, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER = 0, 1, 4, 8
 
 
@@ -68,7 +68,7 @@ def read_bodies(path: Path) -> tuple[np.ndarray, int]:
         raise VideoError(f"{path} cannot be read ({error})") from None
     except (ValueError, IndexError) as error:
         expected = f"expected NTU's .skeleton, or PKU-MMD's .txt with {PERSONS * JOINTS * 3} numbers per line"
-        raise VideoError(f"{path} is no skeleton file, or damaged ({error}); {expected}") from None
+        raise VideoError(f"{path} is not a skeleton file, or damaged ({error}); {expected}") from None
     if not num_frames or not tracks:
         raise VideoError(f"{path} has no body in any of its frames" if num_frames else f"{path} has no frame")
     usable = [_without_errors(track) for track in tracks]

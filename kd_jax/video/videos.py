@@ -168,7 +168,7 @@ def probe_video(path: Path, fps: float | None = None) -> Video:
     `fps` is the rate at which the file is sampled, in frames per second; None = the file's own rate.
 
     Raises:
-      VideoError: for a file that is no video, is cut short, has no frames, or has frames too small or too narrow.
+      VideoError: for a file that is not a video, is cut short, has no frames, or has frames too small or too narrow.
       ValueError: for an invalid fps.
     """
     if fps is not None and not 0 < fps <= 1000:
@@ -504,7 +504,7 @@ def _flows(frames: Iterator[np.ndarray], sampling: Sampling) -> Iterator[np.ndar
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Opens a file: PyAV's container and its video stream; of several, the largest default one.
 
-    Pictures that are attached to a file, such as a cover, are no video.
+    Pictures that are attached to a file, such as a cover, are not video.
     """
     try:
         import av  # here because only videos need it

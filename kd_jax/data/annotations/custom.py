@@ -271,7 +271,7 @@ def read_list(path: str, kind: str, videos: Set[str], findings: Findings) -> set
     for name in [name for name in names if name not in videos]:
         closest = difflib.get_close_matches(name, videos, 1)
         remedy = f"did you mean {closest[0]}?" if closest else f"one of the {len(videos)} is {min(videos, default='')}"
-        findings.problem(kind, f"{path}: {name} is no annotated video; {remedy}")
+        findings.problem(kind, f"{path}: {name} is not an annotated video; {remedy}")
     return set(names)
 
 

@@ -176,7 +176,7 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
         model = network(dtype=dtype, **{name: manifest[name] for name in _options(network) if name in manifest})
         expected = shapes_of(model, modality, manifest.get("persons", 2))
     except Exception as error:  # a damaged manifest gives fields of any type, which any part of Flax may refuse
-        raise ValueError(f"{path} is no file of encoder weights ({reason(error):.120}); {remedy}") from None
+        raise ValueError(f"{path} is not a file of encoder weights ({reason(error):.120}); {remedy}") from None
     problems = [f"{key} is missing" for key in expected if key not in arrays]
     problems += [f"{key} is not known" for key in arrays if key not in expected]
     for key in expected.keys() & arrays.keys():

@@ -66,7 +66,7 @@ def _lines(path: Path, findings: Findings) -> list[str]:
 
 
 def _segment(line: str) -> tuple[str, float, float] | None:
-    """Splits a line into label, start and end; None if it is no segment."""
+    """Splits a line into label, start and end; None if it is not a segment."""
     fields = re.split(r"\s*[,;\t]\s*", line) if re.search(r"[,;\t]", line) else line.split()
     times = [number(parse(field)) for field in fields[1:3]]
     return (fields[0], times[0], times[1]) if len(times) == 2 and not np.isnan(times).any() else None

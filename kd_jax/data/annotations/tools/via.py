@@ -6,7 +6,7 @@
     "1_j5sJvB9h","[""kitchen.mp4""]",0,"[3.2,10.8]","[]","{""1"":""cut""}"
 
 The export of only temporal segments, with the columns temporal_segment_start and temporal_segment_end, is read too.
-Rows of a single frame or of the whole file are no segments.
+Rows of a single frame or of the whole file are not segments.
 
 Source: the comments at the head of these files.
 """
