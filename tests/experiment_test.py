@@ -683,8 +683,8 @@ def test_markdown_by_hand(monkeypatch):
         "| a   | rgb   |     10.00 |           – |",
         "| bb  | rgb   |     12.50 |       +2.50 |",
         "",
-        "One seed cannot show whether gains are real (bb",
-        "(+2.50) is real; add `--config.seeds=5`.",
+        "One seed cannot show whether gains are real",
+        "(bb +2.50); add `--config.seeds=5`.",
     ]
 
 
