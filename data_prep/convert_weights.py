@@ -5,7 +5,7 @@
 
 The formats are state dicts of the public I3D (pytorch-i3d), AGCN (2s-AGCN), PDAN, SS-TCN, MS-TCN and TGM code,
 TensorFlow checkpoints of kinetics-i3d (`--state=rgb_imagenet/model.ckpt`) and .npz files of VideoPrism. State dicts
-need `pip install -e .[torch]`.
+need `pip install 'kd_jax[torch]'`.
 """
 
 import dataclasses

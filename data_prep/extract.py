@@ -7,7 +7,7 @@
 `--encoder=MODULE:FUNCTION` names a function of your own that replaces the encoders of kd_jax, see docs/extending.md.
 
 The command writes `<video>.npy`, `[T, D]` float32, and a manifest `<video>.json`. When run again, it skips finished
-files. A broken file does not stop the others. The command needs `pip install -e .[video]`.
+files. A broken file does not stop the others. The command needs `pip install 'kd_jax[video]'`.
 """
 
 import argparse

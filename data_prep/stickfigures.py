@@ -4,7 +4,7 @@
 
 The command writes videos, skeletons (NTU RGB+D's format, 25 joints), annotations.json and classes.txt for
 `data_prep.build --dataset=custom`, and small random encoders. Some pairs of actions have the same poses in reverse
-order, for example sit down and stand up. The command needs `pip install -e .[video]`.
+order, for example sit down and stand up. The command needs `pip install 'kd_jax[video]'`.
 """
 
 import json

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from kd_jax import interrupts
+from kd_jax import __version__, interrupts
 
 COMMANDS = {  # name: (module, what it does)
     "train": ("kd_jax.main", "trains the runs of an experiment and prints its table"),
@@ -25,7 +25,9 @@ COMMANDS = {  # name: (module, what it does)
 def main(argv: Sequence[str] | None = None) -> None:
     """Imports the chosen command and runs it with the other arguments."""
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help"):
+    if command == "--version":
+        print(f"kd_jax {__version__}")
+    elif command in ("-h", "--help"):
         print("usage: kd-jax COMMAND [OPTIONS]; kd-jax COMMAND --help lists the options\n")
         print("\n".join(f"  {name:<20} {line}" for name, (_, line) in COMMANDS.items()))
     elif command in COMMANDS:

@@ -1,6 +1,6 @@
 """Makes the figures of a finished experiment, from its workdir and its records.
 
-    kd-jax analyse --workdir=workdir/demo --figures=tsne,saliency
+    kd-jax analyse workdir/demo --figures=tsne,saliency
 
 Each figure is a .png with an .svg and its numbers as .csv next to it. docs/analysis.md shows them.
 """
@@ -21,7 +21,7 @@ def parser() -> Parser:
     """The options of this command."""
     options = Parser("kd_jax.analyse", __doc__)
     add = options.add_argument
-    add("--workdir", type=any_path, required=True, help="Folder of a finished experiment, e.g. workdir/demo.")
+    add("workdir", metavar="WORKDIR", type=any_path, help="Folder of a finished experiment, e.g. workdir/demo.")
     add("--figures", type=names, help=f"Some of {','.join(FIGURES)} (all).")
     classes = "Names of the classes in tsne and confusion (the 12 that the plain student confuses most and distillation"
     add("--classes", type=names, default=(), help=f"{classes} changes most).")

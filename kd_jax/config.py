@@ -330,7 +330,7 @@ def get_config() -> ConfigDict:
     fields = {
         "dataset": {
             "name": "custom",  # a key of kd_jax.data.annotations.DATASETS
-            "data_dir": "",  # records from `python -m data_prep.build`; the synthetic set needs none
+            "data_dir": "",  # records from `kd-jax build`; the synthetic set needs none
             # Validation videos are training videos that are held out to choose the best epoch. They are drawn, unless
             # the records name them (data_prep.build).
             "validation_fraction": 0.2,  # of training videos, or of their groups; 0 = keep the last epoch

@@ -69,6 +69,7 @@ class Origin:
     row: Mapping | None  # the row of the detector in its table, if it has one
     scoring: Scoring
     recorded: Mapping  # {protocol/measure: score on the test videos, as the experiment wrote it}; {} if unknown
+    threshold: Mapping | None  # of a single run: the one with the best F1 in validation, as in its results.json
 
 
 def find_origin(path: epath.Path, detector: TrainedDetector) -> Origin | None:
@@ -81,13 +82,15 @@ def find_origin(path: epath.Path, detector: TrainedDetector) -> Origin | None:
     row = next((row for row in results["rows"] if name in (row["run"], row.get("chosen"))), None)
     seeds = {run.config["seed"] for run in detector.members}
     recorded = row["test"][results["seeds"].index(*seeds)] if row and row["test"] and len(seeds) == 1 else {}
-    return Origin(workdir, results, row, Scoring.from_json(of_first["scoring"]), recorded)
+    threshold = of_first.get("threshold") if len(detector.members) == 1 else None
+    return Origin(workdir, results, row, Scoring.from_json(of_first["scoring"]), recorded, threshold)
 
 
 class Verified(NamedTuple):
     """What a verification on the test videos found."""
 
     sentences: list[str]
+    reason: str = ""  # why the videos cannot be read, with folders of this machine
     scores: Mapping[str, str] = MappingProxyType({})  # {title: score of the export, with half of its 95 % interval}
     num_videos: int = 0
 
@@ -105,7 +108,7 @@ def verify(
         configs = [run.config for run in detector.members]
         source = open_videos(origin.workdir, origin.results, configs, data_dir)
     except (OSError, ValueError) as error:
-        return Verified([f"Not verified: {error}."])
+        return Verified(["Not verified: the test videos were not available."], f"They cannot be read: {error}.")
     videos = source.videos("test", sorted(detector.inputs))
     if not videos:
         return Verified(["Not verified: the data set has no test videos."])
@@ -118,7 +121,7 @@ def verify(
     shown = ", ".join(f"{title} {ours:.2f} ({before} {theirs:.2f})" for title, (ours, _, theirs) in scores.items())
     sentences.insert(0, f"Verified on the {len(videos)} test videos: {shown or 'they have no actions to score'}.")
     with_interval = {t: f"{v:.2f}" if np.isnan(half) else f"{v:.2f} ± {half:.2f}" for t, (v, half, _) in scores.items()}
-    return Verified(sentences, with_interval, len(videos))
+    return Verified(sentences, scores=with_interval, num_videos=len(videos))
 
 
 def _predict(call: exports.Call, tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -200,13 +203,14 @@ def export(given: argparse.Namespace) -> list[str]:
     origin = find_origin(path, detector)
     verified = verify(detector, calls, origin, given.data_dir)
     interval = f"half of the 95 % interval by bootstrap over the {verified.num_videos} test videos"
-    known = {"results": origin.results, "row": origin.row} if origin else {}
+    known = {"results": origin.results, "row": origin.row, "threshold": origin.threshold} if origin else {}
     facts = Facts(**known, scores=verified.scores, interval=interval, checks=verified.sentences, license=given.license)
     make_folder(output, "output")
     with held(output), replaced(output) as folder:
         files = exports.write(folder, detector, programs, make_card(detector, facts))
         check_same(detector, exports.read(folder, folder))
-    return [f"Exported {detector.title} to {output}: {', '.join(files)}.", *verified.sentences]
+    lines = [f"Exported {detector.title} to {output}: {', '.join(files)}.", *verified.sentences, verified.reason]
+    return list(filter(None, lines))
 
 
 def check_same(detector: TrainedDetector, members: Sequence[TrainedRun]) -> None:

@@ -155,6 +155,9 @@ def find_features(
     if there is none, and ValueError if names show several modalities or another one.
     """
     folder = FeatureFolder((modality,), Path(place), channels_first, pool)
+    if not any(character in str(place) for character in "{*?") and not folder.path.exists():
+        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
+        raise FileNotFoundError(f"--features={place}: there is no such file or folder; {remedy}")
     if folder.path.is_file():
         files = {normalize(folder.path.stem): folder.path}
     else:
@@ -326,6 +329,8 @@ def _check_options(given: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join(lacking)} must be given; for instance {example}")
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
+    if any(text.rpartition("=")[2].rstrip("/") == given.output.rstrip("/") for text in given.features or ()):
+        raise ValueError(f"--output={given.output} holds the features; choose another folder")
     if given.video:
         videos.refuse_vain(given, ["seconds_per_snippet", "split", "channels_first", "pool"], "--video")
     else:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from kd_jax import __version__
 from kd_jax.files import is_address
@@ -273,9 +274,16 @@ def _show_own_messages() -> None:
         # orbax also logs, with tracebacks, the errors that it raises
         return record.levelno > std_logging.INFO and not (record.exc_info and "/orbax/" in record.pathname)
 
+    emit = handler.emit
+
+    def emit_above_bars(record: std_logging.LogRecord) -> None:
+        with tqdm.external_write_mode(sys.stderr):
+            emit(record)
+
+    handler.emit = emit_above_bars  # type: ignore[method-assign]
     handler.addFilter(is_shown)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for library in ("gcsfs", "asyncio"):  # their exceptions are reported in one sentence
+    for library in ("gcsfs", "asyncio", "onnx_ir"):  # what ends a command is reported in one sentence
         std_logging.getLogger(library).setLevel(std_logging.CRITICAL)
     # Last, because `is_first` starts the devices, and JAX would log that.
     logging.set_verbosity(logging.INFO if is_first() else logging.WARNING)

@@ -238,7 +238,7 @@ def test_a_file_of_other_weights_is_refused_with_the_list(tmp_path):
     write_arrays(tmp_path / "size.npz", arrays | {"manifest": np.array(json.dumps(manifest))})
     with pytest.raises(ValueError, match=r"size.npz: its manifest is not that of an encoder \(Encoder\(size='x'\)"):
         read_encoder(None, tmp_path / "size.npz")
-    with pytest.raises(FileNotFoundError, match="nowhere.npz: there is no such file .*convert_weights"):
+    with pytest.raises(FileNotFoundError, match="nowhere.npz: there is no such file .*convert-weights"):
         read_weights(tmp_path / "nowhere.npz")
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="a.npz is not a file of encoder weights"):

@@ -78,16 +78,24 @@ import sys
 sys.path[:0] = [{str(tmp_path)!r}, {str(folder)!r}]
 import numpy as np, detector
 given = np.load({str(tmp_path / "in.npz")!r})
+long = given["long"]
 found = dict(long=detector.predict(given["long"]), short=detector.predict(given["short"].astype(np.float64)))
 np.savez({str(tmp_path / "out.npz")!r}, **found, batch=detector.predict(given["batch"], given["mask"]))
-try: detector.predict(given["batch"])
-except ValueError as error: print(error)
+for wrong in ([given["batch"]], [long[:, 1:]], [long[0]], [long[:0]], [given["batch"], given["mask"][:, 1:]]):
+    try: detector.predict(*wrong)
+    except ValueError as error: print(error)
 print(sys.modules["flatbuffers"].__file__, *{{name.partition(".")[0] for name in sys.modules}})
 """
     result = subprocess.run([sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    refused, imported = result.stdout.splitlines()
-    assert refused == "the features hold values that are not finite, or too large"
+    *refused, imported = result.stdout.splitlines()
+    size = long.shape[1]
+    shapes = [70, size - 1], [size], [0, size]
+    assert refused == [
+        "the features hold values that are not finite, or too large",
+        *(f"features are rgb {shape}; expected rgb [T, {size}] or [B, T, {size}]" for shape in shapes),
+        "mask is [2, 69]; expected [2, 70]",
+    ]
     assert imported.startswith(f"{folder / 'flatbuffers.zip'}/flatbuffers/__init__.py ")
     assert not {"flax", "kd_jax", "orbax", "etils", "safetensors"} & {*imported.split()}
     found = np.load(tmp_path / "out.npz")

@@ -107,7 +107,7 @@ def test_a_workdir_without_a_finished_experiment_is_named(workdir, tmp_path):
 
 
 def test_the_command_makes_figures_from_workdir_and_records(workdir, tmp_path, capsys):
-    analyse.main([f"--workdir={workdir}", "--figures=saliency,tsne", "--perplexity=9", f"--output={tmp_path / 'out'}"])
+    analyse.main([str(workdir), "--figures=saliency,tsne", "--perplexity=9", f"--output={tmp_path / 'out'}"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == ["saliency", "tsne"]
     assert "4 test videos: flow " in lines[0] and "Silhouette: flow " in lines[1]
@@ -128,5 +128,5 @@ def test_the_command_makes_figures_from_workdir_and_records(workdir, tmp_path, c
 )
 def test_a_mistake_ends_the_command_in_one_sentence(workdir, mistake, sentence, tmp_path):
     with pytest.raises(SystemExit, match=f"^kd_jax.analyse: .*{sentence}"):
-        analyse.main([f"--workdir={workdir}", *mistake.split(), f"--output={tmp_path / 'out'}"])
+        analyse.main([str(workdir), *mistake.split(), f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

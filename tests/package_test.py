@@ -70,6 +70,11 @@ def test_every_command_is_called_with_its_arguments(command, capsys, monkeypatch
     assert f"\n    kd-jax {command} " in shown  # an example
 
 
+def test_the_dispatcher_prints_the_version(capsys):
+    dispatcher.main(["--version"])
+    assert capsys.readouterr().out == f"kd_jax {kd_jax.__version__}\n"
+
+
 def test_the_dispatcher_refuses_other_commands():
     with pytest.raises(SystemExit, match=r"kd-jax: unknown command 'trian'; choose one of train, advise, predict, "):
         dispatcher.main(["trian"])

@@ -32,6 +32,7 @@ from kd_jax.evaluation import formats
 from kd_jax.evaluation.proposals import choose
 from kd_jax.files import read_arrays, read_json, write_json
 from kd_jax.inference.predict import fuse, run_detector
+from kd_jax.inference.video_files import list_videos
 from kd_jax.lock import held
 from kd_jax.models import Detector
 
@@ -300,6 +301,18 @@ def test_command_line_without_a_run(tmp_path):
     assert result.returncode == 1 and "is not a run" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_command_line_with_places_that_do_not_exist(run, tmp_path):
+    for place in ("none.npy", "folder/none.npy", "folder"):
+        result = command(run, tmp_path / place, tmp_path / "out")
+        assert f"--features={tmp_path / place}: there is no such file or folder; give a" in result.stderr
+    np.save(tmp_path / "a.npy", np.zeros((4, json.loads((run / "config.json").read_text())["input_size"]), np.float32))
+    result = command(run, tmp_path, f"{tmp_path}/")
+    assert f"--output={tmp_path}/ holds the features; choose another folder" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    with pytest.raises(FileNotFoundError, match="there is no file or folder nowhere.mp4"):
+        list_videos([Path("nowhere.mp4")])
+
+
 @pytest.fixture(scope="module")
 def loaded(run):
     return kd_jax.load(run)
@@ -366,7 +379,7 @@ def nan_at(table, snippet):
         ),
         (lambda r, x: r({"flow": x}), r"a mapping of 'flow', but .*augmented_rgb reads \{'rgb': rgb_features\}"),
         (lambda r, x: r(x[None]), r"shape \[1, 4, 64\], a batch; give mask=, \[B, T\] bool, or a list of videos"),
-        (lambda r, x: r(x, np.ones(4, bool)), "mask belongs to a batch .* and features is not one; leave it out"),
+        (lambda r, x: r(x, np.ones(4, bool)), "mask belongs to a batch .* and features is not a batch; leave it out"),
         (lambda r, x: r(x[None], np.ones((1, 3), bool)), r"mask is bool \[1, 3\]; it must be bool \[1, 4\]"),
         (lambda r, x: r(x[None], np.ones((1, 4))), r"mask is float64 \[1, 4\]; it must be bool \[1, 4\]"),
         (lambda r, x: r(x[None], np.array([[True, False, True, False]])), "mask of video 0 is False before a True"),

@@ -253,7 +253,7 @@ def test_a_bad_info_is_refused(tmp_path, field, value):
 
 
 def test_missing_records(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"does not exist; build them with `python -m data_prep\.build"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; build them with `kd-jax build"):
         records.read_info(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"no kd_jax\.json there, only notes\.txt"):

@@ -205,7 +205,7 @@ def test_a_limit_on_files_ends_other_commands_in_one_sentence(command, whole, tm
     np.save(tmp_path / "features" / "a.npy", np.ones((9, read_json(run / "config.json")["input_size"]), np.float32))
     more = {
         "report": ["kd_jax.report", f"{whole}", f"--output={output}/report.html"],
-        "analyse": ["kd_jax.analyse", f"--workdir={whole}", "--figures=learning_curves"],
+        "analyse": ["kd_jax.analyse", str(whole), "--figures=learning_curves"],
         "predict": ["kd_jax.predict", f"--run={run}", f"--features={tmp_path}/features", "--format=pku_mmd"],
         "build": ["data_prep.build", "--dataset=synthetic"],
     }[command]

@@ -20,6 +20,7 @@ class Facts:
 
     results: Mapping | None = None  # results.json of its experiment
     row: Mapping | None = None  # its row of the table
+    threshold: Mapping | None = None  # that of its results.json
     scores: Mapping[str, str] = field(default_factory=dict)  # {title: value on the test videos, with its interval}
     interval: str = ""  # what their intervals are; "" without any
     checks: Sequence[str] = ()  # sentences about the verification
@@ -55,10 +56,11 @@ def _usage(detector: TrainedDetector) -> list[str]:
     features = "features" if len(detector.inputs) == 1 else several
     shape = f"[T, {next(iter(detector.inputs.values()))}]" if len(detector.inputs) == 1 else "each [T, D]"
     return [
-        *("", "## How to call it", "", "With only jax, in this folder:", ""),
+        *("", "## How to call it", "", "With only jax (0.9 or newer), in this folder:", ""),
         *("```py", "import detector", ""),
         *(f"probabilities = detector.predict({features})  # {shape} -> [T, C]", "```", ""),
-        *("With kd_jax:", "", "```py", "import kd_jax", ""),
+        *("A batch `[B, T, D]` also needs a mask, `[B, T]` bool, which is False in the padding.", ""),
+        *("With [kd_jax](https://github.com/kd-jax/kd_jax):", "", "```py", "import kd_jax", ""),
         'run = kd_jax.load("FOLDER")  # this folder, or huggingface_hub.snapshot_download("OWNER/NAME")',
         *(f"for found in run.detect({features}):", "    print(found.class_, found.start, found.end, found.score)"),
         *("```", "", f"Classes, in the order of the columns: {', '.join(detector.classes)}."),
@@ -103,13 +105,22 @@ def _results(facts: Facts) -> list[str]:
         lines += ["On the test videos, in percent:", "", "| measure | this detector |", "| --- | ---: |"]
         lines += [f"| {title} | {value} |" for title, value in facts.scores.items()]
         lines += ["", f"± is {facts.interval}."] if facts.interval else []
+        lines += [
+            "",
+            "frame mAP: average precision of the snippets, mean over the classes with actions in these videos;",
+        ]
+        lines += ["all classes: over every class; up-sampled: at the frame rate of the ground truth."]
     if facts.row and facts.results and len(facts.results["seeds"]) > 1:
         lines += ["", f"Mean of {len(facts.results['seeds'])} seeds of {facts.row['run']}, 95 % interval:", ""]
         for title, values in facts.row["scores"].items():
             if None not in values:
                 mean, half = map(float, over_seeds(np.array(values)))
-                lines += [f"- {title}: {mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"]
+                lines += [f"- {title}: {mean:.2f} [{max(mean - half, 0):.2f}, {min(mean + half, 100):.2f}]"]
     if facts.row and facts.results and facts.row.get("gain"):
         gain = f"{describe_gain(facts.row['gain'])} points of {facts.results['gain_of']}"
-        lines += ["", f"Gain over {facts.row['baseline']}: {gain}."]
+        lines += ["", f"Gain over {facts.row['baseline']}, with the same seed: {gain}."]
+    if facts.threshold:
+        best, default = (f"{facts.threshold[name]:.1f} %" for name in ("f1", "default_f1"))
+        where = f"threshold={facts.threshold['threshold']:g} has the best F1 of snippets in validation, {best}"
+        lines += ["", f"For `run.detect`, {where}; the default has {default}."]
     return lines or ["Not known: the results of the experiment are not there; fill in."]

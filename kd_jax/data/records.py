@@ -251,7 +251,7 @@ def _as_stored(video: Video, info: Info) -> Video:
 def _read_content(directory: str | os.PathLike) -> tuple[Info, dict[str, dict]]:
     """Reads INFO_FILE; returns what the videos share, and {split: its number of videos and its shards}."""
     directory = Path(directory)
-    remedy = f"build them with `python -m data_prep.build … --output={directory}`, or name another folder"
+    remedy = f"build them with `kd-jax build … --output={directory}`, or name another folder"
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise FileNotFoundError(f"no records in {directory}: it {what}; {remedy}")

@@ -117,7 +117,7 @@ def _open_synthetic(modalities: tuple[str, ...], first: int | None) -> _Data:
 
 def _open_records(name: str, data_dir: str, modalities: Sequence[str], first: int | None, streamed: bool) -> _Data:
     if not data_dir:
-        remedy = f"build records with `python -m data_prep.build --dataset={name} …`"
+        remedy = f"build records with `kd-jax build --dataset={name} …`"
         raise FileNotFoundError(f"dataset.data_dir is empty: {remedy} and pass --config.dataset.data_dir=DIR")
     info, fingerprint = records.read_info(data_dir), records.read_fingerprint(data_dir)
     _check_modalities(info, modalities)

@@ -55,7 +55,7 @@ DESCRIPTION = base.Description(
     needs="""\
 nothing
 
-python -m data_prep.build --dataset=synthetic --output=data/synthetic""",
+kd-jax build --dataset=synthetic --output=data/synthetic""",
     head="dense",
     unit="seconds",
     fps=FPS,

@@ -32,7 +32,8 @@ def check_table(features: Any, size: int, name: str = "features", *, fewest: int
     table = np.asarray(features)
     if table.ndim != 2 or table.shape[1] != size or len(table) < fewest:
         expected = f"[T, {size}], one row of {size} features for each snippet"
-        raise ValueError(f"the array {name} has shape {list(table.shape)}; expected {expected}")
+        found = f"shape {list(table.shape)}" if table.ndim else f"the type {type(features).__name__}"
+        raise ValueError(f"the array {name} has {found}; expected {expected}")
     if not is_real(table.dtype):
         raise ValueError(f"the array {name} has dtype {table.dtype}; expected a real number type such as float32")
     return table

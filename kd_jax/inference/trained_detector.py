@@ -35,10 +35,10 @@ from kd_jax.video.encoders.weights import read_encoder
 class Detection(NamedTuple):
     """An action that was found in a video."""
 
-    class_: str  # the name of its class
-    start: float  # seconds
-    end: float  # seconds
-    score: float  # from 0 to 1
+    class_: str  #: the name of its class
+    start: float  #: seconds
+    end: float  #: seconds
+    score: float  #: from 0 to 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,7 +208,7 @@ class TrainedDetector:
         return choose(proposals, self.head, threshold=threshold, convention=convention)
 
     def _named(self, table: np.ndarray) -> list[Detection]:
-        return [Detection(self.classes[int(class_id)], *map(float, row)) for class_id, *row in table]
+        return [Detection(self.classes[int(class_id)], *row) for class_id, *row in table.tolist()]
 
     def detect_video(
         self,
@@ -267,7 +267,7 @@ def _as_videos(name: str, value: Any, mask: np.ndarray | None) -> list[tuple[str
         lengths = _lengths(mask, np.shape(value))
         return [(f"{name}[{i}]", np.asarray(value)[i, :length]) for i, length in enumerate(lengths) if length]
     if mask is not None:
-        raise ValueError(f"mask belongs to a batch [B, T, D], and {name} is not one; leave it out")
+        raise ValueError(f"mask belongs to a batch [B, T, D], and {name} is not a batch; leave it out")
     return [(f"{name}[{i}]", table) for i, table in enumerate(value)] if is_list else [(name, value)]
 
 

@@ -92,7 +92,7 @@ def train_runs(
     Args:
       config, runs, source: the experiment's config, its runs of this program, and the videos.
       session: of the program; None in a notebook.
-      show_parameters: log the table of parameters, not only their number.
+      show_parameters: log the table of parameters of the first run, not only their number.
       profile: write a trace of a few steps into the folder of the first run that trains.
 
     Raises:
@@ -109,8 +109,9 @@ def train_runs(
         logging.info("%s: finished before, %s", run.title, summary(results))
     diverged = {}
     if waiting:
-        profiled = waiting[0].directory if profile else None
-        diverged = _train_all(_make_job(config, runs, source, session or Session(), show_parameters, profiled), waiting)
+        first = waiting[0].directory
+        shown, profiled = first if show_parameters else None, first if profile else None
+        diverged = _train_all(_make_job(config, runs, source, session or Session(), shown, profiled), waiting)
     elif profile:
         logging.warning("%s: no trace is written, because nothing is trained; use --noresume", runs[0].title)
     runtime.wait_for_all("results are written")
@@ -129,7 +130,7 @@ class _Job:
     program: Program
     examples: Sequence[Example]  # the training videos, without teachers
     forward: Mapping  # how videos are batched for predictions
-    show_parameters: bool
+    shown: epath.Path | None  # the folder of the run whose table of parameters is logged
     profile: epath.Path | None  # the folder of the run that is traced
 
     @property
@@ -142,7 +143,7 @@ def _make_job(
     runs: Sequence[Run],
     source: Source,
     session: Session,
-    show_parameters: bool,
+    shown: epath.Path | None,
     profile: epath.Path | None,
 ) -> _Job:
     """What the runs share. Its program has the terms of finished runs, too, so that a resumed run keeps its program."""
@@ -151,7 +152,7 @@ def _make_job(
     num_snippets = sum(len(example.features) for example in examples)
     program = make_program(config.training, [run.manifest for run in runs], len(examples), num_snippets)
     forward = {"batch_size": config.evaluation.batch_size, "num_buckets": config.training.length_buckets}
-    return _Job(config, source, session, program, examples, forward, show_parameters, profile)
+    return _Job(config, source, session, program, examples, forward, shown, profile)
 
 
 class _Diverged(Exception):
@@ -218,12 +219,12 @@ def _train(job: _Job, runs: Sequence[Run], done: int, stopped: tuple[int, int] |
         keepers = [stack.enter_context(Checkpoints(run.directory, after_epoch=done)) for run in runs]
         logs = [stack.enter_context(Log(run.directory, after_epoch=part.epoch - 1)) for run in writers]
         steps = (part.epoch - 1) * job.steps_per_epoch + part.steps
-        bar = stack.enter_context(Progress(title, training.epochs * job.steps_per_epoch, steps))
         if steps:
             within = f" and {part.steps} of {job.steps_per_epoch} steps" if part.steps else ""
             logging.info("%s: continues after epoch %d of %d%s", title, part.epoch - 1, training.epochs, within)
         else:
-            _announce(runs, model_params(population.states.params), job.show_parameters)
+            _announce(runs, model_params(population.states.params), runs[0].directory == job.shown)
+        bar = stack.enter_context(Progress(title, training.epochs * job.steps_per_epoch, steps))
         stack.enter_context(job.session.unsaved)
         saved = part.epoch, part.steps
         for epoch in range(part.epoch, training.epochs + 1):

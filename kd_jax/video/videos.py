@@ -4,7 +4,7 @@
     for snippet in cut_snippets(video, 'rgb', Sampling()): ...  # [16, 224, 224, 3] uint8
 
 Frames are streamed: a video of any length needs the memory of one snippet. The defaults are those of Carreira and
-Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV come with `pip install -e .[video]`.
+Zisserman (CVPR 2017); flow is clipped to ±20 pixels per frame. PyAV and OpenCV come with `pip install 'kd_jax[video]'`.
 """
 
 import argparse
@@ -510,7 +510,7 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         import av  # here because only videos need it
         from av.stream import Disposition
     except ImportError:
-        raise VideoError(f"{path}: videos need PyAV and OpenCV; pip install -e .[video]") from None
+        raise VideoError(f"{path}: videos need PyAV and OpenCV; pip install 'kd_jax[video]'") from None
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, OSError) as error:

@@ -83,7 +83,7 @@ Charades_v1_train.csv and Charades_v1_test.csv (AI2), or charades.json in the co
 one folder of <video>.npy per modality, [T, 1024] or [T, 1, 1, 1024], one row per 8 frames at 24 frames per second
 class names (optional): --classes=Charades_v1_classes.txt; otherwise c000 … c156
 
-python -m data_prep.build --dataset=charades --annotations=Charades_v1_train.csv \\
+kd-jax build --dataset=charades --annotations=Charades_v1_train.csv \\
     --annotations=Charades_v1_test.csv --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/charades""",
     head="dense",
     unit="seconds",

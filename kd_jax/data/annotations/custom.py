@@ -349,7 +349,7 @@ annotation files   of VIA 3, ELAN, Label Studio, X-AnyLabeling, ActivityNet; CSV
 --classes=FILE     one name per line, the line number from 0 is the class id (the names in the annotations, sorted)
 one folder of <video>.npy per modality
 
-python -m data_prep.build --dataset=custom --annotations=annotations.csv --test_fraction=0.3 --videos=VIDEO_DIR \\
+kd-jax build --dataset=custom --annotations=annotations.csv --test_fraction=0.3 --videos=VIDEO_DIR \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/mine""",
     head="dense",
     unit="seconds",

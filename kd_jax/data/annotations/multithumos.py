@@ -12,7 +12,7 @@ multithumos.json (super-events, PDAN), with classes 1 … 65, times in seconds
 one folder of <video>.npy per modality, [T, 1024] or [T, 1, 1, 1024]
 class names (optional): --classes=class_list.txt ("1 BaseballPitch" …); otherwise class_01 … class_65
 
-python -m data_prep.build --dataset=multithumos --annotations=multithumos.json \\
+kd-jax build --dataset=multithumos --annotations=multithumos.json \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/multithumos""",
     head="dense",
     unit="seconds",

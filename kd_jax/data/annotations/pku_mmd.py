@@ -84,7 +84,7 @@ Train_Label_PKU_final/<video>.txt, and cross-subject.txt or cross-view.txt
 one folder of <video>.npy per modality (I3D 1024, AGCN 256), one row per 16 frames; other strides: --stride
 class names (optional): --classes=FILE of 51 lines; otherwise action_01 … action_51
 
-python -m data_prep.build --dataset=pku_mmd --annotations=Train_Label_PKU_final --annotations=cross-subject.txt \\
+kd-jax build --dataset=pku_mmd --annotations=Train_Label_PKU_final --annotations=cross-subject.txt \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --features=pose=POSE_DIR --output=data/pku_mmd""",
     head="sparse",
     unit="frames",

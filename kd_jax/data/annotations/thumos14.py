@@ -157,7 +157,7 @@ DESCRIPTION = base.Description(
 thumos14.json (ActionFormer) or thumos_14_anno.json (OpenTAD): {"database": {video: …}}
 I3D features of the same projects: <video>.npy, [T, 2048] = rgb ‖ flow, 16 frames every 4 frames
 
-python -m data_prep.build --dataset=thumos14 --annotations=thumos14.json --features=rgb+flow=I3D_DIR \\
+kd-jax build --dataset=thumos14 --annotations=thumos14.json --features=rgb+flow=I3D_DIR \\
     --output=data/thumos14""",
     head="sparse",
     unit="seconds",

@@ -10,7 +10,7 @@ smarthome_CS_51.json or smarthome_CV_51.json (cross-subject, cross-view), from t
 one folder of <video>.npy per modality, [T, 1024] or [T, 1, 1, 1024] (pose 256), one row per 16 frames
 class names (optional): --classes=FILE of 51 lines; otherwise class_00 … class_50
 
-python -m data_prep.build --dataset=tsu --annotations=smarthome_CS_51.json \\
+kd-jax build --dataset=tsu --annotations=smarthome_CS_51.json \\
     --features=rgb=RGB_DIR --features=flow=FLOW_DIR --output=data/tsu""",
     head="dense",
     unit="frames",

@@ -41,7 +41,7 @@ DESCRIPTION = base.Description(
 Depth, Inertial and Skeleton of the public archive, unpacked into one folder: a1_s1_t1_depth.mat, …
 --seed=N           of the order of the clips and of the pauses between them (0)
 
-python -m data_prep.build --dataset=utd_mhad --archive=UTD-MHAD --output=data/utd_mhad""",
+kd-jax build --dataset=utd_mhad --archive=UTD-MHAD --output=data/utd_mhad""",
     head="dense",
     unit="seconds",
     fps=30.0,

@@ -3,7 +3,7 @@
     weights = read_weights(Path('i3d_rgb.npz'))
     weights.model.apply(weights.variables, clips)
 
-`python -m data_prep.convert_weights` writes such files from published weights.
+`kd-jax convert-weights` writes such files from published weights.
 """
 
 import dataclasses
@@ -164,7 +164,7 @@ def read_weights(path: Path, *, dtype: jnp.dtype = jnp.float32) -> Weights:
       ValueError: for a file in another format; for arrays that are missing, unknown, of another shape or not finite,
         with a list of them.
     """
-    remedy = "make one with python -m data_prep.convert_weights --state=FILE --output=FILE.npz"
+    remedy = "make one with kd-jax convert-weights --state=FILE --output=FILE.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of encoder weights; {remedy}")
     try:
