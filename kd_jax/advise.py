@@ -91,8 +91,8 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
-        if not distilled.weights.soft_cross_entropy:
-            del mixed["options"]  # with them, this student would need another program
+        if not distilled.weights.soft_cross_entropy:  # with these, this student would need another program
+            del mixed["options"], mixed["balance"]
         made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 

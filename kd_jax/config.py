@@ -52,7 +52,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "task_weight": 1.0,  # of the task loss; 0 = only distil, and keep the last epoch
         "starts_from": placeholder(str),  # a run of the same modality, filter and size; it gives initial parameters
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
-        #                     term's gradient at the student's features, relative to that of the task
+        #                     term's gradient at the student's features, relative to that of the task; 'competence' =
+        #                     as 'loss', and terms of features count less if the teacher explains the labels less
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -66,14 +67,15 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
         make_run("rgb", teachers=("flow_teacher",), **soft_labels(0.5, WEIGHTS))  # the same as **DISTILLATION
 
     The cross-entropy is linear in its target, so this is the task loss and `soft_cross_entropy` with these weights. In
-    sparse data sets the background counts as much as a class. `weights` are those of other terms.
+    sparse data sets the background counts as much as a class. `weights` are those of other terms, which count less if
+    the teacher explains the labels less (`kd_jax.losses.competence`).
     """
     terms = {**(weights or {}), "soft_cross_entropy": weight}
     options = {"soft_cross_entropy": {"background_weight": 1.0}}
-    return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options}
+    return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options, "balance": "competence"}
 
 
-# The default: soft labels and the three levels. It gains on three of four data sets (docs/evidence.md).
+# The default: soft labels and the three levels. docs/evidence.md shows what it gains.
 SHARE = 0.5  # of the teacher's probabilities in the labels
 DISTILLATION = soft_labels(SHARE, WEIGHTS)
 

@@ -535,7 +535,10 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
         ),
         (lambda c: c.choices.update(best=()), "choices.best .*and at least one run"),
         (lambda c: c.runs.augmented_rgb.update(baseline="vanilla"), "runs.augmented_rgb.baseline='vanilla'"),
-        (lambda c: c.runs.augmented_rgb.update(balance="norm"), "balance='norm'; it must be one of loss, gradient"),
+        (
+            lambda c: c.runs.augmented_rgb.update(balance="norm"),
+            "balance='norm'; it must be one of loss, gradient, c",
+        ),
         (lambda c: c.runs.augmented_rgb.update(hidden=0), "runs.augmented_rgb.hidden=0; it must be at least 1"),
         (lambda c: c.teachers.update(flow_teacher="x"), "teachers.flow_teacher needs a name that no run"),
         (lambda c: c.runs.augmented_rgb.update(teachers=("flow_teacher",) * 2), "teachers names flow_teacher twice"),

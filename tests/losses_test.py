@@ -313,3 +313,38 @@ def test_an_option_of_another_form_is_refused():
         losses.atomic(STUDENT, TEACHER, MASK, form="margin", temperature=7.0, negatives=NEGATIVES)
     with pytest.raises(TypeError, match="atomic_infonce.* unexpected keyword argument 'noise_ratio'"):
         losses.atomic(STUDENT, TEACHER, MASK, form="infonce", noise_ratio=7.0, negatives=NEGATIVES)
+
+
+def test_competence_by_hand():
+    mask = jnp.array([[True, True, True, True, False]])
+    labels = jnp.array([[[1, 0], [1, 0], [0, 0], [0, 1], [1, 1]]])
+    certain = 40.0 * (labels - 0.5)
+    assert losses.competence(certain, labels, mask) == pytest.approx(1)
+    assert losses.competence(-certain, labels, mask) == 0
+    # Base rates 1/2 and 1/4: E = log 2 + 1/4 log 4 + 3/4 log 4/3. The teacher knows the second class alone.
+    constant = np.log(2) + np.log(4) / 4 + np.log(4 / 3) * 3 / 4
+    half = jnp.concatenate([0 * certain[..., :1], certain[..., 1:]], axis=-1)
+    assert losses.competence(half, labels, mask) == pytest.approx(max(0, 1 - 2 * np.log(2) / constant), abs=1e-5)
+    quarter = jnp.concatenate([jnp.log(4.0) * jnp.sign(certain[..., :1]), certain[..., 1:]], axis=-1)  # 4/5 each time
+    assert losses.competence(quarter, labels, mask) == pytest.approx(1 - 2 * np.log(5 / 4) / constant, abs=1e-5)
+    # With a background, the distribution of the four snippets is 1/2, 1/4, 1/4.
+    background = jnp.log(jnp.array([[[8, 1, 1], [8, 1, 1], [1, 1, 8], [1, 8, 1], [1, 1, 1]]]) / 10)
+    expected = 1 - 2 * np.log(10 / 8) / (1.5 * np.log(2))
+    assert losses.competence(background, labels, mask) == pytest.approx(expected, abs=1e-5)
+    for nothing in (jnp.zeros_like(mask), mask & (labels[..., 0] == 1) & (labels[..., 1] == 0)):
+        assert losses.competence(certain, labels, nothing) == 0  # no snippet, or no label that changes
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_competence_ignores_the_padding_and_gives_the_teacher_no_gradient(width):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((2, 9, 3)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=(2, 9, width)).astype(np.float32)
+    logits[..., :3] += 6 * labels - 3
+    mask = np.arange(9)[None] < np.array([[9], [5]])
+    found = losses.competence(jnp.array(logits), jnp.array(labels), jnp.array(mask))
+    assert 0 < found < 1 and found.dtype == jnp.float32
+    logits[~mask], labels[~mask] = np.nan, np.nan
+    assert jax.jit(losses.competence)(logits, labels, mask) == pytest.approx(float(found), rel=1e-6)
+    gradient = jax.grad(losses.competence)(jnp.array(logits), jnp.array(labels), jnp.array(mask))
+    np.testing.assert_array_equal(gradient, 0)

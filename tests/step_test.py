@@ -13,6 +13,7 @@ from kd_jax import config as schema
 from kd_jax import losses
 from kd_jax.data import synthetic
 from kd_jax.data.batches import make_examples
+from kd_jax.losses import competence
 from kd_jax.masking import mask_out, masked_mean
 from kd_jax.models import FILTERS, Detector
 from kd_jax.training import terms
@@ -153,7 +154,7 @@ def test_terms_need_a_teacher_and_balances_are_known():
     batch, teacher = make_batch()
     with pytest.raises(ValueError, match="the terms atomic compare with a teacher, but no teacher was given"):
         values_of(make_program(["atomic"]), teacher, [], batch)
-    with pytest.raises(ValueError, match="balance must be one of loss, gradient; got 'norm'"):
+    with pytest.raises(ValueError, match="balance must be one of loss, gradient, competence; got 'norm'"):
         make_program(balance="norm")
 
 
@@ -192,9 +193,14 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     program = make_program(WEIGHTS, balance=balance, patience=0, gradient_norms=True)
     program = dataclasses.replace(program, optimization=Optimization(optimizer="sgd"))
     state, (batch, teacher) = make_state(program), make_batch()
+    teacher = dataclasses.replace(teacher, logits=teacher.logits + 8 * (batch.labels - 0.5))  # it knows most labels
     after, metrics = jax.jit(make_train_step(program))(state, (teacher,), batch, settings(WEIGHTS))
     ratio = {t: float(metrics["gradient/task"] / metrics[f"gradient/{t}"]) for t in WEIGHTS}
-    effective = {t: w * (ratio[t] if balance == "gradient" else 1) for t, w in WEIGHTS.items()}
+    factors = {"loss": dict.fromkeys(WEIGHTS, 1.0), "gradient": ratio}
+    of_teacher = float(competence(teacher.logits, batch.labels, batch.mask))
+    assert 0.5 < of_teacher < 1
+    factors["competence"] = {t: 1.0 if TERMS[t].needs_logits else of_teacher for t in WEIGHTS}
+    effective = {t: w * factors[balance][t] for t, w in WEIGHTS.items()}
     expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kd_jax.losses.atomic_level import ATOMIC_FORMS, atomic, atomic_infonce, atomic_margin, atomic_nce, sample_negatives
 from kd_jax.losses.boundary_level import boundary, saliency
 from kd_jax.losses.cross_modal import cosine_imitation, graph_distillation, hint
-from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
+from kd_jax.losses.detection import competence, sigmoid_cross_entropy, softmax_cross_entropy_with_background
 from kd_jax.losses.global_level import global_context
 from kd_jax.losses.relational import pairwise_similarity, rkd_angle, rkd_distance, similarity_preserving
 from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ATOMIC_FORMS", "ContrastiveDistillation", "Critic", "HolisticDistillation", "LearnedGraph", "Memory"]
 __all__ += ["ProjectionHead", "atomic", "atomic_infonce", "atomic_margin", "atomic_nce", "boundary", "cosine_imitation"]
-__all__ += ["crd", "global_context", "graph_distillation", "hint", "logit_distillation", "new_memory"]
+__all__ += ["competence", "crd", "global_context", "graph_distillation", "hint", "logit_distillation", "new_memory"]
 __all__ += ["pairwise_similarity", "rkd_angle", "rkd_distance", "saliency", "sample_negatives", "sigmoid_cross_entropy"]
 __all__ += ["similarity_preserving", "soft_cross_entropy", "softmax_cross_entropy_with_background"]
 

@@ -63,8 +63,37 @@ def softmax_cross_entropy_with_background(
             f"background; got logits {logits.shape}, labels {labels.shape}, mask {mask.shape}."
         )
     logits, labels = (mask_out(x.astype(jnp.float32), mask) for x in (logits, labels))
+    entropy = -jnp.sum(_with_background(labels) * jax.nn.log_softmax(logits), axis=-1)
+    return reduce_snippets("softmax_cross_entropy_with_background", entropy, mask, reduction)
+
+
+def _with_background(labels: jax.Array) -> jax.Array:
+    """The label distribution with the background last, `[B, T, C] -> [B, T, C+1]`."""
     total = jnp.sum(labels, axis=-1, keepdims=True)
     background = total <= 0
-    target = jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)
-    entropy = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
-    return reduce_snippets("softmax_cross_entropy_with_background", entropy, mask, reduction)
+    return jnp.concatenate([labels / jnp.where(background, 1.0, total), background.astype(jnp.float32)], axis=-1)
+
+
+def competence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """How much more of the labels a teacher explains than it leaves open, over all valid snippets of a batch.
+
+    `K = max(0, 1 − 2 L / E)`, where L is the task loss of the teacher and E that of the best constant prediction, the
+    base rate of each class in the batch. A teacher that predicts the labels exactly has 1; one that leaves half of E or
+    more has 0. No gradient reaches the teacher.
+
+    Args:
+      logits: of the teacher, `[B, T, C]`, or `[B, T, C+1]` with the background last.
+      labels: `[B, T, C]`, in [0, 1].
+      mask: `[B, T]` bool.
+
+    Returns: a float32 scalar in [0, 1]; 0 for an empty mask, and if no label changes.
+    References: [default]; docs/evidence.md has what it gains.
+    """
+    is_dense = logits.shape[-1] == labels.shape[-1]
+    loss = (sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background)(logits, labels, mask)
+    labels = mask_out(labels.astype(jnp.float32), mask)
+    rates = [labels, 1.0 - labels] if is_dense else [_with_background(labels)]
+    means = [jnp.sum(mask_out(rate, mask), axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1) for rate in rates]
+    constant = -sum(jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-30))) for mean in means)
+    explained = jnp.where(constant > 1e-6, 1.0 - 2.0 * loss / jnp.maximum(constant, 1e-6), 0.0)
+    return jax.lax.stop_gradient(jnp.clip(explained, 0.0, 1.0))

@@ -17,13 +17,14 @@ import numpy as np
 import optax
 
 from kd_jax import runtime
+from kd_jax.losses import competence
 from kd_jax.models import Detector
 from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
 from kd_jax.training.terms import TASKS, ChosenTerm
 from kd_jax.types import Array, Batch, Outputs
 
-BALANCES = ("loss", "gradient")
+BALANCES = ("loss", "gradient", "competence")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Program:
 
     `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
     every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
+    'competence': it multiplies the term, and terms that compare features also the competence of the teachers.
     `gradient_norms`: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
     pass through the losses, but not through the model.
     """
@@ -121,15 +123,17 @@ def make_gradient(program: Program) -> Callable:
             variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
             student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
             owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
-            losses = loss_parts(program, teachers, batch, term_key, settings.weights, owned)
+            parts = loss_parts(program, teachers, batch, term_key, settings.weights, owned)
             weights, norms = settings.weights, {}
             if measure:
                 kernel = params[program.model.last_head]["kernel"]
-                norms = gradient_norms(losses, *jax.lax.stop_gradient((student, kernel)))
+                norms = gradient_norms(parts, *jax.lax.stop_gradient((student, kernel)))
             if program.balance == "gradient":
                 weights = balanced_weights(weights, norms)
+            elif program.balance == "competence":
+                weights = competent_weights(program.terms, weights, teachers, batch)
             values, memory = {}, {}
-            for name, loss in losses.items():
+            for name, loss in parts.items():
                 values[name], memory[name] = loss(student)
             total = sum(weights[name] * value for name, value in values.items())
             return total, (values, norms, {name: after for name, after in memory.items() if after})
@@ -229,3 +233,16 @@ def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.A
         if name != "task"
     }
     return {"task": weights["task"], **scaled}
+
+
+def competent_weights(
+    terms: Sequence[ChosenTerm], weights: Mapping[str, Array], teachers: Sequence[Outputs], batch: Batch
+) -> dict[str, Array]:
+    """Weights times the mean competence of the teachers, for terms that compare features; the others stay.
+
+    A teacher that is a folder of features has no logits, and the competence 1.
+    """
+    known = [competence(each.logits, batch.labels, batch.mask) for each in teachers if each.logits.shape[-1]]
+    mean = (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
+    of_features = {chosen.name for chosen in terms if not chosen.term.needs_logits}
+    return {name: weight * mean if name in of_features else weight for name, weight in weights.items()}
