@@ -164,7 +164,7 @@ def read_array(path: Path, kind: Kind) -> np.ndarray:
     if not fits or not array.size or array.dtype.kind not in "fiu":
         expected = f"numbers [{', '.join(str(n or 'T') for n in kind.shape)}]"
         raise ValueError(f"{kind.array} is {array.dtype} {list(array.shape)}, expected {expected}")
-    base.check_finite(array)
+    base.check_finite(array.reshape(len(array), -1))
     return array
 
 

@@ -34,6 +34,7 @@ from kd_jax.training.teachers import given_folders, given_run
 
 FACTORS = 0.1, 3.0  # of the weights of the config's distilled run, which is tried unchanged, too
 SOFT_LABELS = 0.7  # share of the teacher's probabilities in the labels
+FAIR = 0.25  # of the epochs, from which a trial may advise against distillation
 SHORT = 0.3  # of the time: an epoch that is shorter is measured twice
 SEEDS = 2, 5  # the fewest, and the most if all epochs fit the time
 
@@ -144,6 +145,8 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
     best = max(commands, key=lambda name: validation[name])
     if validation[best] <= validation[plain]:
         none = f"none of the {len(commands)} distilled students is better than {plain} in validation"
+        if results["epochs"] < FAIR * epochs:
+            return [f"Too short to say: {none}.", *_limits(results, epochs, minutes)]
         return [f"Distillation is not worth it with these weights: {none}.", *_limits(results, epochs, minutes)]
     gain, where = rows[best]["gain"], "on the test videos"
     if gain is None:
@@ -221,8 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = _advise(trial, config.training.epochs, config.seeds, given, workdir, session)
             advice = recommend(results, commands, config.training.epochs, given.minutes)
             below = "\n\n".join(["", *advice]) + "\n"
-            write_atomically(workdir / "advice.md", (markdown(results).rstrip() + below).encode())
-            print(f"\n{for_terminal(results).rstrip()}{below}\nSaved in {workdir}/advice.md.")
+            write_atomically(workdir / "advice.md", (markdown(results, is_trial=True).rstrip() + below).encode())
+            print(f"\n{for_terminal(results, is_trial=True).rstrip()}{below}\nSaved in {workdir}/advice.md.")
         except Exception as error:
             fail(error, workdir, session, program="kd_jax.advise")
 

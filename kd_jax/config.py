@@ -298,7 +298,7 @@ def remove_students(config: ConfigDict, name: str) -> tuple[str, ConfigDict]:
 
     Returns the name of that student, and the student, which is removed, too.
     """
-    if (plain := config.runs.get(config.baseline)) is None:
+    if (plain := config.runs.get(config.baseline or "")) is None:
         raise ValueError(f"{name} has no baseline; name its plain student in config.baseline")
     others = {run: made for run, made in config.runs.items() if run != config.baseline}
     student = next((run for run, made in others.items() if made.teachers and made.modality == plain.modality), None)

@@ -166,6 +166,14 @@ def test_the_recommendation(found, paragraphs):
     assert advise.recommend(found, COMMANDS, 24, 20.0) == paragraphs
 
 
+def test_few_epochs_are_too_short_to_advise_against_distillation():
+    found = results([31.0] * 2, ("x3", [30.0] * 2, [6.0] * 2), ("own", [31.0] * 2, [6.0] * 2)) | {"epochs": 5}
+    assert advise.recommend(found, COMMANDS, 24, 20.0) == [
+        "Too short to say: none of the 2 distilled students is better than plain in validation.",
+        "The runs have 5 of 24 epochs and 2 seeds; more epochs may change this: --minutes=40.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -773,7 +773,7 @@ def test_any_label_lines_of_pku_mmd_are_read_or_named(tmp_path_factory, lines):
 def test_every_data_set_with_files_has_a_reader():
     for name in ("custom", "tsu", "charades", "multithumos", "thumos14", "pku_mmd"):
         description = describe(name)
-        assert description.read and description.head in ("dense", "sparse") and "data_prep.build" in description.needs
+        assert description.read and description.head in ("dense", "sparse") and "kd-jax build" in description.needs
         assert len(set(description.names)) == len(description.names)
     assert [len(describe(n).names) for n in ("tsu", "charades", "multithumos", "thumos14", "pku_mmd")] == [
         51,

@@ -170,7 +170,7 @@ WRONG_TURNS = {
     ),
     "missing data_dir": (
         lambda c: c.dataset.update(name="tsu", data_dir="/nowhere/tsu"),
-        "/nowhere/tsu.*data_prep.build",
+        "/nowhere/tsu.*kd-jax build",
     ),
     "epochs": (lambda c: c.training.update(epochs=0), "training.epochs=0; it must be at least 1"),
     "dropout": (lambda c: c.model.update(dropout=1.0), "model.dropout=1.0"),
@@ -670,7 +670,7 @@ def test_markdown_by_hand(monkeypatch):
         "| a   | rgb   | –           |     10.00 |  9.00 |           – |",
         "| bb  | rgb   | t           |     12.50 | 11.50 |       +2.50 |",
         "",
-        "One seed cannot show whether gains are real (bb +2.50); add `--config.seeds=5`.",
+        "One seed cannot show whether a difference is real; add `--config.seeds=5`.",
     ]
     assert markdown(results, width=200) == table
     assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
@@ -686,8 +686,8 @@ def test_markdown_by_hand(monkeypatch):
         "| a   | rgb   |     10.00 |           – |",
         "| bb  | rgb   |     12.50 |       +2.50 |",
         "",
-        "One seed cannot show whether gains are real",
-        "(bb +2.50); add `--config.seeds=5`.",
+        "One seed cannot show whether a difference is",
+        "real; add `--config.seeds=5`.",
     ]
 
 

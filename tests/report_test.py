@@ -220,7 +220,7 @@ def test_the_report_opens_without_network_on_any_screen(visit, report, width, sc
     expect(page.get_by_role("heading", level=2)).to_have_text(
         ["Results", "Timeline", "Classes", "Figures", "How it was made"]
     )
-    expect(page.locator(".diagnosis")).to_contain_text("is not measurably better than rgb (+2.50 [-3.85, +8.85])")
+    expect(page.locator(".diagnosis")).to_contain_text("does not differ measurably from rgb (+2.50 [-3.85, +8.85])")
     expect(page.locator("#results tbody tr").nth(2)).to_contain_text("40.50 ± 6.35")
     gains = page.locator("#results tbody span:not(.dot)")  # green only if the interval does not contain 0
     assert [(gain.text_content(), gain.get_attribute("class")) for gain in gains.all()] == [

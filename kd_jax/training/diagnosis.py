@@ -15,12 +15,14 @@ from kd_jax.training.logs import SELECTION
 _NAMED = 3  # runs, classes or pairs that are named; more are counted
 _FAR = 5.0, 1.25  # validation is far above the test: points, and ratio
 _VALIDATION = "validation"  # a column of the table
+BETTER, WORSE = "is better than", "is worse than"
 
 
-def diagnose(results: Mapping) -> list[str]:
+def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
     """Returns sentences on teachers, streams, gains, the number of epochs, validation, and what to try next.
 
-    Backticks enclose options and commands. `results` may come from an older version.
+    Backticks enclose options and commands. `results` may come from an older version. With `is_trial`, what to try next
+    and the number of epochs are left out, because `kd-jax advise` says that itself.
     """
     rows = {row["run"]: row for row in results["rows"]}
     students = [row for row in rows.values() if row["teachers"] and row["baseline"] in rows.keys() - {row["run"]}]
@@ -31,9 +33,9 @@ def diagnose(results: Mapping) -> list[str]:
         *_on_teachers(rows, students, column),
         *_on_fusions(rows, column),
         *_on_gains(students),
-        *_on_epochs(results),
+        *([] if is_trial else _on_epochs(results)),
         *_on_validation(results, column),
-        *_on_next_steps(rows, students, column),
+        *([] if is_trial else _on_next_steps(rows, students, column)),
     ]
 
 
@@ -73,7 +75,7 @@ def _on_teachers(rows: Mapping, students: Sequence[Mapping], column: str) -> lis
             continue
         (first, gain), *others = known.items()
         word = _compare(gain)
-        text = f"The teacher {teacher} is {word} {baseline} {_where(first)} ({describe_gain(gain)})"
+        text = f"The teacher {teacher} {word} {baseline} {_where(first)} ({describe_gain(gain)})"
         for name, other in others:
             again = "" if _compare(other) == word else f"{_compare(other)} it "
             text += f" and {again}{_where(name)} ({describe_gain(other)})"
@@ -119,11 +121,9 @@ def _on_fusions(rows: Mapping, column: str) -> list[str]:
         best = max(members, key=lambda member: _mean(member, column) or 0.0)
         if not (gain := _difference(row, best, column)):
             continue
-        lead = "complement each other" if _compare(gain) == "better than" else "do not measurably complement each other"
-        where = f"{_where(column)} ({describe_gain(gain)})"
-        sentences.append(
-            f"The streams of {name} {lead}: it is {_compare(gain)} {best['run']}, the best of them, {where}."
-        )
+        lead = "complement" if _compare(gain) == BETTER else "do not complement"
+        text = f"The streams of {name} {lead} each other: their fusion {_compare(gain)} {best['run']}, the best stream"
+        sentences.append(f"{text}, {_where(column)} ({describe_gain(gain)}).")
     return sentences[:_NAMED]
 
 
@@ -133,16 +133,14 @@ def _on_gains(students: Sequence[Mapping]) -> list[str]:
     if not known:
         return []
     if len(known[0]["gain"]) == 1:
-        gains = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in known[:_NAMED]])
-        gains = gains if len(known) <= _NAMED else f"{len(known)} distilled runs"
-        return [f"One seed cannot show whether gains are real ({gains}); add `--config.seeds=5`."]
+        return ["One seed cannot show whether a difference is real; add `--config.seeds=5`."]
     if len(known) > _NAMED:
         return [_count_gains(known)]
     sentences = []
     for row in known:
         says = "the interval excludes 0" if excludes_zero(paired_interval(row["gain"])) else "the interval contains 0"
         word = _compare(row["gain"])
-        sentences.append(f"{row['run']} is {word} {row['baseline']} ({describe_gain(row['gain'])}): {says}.")
+        sentences.append(f"{row['run']} {word} {row['baseline']} ({describe_gain(row['gain'])}): {says}.")
     return sentences
 
 
@@ -151,10 +149,10 @@ def _count_gains(students: Sequence[Mapping]) -> str:
     found: dict[str, list[Mapping]] = {}
     for row in students:
         found.setdefault(_compare(row["gain"]), []).append(row)
-    better = sorted(found.get("better than", []), key=lambda row: -np.mean(row["gain"]))
+    better = sorted(found.get(BETTER, []), key=lambda row: -np.mean(row["gain"]))
     shown = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in better[:_NAMED]])
     most = f" (best: {shown})" if better else ""
-    worse = len(found.get("worse than", []))
+    worse = len(found.get(WORSE, []))
     rest = len(students) - len(better) - worse
     counts = f"{_are(len(better))} better than the plain student{most} and {_are(worse)} worse"
     unsure = f"; {rest} show{'s'[: rest == 1]} no measurable difference" if rest else ""
@@ -168,6 +166,8 @@ def _are(count: int) -> str:
 def _on_epochs(results: Mapping) -> list[str]:
     """Whether training ended too early."""
     num_epochs, chosen = results.get("epochs", 0), [row for row in results["rows"] if row.get("best_epoch")]
+    if num_epochs and results.get("validation", {}).get("videos") == 0:
+        return ["Without validation videos, nothing shows whether training was long enough."]
     late = [row["run"] for row in chosen if still_improving(row["best_epoch"], num_epochs)]
     if not late:
         return []
@@ -211,32 +211,19 @@ def _on_distance(results: Mapping, rows: Sequence[Mapping]) -> list[str]:
 
 
 def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> list[str]:
-    """One sentence on what to try next; none if the sentences before have said it."""
-    known = [row for row in students if row["gain"]]
+    """One sentence on what to try next; none for one seed, which needs more seeds first."""
+    known = [row for row in students if row["gain"] and len(row["gain"]) > 1]
     if not known:
         return []
-    if real := [row for row in known if _compare(row["gain"]) == "better than" and len(row["gain"]) > 1]:
+    if real := [row for row in known if _compare(row["gain"]) == BETTER]:
         best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
         return [f"Next, run `kd-jax analyse` to see in which classes and actions {best} gains."]
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
-    compared = [_compare(gain) for gain in pairs if gain]
-    if compared and "better than" not in compared:
-        return [_for_weak_teachers(rows, known, column)]
-    if len(known[0]["gain"]) > 1:
-        return ["Next, try other weights with `kd-jax advise`, or more seeds."]
-    return []
-
-
-def _for_weak_teachers(rows: Mapping, students: Sequence[Mapping], column: str) -> str:
-    """What to try if no teacher is better than the plain student: a fusion that is, or another teacher."""
-    student = max(students, key=lambda row: _mean(row, _VALIDATION) or 0.0)
-    plain, name = rows[student["baseline"]], student.get("chosen", student["run"])
-    for fusion, row in rows.items():
-        gain = _difference(row, plain, column) if row.get("members") else None
-        if gain and _compare(gain) == "better than" and fusion not in student["teachers"]:
-            option = f"""`--config.runs.{name}.teachers="('{fusion}',)"`"""
-            return f"Next, let {name} learn from {fusion}, which is better than {plain['run']}: {option}."
-    return f"Next, train a better teacher or choose another one: none is better than {plain['run']}."
+    if pairs and all(gain and _compare(gain) == WORSE for gain in pairs):
+        return ["Next, train a better teacher or choose another one."]
+    if all(_compare(row["gain"]) == WORSE for row in known):
+        return ["Next, try smaller weights: `kd-jax advise` compares several."]
+    return ["Next, add seeds, or try other weights: `kd-jax advise` compares several."]
 
 
 def _difference(one: Mapping, other: Mapping, column: str) -> list[float] | None:
@@ -245,12 +232,13 @@ def _difference(one: Mapping, other: Mapping, column: str) -> list[float] | None
 
 
 def _compare(gain: Sequence[float]) -> str:
-    """A phrase for a difference, e.g. 'better than'; with one seed its sign decides."""
+    """A verb for a difference, e.g. BETTER; with one seed its sign decides."""
     mean = np.mean(gain)
     if len(gain) == 1 and mean == 0:
-        return "as good as"
-    unsure = len(gain) > 1 and not excludes_zero(paired_interval(gain))
-    return ("not measurably " if unsure else "") + ("better than" if mean >= 0 else "worse than")
+        return "is as good as"
+    if len(gain) > 1 and not excludes_zero(paired_interval(gain)):
+        return "does not differ measurably from"
+    return BETTER if mean >= 0 else WORSE
 
 
 def _where(column: str) -> str:

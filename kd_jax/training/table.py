@@ -108,13 +108,13 @@ def _chosen_epochs(results: Sequence[Mapping]) -> list[int]:
     return [result["best_epoch"] for result in results if "best_epoch" in result and "validation" in result]
 
 
-def markdown(results: Mapping, width: int = sys.maxsize) -> str:
+def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = False) -> str:
     """The table that the user sees: a row per run, a column per metric, mean ± standard deviation over seeds.
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
     Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
-    sentences of `diagnose`. Sentences are wrapped at `width`. A wider table loses columns, but never those of the run,
-    the first score, the gain and reported scores.
+    sentences of `diagnose`, which has `is_trial`. Sentences are wrapped at `width`. A wider table loses columns, but
+    never those of the run, the first score, the gain and reported scores.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -146,15 +146,16 @@ def markdown(results: Mapping, width: int = sys.maxsize) -> str:
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
     gains = any(len(row["gain"] or []) > 1 for row in rows)
-    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results)), *time]
+    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results, is_trial=is_trial)), *time]
     fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
     lines = [fill(f"{_caption(results)}{several}."), "", *_lines(cells, left), *map(fill, below)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def for_terminal(results: Mapping) -> str:
+def for_terminal(results: Mapping, *, is_trial: bool = False) -> str:
     """`markdown` in the width of the terminal; whole if the output goes to a file or a program."""
-    return markdown(results, shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return markdown(results, width, is_trial=is_trial)
 
 
 def _caption(results: Mapping) -> str:
