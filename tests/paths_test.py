@@ -58,7 +58,7 @@ def test_buckets_are_those_of_google(tmp_path, monkeypatch):
         main: ["--config=demo", "--workdir="],
         predict: ["--features=x", "--output=x", "--run="],
         report: ["--output="],
-        analyse: ["--workdir="],
+        analyse: [""],
     }.items():
         for address in wrong:
             with pytest.raises(SystemExit) as stopped:
