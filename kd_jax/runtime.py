@@ -274,13 +274,13 @@ def _show_own_messages() -> None:
         # orbax also logs, with tracebacks, the errors that it raises
         return record.levelno > std_logging.INFO and not (record.exc_info and "/orbax/" in record.pathname)
 
-    emit = handler.emit
+    emit = handler.python_handler.emit
 
     def emit_above_bars(record: std_logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stderr):
             emit(record)
 
-    handler.emit = emit_above_bars  # type: ignore[method-assign]
+    handler.python_handler.emit = emit_above_bars  # type: ignore[method-assign]
     handler.addFilter(is_shown)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for library in ("gcsfs", "asyncio", "onnx_ir"):  # what ends a command is reported in one sentence

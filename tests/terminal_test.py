@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,24 @@ def test_the_bar_shows_loss_and_validation_first_and_fits(columns, terms, monkey
     )
     assert max(map(len, lines)) == columns - 1  # tqdm leaves a column to the cursor
     assert "gradient" not in "".join(lines)
+
+
+def test_a_message_does_not_run_into_a_progress_bar():
+    program = """
+from absl import logging
+from kd_jax import runtime
+from kd_jax.training.logs import Progress
+runtime._show_own_messages()
+with Progress("run", 10, 0):
+    logging.warning("compiled")
+"""
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        subprocess.run([sys.executable, "-c", program], stderr=terminal, cwd=ROOT, check=True, timeout=120)
+        shown = re.split(r"[\r\n]+", os.read(master, 10000).decode())
+    os.close(master)
+    assert any(re.fullmatch(r"\d\d:\d\d:\d\d compiled", line) for line in shown), shown
+    assert sum(line.startswith("run   0%|") for line in shown) >= 2  # it is drawn again below the message
 
 
 def own(term=lambda s, t, m: jnp.square(s - t).mean(), reads=features, change=lambda x: x, score=None):
