@@ -74,6 +74,7 @@ with Progress("run", 10, 0):
     logging.warning("compiled")
 """
     master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     with os.fdopen(slave, "w") as terminal:
         subprocess.run([sys.executable, "-c", program], stderr=terminal, cwd=ROOT, check=True, timeout=120)
         shown = re.split(r"[\r\n]+", os.read(master, 10000).decode())
