@@ -672,7 +672,7 @@ def test_from_pixels_to_detections(figures, features, trained, tmp_path):
     more = [f"--video={tmp_path / name}" for name in ("damaged.mp4", "none.mp4")]  # do not affect the others
     printed = run(predict, *more, *command, f"--output={tmp_path / 'most'}", code=1)
     assert "1 video, " in printed and "2 could not be used:" in printed
-    assert "damaged.mp4 is damaged" in printed and "none.mp4 cannot be read as a video" in printed
+    assert "damaged.mp4 is damaged" in printed and "none.mp4: there is no such file or folder" in printed
     np.testing.assert_array_equal(read_arrays(tmp_path / "most" / "scores.npz")["figure_002"], scores)
 
 

@@ -122,7 +122,6 @@ def test_the_command_makes_figures_from_workdir_and_records(workdir, tmp_path, c
         ("--figures=,", "--figures: give at least one name"),
         ("--figures=tsne --perplexity=5000", "--perplexity=5000 must be below the number of snippets"),
         ("--classes=cup", "--classes: there is no class 'cup'; known classes: "),
-        ("--workdir=nowhere", "nowhere holds no finished experiment"),
         ("--data_dir=nowhere", "cannot be read .*--data_dir=DIR"),
     ],
 )
@@ -130,3 +129,8 @@ def test_a_mistake_ends_the_command_in_one_sentence(workdir, mistake, sentence, 
     with pytest.raises(SystemExit, match=f"^kd_jax.analyse: .*{sentence}"):
         analyse.main([str(workdir), *mistake.split(), f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_workdir_without_an_experiment_is_named():
+    with pytest.raises(SystemExit, match="^kd_jax.analyse: .*nowhere holds no finished experiment"):
+        analyse.main(["nowhere"])

@@ -75,8 +75,6 @@ def list_videos(places: Sequence[Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"there is no file or folder {place}")
         files, twice, notes = files_of(place, "rgb") if place.is_dir() else ({videos.name_of(place): place}, {}, [])
         for note in notes:
             logging.warning("--video: %s", note)

@@ -513,6 +513,8 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"{path}: videos need PyAV and OpenCV; pip install 'kd_jax[video]'") from None
     try:
         container = av.open(str(path), metadata_errors="ignore")
+    except FileNotFoundError:
+        raise VideoError(f"{path}: there is no such file or folder") from None
     except (av.FFmpegError, OSError) as error:
         advice = "if it is one, it is damaged or cut short; copy it again"
         raise VideoError(f"{path} cannot be read as a video ({_reason(error)}); {advice}") from None
