@@ -348,8 +348,9 @@ def test_the_command_resumes_and_lists_broken_files(figures, tmp_path):
     printed = run(extract, *command, "--workers=2", code=1)
     assert f"{output}: features of 3 files\n" in printed and "4 could not be used" in printed
     assert "b.mkv and b.mp4 would both become b.npy; rename one" in printed
-    for name in ("text.avi", "cut.mp4", "gone.mp4"):
+    for name in ("text.avi", "cut.mp4"):
         assert f"{name} cannot be read as a video" in printed
+    assert "gone.mp4: there is no such file or folder" in printed
     assert "the ending is not that of a video: a.srt, b.srt, c.srt, … (4 in all)" in printed
     assert "its subfolders are not searched: more" in printed
     assert "6/6 " in printed and "c: 6 snippets" in printed and "cut: could not be used" in printed
