@@ -155,8 +155,8 @@ def find_features(
     if there is none, and ValueError if names show several modalities or another one.
     """
     folder = FeatureFolder((modality,), Path(place), channels_first, pool)
+    remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
     if not any(character in str(place) for character in "{*?") and not folder.path.exists():
-        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
         raise FileNotFoundError(f"--features={place}: there is no such file or folder; {remedy}")
     if folder.path.is_file():
         files = {normalize(folder.path.stem): folder.path}
@@ -165,7 +165,6 @@ def find_features(
         folder = dataclasses.replace(folder, path=path, pattern=pattern, array=array)
         files = folder.files()
     if not files or not all(file.exists() for file in files.values()):
-        remedy = "give a folder of <video>.npy files, a pattern, one file, or records"
         raise FileNotFoundError(f"--features={place}: no feature file there; {remedy}")
     check_modality(folder, files, str(place), is_stated=is_stated)
     return folder, files
@@ -329,8 +328,6 @@ def _check_options(given: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join(lacking)} must be given; for instance {example}")
     if bool(given.features) == bool(given.video):
         raise ValueError("give either --features or --video")
-    if any(text.rpartition("=")[2].rstrip("/") == given.output.rstrip("/") for text in given.features or ()):
-        raise ValueError(f"--output={given.output} holds the features; choose another folder")
     if given.video:
         videos.refuse_vain(given, ["seconds_per_snippet", "split", "channels_first", "pool"], "--video")
     else:
@@ -343,6 +340,8 @@ def read_all(given: argparse.Namespace, detector: TrainedDetector) -> tuple[Tabl
     layout = {"channels_first": bool(given.channels_first), "pool": bool(given.pool)}
     found = {}
     for modality, (place, is_stated) in name_places(given.features, detector).items():
+        if Path(place) == Path(given.output):
+            raise ValueError(f"--output={given.output} holds the features; choose another folder")
         options = layout if holds_videos(place) else {**layout, "is_stated": is_stated}
         run = detector.reader(modality)
         found[modality] = read_inputs(place, given.split, run, given.seconds_per_snippet, **options)

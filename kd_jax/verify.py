@@ -96,7 +96,7 @@ def _check_json(run: RunFolder) -> bool:
     _require(is_own, f"{run.directory / 'config.json'} is that {found}; move the folder to its own place")
     _require(
         {"best_epoch", "scoring"} <= run.results.keys(),
-        f"{run.directory / 'results.json'} is not of a run; {AGAIN}",
+        f"{run.directory / 'results.json'} is not that of a run; {AGAIN}",
     )
     if run.source:
         of_run, remedy = run.config["dataset"]["fingerprint"], "move it to a workdir of its own"

@@ -13,6 +13,11 @@ from kd_jax import __version__
 from kd_jax.evaluation.intervals import describe_gain, over_seeds
 from kd_jax.inference.trained_detector import TrainedDetector
 
+_MEASURES = (
+    "frame mAP: average precision of the snippets, mean over the classes with actions in these videos;",
+    "all classes: over every class; up-sampled: at the frame rate of the ground truth.",
+)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -105,11 +110,7 @@ def _results(facts: Facts) -> list[str]:
         lines += ["On the test videos, in percent:", "", "| measure | this detector |", "| --- | ---: |"]
         lines += [f"| {title} | {value} |" for title, value in facts.scores.items()]
         lines += ["", f"± is {facts.interval}."] if facts.interval else []
-        lines += [
-            "",
-            "frame mAP: average precision of the snippets, mean over the classes with actions in these videos;",
-        ]
-        lines += ["all classes: over every class; up-sampled: at the frame rate of the ground truth."]
+        lines += ["", *_MEASURES]
     if facts.row and facts.results and len(facts.results["seeds"]) > 1:
         lines += ["", f"Mean of {len(facts.results['seeds'])} seeds of {facts.row['run']}, 95 % interval:", ""]
         for title, values in facts.row["scores"].items():

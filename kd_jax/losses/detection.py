@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.masking import check_mask, mask_out, reduce_snippets
+from kd_jax.masking import check_mask, mask_out, masked_mean, reduce_snippets
 
 
 def sigmoid_cross_entropy(
@@ -91,9 +91,9 @@ def competence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Arr
     """
     is_dense = logits.shape[-1] == labels.shape[-1]
     loss = (sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background)(logits, labels, mask)
-    labels = mask_out(labels.astype(jnp.float32), mask)
-    rates = [labels, 1.0 - labels] if is_dense else [_with_background(labels)]
-    means = [jnp.sum(mask_out(rate, mask), axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1) for rate in rates]
-    constant = -sum(jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-30))) for mean in means)
+    labels = labels.astype(jnp.float32)
+    shares = [labels, 1.0 - labels] if is_dense else [_with_background(labels)]
+    rates = [masked_mean(share, mask, axis=(0, 1)) for share in shares]
+    constant = -sum(jnp.sum(rate * jnp.log(jnp.maximum(rate, 1e-30))) for rate in rates)
     explained = jnp.where(constant > 1e-6, 1.0 - 2.0 * loss / jnp.maximum(constant, 1e-6), 0.0)
     return jax.lax.stop_gradient(jnp.clip(explained, 0.0, 1.0))

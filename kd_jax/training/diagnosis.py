@@ -15,7 +15,7 @@ from kd_jax.training.logs import SELECTION
 _NAMED = 3  # runs, classes or pairs that are named; more are counted
 _FAR = 5.0, 1.25  # validation is far above the test: points, and ratio
 _VALIDATION = "validation"  # a column of the table
-BETTER, WORSE = "is better than", "is worse than"
+_BETTER, _WORSE = "is better than", "is worse than"
 
 
 def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
@@ -121,7 +121,7 @@ def _on_fusions(rows: Mapping, column: str) -> list[str]:
         best = max(members, key=lambda member: _mean(member, column) or 0.0)
         if not (gain := _difference(row, best, column)):
             continue
-        lead = "complement" if _compare(gain) == BETTER else "do not complement"
+        lead = "complement" if _compare(gain) == _BETTER else "do not complement"
         text = f"The streams of {name} {lead} each other: their fusion {_compare(gain)} {best['run']}, the best stream"
         sentences.append(f"{text}, {_where(column)} ({describe_gain(gain)}).")
     return sentences[:_NAMED]
@@ -149,10 +149,10 @@ def _count_gains(students: Sequence[Mapping]) -> str:
     found: dict[str, list[Mapping]] = {}
     for row in students:
         found.setdefault(_compare(row["gain"]), []).append(row)
-    better = sorted(found.get(BETTER, []), key=lambda row: -np.mean(row["gain"]))
+    better = sorted(found.get(_BETTER, []), key=lambda row: -np.mean(row["gain"]))
     shown = _listed([f"{row['run']} {describe_gain(row['gain'])}" for row in better[:_NAMED]])
     most = f" (best: {shown})" if better else ""
-    worse = len(found.get(WORSE, []))
+    worse = len(found.get(_WORSE, []))
     rest = len(students) - len(better) - worse
     counts = f"{_are(len(better))} better than the plain student{most} and {_are(worse)} worse"
     unsure = f"; {rest} show{'s'[: rest == 1]} no measurable difference" if rest else ""
@@ -215,13 +215,13 @@ def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> l
     known = [row for row in students if row["gain"] and len(row["gain"]) > 1]
     if not known:
         return []
-    if real := [row for row in known if _compare(row["gain"]) == BETTER]:
+    if real := [row for row in known if _compare(row["gain"]) == _BETTER]:
         best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
         return [f"Next, run `kd-jax analyse` to see in which classes and actions {best} gains."]
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
-    if pairs and all(gain and _compare(gain) == WORSE for gain in pairs):
+    if pairs and all(gain and _compare(gain) == _WORSE for gain in pairs):
         return ["Next, train a better teacher or choose another one."]
-    if all(_compare(row["gain"]) == WORSE for row in known):
+    if all(_compare(row["gain"]) == _WORSE for row in known):
         return ["Next, try smaller weights: `kd-jax advise` compares several."]
     return ["Next, add seeds, or try other weights: `kd-jax advise` compares several."]
 
@@ -232,13 +232,13 @@ def _difference(one: Mapping, other: Mapping, column: str) -> list[float] | None
 
 
 def _compare(gain: Sequence[float]) -> str:
-    """A verb for a difference, e.g. BETTER; with one seed its sign decides."""
+    """A verb for a difference, e.g. _BETTER; with one seed its sign decides."""
     mean = np.mean(gain)
     if len(gain) == 1 and mean == 0:
         return "is as good as"
     if len(gain) > 1 and not excludes_zero(paired_interval(gain)):
         return "does not differ measurably from"
-    return BETTER if mean >= 0 else WORSE
+    return _BETTER if mean >= 0 else _WORSE
 
 
 def _where(column: str) -> str:
