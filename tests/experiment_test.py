@@ -483,7 +483,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
     config.runs.small = schema.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 0.1})
     config.runs.large = schema.make_run("rgb", teachers=("flow_teacher",), weights={"hint": 3000.0})
     config.runs.large.balance, config.runs.vanilla_rgb.starts_from = "gradient", "small"
-    config.runs.augmented_rgb.baseline = "flow_teacher"
+    config.runs.augmented_rgb.update(baseline="flow_teacher", task_weight=0.5)
     config.choices.mars = ("small", "large")
     config.reported.mars, config.reported_for = "82.5", "PKU-MMD"
     config.evaluation.protocols = ("frame_map",)
@@ -521,6 +521,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
             "82.5",
         )
     ]
+    assert "| task 0.5, atomic 0.1, global_context 1, boundary 0.01 |" in text
     assert "| starts from small " in text and "gain over its baseline" in text and "reported (PKU-MMD)" in text
     assert "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval" in text
 

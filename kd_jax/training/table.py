@@ -76,6 +76,7 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "teachers": list(run.teachers) if run else [],
         "filter": run.filter if run else None,
         "weights": {term: weight for term, weight in run.weights.items() if weight} if run else {},
+        "task_weight": run.task_weight if run else None,
         "balance": run.balance if run else None,
         "starts_from": run.starts_from if run else None,
         "scores": {column: found for column, place in titles.items() if (found := _values(results, place))},
@@ -183,8 +184,10 @@ def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:
 
 
 def _weights(row: Mapping) -> str:
-    """The weight of each term; 'shares' if they are balanced."""
-    text = ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, weight in row["weights"].items())
+    """The weight of each term, and of the task unless it is 1; 'shares' if they are balanced."""
+    task = row.get("task_weight")  # not in results of older versions
+    weights = row["weights"] if task in (None, 1) else {"task": task, **row["weights"]}
+    text = ", ".join(f"{term} {float(f'{weight:.3g}'):g}" for term, weight in weights.items())
     return f"shares: {text}" if text and row["balance"] == "gradient" else text or "–"
 
 
