@@ -85,15 +85,15 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     made = {student: schema.make_run(**distilled.to_dict())}
     for factor in FACTORS:
         run = schema.make_run(**distilled.to_dict())
-        others = {term: weight for term, weight in run.weights.items() if term != "soft_cross_entropy"}
+        others = {term: weight for term, weight in run.weights.items() if term != "soft_labels"}
         run.weights.update({term: float(f"{weight * factor:.3g}") for term, weight in others.items()})
         made[f"{student}_x{factor:g}".replace(".", "p")] = run
     outside = [given_folders(config.teachers[name]) for name in distilled.teachers if name in config.teachers]
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
-        if not distilled.weights.soft_cross_entropy:  # with these, this student would need another program
-            del mixed["options"], mixed["balance"]
+        if not distilled.weights.soft_labels:  # with it, this student would need another program
+            del mixed["balance"]
         made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 

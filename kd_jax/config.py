@@ -53,7 +53,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "starts_from": placeholder(str),  # a run of the same modality, filter and size; it gives initial parameters
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task; 'competence' =
-        #                     as 'loss', and terms of features count less if the teacher explains the labels less
+        #                     as 'loss', and terms of features count where the teacher is better than
+        #                     the student, and less if it explains the labels less
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -66,13 +67,12 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
 
         make_run("rgb", teachers=("flow_teacher",), **soft_labels(0.5, WEIGHTS))  # the same as **DISTILLATION
 
-    The cross-entropy is linear in its target, so this is the task loss and `soft_cross_entropy` with these weights. In
-    sparse data sets the background counts as much as a class. `weights` are those of other terms, which count less if
-    the teacher explains the labels less (`kd_jax.losses.competence`).
+    Snippets in which the input of the teacher is 0 keep their labels (`kd_jax.losses.soft_labels`). `weights` are those
+    of other terms. They count where the teacher is better than the student, and less if it explains the labels less
+    (`kd_jax.losses.competence`).
     """
-    terms = {**(weights or {}), "soft_cross_entropy": weight}
-    options = {"soft_cross_entropy": {"background_weight": 1.0}}
-    return {"task_weight": round(1 - weight, 6), "weights": terms, "options": options, "balance": "competence"}
+    terms = {**(weights or {}), "soft_labels": weight}
+    return {"task_weight": round(1 - weight, 6), "weights": terms, "balance": "competence"}
 
 
 # The default: soft labels and the three levels. docs/evidence.md shows what it gains.
@@ -412,7 +412,7 @@ def use_published_weights(config: ConfigDict) -> ConfigDict:
     """Give every student the published method. With the formulas of this library it outweighs the task loss."""
     for run in config.runs.values():
         if run.teachers:
-            run.update({"weights": {**PUBLISHED_WEIGHTS, "soft_cross_entropy": 0.0}, "task_weight": 1.0})
+            run.update({"weights": {**PUBLISHED_WEIGHTS, "soft_labels": 0.0}, "task_weight": 1.0})
     return config
 
 

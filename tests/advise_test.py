@@ -45,7 +45,7 @@ def test_the_trial_has_teachers_the_plain_student_and_four_weightings():
         "boundary": 0.05,
     }
     soft = runs.augmented_rgb_soft_labels
-    assert (soft.task_weight, soft.weights.soft_cross_entropy, soft.weights.atomic) == (0.3, 0.7, 0.0)
+    assert (soft.task_weight, soft.weights.soft_labels, soft.weights.atomic) == (0.3, 0.7, 0.0)
     assert groups(trial.config, training_order(trial.config)) == [
         *(["flow_teacher"], ["vanilla_rgb"]),
         [name for name in runs if name.startswith("augmented_rgb")],  # one population on a GPU

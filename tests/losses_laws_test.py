@@ -41,6 +41,17 @@ def _task(loss, width):
     return task
 
 
+def _soft_labels(width):
+    """Wrap soft labels of a teacher that has seen the snippets of the first class."""
+
+    def term(student, teacher, labels, mask, **reduction):
+        logits = student[..., :width], teacher[..., :width]
+        return losses.soft_labels(*logits, labels, mask, seen=labels[..., :1] > 0, **reduction)
+
+    term.loss = losses.soft_labels
+    return term
+
+
 TASKS = {
     "sigmoid": _task(losses.sigmoid_cross_entropy, C),
     "softmax": _task(losses.softmax_cross_entropy_with_background, C + 1),
@@ -63,6 +74,8 @@ DISTILLATION = {
     "pairwise_similarity": _distil(losses.pairwise_similarity),
     "logit_distillation_softmax": _distil(losses.logit_distillation, activation="softmax"),
     "logit_distillation_sigmoid": _distil(losses.logit_distillation, activation="sigmoid"),
+    "soft_labels_sigmoid": _soft_labels(C),
+    "soft_labels_softmax": _soft_labels(C + 1),
     "soft_cross_entropy_softmax": _distil(losses.soft_cross_entropy, activation="softmax"),
     "soft_cross_entropy_sigmoid": _distil(losses.soft_cross_entropy, activation="sigmoid"),
     "hint": _distil(losses.hint),

@@ -36,6 +36,7 @@ from kd_jax.training.step import (
     gradient_norms,
     loss_parts,
     make_train_step,
+    where_better,
 )
 from kd_jax.training.terms import TASKS, TERMS, Term, choose_term
 from kd_jax.types import Batch, Outputs
@@ -105,6 +106,44 @@ def test_every_part_is_summed_over_teachers_and_stages():
     np.testing.assert_array_equal(of_boundary.logits, 0)
     expected = jax.grad(lambda f: sum(losses.boundary(f, t.features, batch.mask) for t in (teacher, other)))
     np.testing.assert_allclose(of_boundary.features, expected(student.features), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_teacher_teaches_nothing_where_it_has_seen_nothing(name):
+    """Law: its outputs have no effect there, and in the other snippets those of a term have the weight they have."""
+    batch, teacher = make_batch()
+    batch = dataclasses.replace(batch, first=jnp.array([0, T]))
+    seen = batch.mask[..., None] & (jnp.arange(T)[None, :, None] % 3 > 0)
+    blind = jax.tree.map(lambda x: jnp.where(seen, x, jnp.nan), teacher)
+    program = make_program([name], balance="competence")
+    state, step = make_state(program, teacher=teacher), jax.jit(make_train_step(program))
+    after = [
+        step(state, (dataclasses.replace(each, seen=seen),), batch, settings({name: 0.5})) for each in (teacher, blind)
+    ]
+    chex.assert_trees_all_equal(*after)
+    chex.assert_tree_all_finite(after[0][0].params)
+
+
+def test_the_weight_of_a_snippet_does_not_depend_on_how_many_the_teacher_has_seen():
+    batch, teacher = make_batch()
+    student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
+    seen = batch.mask[..., None] & (jnp.arange(T)[None, :, None] < 2)
+    program, limited = make_program(["hint"]), dataclasses.replace(teacher, seen=seen)
+    each = losses.hint(student.features, teacher.features, batch.mask, reduction="none")
+    expected = jnp.sum(each[:, :2]) / jnp.sum(batch.mask)
+    np.testing.assert_allclose(values_of(program, student, [limited], batch)["hint"], expected, rtol=1e-6)
+
+
+def test_where_the_teacher_is_better_by_hand():
+    labels, mask = jnp.array([[[1.0], [1.0], [0.0], [0.0]]]), jnp.array([[True, True, True, False]])
+    batch, features = Batch(jnp.zeros((1, 4, 1)), labels, mask), jnp.zeros((1, 4, H))
+    student = Outputs(features, jnp.array([[[1.0], [1.0], [1.0], [1.0]]]))
+    teacher = Outputs(features, jnp.array([[[2.0], [0.5], [-1.0], [-1.0]]]))
+    for seen, expected in ((None, [1, 0, 1, 0]), (jnp.array([[[False], [True], [True], [True]]]), [0, 0, 1, 0])):
+        found = where_better("dense", dataclasses.replace(teacher, seen=seen), student, batch).seen
+        np.testing.assert_array_equal(found[0, :, 0], expected)
+    of_features = Outputs(features, jnp.zeros((1, 4, 0)))
+    assert where_better("dense", of_features, student, batch) is of_features
 
 
 def test_options_reach_the_loss():
@@ -441,25 +480,27 @@ def test_the_average_of_parameters_by_hand():
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_soft_labels_are_the_task_with_mixed_targets(head):
-    """Law: the weights of `config.soft_labels` make the cross-entropy to `0.3 labels + 0.7 probabilities`."""
+    """Law: `config.soft_labels` makes the cross-entropy to `0.3 labels + 0.7 probabilities`, to labels if not seen."""
     keys, (mask, shape) = jax.random.split(jax.random.key(0), 3), (jnp.ones((2, 6), bool), (2, 6, 3))
     student, teacher = (2 * jax.random.normal(key, (*shape[:2], 3 + (head == "sparse"))) for key in keys[:2])
     labels = (jax.random.uniform(keys[2], shape) < 0.3).astype(jnp.float32)
     run = schema.make_run("rgb", teachers=("teacher",), **schema.soft_labels(0.7))
-    weights = {"task": run.task_weight, "soft_cross_entropy": run.weights.soft_cross_entropy}
-    chosen = choose_term("soft_cross_entropy", {"background_weight": run.options.soft_cross_entropy.background_weight})
-    program = dataclasses.replace(make_program(), head=head, terms=(chosen,))
+    weights = {"task": run.task_weight, "soft_labels": run.weights.soft_labels}
+    program = dataclasses.replace(make_program(["soft_labels"]), head=head, balance=run.balance)
+    seen = jnp.broadcast_to(jnp.arange(6)[None, :, None] % 3 > 0, (2, 6, 1))
+    share = jnp.where(seen, 0.7, 0.0)
     batch = Batch(jnp.zeros((2, 6, 1)), labels, mask, jnp.zeros(2, jnp.int32))
     features = jnp.zeros((2, 6, 4))
-    parts = loss_parts(program, (Outputs(features, teacher),), batch, jax.random.key(1), weights)
+    taught = Outputs(features, teacher, seen=seen)
+    parts = loss_parts(program, (taught,), batch, jax.random.key(1), weights)
     found = sum(weights[name] * part(Outputs(features, student))[0] for name, part in parts.items())
     if head == "dense":
-        target = 0.3 * labels + 0.7 * jax.nn.sigmoid(teacher)
+        target = (1 - share) * labels + share * jax.nn.sigmoid(teacher)
         expected = losses.sigmoid_cross_entropy(student, target, mask)
     else:
         total = labels.sum(-1, keepdims=True)
         shares = jnp.concatenate([labels / jnp.maximum(total, 1), (total == 0).astype(jnp.float32)], -1)
-        target = 0.3 * shares + 0.7 * jax.nn.softmax(teacher)
+        target = (1 - share) * shares + share * jax.nn.softmax(teacher)
         expected = optax.softmax_cross_entropy(student, target).mean()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import types
 from pathlib import Path
 
 import chex
@@ -80,6 +81,7 @@ def test_an_ensemble_is_the_mean_of_its_members(finished):
         assert (one.logits != other.logits).any()
         np.testing.assert_allclose(both.features, (one.features + other.features) / 2, rtol=1e-6)
         np.testing.assert_allclose(both.logits, (one.logits + other.logits) / 2, rtol=1e-6)
+        assert both.seen.shape == (len(example.features), 1) and both.seen.all()
 
 
 def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
@@ -90,6 +92,32 @@ def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
         (outputs,) = example.teachers
         np.testing.assert_array_equal(outputs.features, np.load(folder / f"{example.id}.npy"))
         assert outputs.logits.shape == (len(example.features), 0)
+
+
+def test_a_teacher_has_not_seen_the_snippets_in_which_its_input_is_0(finished, tmp_path, caplog):
+    """A run, a folder of features, and an ensemble of two folders, which has seen what one of them has seen."""
+    source = source_of(finished)
+    videos = source.videos("train", ["rgb", "flow"])
+    for i, video in enumerate(videos):
+        video.features["flow"] = np.array(video.features["flow"])
+        video.features["flow"][i : i + 2] = 0
+    source = types.SimpleNamespace(videos=lambda split, modalities: videos, info=source.info)
+    first, second = (write_features(tmp_path / name, source) for name in ("first", "second"))
+    for folder, blank in ((first, slice(0, 3)), (second, slice(2, 5))):
+        for path in folder.iterdir():
+            features = np.load(path)
+            features[blank] = 0
+            np.save(path, features)
+    given = {"flow": (finished / "flow",), "first": (first,), "both": (first, second)}
+    teachers = [Teacher(name, folders) for name, folders in given.items()]
+    examples = make_examples(videos, "rgb", len(source.info.classes))
+    with caplog.at_level("INFO"):
+        attached = attach_teachers(examples, teachers, source, batch_size=2, num_buckets=1)
+    for i, example in enumerate(attached):
+        found = [np.flatnonzero(~outputs.seen[:, 0]).tolist() for outputs in example.teachers]
+        assert found == [[i, i + 1], [0, 1, 2], [2]]
+    share = 100 * 2 * len(videos) / sum(len(example.features) for example in examples)
+    assert f"teacher flow teaches nothing in {share:.3g} % of the snippets, in which its input is 0" in caplog.text
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ class Example:
     id: str  # of the video
     features: base.Features  # `[T, D]` of one modality
     labels: np.ndarray  # `[T, C]` uint8
-    teachers: tuple[Outputs, ...] = ()  # the outputs of each frozen teacher for this video, `[T, H]` and `[T, C]`
+    teachers: tuple[Outputs, ...] = ()  # the outputs of each frozen teacher for this video, `[T, …]`
 
 
 def make_examples(videos: Sequence[base.Video], modality: str, num_classes: int) -> list[Example]:
@@ -149,10 +149,7 @@ def collate(
         return out
 
     teachers = tuple(
-        Outputs(
-            stack([e.teachers[i].features for e in examples], teacher.features),
-            stack([e.teachers[i].logits for e in examples], teacher.logits),
-        )
+        jax.tree.map(lambda like, *arrays: stack(arrays, like), teacher, *(e.teachers[i] for e in examples))
         for i, teacher in enumerate(like.teachers)
     )
     features = stack([e.features for e in examples], like.features)

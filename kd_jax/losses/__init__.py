@@ -22,7 +22,7 @@ from kd_jax.losses.cross_modal import cosine_imitation, graph_distillation, hint
 from kd_jax.losses.detection import competence, sigmoid_cross_entropy, softmax_cross_entropy_with_background
 from kd_jax.losses.global_level import global_context
 from kd_jax.losses.relational import pairwise_similarity, rkd_angle, rkd_distance, similarity_preserving
-from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy
+from kd_jax.losses.soft_targets import logit_distillation, soft_cross_entropy, soft_labels
 
 if TYPE_CHECKING:
     from kd_jax.losses.owned.contrastive import ContrastiveDistillation, Memory, crd, new_memory
@@ -34,7 +34,7 @@ __all__ = ["ATOMIC_FORMS", "ContrastiveDistillation", "Critic", "HolisticDistill
 __all__ += ["ProjectionHead", "atomic", "atomic_infonce", "atomic_margin", "atomic_nce", "boundary", "cosine_imitation"]
 __all__ += ["competence", "crd", "global_context", "graph_distillation", "hint", "logit_distillation", "new_memory"]
 __all__ += ["pairwise_similarity", "rkd_angle", "rkd_distance", "saliency", "sample_negatives", "sigmoid_cross_entropy"]
-__all__ += ["similarity_preserving", "soft_cross_entropy", "softmax_cross_entropy_with_background"]
+__all__ += ["similarity_preserving", "soft_cross_entropy", "soft_labels", "softmax_cross_entropy_with_background"]
 
 _OWNED = {  # {name: its module}; imported when the name is first used, because they need flax, which loads slowly
     **dict.fromkeys(("ContrastiveDistillation", "Memory", "crd", "new_memory"), "contrastive"),

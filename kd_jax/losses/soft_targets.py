@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.masking import masked_pair, reduce_snippets
+from kd_jax.losses.detection import sigmoid_cross_entropy, softmax_cross_entropy_with_background
+from kd_jax.masking import check_mask, masked_pair, reduce_snippets
 
 
 def logit_distillation(
@@ -47,6 +48,43 @@ def logit_distillation(
         divergence += (1 - target) * (jax.nn.log_sigmoid(-teacher) - jax.nn.log_sigmoid(-student))
     divergence = jnp.sum(divergence, axis=-1)
     return temperature**2 * reduce_snippets("logit_distillation", divergence, mask, reduction)
+
+
+def soft_labels(
+    student: jax.Array,
+    teacher: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    *,
+    seen: jax.Array | None = None,
+    reduction: str = "mean",
+) -> jax.Array:
+    """Task loss with the teacher's probabilities in the place of the labels, averaged over valid snippets.
+
+    Snippets that the teacher has not seen keep their labels. The cross-entropy is linear in its target, so with the
+    weight w, and `1 − w` for the task, the student learns from `(1 − w) · labels + w · probabilities`.
+
+    Args:
+      student, teacher: logits `[B, T, C]`, or `[B, T, C+1]` with the background last; no gradient reaches the teacher.
+      labels: `[B, T, C]`, in [0, 1].
+      mask: `[B, T]` bool.
+      seen: `[B, T, 1]` bool, False where the teacher had no input; None: it has seen all snippets.
+      reduction: 'mean', or 'none' for the value of each snippet.
+
+    Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
+      the padding.
+    References: [default]; docs/evidence.md has what it gains.
+    """
+    check_mask("soft_labels", mask, student=student, teacher=teacher, labels=labels, seen=seen)
+    is_dense = student.shape[-1] == labels.shape[-1]
+    task = sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background
+    activation = "sigmoid" if is_dense else "softmax"
+    taught = mask if seen is None else mask & seen[..., 0]
+    entropy = soft_cross_entropy(
+        student, teacher, taught, activation=activation, background_weight=1.0, reduction="none"
+    )
+    entropy += task(student, labels, mask & ~taught, reduction="none")
+    return reduce_snippets("soft_labels", entropy, mask, reduction)
 
 
 def soft_cross_entropy(

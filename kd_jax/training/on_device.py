@@ -33,7 +33,7 @@ class Resident:
 
     features: Array  # [N, D], in the dtype of the examples
     labels: Array  # [N, C] uint8
-    teachers: tuple[Outputs, ...]  # one for each teacher of a set, [U, N, H] and [U, N, C] float32, for U sets
+    teachers: tuple[Outputs, ...]  # one for each teacher of a set, [U, N, …], for U sets
     starts: Array  # [V + 1] int32, of each video and of an empty one
     lengths: Array  # [V + 1] int32
 
@@ -69,17 +69,15 @@ def put(teacher_sets: Sequence[Sequence[Example]], longest: int, mesh: jax.shard
     size = sharding.device_rows(int(starts[-1]) + longest, mesh)
     every, local = np.arange(size), np.array(sharding.local_rows(size, mesh))
 
-    def of_teacher(teacher, field):
-        arrays = [[getattr(example.teachers[teacher], field) for example in videos] for videos in teacher_sets]
-        return np.stack([_table(of_set, starts, every) for of_set in arrays])
+    def of_videos(videos):
+        outputs = [example.teachers for example in videos]
+        return jax.tree.map(lambda *arrays: _table(arrays, starts, every), *outputs)
 
     features = _table([example.features for example in examples], starts, local)
     data = Resident(
         features=features if len(local) == size else sharding.shard(features, size, mesh),
         labels=_table([example.labels for example in examples], starts, every),
-        teachers=tuple(
-            Outputs(of_teacher(i, "features"), of_teacher(i, "logits")) for i in range(len(examples[0].teachers))
-        ),
+        teachers=jax.tree.map(lambda *tables: np.stack(tables), *map(of_videos, teacher_sets)),
         starts=starts,
         lengths=lengths,
     )

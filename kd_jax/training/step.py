@@ -21,7 +21,7 @@ from kd_jax.losses import competence
 from kd_jax.models import Detector
 from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
-from kd_jax.training.terms import TASKS, ChosenTerm
+from kd_jax.training.terms import TASKS, ChosenTerm, seen_by
 from kd_jax.types import Array, Batch, Outputs
 
 BALANCES = ("loss", "gradient", "competence")
@@ -33,7 +33,8 @@ class Program:
 
     `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
     every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
-    'competence': it multiplies the term, and terms that compare features also the competence of the teachers.
+    'competence': it multiplies the term; terms that compare features see only the snippets in which the teacher is
+    better than the student, and are also multiplied by the competence of the teachers.
     `gradient_norms`: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
     pass through the losses, but not through the model.
     """
@@ -191,17 +192,20 @@ def loss_parts(
         names = ", ".join(chosen.name for chosen in program.terms)
         raise ValueError(f"the terms {names} compare with a teacher, but no teacher was given")
 
-    def seen(name):
+    def weighed(name):
         return replace(batch, mask=batch.mask & (weights[name] != 0))
 
     def task(student):
-        loss, own = TASKS[program.head].loss, seen("task")
+        loss, own = TASKS[program.head].loss, weighed("task")
         with jax.named_scope("task"):
             stages = (*student.earlier_logits, student.logits)
             return sum(loss(logits, own.labels, own.mask) for logits in stages), {}
 
     def term(chosen, student):
-        return chosen.value(student, teachers, seen(chosen.name), key, (owned or {}).get(chosen.name, {}))
+        taught: Sequence[Outputs] = teachers
+        if program.balance == "competence" and not chosen.term.needs_logits:
+            taught = [where_better(program.head, teacher, student, batch) for teacher in teachers]
+        return chosen.value(student, taught, weighed(chosen.name), key, (owned or {}).get(chosen.name, {}))
 
     terms = {chosen.name: lambda student, chosen=chosen: term(chosen, student) for chosen in program.terms}
     return {"task": task, **terms}
@@ -235,6 +239,18 @@ def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.A
     return {"task": weights["task"], **scaled}
 
 
+def where_better(head: str, teacher: Outputs, student: Outputs, batch: Batch) -> Outputs:
+    """The teacher, which has `seen` only the snippets in which its task loss is below the student's.
+
+    A teacher that is a folder of features has no logits, and stays as it is.
+    """
+    if not teacher.logits.shape[-1]:
+        return teacher
+    loss = functools.partial(TASKS[head].loss, labels=batch.labels, mask=batch.mask, reduction="none")
+    better = (loss(teacher.logits) < loss(student.logits))[..., None]
+    return replace(teacher, seen=better if teacher.seen is None else teacher.seen & better)
+
+
 def competent_weights(
     terms: Sequence[ChosenTerm], weights: Mapping[str, Array], teachers: Sequence[Outputs], batch: Batch
 ) -> dict[str, Array]:
@@ -242,7 +258,8 @@ def competent_weights(
 
     A teacher that is a folder of features has no logits, and the competence 1.
     """
-    known = [competence(each.logits, batch.labels, batch.mask) for each in teachers if each.logits.shape[-1]]
+    with_logits = [each for each in teachers if each.logits.shape[-1]]
+    known = [competence(each.logits, batch.labels, seen_by([each], batch.mask)) for each in with_logits]
     mean = (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
     of_features = {chosen.name for chosen in terms if not chosen.term.needs_logits}
     return {name: weight * mean if name in of_features else weight for name, weight in weights.items()}

@@ -4,9 +4,10 @@ A new term is a function in kd_jax/losses, or a module in kd_jax/losses/owned, a
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kd_jax import losses
-from kd_jax.types import Batch, Outputs, describe
+from kd_jax.types import Array, Batch, Outputs, describe
 
 Loss = Callable[..., jax.Array]
 
@@ -37,6 +38,10 @@ def logits(student, teacher, batch, key):
     return (student.logits, teacher.logits, batch.mask), {"activation": activation}
 
 
+def labelled_logits(student, teacher, batch, key):
+    return (student.logits, teacher.logits, batch.labels, batch.mask), {"seen": teacher.seen}
+
+
 def outputs(student, teacher, batch, key):
     return (student, teacher, batch.mask), {}
 
@@ -46,12 +51,14 @@ class Term:
     """One distillation term.
 
     `loss` is a function of arrays; {form: function} where the term has several forms; or a flax module that owns
-    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. `costly`
-    terms take a large part of a step (`python -m benchmarks.losses`); runs that weigh one are compiled apart.
+    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. A term
+    sees the snippets that its teachers have seen, or if `everywhere` all of them. `costly` terms take a large part of a
+    step (`python -m benchmarks.losses`); runs that weigh one are compiled apart.
     """
 
     loss: Any  # Loss | Mapping[str, Loss] | type[nn.Module]
     reads: Callable = outputs  # selects the arguments of a function; a module reads everything
+    everywhere: bool = False  # whether it has a value in snippets that the teacher has not seen
     needs_logits: bool = False  # whether it compares logits. A teacher that is a folder of features has none
     costly: bool = False
 
@@ -84,6 +91,7 @@ TERMS: dict[str, Term] = {
     "similarity_preserving": Term(losses.similarity_preserving, features, costly=True),
     "pairwise_similarity": Term(losses.pairwise_similarity, features),
     "logit_distillation": Term(losses.logit_distillation, logits, needs_logits=True),
+    "soft_labels": Term(losses.soft_labels, labelled_logits, needs_logits=True, everywhere=True),
     "soft_cross_entropy": Term(losses.soft_cross_entropy, logits, needs_logits=True),
     "hint": Term(losses.hint, features),
     "graph_distillation": Term(losses.graph_distillation, outputs, needs_logits=True),
@@ -127,18 +135,30 @@ class ChosenTerm:
         with jax.named_scope(self.name):
             if self.term.owns:
                 rngs = {"sample": key}
-                inputs = student, teachers, batch
+                limited, share = self._limited(batch, teachers)
+                inputs = student, teachers, limited
                 loss, after = self.module().apply(variables, *inputs, rngs=rngs, mutable=["memory"])  # type: ignore[misc]
-                return self._check(loss), dict(after)
+                return share * self._check(loss), dict(after)
             function, options = _function(self.term, dict(self.options))
             total = jnp.zeros(())
             for index, teacher in enumerate(teachers):
-                read = self.term.reads(student, teacher, batch, jax.random.fold_in(key, index))
+                limited, share = self._limited(batch, [teacher])
+                read = self.term.reads(student, teacher, limited, jax.random.fold_in(key, index))
                 if not isinstance(read, tuple) or [type(part) for part in read] != [tuple, dict]:
                     remedy = "it must return the arguments and the keyword arguments of the loss, (tuple, dict)"
                     raise ValueError(f"`reads` of the term {self.name} returned {describe(read)}; {remedy}")
-                total += self._check(function(*read[0], **read[1], **options))
+                total += share * self._check(function(*read[0], **read[1], **options))
             return total, {}
+
+    def _limited(self, batch: Batch, teachers: Sequence[Outputs]) -> tuple[Batch, Array | float]:
+        """The batch with the snippets that all teachers have seen, and their share of its snippets.
+
+        The share keeps the weight of a snippet, because losses are means over the snippets that they see.
+        """
+        if self.term.everywhere:
+            return batch, 1.0
+        mask = seen_by(teachers, batch.mask)
+        return replace(batch, mask=mask), jnp.sum(mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def _check(self, loss: Any) -> jax.Array:
         """Returns the value of a loss function; ValueError unless it is a scalar."""
@@ -147,6 +167,12 @@ class ChosenTerm:
             remedy = "average with kd_jax.masking.masked_mean"
             raise ValueError(f"the term {self.name} returned {describe(loss)}; a loss is one float, []: {remedy}")
         return jnp.asarray(loss)
+
+
+def seen_by(teachers: Sequence[Outputs], mask: jax.Array) -> jax.Array:
+    """The part of the mask `[B, T]` that all teachers have seen."""
+    seen = [teacher.seen[..., 0] for teacher in teachers if teacher.seen is not None]
+    return functools.reduce(jnp.logical_and, seen, mask)
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
@@ -174,7 +200,7 @@ def _function(term: Term, options: dict) -> tuple[Loss, dict]:
 
 def _keywords(function: Loss) -> dict:
     """{keyword option: default} of a loss function, without what the step supplies or needs, which is a scalar."""
-    supplied = {"labels", "key", "negatives", "activation", "reduction"}
+    supplied = {"labels", "key", "negatives", "activation", "reduction", "seen"}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in supplied}
 
