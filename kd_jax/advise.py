@@ -92,8 +92,8 @@ def _make_students(config: ConfigDict, student: str, distilled: ConfigDict) -> d
     if all(given_run(folder) for folders in outside for folder in folders):
         same = {field: distilled[field] for field in ("teachers", "baseline", "starts_from")}
         mixed = schema.soft_labels(SOFT_LABELS)
-        if not distilled.weights.soft_labels:  # with it, this student would need another program
-            del mixed["balance"]
+        if distilled.balance != "gradient":  # the others mean the same here, and another one is another program
+            mixed["balance"] = distilled.balance
         made[f"{student}_soft_labels"] = schema.make_like(distilled, **mixed, **same)
     return made
 

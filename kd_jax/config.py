@@ -53,8 +53,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "starts_from": placeholder(str),  # a run of the same modality, filter and size; it gives initial parameters
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task; 'competence' =
-        #                     as 'loss', and terms of features count where the teacher is better than
-        #                     the student, and less if it explains the labels less
+        #                     as 'loss', but terms of features count only where the teacher is better than the
+        #                     student, and less if it explains the labels less
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -412,7 +412,7 @@ def use_published_weights(config: ConfigDict) -> ConfigDict:
     """Give every student the published method. With the formulas of this library it outweighs the task loss."""
     for run in config.runs.values():
         if run.teachers:
-            run.update({"weights": {**PUBLISHED_WEIGHTS, "soft_labels": 0.0}, "task_weight": 1.0})
+            run.update({"weights": {**PUBLISHED_WEIGHTS, "soft_labels": 0.0}, "task_weight": 1.0, "balance": "loss"})
     return config
 
 

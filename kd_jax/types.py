@@ -42,14 +42,14 @@ class Outputs:
       logits: `[B, T, C]`, before sigmoid or softmax. For a softmax head the last class is the background.
       earlier_logits: the logits of the earlier stages of a multi-stage filter during training. Each stage has a task
         loss.
-      seen: `[B, T, 1]` bool, of a frozen teacher: False in snippets in which its input is 0 in every channel, for
-        instance because no camera sees a person. It teaches nothing there. None: it teaches everywhere.
+      teaches: `[B, T, 1]` bool, of a frozen teacher: where terms compare with it. False where its input is 0 in every
+        channel, for instance because no camera sees a person. None: everywhere.
     """
 
     features: Array
     logits: Array
     earlier_logits: tuple[Array, ...] = ()
-    seen: Array | None = None
+    teaches: Array | None = None
 
 
 def describe(value: object) -> str:

@@ -77,7 +77,7 @@ def test_a_video_longer_than_every_bucket_is_refused():
 
 
 def test_collate_by_hand():
-    teacher = Outputs(np.full((2, 1), 7, np.float32), np.full((2, 2), 8, np.float32), seen=np.ones((2, 1), bool))
+    teacher = Outputs(np.full((2, 1), 7, np.float32), np.full((2, 2), 8, np.float32), teaches=np.ones((2, 1), bool))
     example = Example(
         "a", np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([[0, 1], [1, 0]], np.uint8), (teacher,)
     )
@@ -87,7 +87,7 @@ def test_collate_by_hand():
     np.testing.assert_array_equal(batch.mask, [[True, True, False], [False] * 3])
     np.testing.assert_array_equal(teachers[0].features[0, :, 0], [7, 7, 0])
     np.testing.assert_array_equal(teachers[0].logits[0, :, 1], [8, 8, 0])
-    np.testing.assert_array_equal(teachers[0].seen[:, :, 0], [[True, True, False], [False] * 3])
+    np.testing.assert_array_equal(teachers[0].teaches[:, :, 0], [[True, True, False], [False] * 3])
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

@@ -121,14 +121,14 @@ def test_soft_cross_entropy_by_hand():
 def test_soft_labels_by_hand():
     """The teacher has seen the first of two snippets; the label of the second is the class."""
     student, teacher = jnp.array([[[1.0], [2.0]]]), jnp.array([[[-1.0], [3.0]]])
-    labels, mask, seen = jnp.ones((1, 2, 1)), jnp.ones((1, 2), bool), jnp.array([[[True], [False]]])
+    labels, mask, seen = jnp.ones((1, 2, 1)), jnp.ones((1, 2), bool), jnp.array([[True, False]])
     p, q = sigmoid(-1), sigmoid(1)
     first, second = -p * math.log(q) - (1 - p) * math.log(1 - q), -math.log(sigmoid(2))
-    value = losses.soft_labels(student, teacher, labels, mask, seen=seen)
+    value = losses.soft_labels(student, teacher, mask, labels=labels, seen=seen)
     assert float(value) == pytest.approx((first + second) / 2, rel=1e-6)
     # with the background as a second logit of 0, the softmax is the same sigmoid
     student, teacher = (jnp.concatenate([x, jnp.zeros((1, 2, 1))], -1) for x in (student, teacher))
-    value = losses.soft_labels(student, teacher, labels, mask, seen=seen)
+    value = losses.soft_labels(student, teacher, mask, labels=labels, seen=seen)
     assert float(value) == pytest.approx((first + second) / 2, rel=1e-6)
 
 

@@ -46,7 +46,7 @@ def _soft_labels(width):
 
     def term(student, teacher, labels, mask, **reduction):
         logits = student[..., :width], teacher[..., :width]
-        return losses.soft_labels(*logits, labels, mask, seen=labels[..., :1] > 0, **reduction)
+        return losses.soft_labels(*logits, mask, labels=labels, seen=labels[..., 0] > 0, **reduction)
 
     term.loss = losses.soft_labels
     return term

@@ -33,7 +33,7 @@ def examples_of(lengths, teachers=1):
                 Outputs(
                     rng.standard_normal((n, HIDDEN), np.float32),
                     rng.standard_normal((n, CLASSES), np.float32),
-                    seen=rng.random((n, 1)) < 0.5,
+                    teaches=rng.random((n, 1)) < 0.5,
                 )
                 for _ in range(teachers)
             ),
@@ -63,7 +63,9 @@ def test_a_batch_is_what_the_host_would_have_sent(lengths, batch_size, num_bucke
 def test_each_run_reads_its_own_set_of_teachers():
     sets = [examples_of([5, 9], teachers=2), examples_of([5, 9], teachers=2)]
     sets[1] = [
-        dataclasses.replace(e, teachers=tuple(Outputs(o.features + 1, o.logits - 1, seen=~o.seen) for o in e.teachers))
+        dataclasses.replace(
+            e, teachers=tuple(Outputs(o.features + 1, o.logits - 1, teaches=~o.teaches) for o in e.teachers)
+        )
         for e in sets[1]
     ]
     data = on_device.put(sets, 16, sharding.data_mesh())

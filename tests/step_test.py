@@ -109,7 +109,7 @@ def test_every_part_is_summed_over_teachers_and_stages():
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_teacher_teaches_nothing_where_it_has_seen_nothing(name):
+def test_a_teacher_is_ignored_where_it_does_not_teach(name):
     """Law: its outputs have no effect there, and in the other snippets those of a term have the weight they have."""
     batch, teacher = make_batch()
     batch = dataclasses.replace(batch, first=jnp.array([0, T]))
@@ -118,17 +118,18 @@ def test_a_teacher_teaches_nothing_where_it_has_seen_nothing(name):
     program = make_program([name], balance="competence")
     state, step = make_state(program, teacher=teacher), jax.jit(make_train_step(program))
     after = [
-        step(state, (dataclasses.replace(each, seen=seen),), batch, settings({name: 0.5})) for each in (teacher, blind)
+        step(state, (dataclasses.replace(each, teaches=seen),), batch, settings({name: 0.5}))
+        for each in (teacher, blind)
     ]
     chex.assert_trees_all_equal(*after)
     chex.assert_tree_all_finite(after[0][0].params)
 
 
-def test_the_weight_of_a_snippet_does_not_depend_on_how_many_the_teacher_has_seen():
+def test_the_weight_of_a_snippet_does_not_depend_on_how_many_are_taught():
     batch, teacher = make_batch()
     student = Outputs(jnp.zeros((B, T, H)), jnp.zeros((B, T, C)))
     seen = batch.mask[..., None] & (jnp.arange(T)[None, :, None] < 2)
-    program, limited = make_program(["hint"]), dataclasses.replace(teacher, seen=seen)
+    program, limited = make_program(["hint"]), dataclasses.replace(teacher, teaches=seen)
     each = losses.hint(student.features, teacher.features, batch.mask, reduction="none")
     expected = jnp.sum(each[:, :2]) / jnp.sum(batch.mask)
     np.testing.assert_allclose(values_of(program, student, [limited], batch)["hint"], expected, rtol=1e-6)
@@ -140,7 +141,7 @@ def test_where_the_teacher_is_better_by_hand():
     student = Outputs(features, jnp.array([[[1.0], [1.0], [1.0], [1.0]]]))
     teacher = Outputs(features, jnp.array([[[2.0], [0.5], [-1.0], [-1.0]]]))
     for seen, expected in ((None, [1, 0, 1, 0]), (jnp.array([[[False], [True], [True], [True]]]), [0, 0, 1, 0])):
-        found = where_better("dense", dataclasses.replace(teacher, seen=seen), student, batch).seen
+        found = where_better("dense", dataclasses.replace(teacher, teaches=seen), student, batch).teaches
         np.testing.assert_array_equal(found[0, :, 0], expected)
     of_features = Outputs(features, jnp.zeros((1, 4, 0)))
     assert where_better("dense", of_features, student, batch) is of_features
@@ -480,7 +481,7 @@ def test_the_average_of_parameters_by_hand():
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_soft_labels_are_the_task_with_mixed_targets(head):
-    """Law: `config.soft_labels` makes the cross-entropy to `0.3 labels + 0.7 probabilities`, to labels if not seen."""
+    """Law: `config.soft_labels` makes the cross-entropy to `0.3 labels + 0.7 probabilities`, or to labels."""
     keys, (mask, shape) = jax.random.split(jax.random.key(0), 3), (jnp.ones((2, 6), bool), (2, 6, 3))
     student, teacher = (2 * jax.random.normal(key, (*shape[:2], 3 + (head == "sparse"))) for key in keys[:2])
     labels = (jax.random.uniform(keys[2], shape) < 0.3).astype(jnp.float32)
@@ -491,7 +492,7 @@ def test_soft_labels_are_the_task_with_mixed_targets(head):
     share = jnp.where(seen, 0.7, 0.0)
     batch = Batch(jnp.zeros((2, 6, 1)), labels, mask, jnp.zeros(2, jnp.int32))
     features = jnp.zeros((2, 6, 4))
-    taught = Outputs(features, teacher, seen=seen)
+    taught = Outputs(features, teacher, teaches=seen)
     parts = loss_parts(program, (taught,), batch, jax.random.key(1), weights)
     found = sum(weights[name] * part(Outputs(features, student))[0] for name, part in parts.items())
     if head == "dense":

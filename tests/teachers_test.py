@@ -81,7 +81,7 @@ def test_an_ensemble_is_the_mean_of_its_members(finished):
         assert (one.logits != other.logits).any()
         np.testing.assert_allclose(both.features, (one.features + other.features) / 2, rtol=1e-6)
         np.testing.assert_allclose(both.logits, (one.logits + other.logits) / 2, rtol=1e-6)
-        assert both.seen.shape == (len(example.features), 1) and both.seen.all()
+        assert both.teaches.shape == (len(example.features), 1) and both.teaches.all()
 
 
 def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
@@ -94,8 +94,8 @@ def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
         assert outputs.logits.shape == (len(example.features), 0)
 
 
-def test_a_teacher_has_not_seen_the_snippets_in_which_its_input_is_0(finished, tmp_path, caplog):
-    """A run, a folder of features, and an ensemble of two folders, which has seen what one of them has seen."""
+def test_a_teacher_is_ignored_in_snippets_in_which_its_input_is_0(finished, tmp_path, caplog):
+    """A run, a folder of features, and an ensemble of two folders, which teaches where one of them does."""
     source = source_of(finished)
     videos = source.videos("train", ["rgb", "flow"])
     for i, video in enumerate(videos):
@@ -114,10 +114,10 @@ def test_a_teacher_has_not_seen_the_snippets_in_which_its_input_is_0(finished, t
     with caplog.at_level("INFO"):
         attached = attach_teachers(examples, teachers, source, batch_size=2, num_buckets=1)
     for i, example in enumerate(attached):
-        found = [np.flatnonzero(~outputs.seen[:, 0]).tolist() for outputs in example.teachers]
+        found = [np.flatnonzero(~outputs.teaches[:, 0]).tolist() for outputs in example.teachers]
         assert found == [[i, i + 1], [0, 1, 2], [2]]
     share = 100 * 2 * len(videos) / sum(len(example.features) for example in examples)
-    assert f"teacher flow teaches nothing in {share:.3g} % of the snippets, in which its input is 0" in caplog.text
+    assert f"teacher flow: its input is 0 in {share:.3g} % of the snippets, where it is ignored" in caplog.text
 
 
 @pytest.mark.slow

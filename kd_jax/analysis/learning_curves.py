@@ -122,7 +122,9 @@ def make(study: Study) -> Drawing:
     weights: Mapping[str, float] = {}
     if study.roles.augmented:
         row = study.experiment.row(study.roles.augmented)  # with balance='gradient' a weight multiplies no loss
-        weights = row["weights"] if row["balance"] != "gradient" else dict.fromkeys(row["weights"], 1.0)
+        weights = {"task": row.get("task_weight", 1.0), **row["weights"]}
+        if row["balance"] == "gradient":
+            weights = dict.fromkeys(weights, 1.0)
     marked = {name: epochs[0] for name, epochs in best.items() if study.num_seeds == 1}
     figure = draw(logs, marked, weights, study.roles)
     table = [

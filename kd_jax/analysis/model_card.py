@@ -97,7 +97,9 @@ def _training(detector: TrainedDetector, row: Mapping | None) -> list[str]:
         name = f"{run.config['run']}, seed {run.config.get('seed', 0)}"
         what = f"{run.config['modality']} → {run.config['filter']}, hidden {run.model.hidden}, {count:,} parameters"
         teachers = ", ".join(run.config.get("teachers") or ()) or "none"
-        weights = ", ".join(f"{term} {weight:.3g}" for term, weight in (run.config.get("weights") or {}).items())
+        task = {"task": run.config["task_weight"]} if "task_weight" in run.config else {}
+        weighed = {**task, **(run.config.get("weights") or {})}
+        weights = ", ".join(f"{term} {weight:.3g}" for term, weight in weighed.items())
         lines += [f"- {name}: {what}; teachers: {teachers}{f' ({weights})' if weights else ''}."]
     if len(detector.members) > 1:
         lines += ["- The logits of these runs are averaged."]

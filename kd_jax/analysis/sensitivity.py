@@ -152,5 +152,5 @@ def _setting(study: Study, name: str, row: Mapping) -> Setting:
     options = {term: dict(chosen) for term, chosen in config["options"].items()}
     negatives = options.get("atomic", {}).pop("num_negatives", 1)
     options = {term: chosen for term, chosen in options.items() if chosen}
-    others = (row["balance"], row["teachers"], config["filter"], config["model"], options)
+    others = (row["balance"], row.get("task_weight", 1.0), row["teachers"], config["filter"], config["model"], options)
     return Setting(row["weights"], int(negatives), others)

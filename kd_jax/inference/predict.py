@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def run_detector(
       with_features: False leaves out the features.
 
     Returns:
-      numpy Outputs for each video: `[T, H]` features and `[T, C]` logits, float32, without padding.
+      numpy Outputs for each video, without padding: `[T, C]` logits, and `[T, H]` features with `[T, 1]` `teaches`.
     """
     mesh = sharding.data_mesh()
     variables = sharding.replicate(variables, mesh)
@@ -74,7 +75,11 @@ def run_detector(
         for indices, batch, _ in batches:
             before_batch()
             result = forward(model, variables, batch.features, batch.mask, side_by_side=side_by_side)
-            result = sharding.fetch(result if with_features else replace(result, features=None), mesh)
+            if with_features:
+                result = replace(result, teaches=jnp.any(batch.features != 0, axis=-1, keepdims=True))
+            else:
+                result = replace(result, features=None)
+            result = sharding.fetch(result, mesh)
             for row, index in enumerate(indices):
                 own = (..., row, slice(lengths[index]), slice(None))
                 outputs[index] = jax.tree.map(lambda x, own=own: x[own].copy(), result)

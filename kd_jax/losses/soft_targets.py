@@ -53,9 +53,9 @@ def logit_distillation(
 def soft_labels(
     student: jax.Array,
     teacher: jax.Array,
-    labels: jax.Array,
     mask: jax.Array,
     *,
+    labels: jax.Array,
     seen: jax.Array | None = None,
     reduction: str = "mean",
 ) -> jax.Array:
@@ -66,20 +66,21 @@ def soft_labels(
 
     Args:
       student, teacher: logits `[B, T, C]`, or `[B, T, C+1]` with the background last; no gradient reaches the teacher.
-      labels: `[B, T, C]`, in [0, 1].
       mask: `[B, T]` bool.
-      seen: `[B, T, 1]` bool, False where the teacher had no input; None: it has seen all snippets.
+      labels: `[B, T, C]`, in [0, 1].
+      seen: `[B, T]` bool, False where the teacher had no input; None: it has seen all snippets.
       reduction: 'mean', or 'none' for the value of each snippet.
 
     Returns: a float32 scalar, the mean over valid snippets, 0 for an empty mask; with reduction 'none' `[B, T]`, 0 in
       the padding.
     References: [default]; docs/evidence.md has what it gains.
     """
-    check_mask("soft_labels", mask, student=student, teacher=teacher, labels=labels, seen=seen)
+    check_mask("soft_labels", mask, labels=labels)
+    student, teacher = masked_pair("soft_labels", student, teacher, mask)
     is_dense = student.shape[-1] == labels.shape[-1]
     task = sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background
     activation = "sigmoid" if is_dense else "softmax"
-    taught = mask if seen is None else mask & seen[..., 0]
+    taught = mask if seen is None else mask & seen
     entropy = soft_cross_entropy(
         student, teacher, taught, activation=activation, background_weight=1.0, reduction="none"
     )

@@ -21,7 +21,7 @@ from kd_jax.losses import competence
 from kd_jax.models import Detector
 from kd_jax.models.cpu_kernels import one_platform
 from kd_jax.training.state import OWNED, Optimization, TrainState, create_train_state, model_params, plateau_scale
-from kd_jax.training.terms import TASKS, ChosenTerm, seen_by
+from kd_jax.training.terms import TASKS, ChosenTerm, taught_by
 from kd_jax.types import Array, Batch, Outputs
 
 BALANCES = ("loss", "gradient", "competence")
@@ -192,11 +192,11 @@ def loss_parts(
         names = ", ".join(chosen.name for chosen in program.terms)
         raise ValueError(f"the terms {names} compare with a teacher, but no teacher was given")
 
-    def weighed(name):
+    def batch_of(name):
         return replace(batch, mask=batch.mask & (weights[name] != 0))
 
     def task(student):
-        loss, own = TASKS[program.head].loss, weighed("task")
+        loss, own = TASKS[program.head].loss, batch_of("task")
         with jax.named_scope("task"):
             stages = (*student.earlier_logits, student.logits)
             return sum(loss(logits, own.labels, own.mask) for logits in stages), {}
@@ -205,7 +205,7 @@ def loss_parts(
         taught: Sequence[Outputs] = teachers
         if program.balance == "competence" and not chosen.term.needs_logits:
             taught = [where_better(program.head, teacher, student, batch) for teacher in teachers]
-        return chosen.value(student, taught, weighed(chosen.name), key, (owned or {}).get(chosen.name, {}))
+        return chosen.value(student, taught, batch_of(chosen.name), key, (owned or {}).get(chosen.name, {}))
 
     terms = {chosen.name: lambda student, chosen=chosen: term(chosen, student) for chosen in program.terms}
     return {"task": task, **terms}
@@ -240,7 +240,7 @@ def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.A
 
 
 def where_better(head: str, teacher: Outputs, student: Outputs, batch: Batch) -> Outputs:
-    """The teacher, which has `seen` only the snippets in which its task loss is below the student's.
+    """The teacher, limited to the snippets in which its task loss is below the student's.
 
     A teacher that is a folder of features has no logits, and stays as it is.
     """
@@ -248,7 +248,7 @@ def where_better(head: str, teacher: Outputs, student: Outputs, batch: Batch) ->
         return teacher
     loss = functools.partial(TASKS[head].loss, labels=batch.labels, mask=batch.mask, reduction="none")
     better = (loss(teacher.logits) < loss(student.logits))[..., None]
-    return replace(teacher, seen=better if teacher.seen is None else teacher.seen & better)
+    return replace(teacher, teaches=better if teacher.teaches is None else teacher.teaches & better)
 
 
 def competent_weights(
@@ -259,7 +259,7 @@ def competent_weights(
     A teacher that is a folder of features has no logits, and the competence 1.
     """
     with_logits = [each for each in teachers if each.logits.shape[-1]]
-    known = [competence(each.logits, batch.labels, seen_by([each], batch.mask)) for each in with_logits]
+    known = [competence(each.logits, batch.labels, taught_by([each], batch.mask)) for each in with_logits]
     mean = (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
     of_features = {chosen.name for chosen in terms if not chosen.term.needs_logits}
     return {name: weight * mean if name in of_features else weight for name, weight in weights.items()}

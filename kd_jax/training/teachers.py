@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from kd_jax.data.base import Features, Info, Video, to_dtype
+from kd_jax.data.base import Info, Video, to_dtype
 from kd_jax.data.batches import Example, attach_teacher, make_examples
 from kd_jax.data.checks import Findings
 from kd_jax.data.feature_files import check_file
@@ -48,10 +48,10 @@ def attach_teachers(
     for teacher in teachers:
         members = [_outputs(folder, examples, source, forward) for folder in teacher.folders]
         outputs = members[0] if len(members) == 1 else list(map(_mean, zip(*members, strict=True)))
-        unseen = 1 - np.mean(np.concatenate([of_video.seen for of_video in outputs]))
-        if unseen:
-            what = "teacher %s teaches nothing in %.3g %% of the snippets, in which its input is 0"
-            logging.info(what, teacher.name, 100 * unseen)
+        blind = 1 - np.mean(np.concatenate([of_video.teaches for of_video in outputs]))
+        if blind:
+            what = "teacher %s: its input is 0 in %.3g %% of the snippets, where it is ignored"
+            logging.info(what, teacher.name, 100 * blind)
         examples = attach_teacher(examples, outputs)
     return examples
 
@@ -62,7 +62,10 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
         features = FeatureFolder(("teacher",), Path(folder))
         files = features.files()
         tables = [np.asarray(features.load(files[example.id], example.id), np.float32) for example in examples]
-        return [Outputs(table, np.zeros((len(table), 0), np.float32), seen=_seen(table)) for table in tables]
+        return [
+            Outputs(table, np.zeros((len(table), 0), np.float32), teaches=table.any(axis=1, keepdims=True))
+            for table in tables
+        ]
     teacher = checkpoints.load_run(folder)
     if results := read_run_results(folder, COPY_AGAIN):
         logging.info("teacher %s: %s", teacher.config["run"], summary(results))
@@ -72,18 +75,13 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
     outputs = run_detector(teacher.model, teacher.variables, own, progress="teacher", **forward)
     found = {video.id: of_video for video, of_video in zip(videos, outputs, strict=True)}
     check_outputs(f"the outputs of the teacher {folder} for video", found)
-    return [replace(of_video, seen=_seen(video.features)) for of_video, video in zip(outputs, own, strict=True)]
-
-
-def _seen(features: Features) -> np.ndarray:
-    """`Outputs.seen` of a teacher that reads the features `[T, D]`: `[T, 1]` bool."""
-    return np.any(np.asarray(features) != 0, axis=1, keepdims=True)
+    return outputs
 
 
 def _mean(members: Sequence[Outputs]) -> Outputs:
-    """The mean of several teachers' outputs for a video, which has seen what one of them has seen."""
+    """The mean of several teachers' outputs for a video. It teaches where one of them does."""
     features, logits = (np.mean([getattr(each, name) for each in members], axis=0) for name in ("features", "logits"))
-    return Outputs(features, logits, seen=np.any(np.array([each.seen for each in members]), axis=0))
+    return Outputs(features, logits, teaches=np.any(np.array([each.teaches for each in members]), axis=0))
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:

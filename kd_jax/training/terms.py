@@ -39,7 +39,8 @@ def logits(student, teacher, batch, key):
 
 
 def labelled_logits(student, teacher, batch, key):
-    return (student.logits, teacher.logits, batch.labels, batch.mask), {"seen": teacher.seen}
+    options = {"labels": batch.labels, "seen": taught_by([teacher], batch.mask)}
+    return (student.logits, teacher.logits, batch.mask), options
 
 
 def outputs(student, teacher, batch, key):
@@ -51,14 +52,15 @@ class Term:
     """One distillation term.
 
     `loss` is a function of arrays; {form: function} where the term has several forms; or a flax module that owns
-    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. A term
-    sees the snippets that its teachers have seen, or if `everywhere` all of them. `costly` terms take a large part of a
-    step (`python -m benchmarks.losses`); runs that weigh one are compiled apart.
+    parameters or a memory. A module is called with the student's Outputs, those of all teachers and the batch. A
+    function sees the snippets in which its teacher teaches, a module those in which all do, an `everywhere` term all
+    snippets. `costly` terms take a large part of a step (`python -m benchmarks.losses`); runs that weigh one are
+    compiled apart.
     """
 
     loss: Any  # Loss | Mapping[str, Loss] | type[nn.Module]
     reads: Callable = outputs  # selects the arguments of a function; a module reads everything
-    everywhere: bool = False  # whether it has a value in snippets that the teacher has not seen
+    everywhere: bool = False  # whether it handles `Outputs.teaches` itself
     needs_logits: bool = False  # whether it compares logits. A teacher that is a folder of features has none
     costly: bool = False
 
@@ -151,13 +153,13 @@ class ChosenTerm:
             return total, {}
 
     def _limited(self, batch: Batch, teachers: Sequence[Outputs]) -> tuple[Batch, Array | float]:
-        """The batch with the snippets that all teachers have seen, and their share of its snippets.
+        """The batch with the snippets in which all teachers teach, and their share of its snippets.
 
-        The share keeps the weight of a snippet, because losses are means over the snippets that they see.
+        In a mean over snippets, the share keeps the weight of each snippet.
         """
         if self.term.everywhere:
             return batch, 1.0
-        mask = seen_by(teachers, batch.mask)
+        mask = taught_by(teachers, batch.mask)
         return replace(batch, mask=mask), jnp.sum(mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def _check(self, loss: Any) -> jax.Array:
@@ -169,10 +171,10 @@ class ChosenTerm:
         return jnp.asarray(loss)
 
 
-def seen_by(teachers: Sequence[Outputs], mask: jax.Array) -> jax.Array:
-    """The part of the mask `[B, T]` that all teachers have seen."""
-    seen = [teacher.seen[..., 0] for teacher in teachers if teacher.seen is not None]
-    return functools.reduce(jnp.logical_and, seen, mask)
+def taught_by(teachers: Sequence[Outputs], mask: jax.Array) -> jax.Array:
+    """The part of the mask `[B, T]` in which all teachers teach."""
+    places = [teacher.teaches[..., 0] for teacher in teachers if teacher.teaches is not None]
+    return functools.reduce(jnp.logical_and, places, mask)
 
 
 def choose_term(name: str, options: Mapping | None = None, num_snippets: int = 0) -> ChosenTerm:
