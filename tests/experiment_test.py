@@ -521,7 +521,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
             "82.5",
         )
     ]
-    assert "| task 0.5, atomic 0.1, global_context 1, boundary 0.01 |" in text
+    assert "| task 0.5, atomic 0.1, boundary 0.01, global_context 1 |" in text
     assert "| starts from small " in text and "gain over its baseline" in text and "reported (PKU-MMD)" in text
     assert "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval" in text
 
@@ -675,17 +675,20 @@ def test_markdown_by_hand(monkeypatch):
     ]
     assert markdown(results, width=200) == table
     assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
-    monkeypatch.setenv("COLUMNS", "45")
+    monkeypatch.setenv("COLUMNS", "48")
     assert for_terminal(results) == table  # in a file
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert for_terminal(results).splitlines() == [
         "demo: percent on the 7 test videos; no",
         "validation videos.",
         "",
-        "| run | reads | frame mAP | gain over a |",
-        "| --- | ----- | --------: | ----------: |",
-        "| a   | rgb   |     10.00 |           – |",
-        "| bb  | rgb   |     12.50 |       +2.50 |",
+        "| run | learns from | frame mAP | gain over a |",
+        "| --- | ----------- | --------: | ----------: |",
+        "| a   | –           |     10.00 |           – |",
+        "| bb  | t           |     12.50 |       +2.50 |",
+        "",
+        "Columns that did not fit are in results.md:",
+        "reads, all.",
         "",
         "One seed cannot show whether a difference is",
         "real; add `--config.seeds=5`.",

@@ -132,6 +132,14 @@ def test_soft_labels_by_hand():
     assert float(value) == pytest.approx((first + second) / 2, rel=1e-6)
 
 
+def test_soft_labels_of_other_shapes_are_refused():
+    logits, labels, mask = jnp.zeros((1, 2, 5)), jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool)
+    with pytest.raises(ValueError, match=r"soft_labels: student must have as many classes as labels, or one more; got"):
+        losses.soft_labels(logits, logits, mask, labels=labels)
+    with pytest.raises(ValueError, match=r"soft_labels: seen must be \[B, T, ...\] with B and T of the mask"):
+        losses.soft_labels(labels, labels, mask, labels=labels, seen=jnp.ones((1, 3), bool))
+
+
 def test_imitation_by_hand():
     student, teacher = jnp.array([[[3.0, 4.0], [1.0, 0.0]]]), jnp.array([[[4.0, 3.0], [0.0, 0.0]]])
     mask = jnp.ones((1, 2), bool)

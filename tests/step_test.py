@@ -243,6 +243,7 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     effective = {t: w * factors[balance][t] for t, w in WEIGHTS.items()}
     expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert metrics.get("competence") == (pytest.approx(of_teacher, rel=1e-6) if balance == "competence" else None)
 
     def loss(params):
         student = program.model.apply({"params": params}, batch.features, batch.mask)

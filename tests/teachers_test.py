@@ -113,9 +113,12 @@ def test_a_teacher_is_ignored_in_snippets_in_which_its_input_is_0(finished, tmp_
     examples = make_examples(videos, "rgb", len(source.info.classes))
     with caplog.at_level("INFO"):
         attached = attach_teachers(examples, teachers, source, batch_size=2, num_buckets=1)
-    for i, example in enumerate(attached):
+    for i, (bare, example) in enumerate(zip(examples, attached, strict=True)):
         found = [np.flatnonzero(~outputs.teaches[:, 0]).tolist() for outputs in example.teachers]
         assert found == [[i, i + 1], [0, 1, 2], [2]]
+        (alone,), (other,) = (attach_teachers([bare], [Teacher("", (f,))], source)[0].teachers for f in (first, second))
+        mean = [*(other.features[:2]), (alone.features[2] + other.features[2]) / 2, *(alone.features[3:5])]
+        np.testing.assert_allclose(example.teachers[2].features[:5], mean, rtol=1e-6)
     share = 100 * 2 * len(videos) / sum(len(example.features) for example in examples)
     assert f"teacher flow: its input is 0 in {share:.3g} % of the snippets, where it is ignored" in caplog.text
 

@@ -59,7 +59,7 @@ def soft_labels(
     seen: jax.Array | None = None,
     reduction: str = "mean",
 ) -> jax.Array:
-    """Task loss with the teacher's probabilities in the place of the labels, averaged over valid snippets.
+    """Task loss with the teacher's probabilities as labels, summed over classes and averaged over valid snippets.
 
     Snippets that the teacher has not seen keep their labels. The cross-entropy is linear in its target, so with the
     weight w, and `1 − w` for the task, the student learns from `(1 − w) · labels + w · probabilities`.
@@ -75,7 +75,10 @@ def soft_labels(
       the padding.
     References: [default]; docs/evidence.md has what it gains.
     """
-    check_mask("soft_labels", mask, labels=labels)
+    check_mask("soft_labels", mask, labels=labels, seen=None if seen is None else seen[..., None])
+    if student.shape[-1] - labels.shape[-1] not in (0, 1):
+        what = f"student {student.shape}, labels {labels.shape}"
+        raise ValueError(f"soft_labels: student must have as many classes as labels, or one more; got {what}.")
     student, teacher = masked_pair("soft_labels", student, teacher, mask)
     is_dense = student.shape[-1] == labels.shape[-1]
     task = sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background

@@ -125,23 +125,24 @@ def make_gradient(program: Program) -> Callable:
             student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
             owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
             parts = loss_parts(program, teachers, batch, term_key, settings.weights, owned)
-            weights, norms = settings.weights, {}
+            weights, norms, known = settings.weights, {}, {}
             if measure:
                 kernel = params[program.model.last_head]["kernel"]
                 norms = gradient_norms(parts, *jax.lax.stop_gradient((student, kernel)))
             if program.balance == "gradient":
                 weights = balanced_weights(weights, norms)
             elif program.balance == "competence":
-                weights = competent_weights(program.terms, weights, teachers, batch)
+                known = {"competence": mean_competence(teachers, batch)}
+                weights = competent_weights(program.terms, weights, known["competence"])
             values, memory = {}, {}
             for name, loss in parts.items():
                 values[name], memory[name] = loss(student)
             total = sum(weights[name] * value for name, value in values.items())
-            return total, (values, norms, {name: after for name, after in memory.items() if after})
+            return total, (values, norms, known, {name: after for name, after in memory.items() if after})
 
-        (loss, (values, norms, memory)), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+        (loss, (values, norms, known, memory)), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.params)
         norms = {f"gradient/{name}": norm for name, norm in norms.items()}
-        return gradient, memory, {"loss": loss, **values, **norms, "snippets": jnp.sum(batch.mask)}
+        return gradient, memory, {"loss": loss, **values, **norms, **known, "snippets": jnp.sum(batch.mask)}
 
     return compute
 
@@ -251,15 +252,14 @@ def where_better(head: str, teacher: Outputs, student: Outputs, batch: Batch) ->
     return replace(teacher, teaches=better if teacher.teaches is None else teacher.teaches & better)
 
 
-def competent_weights(
-    terms: Sequence[ChosenTerm], weights: Mapping[str, Array], teachers: Sequence[Outputs], batch: Batch
-) -> dict[str, Array]:
-    """Weights times the mean competence of the teachers, for terms that compare features; the others stay.
-
-    A teacher that is a folder of features has no logits, and the competence 1.
-    """
+def mean_competence(teachers: Sequence[Outputs], batch: Batch) -> Array:
+    """The mean competence of the teachers where they teach; that of a folder of features, which has no logits, is 1."""
     with_logits = [each for each in teachers if each.logits.shape[-1]]
     known = [competence(each.logits, batch.labels, taught_by([each], batch.mask)) for each in with_logits]
-    mean = (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
+    return (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
+
+
+def competent_weights(terms: Sequence[ChosenTerm], weights: Mapping[str, Array], factor: Array) -> dict[str, Array]:
+    """Weights times the factor for terms that compare features; the others stay."""
     of_features = {chosen.name for chosen in terms if not chosen.term.needs_logits}
-    return {name: weight * mean if name in of_features else weight for name, weight in weights.items()}
+    return {name: weight * factor if name in of_features else weight for name, weight in weights.items()}

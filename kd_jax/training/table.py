@@ -114,8 +114,8 @@ def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = Fal
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
     Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
-    sentences of `diagnose`, which has `is_trial`. Sentences are wrapped at `width`. A wider table loses columns, but
-    never those of the run, the first score, the gain and reported scores.
+    sentences of `diagnose`, which has `is_trial`. Sentences are wrapped at `width`. A wider table loses columns, which are
+    named below it, but never those of the run, the first score, the gain and reported scores.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
@@ -140,14 +140,17 @@ def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = Fal
     if any(row.get("reported") for row in rows):
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
-    for title in reversed([*texts[1:], *list(rows[0]["scores"])[1:]]):
+    left_out = []
+    for title in reversed(["learns from", "reads", *texts[3:], *list(rows[0]["scores"])[1:]]):
         if len(_lines(cells, 0)[0]) > width:
             del cells[title]
+            left_out.insert(0, title)
     left = len(cells.keys() & texts)
     several = f", mean ± standard deviation over {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
     gains = any(len(row["gain"] or []) > 1 for row in rows)
-    below = ["", *([_GAINS, ""] if gains else []), " ".join(diagnose(results, is_trial=is_trial)), *time]
+    elsewhere = [f"Columns that did not fit are in results.md: {', '.join(left_out)}.", ""] if left_out else []
+    below = ["", *elsewhere, *([_GAINS, ""] if gains else []), " ".join(diagnose(results, is_trial=is_trial)), *time]
     fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
     lines = [fill(f"{_caption(results)}{several}."), "", *_lines(cells, left), *map(fill, below)]
     return "\n".join(lines).rstrip() + "\n"

@@ -79,9 +79,13 @@ def _outputs(folder: epath.Path, examples: Sequence[Example], source: Source, fo
 
 
 def _mean(members: Sequence[Outputs]) -> Outputs:
-    """The mean of several teachers' outputs for a video. It teaches where one of them does."""
-    features, logits = (np.mean([getattr(each, name) for each in members], axis=0) for name in ("features", "logits"))
-    return Outputs(features, logits, teaches=np.any(np.array([each.teaches for each in members]), axis=0))
+    """The mean of several teachers' outputs for a video, in each snippet of those that teach there."""
+    teaches = np.array([each.teaches for each in members])
+    share = np.where(teaches.any(axis=0), teaches, True).astype(np.float32)
+    share /= share.sum(axis=0)
+    tables = ([getattr(each, name) for each in members] for name in ("features", "logits"))
+    features, logits = (np.sum(share * np.array(table), axis=0) for table in tables)
+    return Outputs(features, logits, teaches=teaches.any(axis=0))
 
 
 def given_folders(entry: str | os.PathLike | Sequence[str | os.PathLike]) -> tuple[epath.Path, ...]:
