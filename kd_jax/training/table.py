@@ -114,8 +114,8 @@ def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = Fal
 
     The gain over the baseline follows, with its 95 % interval, and scores that a paper reports if the config has some.
     Filters and weights have a column if they differ between runs, or between distilled runs. Below the table are the
-    sentences of `diagnose`, which has `is_trial`. Sentences are wrapped at `width`. A wider table loses columns, which are
-    named below, but never those of the run, the first score, the gain and reported scores.
+    sentences of `diagnose`, which has `is_trial`. Sentences are wrapped at `width`. A wider table loses columns,
+    which are named below, but never those of the run, the first score, the gain and reported scores.
     """
     rows = results["rows"]
     starts = [[f"starts from {row['starts_from']}"] if row["starts_from"] else [] for row in rows]
