@@ -140,7 +140,7 @@ def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = Fal
     if any(row.get("reported") for row in rows):
         title = f"reported ({results['reported_for']})" if results["reported_for"] else "reported"
         cells[title] = [row.get("reported") or "–" for row in rows]
-    left_out = []
+    left_out: list[str] = []
     for title in reversed(["learns from", "reads", *texts[3:], *list(rows[0]["scores"])[1:]]):
         if len(_lines(cells, 0)[0]) > width:
             del cells[title]
