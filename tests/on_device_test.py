@@ -120,7 +120,7 @@ def test_an_epoch_of_resident_videos_is_an_epoch_of_streamed_ones_and_compiles_o
 
 def test_what_does_not_fit_is_streamed(monkeypatch):
     examples = examples_of([5, 40])
-    per_snippet = 2 * WIDTH + CLASSES + 4 * (HIDDEN + CLASSES)
+    per_snippet = 2 * WIDTH + CLASSES + 4 * (HIDDEN + CLASSES) + 1  # of bytes; the last is `teaches`
     assert on_device.num_bytes([examples]) == 45 * per_snippet
     assert on_device.fits([examples])
     monkeypatch.setattr(on_device, "SHARE", 1e-15)
