@@ -97,10 +97,11 @@ def test_features_of_another_model_are_read_unchanged(finished, tmp_path):
 def test_a_teacher_is_ignored_in_snippets_in_which_its_input_is_0(finished, tmp_path, caplog):
     """A run, a folder of features, and an ensemble of two folders, which teaches where one of them does."""
     source = source_of(finished)
-    videos = source.videos("train", ["rgb", "flow"])
-    for i, video in enumerate(videos):
-        video.features["flow"] = np.array(video.features["flow"])
-        video.features["flow"][i : i + 2] = 0
+    videos = []
+    for i, video in enumerate(source.videos("train", ["rgb", "flow"])):
+        flow = np.array(video.features["flow"])
+        flow[i : i + 2] = 0
+        videos.append(dataclasses.replace(video, features={**video.features, "flow": flow}))
     source = types.SimpleNamespace(videos=lambda split, modalities: videos, info=source.info)
     first, second = (write_features(tmp_path / name, source) for name in ("first", "second"))
     for folder, blank in ((first, slice(0, 3)), (second, slice(2, 5))):
