@@ -67,7 +67,7 @@ def test_the_python_blocks_on_features_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", TEXT)
 def test_commands_are_accepted(page, capsys):
-    """The parser of each command in a bash block knows the options that are shown; `…` stands for further ones."""
+    """Every option in a bash block is known to the parser of its command; `…` stands for more options."""
     for block in re.findall(r"```bash\n(.*?)```", TEXT[page], re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.replace("…", ""), comments=True)
