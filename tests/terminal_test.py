@@ -1,6 +1,7 @@
 """What a terminal shows: devices, a progress bar of 80 columns, and mistakes of the user's own terms and filters."""
 
 import configparser
+import contextlib
 import fcntl
 import os
 import re
@@ -44,18 +45,33 @@ def test_devices_in_words(monkeypatch):
     assert {text: runtime.describe_devices(found) for text, found in said.items()} == {text: text for text in said}
 
 
-@pytest.mark.parametrize(("columns", "terms"), [(80, ""), (160, ", task=0.457, atomic=1.23e+04")])
-def test_the_bar_shows_loss_and_validation_first_and_fits(columns, terms, monkeypatch):
+def open_terminal(columns):
+    """A terminal of `columns`: the number to read from and the one to write to."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    return master, slave
+
+
+def shown_on(master):
+    """The lines of a terminal that nothing writes to any more; a single read may return only the first of them."""
+    received = b""
+    with contextlib.suppress(OSError):  # Linux ends a closed terminal with an error
+        while part := os.read(master, 10000):
+            received += part
+    os.close(master)
+    return re.split(r"[\r\n]+", received.decode())
+
+
+@pytest.mark.parametrize(("columns", "terms"), [(80, ""), (160, ", task=0.457, atomic=1.23e+04")])
+def test_the_bar_shows_loss_and_validation_first_and_fits(columns, terms, monkeypatch):
+    master, slave = open_terminal(columns)
     record = {"loss": 0.000012345, "task": 0.4567, "gradient/task": 1.0, "atomic": 12345.6, "seconds": 1.0}
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         with Progress("augmented_rgb and 51 more", 40000, 0) as bar:
             bar.step([{"loss": jnp.float32(1.5), "task": jnp.float32(1.5)}], 20000)
             bar.finish_epoch([record | {SCORE: 41.26}])
-        lines = re.split(r"[\r\n]+", os.read(master, 10000).decode())
-    os.close(master)
+    lines = shown_on(master)
     assert any(line.startswith("augmented_rgb and 51 mo…, loss=1.5") for line in lines)
     assert any(
         line.startswith(f"augmented_rgb and 51 mo…, loss=1.23e-05, val mAP=41.3{terms}  50%|█") for line in lines
@@ -73,12 +89,10 @@ runtime._show_own_messages()
 with Progress("run", 10, 0):
     logging.warning("compiled")
 """
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    master, slave = open_terminal(80)
     with os.fdopen(slave, "w") as terminal:
         subprocess.run([sys.executable, "-c", program], stderr=terminal, cwd=ROOT, check=True, timeout=120)
-        shown = re.split(r"[\r\n]+", os.read(master, 10000).decode())
-    os.close(master)
+    shown = shown_on(master)
     assert any(re.fullmatch(r"\d\d:\d\d:\d\d compiled", line) for line in shown), shown
     assert sum(line.startswith("run   0%|") for line in shown) >= 2  # it is drawn again below the message
 
