@@ -29,6 +29,7 @@ from kd_jax.data.source import Source
 from kd_jax.files import DamagedFileError, checked_path, why_not_written
 from kd_jax.lock import held
 from kd_jax.training import experiment
+from kd_jax.training.diagnosis import best_student
 from kd_jax.training.plan import check_config, open_workdir, prepare
 from kd_jax.training.session import Session
 from kd_jax.training.table import for_terminal
@@ -199,9 +200,9 @@ def _write_report(workdir: epath.Path) -> str:
         return f"The report was not written ({reason}); `kd-jax report {workdir}` tries again."
 
 
-def _next_step(config: ConfigDict, workdir: epath.Path, source: Source) -> str:
-    """A command, as typed in this shell, that predicts the test videos with the last run; '' without test videos."""
-    (*_, run), is_synthetic = config.runs, source.info.name == "synthetic"
+def _next_step(config: ConfigDict, run: str, workdir: epath.Path, source: Source) -> str:
+    """A command, as typed in this shell, that predicts the test videos with `run`; '' without test videos."""
+    is_synthetic = source.info.name == "synthetic"
     if not source.videos("test", []) or (is_synthetic and config.runs[run].modality not in synthetic.MODALITIES):
         return ""  # other modalities of a smoke variant are replaced by those of the synthetic set
     is_script = Path(sys.argv[0]).name == "kd-jax"
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = experiment.perform(config, workdir, source, session=session, **options)
             if runtime.is_first():
                 print(f"\n{for_terminal(results)}\nSaved in {workdir}/results.md (all columns) and results.json.")
-                if next_step := _next_step(config, workdir, source):
+                if next_step := _next_step(config, best_student(results), workdir, source):
                     print(next_step)
                 if given.report:
                     print(_write_report(workdir))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_jax.training.diagnosis import describe_early_end, diagnose
+from kd_jax.training.diagnosis import best_student, describe_early_end, diagnose
 
 RULE = "dataset.validation_fraction=0.2, validation_seed=0"
 
@@ -39,6 +39,16 @@ def sentences(*rows, is_trial=False, **fields):
 def student(*gain, name="student", teachers=("teacher",), **fields):
     """A student of the plain row that scores 40."""
     return row(name, [40.0 + value for value in gain], teachers=teachers, gain=list(gain), **fields)
+
+
+def test_the_best_student_is_chosen_by_validation():
+    rows = [row("teacher", [62.0], [70.0]), row("plain", [40.0], [60.0])]
+    assert best_student({"rows": rows}) == "plain"
+    rows += [student(1.0, name="a", validation=[50.0]), student(9.0, name="b", validation=[48.0])]
+    rows += [row("both", [80.0], [80.0], members=["plain", "b"]), student(0.0, validation=[51.0, 51.0], chosen="tried")]
+    assert best_student({"rows": rows}) == "tried"
+    assert best_student({"rows": rows[:5]}) == "a"
+    assert best_student({"rows": [student(1.0, name="first"), student(9.0, name="second")]}) == "first"
 
 
 def test_one_seed_with_a_better_teacher_and_streams_that_complement_each_other():

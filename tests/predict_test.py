@@ -569,10 +569,11 @@ def test_the_next_step_of_the_demo_runs_as_printed(run, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "kd-jax"), "train"])
     source = open_source("synthetic", "", ["rgb"], validation_fraction=0.2, validation_seed=0)
     config = SimpleNamespace(runs={"augmented_rgb": SimpleNamespace(modality="rgb")})
-    command = main._next_step(config, run.parent, source)
+    command = main._next_step(config, "augmented_rgb", run.parent, source)
     assert shlex.split(command)[1:] == ["bin/kd-jax", "predict", *rest[2:]]
     monkeypatch.setattr("shutil.which", {"kd-jax": str(tmp_path / "bin" / "kd-jax")}.get)
-    assert shlex.split(main._next_step(config, run.parent, source))[1:3] == ["kd-jax", "predict"]
+    command = main._next_step(config, "augmented_rgb", run.parent, source)
+    assert shlex.split(command)[1:3] == ["kd-jax", "predict"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])

@@ -39,6 +39,17 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
     ]
 
 
+def best_student(results: Mapping) -> str:
+    """Returns the distilled run with the best mean validation score, or the first one without validation scores.
+
+    Without a distilled run it is the last run of the table.
+    """
+    runs = [row for row in results["rows"] if not row["members"]]
+    students = [row for row in runs if row["teachers"]] or runs[-1:]
+    best = max(students, key=lambda row: _mean(row, _VALIDATION) or 0.0)
+    return best.get("chosen", best["run"])
+
+
 def still_improving(best_epochs: Sequence[int], num_epochs: int) -> bool:
     """Returns whether the best epoch is among the last tenth, at least the last, for at least half of the seeds."""
     first = num_epochs - max(1, num_epochs // 10)
