@@ -71,7 +71,7 @@ def test_a_format_without_durations_and_subsets_asks_for_neither(tmp_path, capsy
     convert(SAMPLES / "via.csv", "--to=label_studio", "--fps=25", f"--output={tmp_path / 'tasks.json'}")
     assert "duration" not in json.loads((tmp_path / "tasks.json").read_text())[0]["data"]
     text = refused(convert_annotations, SAMPLES / "via.csv", "--to=activitynet", f"--output={tmp_path / 'c.json'}")
-    assert "kitchen: the annotation does not state it; give --videos=DIR" in text
+    assert "kitchen: the annotation does not state it; add a column or field `duration`, or give --videos=DIR" in text
     capsys.readouterr()
 
 

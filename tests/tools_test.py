@@ -271,7 +271,7 @@ def test_durations_are_compared(tmp_path, test_list):
     assert not any("durations" in fact for fact in facts)
     assert "durations from films: 3 videos" in read([SAMPLES / "via.csv"], test=test_list)[1]
     text = problems(SAMPLES / "via.csv", media={}, test=test_list)
-    assert "kitchen: the annotation does not state it; give --videos=DIR" in text
+    assert "kitchen: the annotation does not state it; add a column or field `duration`, or give --videos=DIR" in text
 
 
 def test_actions_of_known_videos_need_no_subset():

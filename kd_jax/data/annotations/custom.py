@@ -195,7 +195,8 @@ def _add_durations(
             entry["duration"] = found.seconds * scale
             used[f"durations from {found.source.parent}"] += 1
         elif "duration" in options.needs and (options.videos or not some_stated):  # otherwise a missing field
-            remedy = "give --videos=DIR with the videos, or features with the manifests of data_prep.extract"
+            others = "give --videos=DIR, or features with the manifests of data_prep.extract"
+            remedy = f"add a column or field `duration`, or {others}"
             if options.videos:
                 remedy = f"--videos={options.videos} has no video of this name; add it, or state the duration"
             findings.problem("duration", f"{video}: the annotation does not state it; {remedy}")
