@@ -30,9 +30,11 @@ from kd_jax.training.state import (
 )
 from kd_jax.training.step import (
     BALANCES,
+    LARGEST_PULL,
     Program,
     Settings,
     balanced_weights,
+    competent_weights,
     gradient_norms,
     loss_parts,
     make_train_step,
@@ -204,7 +206,8 @@ def test_the_norms_at_the_features_by_hand():
     kernel = jnp.array([[2.0], [4.0]])
     program = make_program(["hint", "logit_distillation"])
     weights = {"task": 1.0, "hint": 1.0, "logit_distillation": 1.0}
-    norms = gradient_norms(loss_parts(program, (teacher,), batch, KEY, weights), student, kernel)
+    parts = loss_parts(program, (teacher,), batch, KEY, weights)
+    norms = gradient_norms({name: jax.grad(lambda s, f=f: f(s)[0])(student) for name, f in parts.items()}, kernel)
     # (σ(0) − label) / 2 snippets is −1/4 and 1/4 at the logits, times (2, 4) at the features
     assert float(norms["task"]) == pytest.approx(np.sqrt(2 * (2**2 + 4**2)) / 4)
     gradient = jax.grad(lambda f: losses.hint(f, teacher.features, batch.mask))(student.features)
@@ -219,8 +222,8 @@ def test_the_norm_of_a_term_that_reads_features_and_logits_is_that_of_their_sum(
     kernel = jax.random.normal(KEY, (H, C))
     weights = {"task": 1.0, "graph_distillation": 1.0}
     parts = loss_parts(make_program(["graph_distillation"]), (teacher,), batch, KEY, weights)
-    norms = gradient_norms(parts, student, kernel)
     gradient = jax.grad(lambda s: parts["graph_distillation"](s)[0])(student)
+    norms = gradient_norms({"graph_distillation": gradient}, kernel)
     assert float(jnp.abs(gradient.features).max()) > 0 and float(jnp.abs(gradient.logits).max()) > 0
     pull = gradient.features + gradient.logits @ kernel.T
     np.testing.assert_allclose(norms["graph_distillation"], jnp.linalg.norm(pull), rtol=1e-5)
@@ -235,11 +238,13 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance):
     teacher = dataclasses.replace(teacher, logits=teacher.logits + 8 * (batch.labels - 0.5))  # it knows most labels
     after, metrics = jax.jit(make_train_step(program))(state, (teacher,), batch, settings(WEIGHTS))
     ratio = {t: float(metrics["gradient/task"] / metrics[f"gradient/{t}"]) for t in WEIGHTS}
-    factors = {"loss": dict.fromkeys(WEIGHTS, 1.0), "gradient": ratio}
     of_teacher = float(competence(teacher.logits, batch.labels, batch.mask))
     assert 0.5 < of_teacher < 1
-    factors["competence"] = {t: 1.0 if TERMS[t].needs_logits else of_teacher for t in WEIGHTS}
-    effective = {t: w * factors[balance][t] for t, w in WEIGHTS.items()}
+    effective = {
+        "loss": WEIGHTS,
+        "gradient": {t: w * ratio[t] for t, w in WEIGHTS.items()},
+        "competence": {t: min(w * of_teacher, LARGEST_PULL * ratio[t]) for t, w in WEIGHTS.items()},
+    }[balance]
     expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
     assert metrics.get("competence") == (pytest.approx(of_teacher, rel=1e-6) if balance == "competence" else None)
@@ -271,6 +276,15 @@ def test_norms_are_measured_only_where_somebody_asks():
 def test_weights_are_balanced_by_hand():
     found = balanced_weights({"task": 1.0, "hint": 0.5, "atomic": 2.0}, {"task": 6.0, "hint": 4.0, "atomic": 0.0})
     assert {name: float(weight) for name, weight in found.items()} == {"task": 1.0, "hint": 0.75, "atomic": 0.0}
+
+
+def test_weights_by_competence_by_hand():
+    terms = [choose_term(name) for name in ("hint", "atomic", "boundary", "soft_labels")]
+    weights = {"task": 0.5, "hint": 2.0, "atomic": 2.0, "boundary": 2.0, "soft_labels": 0.5}
+    norms = {"task": 6.0, "hint": 1.5, "atomic": 4.0, "boundary": 0.0, "soft_labels": 100.0}
+    found = competent_weights(terms, weights, jnp.float32(0.5), norms)
+    expected = {"task": 0.5, "hint": 1.0, "atomic": 0.75, "boundary": 1.0, "soft_labels": 0.5}
+    assert {name: float(weight) for name, weight in found.items()} == expected
 
 
 def test_a_balanced_term_without_a_gradient_counts_nothing():

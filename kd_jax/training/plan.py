@@ -30,7 +30,7 @@ from kd_jax.training.scores import scoring_of
 from kd_jax.training.state import OPTIMIZERS, SCHEDULES, Optimization
 from kd_jax.training.step import BALANCES, Program, loss_parts
 from kd_jax.training.teachers import describe_given, fingerprint, given_folders, given_run
-from kd_jax.training.terms import TASKS, choose_term
+from kd_jax.training.terms import TASKS, TERMS, choose_term
 from kd_jax.types import Batch, Outputs
 
 
@@ -343,8 +343,9 @@ def _check_run(config: ConfigDict, name: str) -> None:
     twice = [teacher for teacher, count in Counter(run.teachers).items() if count > 1]
     _require(not twice, f"{field}.teachers names {', '.join(twice)} twice; name it once, and raise the weights instead")
     _require(run.task_weight or run.teachers, f"{field}.task_weight=0; it must be above 0 without teachers")
-    no_task = f"{field} has task_weight 0, so that balance='gradient' has no task to compare with"
-    _require(run.task_weight or run.balance != "gradient", no_task)
+    compared = [term for term in active if run.balance == "gradient" or not TERMS[term].needs_logits]
+    no_task = f"{field} has task_weight 0, so that balance={run.balance!r} has no task to compare with"
+    _require(run.task_weight or run.balance == "loss" or not compared, no_task)
     if run.starts_from is not None:
         start, same = config.runs.get(run.starts_from), ("modality", "filter", "hidden", "num_layers")
         must_be = "it must be a run that reads the same modality with the same filter, hidden and num_layers"

@@ -25,6 +25,7 @@ from kd_jax.training.terms import TASKS, ChosenTerm, taught_by
 from kd_jax.types import Array, Batch, Outputs
 
 BALANCES = ("loss", "gradient", "competence")
+LARGEST_PULL = 0.5  # of a term that compares features, with balance='competence': a part of the task's
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Program:
     `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
     every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
     'competence': it multiplies the term; terms that compare features see only the snippets in which the teacher is
-    better than the student, and are also multiplied by the competence of the teachers.
-    `gradient_norms`: whether a step measures these norms; 'gradient' measures them anyway. They cost a second backward
-    pass through the losses, but not through the model.
+    better than the student, are also multiplied by the competence of the teachers, and are scaled down where their norm
+    would exceed LARGEST_PULL times that of the task.
+    `gradient_norms`: whether a step reports these norms; 'gradient' reports them anyway.
     """
 
     model: Detector  # the student
@@ -115,36 +116,52 @@ def make_gradient(program: Program) -> Callable:
     This is the part of a step that depends on the length of the batch. `memory` is {term: collections} of
     the terms with a memory, after the step.
     """
-    measure = program.gradient_norms or program.balance == "gradient"
+    report = program.gradient_norms or program.balance == "gradient"
+    limited = program.balance == "competence" and not all(chosen.term.needs_logits for chosen in program.terms)
 
     def compute(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, settings: Settings):
         dropout_key, term_key = jax.random.split(jax.random.fold_in(settings.key, state.step))
+        own = state.params.get(OWNED, {})
 
-        def total_loss(params):
-            variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
-            student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
-            owned = {name: {"params": own, **state.memory[name]} for name, own in params.get(OWNED, {}).items()}
-            parts = loss_parts(program, teachers, batch, term_key, settings.weights, owned)
-            weights, norms, known = settings.weights, {}, {}
-            if measure:
-                kernel = params[program.model.last_head]["kernel"]
-                norms = gradient_norms(parts, *jax.lax.stop_gradient((student, kernel)))
-            if program.balance == "gradient":
-                weights = balanced_weights(weights, norms)
-            elif program.balance == "competence":
-                known = {"competence": mean_competence(teachers, batch)}
-                weights = competent_weights(program.terms, weights, known["competence"])
-            values, memory = {}, {}
-            for name, loss in parts.items():
-                values[name], memory[name] = loss(student)
-            total = sum(weights[name] * value for name, value in values.items())
-            return total, (values, norms, known, {name: after for name, after in memory.items() if after})
+        def apply(params) -> Outputs:
+            variables, rngs = {"params": params, **state.constants}, {"dropout": dropout_key}
+            return program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)  # type: ignore[return-value]
 
-        (loss, (values, norms, known, memory)), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-        norms = {f"gradient/{name}": norm for name, norm in norms.items()}
-        return gradient, memory, {"loss": loss, **values, **norms, **known, "snippets": jnp.sum(batch.mask)}
+        def part(name, student, own):
+            owned = {term: {"params": params, **state.memory[term]} for term, params in own.items()}
+            return loss_parts(program, teachers, batch, term_key, settings.weights, owned)[name](student)
+
+        student, pull_back = jax.vjp(apply, model_params(state.params))
+        values, memory, gradients, of_own = {}, {}, {}, {}
+        for name in ("task", *(chosen.name for chosen in program.terms)):
+            differentiate = jax.value_and_grad(functools.partial(part, name), (0, 1), has_aux=True)
+            of_term = {name: own[name]} if name in own else {}
+            (values[name], memory[name]), (gradients[name], after) = differentiate(student, of_term)
+            of_own |= after
+        weights, norms, known = settings.weights, {}, {}
+        if report or limited:
+            norms = gradient_norms(gradients, state.params[program.model.last_head]["kernel"])
+        if program.balance == "gradient":
+            weights = balanced_weights(weights, norms)
+        elif program.balance == "competence":
+            known = {"competence": mean_competence(teachers, batch)}
+            weights = competent_weights(program.terms, weights, known["competence"], norms)
+        (gradient,) = pull_back(_weighted_sum(weights, gradients))
+        if own:
+            gradient[OWNED] = {name: _weighted_sum(weights, {name: of_own[name]}) for name in own}
+        known |= {f"gradient/{name}": norm for name, norm in norms.items() if report}
+        loss = sum(weights[name] * value for name, value in values.items())
+        memory = {name: after for name, after in memory.items() if after}
+        return gradient, memory, {"loss": loss, **values, **known, "snippets": jnp.sum(batch.mask)}
 
     return compute
+
+
+def _weighted_sum(weights: Mapping[str, Array], trees: Mapping[str, Any]) -> Any:
+    """Sum over the parts of the loss of weight · tree, in the dtypes of the trees."""
+    return jax.tree.map(
+        lambda *x: sum(weights[n] * each for n, each in zip(trees, x, strict=True)).astype(x[0].dtype), *trees.values()
+    )
 
 
 def make_update(program: Program) -> Callable:
@@ -212,22 +229,18 @@ def loss_parts(
     return {"task": task, **terms}
 
 
-def gradient_norms(losses: Mapping[str, Callable], student: Outputs, kernel: jax.Array) -> dict[str, jax.Array]:
-    """The norm, over the batch, of each loss's gradient at the student's features.
+def gradient_norms(gradients: Mapping[str, Outputs], kernel: jax.Array) -> dict[str, jax.Array]:
+    """The norm, over the batch, of the gradient of each part of the loss at the student's features.
 
-    It includes the path from the features through the classifier to the logits. `losses` come from `loss_parts`,
-    `student` has `[B, T, H]` features and `[B, T, C]` logits, and `kernel` `[H, C]` is the classifier's.
+    It includes the path from the features through the classifier to the logits. `gradients` are those at the features
+    `[B, T, H]` and at the logits `[B, T, C]` of the student, and `kernel` `[H, C]` is the classifier's.
     """
 
-    def at(loss, features):
-        logits = student.logits + (features - student.features) @ kernel  # the value of the logits does not change
-        return loss(replace(student, features=features, logits=logits))[0]
+    def norm(gradient):
+        pull = gradient.features + gradient.logits @ kernel.T
+        return jnp.sqrt(jnp.vdot(pull, pull, precision=jax.lax.Precision.HIGHEST))
 
-    def norm(loss):
-        gradient = jax.grad(lambda features: at(loss, features))(student.features)
-        return jnp.sqrt(jnp.vdot(gradient, gradient, precision=jax.lax.Precision.HIGHEST))
-
-    return {name: norm(loss) for name, loss in losses.items()}
+    return {name: norm(gradient) for name, gradient in gradients.items()}
 
 
 def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -259,7 +272,14 @@ def mean_competence(teachers: Sequence[Outputs], batch: Batch) -> Array:
     return (sum(known) + len(teachers) - len(known)) / max(len(teachers), 1)
 
 
-def competent_weights(terms: Sequence[ChosenTerm], weights: Mapping[str, Array], factor: Array) -> dict[str, Array]:
-    """Weights times the factor for terms that compare features; the others stay."""
-    of_features = {chosen.name for chosen in terms if not chosen.term.needs_logits}
-    return {name: weight * factor if name in of_features else weight for name, weight in weights.items()}
+def competent_weights(
+    terms: Sequence[ChosenTerm], weights: Mapping[str, Array], factor: Array, norms: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Weights times the factor for terms that compare features, but no more than LARGEST_PULL; the others stay.
+
+    The pull of a term is its weight times its norm, as a multiple of the norm of the task. Without a limit, a teacher
+    whose features change a lot at every boundary pulls harder than the task.
+    """
+    of_features = [chosen.name for chosen in terms if not chosen.term.needs_logits]
+    largest = {name: LARGEST_PULL * norms["task"] / jnp.maximum(norms[name], 1e-30) for name in of_features}
+    return {**weights, **{name: jnp.minimum(weights[name] * factor, largest[name]) for name in of_features}}
