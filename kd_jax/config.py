@@ -68,8 +68,8 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
         make_run("rgb", teachers=("flow_teacher",), **soft_labels(0.5, WEIGHTS))  # the same as **DISTILLATION
 
     Snippets in which the input of the teacher is 0 keep their labels (`kd_jax.losses.soft_labels`). `weights` are those
-    of other terms. They count where the teacher is better than the student, and less if it explains the labels less
-    (`kd_jax.losses.competence`).
+    of other terms. They count where the teacher is better than the student, less if it explains the labels less
+    (`kd_jax.losses.competence`), and never pull harder than half as much as the task.
     """
     terms = {**(weights or {}), "soft_labels": weight}
     return {"task_weight": round(1 - weight, 6), "weights": terms, "balance": "competence"}
