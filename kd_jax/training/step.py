@@ -132,7 +132,7 @@ def make_gradient(program: Program) -> Callable:
             return loss_parts(program, teachers, batch, term_key, settings.weights, owned)[name](student)
 
         student, pull_back = jax.vjp(apply, model_params(state.params))
-        values, memory, gradients, of_own = {}, {}, {}, {}
+        values, memory, gradients, of_own = {}, {}, {}, dict[str, Any]()
         for name in ("task", *(chosen.name for chosen in program.terms)):
             differentiate = jax.value_and_grad(functools.partial(part, name), (0, 1), has_aux=True)
             of_term = {name: own[name]} if name in own else {}
