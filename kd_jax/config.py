@@ -54,7 +54,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task; 'competence' =
         #                     as 'loss', but terms of features count only where the teacher is better than the
-        #                     student, and less if it explains the labels less
+        #                     student, less if it explains the labels less, and each pulls at most half as hard as
+        #                     the task loss
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -69,7 +70,7 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
 
     Snippets in which the input of the teacher is 0 keep their labels (`kd_jax.losses.soft_labels`). `weights` are those
     of other terms. They count where the teacher is better than the student, less if it explains the labels less
-    (`kd_jax.losses.competence`), and never pull harder than half as much as the task.
+    (`kd_jax.losses.competence`), and each pulls at most half as hard as the unweighted task loss.
     """
     terms = {**(weights or {}), "soft_labels": weight}
     return {"task_weight": round(1 - weight, 6), "weights": terms, "balance": "competence"}

@@ -247,7 +247,8 @@ def test_two_steps_distil_then_classify(tmp_path):
     [
         ({"starts_from": "nobody"}, "starts_from='nobody'; it must be a run that reads the same modality"),
         ({"starts_from": "flow"}, "same modality"),
-        ({"task_weight": 0.0, "balance": "gradient"}, "no task to compare with"),
+        ({"task_weight": 0.0, "balance": "gradient"}, "balance='gradient' has no task to compare with; use 'loss'"),
+        ({"task_weight": 0.0, "balance": "competence"}, "balance='competence' has no task to compare with; use 'loss'"),
         ({"task_weight": -1.0}, "task_weight=-1.0"),
     ],
 )

@@ -46,14 +46,14 @@ def test_devices_in_words(monkeypatch):
 
 
 def open_terminal(columns):
-    """A terminal of `columns`: the number to read from and the one to write to."""
+    """Opens a pseudo-terminal of this width; returns the file descriptors to read from and to write to."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     return master, slave
 
 
-def shown_on(master):
-    """The lines of a terminal that nothing writes to any more; a single read may return only the first of them."""
+def read_terminal(master):
+    """Reads until the other end is closed, because one read may return only a part; returns the lines."""
     received = b""
     with contextlib.suppress(OSError):  # Linux ends a closed terminal with an error
         while part := os.read(master, 10000):
@@ -71,7 +71,7 @@ def test_the_bar_shows_loss_and_validation_first_and_fits(columns, terms, monkey
         with Progress("augmented_rgb and 51 more", 40000, 0) as bar:
             bar.step([{"loss": jnp.float32(1.5), "task": jnp.float32(1.5)}], 20000)
             bar.finish_epoch([record | {SCORE: 41.26}])
-    lines = shown_on(master)
+    lines = read_terminal(master)
     assert any(line.startswith("augmented_rgb and 51 mo…, loss=1.5") for line in lines)
     assert any(
         line.startswith(f"augmented_rgb and 51 mo…, loss=1.23e-05, val mAP=41.3{terms}  50%|█") for line in lines
@@ -92,7 +92,7 @@ with Progress("run", 10, 0):
     master, slave = open_terminal(80)
     with os.fdopen(slave, "w") as terminal:
         subprocess.run([sys.executable, "-c", program], stderr=terminal, cwd=ROOT, check=True, timeout=120)
-    shown = shown_on(master)
+    shown = read_terminal(master)
     assert any(re.fullmatch(r"\d\d:\d\d:\d\d compiled", line) for line in shown), shown
     assert sum(line.startswith("run   0%|") for line in shown) >= 2  # it is drawn again below the message
 

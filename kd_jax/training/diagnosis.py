@@ -40,9 +40,9 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
 
 
 def best_student(results: Mapping) -> str:
-    """Returns the distilled run with the best mean validation score, or the first one without validation scores.
+    """Returns the distilled run with the best mean validation score.
 
-    Without a distilled run it is the last run of the table.
+    Without scores it is the first distilled run; without distilled runs, the last run.
     """
     runs = [row for row in results["rows"] if not row["members"]]
     students = [row for row in runs if row["teachers"]] or runs[-1:]

@@ -343,9 +343,9 @@ def _check_run(config: ConfigDict, name: str) -> None:
     twice = [teacher for teacher, count in Counter(run.teachers).items() if count > 1]
     _require(not twice, f"{field}.teachers names {', '.join(twice)} twice; name it once, and raise the weights instead")
     _require(run.task_weight or run.teachers, f"{field}.task_weight=0; it must be above 0 without teachers")
-    compared = [term for term in active if run.balance == "gradient" or not TERMS[term].needs_logits]
-    no_task = f"{field} has task_weight 0, so that balance={run.balance!r} has no task to compare with"
-    _require(run.task_weight or run.balance == "loss" or not compared, no_task)
+    by_norm = [term for term in active if run.balance == "gradient" or not TERMS[term].needs_logits]
+    no_task = f"{field} has task_weight 0, so that balance={run.balance!r} has no task to compare with; use 'loss'"
+    _require(run.task_weight or run.balance == "loss" or not by_norm, no_task)
     if run.starts_from is not None:
         start, same = config.runs.get(run.starts_from), ("modality", "filter", "hidden", "num_layers")
         must_be = "it must be a run that reads the same modality with the same filter, hidden and num_layers"

@@ -6,7 +6,7 @@ Training a teacher is the same step without terms.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from kd_jax.training.terms import TASKS, ChosenTerm, taught_by
 from kd_jax.types import Array, Batch, Outputs
 
 BALANCES = ("loss", "gradient", "competence")
-LARGEST_PULL = 0.5  # of a term that compares features, with balance='competence': a part of the task's
+LARGEST_PULL = 0.5  # balance='competence': largest weight · norm of a term of features, relative to the task's norm
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Program:
     `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
     every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
     'competence': it multiplies the term; terms that compare features see only the snippets in which the teacher is
-    better than the student, are also multiplied by the competence of the teachers, and are scaled down where their norm
-    would exceed LARGEST_PULL times that of the task.
+    better than the student, are also multiplied by the competence of the teachers, and are each scaled down where their
+    norm would exceed LARGEST_PULL times that of the unweighted task.
     `gradient_norms`: whether a step reports these norms; 'gradient' reports them anyway.
     """
 
@@ -116,41 +116,39 @@ def make_gradient(program: Program) -> Callable:
     This is the part of a step that depends on the length of the batch. `memory` is {term: collections} of
     the terms with a memory, after the step.
     """
-    report = program.gradient_norms or program.balance == "gradient"
-    limited = program.balance == "competence" and not all(chosen.term.needs_logits for chosen in program.terms)
+    reported = program.gradient_norms or program.balance == "gradient"
+    of_features = {chosen.name for chosen in program.terms if not chosen.term.needs_logits}
 
     def compute(state: TrainState, teachers: tuple[Outputs, ...], batch: Batch, settings: Settings):
         dropout_key, term_key = jax.random.split(jax.random.fold_in(settings.key, state.step))
-        own = state.params.get(OWNED, {})
 
-        def apply(params) -> Outputs:
-            variables, rngs = {"params": params, **state.constants}, {"dropout": dropout_key}
-            return program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)  # type: ignore[return-value]
+        def apply(params):
+            variables, rngs = {"params": model_params(params), **state.constants}, {"dropout": dropout_key}
+            student: Any = program.model.apply(variables, batch.features, batch.mask, train=True, rngs=rngs)
+            return student, params.get(OWNED, {})
 
-        def part(name, student, own):
+        def part(name, outputs):
+            student, own = outputs
             owned = {term: {"params": params, **state.memory[term]} for term, params in own.items()}
             return loss_parts(program, teachers, batch, term_key, settings.weights, owned)[name](student)
 
-        student, pull_back = jax.vjp(apply, model_params(state.params))
-        values, memory, gradients, of_own = {}, {}, {}, dict[str, Any]()
+        # Each part is differentiated at the outputs; the weighted sum of the gradients passes through the model once.
+        outputs, pull_back = jax.vjp(apply, state.params)
+        values, memory, gradients = {}, {}, {}
         for name in ("task", *(chosen.name for chosen in program.terms)):
-            differentiate = jax.value_and_grad(functools.partial(part, name), (0, 1), has_aux=True)
-            of_term = {name: own[name]} if name in own else {}
-            (values[name], memory[name]), (gradients[name], after) = differentiate(student, of_term)
-            of_own |= after
-        weights, norms, known = settings.weights, {}, {}
-        if report or limited:
-            norms = gradient_norms(gradients, state.params[program.model.last_head]["kernel"])
+            differentiate = jax.value_and_grad(functools.partial(part, name), has_aux=True)
+            (values[name], memory[name]), gradients[name] = differentiate(outputs)
+        kernel = state.params[program.model.last_head]["kernel"]
+        norms = gradient_norms({name: of_student for name, (of_student, _) in gradients.items()}, kernel, of_features)
+        weights, known = settings.weights, {}
         if program.balance == "gradient":
             weights = balanced_weights(weights, norms)
         elif program.balance == "competence":
             known = {"competence": mean_competence(teachers, batch)}
-            weights = competent_weights(program.terms, weights, known["competence"], norms)
+            weights = competent_weights(weights, known["competence"], norms, of_features)
         (gradient,) = pull_back(_weighted_sum(weights, gradients))
-        if own:
-            gradient[OWNED] = {name: _weighted_sum(weights, {name: of_own[name]}) for name in own}
-        known |= {f"gradient/{name}": norm for name, norm in norms.items() if report}
         loss = sum(weights[name] * value for name, value in values.items())
+        known |= {f"gradient/{name}": norm for name, norm in norms.items() if reported}
         memory = {name: after for name, after in memory.items() if after}
         return gradient, memory, {"loss": loss, **values, **known, "snippets": jnp.sum(batch.mask)}
 
@@ -158,17 +156,16 @@ def make_gradient(program: Program) -> Callable:
 
 
 def _weighted_sum(weights: Mapping[str, Array], trees: Mapping[str, Any]) -> Any:
-    """Sum over the parts of the loss of weight · tree, in the dtypes of the trees."""
-    return jax.tree.map(
-        lambda *x: sum(weights[n] * each for n, each in zip(trees, x, strict=True)).astype(x[0].dtype), *trees.values()
-    )
+    """The sum of weight · tree, in the dtypes of the trees."""
+    scaled = [jax.tree.map(lambda x, w=weights[name]: (w * x).astype(x.dtype), tree) for name, tree in trees.items()]
+    return jax.tree.map(lambda *each: sum(each), *scaled)
 
 
 def make_update(program: Program) -> Callable:
     """Returns `update(state, gradient, memory, metrics, settings) -> (state, metrics)`.
 
     With 'gradient' as balance the plateau rule watches the task loss, because the scaled sum is not one function of the
-    parameters.
+    parameters. With 'competence' it watches the sum, although the weight of a term may change from step to step.
     """
     optimizer = program.optimization.make()
     watched = "task" if program.balance == "gradient" else "loss"
@@ -229,18 +226,23 @@ def loss_parts(
     return {"task": task, **terms}
 
 
-def gradient_norms(gradients: Mapping[str, Outputs], kernel: jax.Array) -> dict[str, jax.Array]:
+def gradient_norms(
+    gradients: Mapping[str, Outputs], kernel: jax.Array, of_features: Container[str] = ()
+) -> dict[str, jax.Array]:
     """The norm, over the batch, of the gradient of each part of the loss at the student's features.
 
-    It includes the path from the features through the classifier to the logits. `gradients` are those at the features
-    `[B, T, H]` and at the logits `[B, T, C]` of the student, and `kernel` `[H, C]` is the classifier's.
+    It includes the path from the features through the classifier to the logits. `gradients` is {part: gradient with
+    respect to the student's Outputs}, with features `[B, T, H]` and logits `[B, T, C]`; `kernel` `[H, C]` is that of
+    the last classifier; `of_features` are parts that read no logits.
     """
 
-    def norm(gradient):
-        pull = gradient.features + gradient.logits @ kernel.T
+    def norm(name, gradient):
+        pull = gradient.features
+        if name not in of_features:  # XLA does not remove the product with zeros
+            pull = pull + gradient.logits @ kernel.T
         return jnp.sqrt(jnp.vdot(pull, pull, precision=jax.lax.Precision.HIGHEST))
 
-    return {name: norm(gradient) for name, gradient in gradients.items()}
+    return {name: norm(name, gradient) for name, gradient in gradients.items()}
 
 
 def balanced_weights(weights: Mapping[str, jax.Array], norms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -273,13 +275,11 @@ def mean_competence(teachers: Sequence[Outputs], batch: Batch) -> Array:
 
 
 def competent_weights(
-    terms: Sequence[ChosenTerm], weights: Mapping[str, Array], factor: Array, norms: Mapping[str, Array]
+    weights: Mapping[str, Array], factor: Array, norms: Mapping[str, Array], of_features: Iterable[str]
 ) -> dict[str, Array]:
-    """Weights times the factor for terms that compare features, but no more than LARGEST_PULL; the others stay.
+    """Weights times the factor for the terms `of_features`, limited to a pull of LARGEST_PULL; the others stay.
 
-    The pull of a term is its weight times its norm, as a multiple of the norm of the task. Without a limit, a teacher
-    whose features change a lot at every boundary pulls harder than the task.
+    The pull of a term is its weight times its norm, divided by the norm of the unweighted task.
     """
-    of_features = [chosen.name for chosen in terms if not chosen.term.needs_logits]
     largest = {name: LARGEST_PULL * norms["task"] / jnp.maximum(norms[name], 1e-30) for name in of_features}
     return {**weights, **{name: jnp.minimum(weights[name] * factor, largest[name]) for name in of_features}}
