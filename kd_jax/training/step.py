@@ -6,7 +6,7 @@ Training a teacher is the same step without terms.
 """
 
 import functools
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,7 +227,7 @@ def loss_parts(
 
 
 def gradient_norms(
-    gradients: Mapping[str, Outputs], kernel: jax.Array, of_features: Container[str] = ()
+    gradients: Mapping[str, Outputs], kernel: jax.Array, of_features: Collection[str] = ()
 ) -> dict[str, jax.Array]:
     """The norm, over the batch, of the gradient of each part of the loss at the student's features.
 
@@ -275,7 +275,7 @@ def mean_competence(teachers: Sequence[Outputs], batch: Batch) -> Array:
 
 
 def competent_weights(
-    weights: Mapping[str, Array], factor: Array, norms: Mapping[str, Array], of_features: Iterable[str]
+    weights: Mapping[str, Array], factor: Array, norms: Mapping[str, Array], of_features: Collection[str]
 ) -> dict[str, Array]:
     """Weights times the factor for the terms `of_features`, limited to a pull of LARGEST_PULL; the others stay.
 
