@@ -378,7 +378,7 @@ def get_config() -> ConfigDict:
             "batch_size": 8,  # whole videos per forward pass
             "protocols": (),  # keys of evaluation.protocols.PROTOCOLS; () = those of the data set's benchmark
             "proposals": "",  # scores → detections: a key of evaluation.proposals.PROPOSALS; "" = by the head
-            "threshold": placeholder(float),  # of the proposals; unset = their own (classes 0.5, background 0.4)
+            "threshold": placeholder(float),  # of the proposals; unset = classes 0.1, background 0.4
             "convention": "centre",  # a snippet's instant: 'centre' or 'start' (kd_jax/evaluation/proposals.py)
         },
         "runs": _section({}),  # {name: make_run(...)}

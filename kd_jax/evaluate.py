@@ -58,7 +58,7 @@ def parser() -> Parser:
     add("--tiou", action="append", type=between(1e-6, 1), help=tiou)
     add("--logits", action="store_true", default=None, help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
-    add("--threshold", type=between(0, 1), help="Threshold of the proposals; default: the rule's own.")
+    add("--threshold", type=between(0, 1), help="Threshold of the proposals (classes 0.1, background 0.4).")
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
     add("--convention", choices=list(proposals.CONVENTIONS), help=convention)
     first = "Number of the first class in folders of text files (predictions: 1; TSU has 0)."
@@ -148,7 +148,7 @@ def _choose_scoring(kind: str, head: str, given: argparse.Namespace) -> Scoring:
         raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
     scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
     scoring.check(head)
-    return scoring
+    return scoring.written_out(head)
 
 
 def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Namespace) -> None:

@@ -340,8 +340,9 @@ def _scores_of_runs(found: Experiment, config: ConfigDict, source: Source) -> di
         name: [require_run_results(folders([name], seed)[0], f"{AGAIN} to complete it") for seed in seeds(config)]
         for name in config.runs
     }
+    scoring = scoring_of(config, source.info.head)
     for name, streams in config.fusions.items():
-        scores[name] = [score_predictions(folders(streams, seed), source, scoring_of(config)) for seed in seeds(config)]
+        scores[name] = [score_predictions(folders(streams, seed), source, scoring) for seed in seeds(config)]
     return scores
 
 

@@ -17,7 +17,7 @@ from kd_jax.models import FILTERS
 from kd_jax.training import checkpoints, experiment
 from kd_jax.training.plan import check_config, make_manifest, make_program, prepare, training_order
 from kd_jax.training.population import jitted_step
-from kd_jax.training.scores import scoring_of
+from kd_jax.training.scores import protocols_of
 from kd_jax.training.state import create_train_state
 from kd_jax.training.step import Settings
 from kd_jax.training.table import columns, markdown, tabulate
@@ -57,7 +57,7 @@ def test_smoke_variant_can_be_trained_and_tabulated(name, tmp_path, monkeypatch)
         manifests = [make_manifest(config, run, config.seed, source) for run in names]
         program = make_program(config.training, manifests, num_videos=4, num_snippets=100)
         assert {chosen.name for chosen in program.terms} == {term for each in manifests for term in each["weights"]}
-    places = columns(scoring_of(config).protocols)
+    places = columns(protocols_of(config))
     result = {
         split: {key: 50.0 for place, key in places.values() if place == split} for split in ("validation", "test")
     }

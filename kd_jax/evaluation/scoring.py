@@ -15,9 +15,12 @@ import numpy as np
 
 from kd_jax.data import base
 from kd_jax.evaluation.metrics.charades import NUM_TIME_POINTS
-from kd_jax.evaluation.proposals import Rule, choose
+from kd_jax.evaluation.proposals import DEFAULT_THRESHOLDS, DEFAULTS, Rule, choose
 from kd_jax.evaluation.protocols import PROTOCOLS, SHIPPED, Predictions, Truth, check_complete, check_protocols, score
 from kd_jax.segments import Grid
+
+# {rule: threshold if none is chosen}. mAP ranks detections: weak ones cost little, and one that is missing costs recall.
+RANKING_THRESHOLDS = {"classes": 0.1, "background": DEFAULT_THRESHOLDS["sparse"]}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Scoring:
     def rule(self, head: str) -> Rule:
         """Returns the function from probabilities to detections; raises ValueError as `proposals.choose` does."""
         return choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
+
+    def written_out(self, head: str) -> "Scoring":
+        """Returns the same, with the rule of the head and the threshold of RANKING_THRESHOLDS if none is chosen."""
+        proposals = self.proposals or DEFAULTS[head]
+        threshold = RANKING_THRESHOLDS.get(proposals) if self.threshold is None else self.threshold
+        return dataclasses.replace(self, proposals=proposals, threshold=threshold)
 
     def as_json(self) -> dict:
         """Returns the fields as they are read back from JSON: lists instead of tuples."""

@@ -59,10 +59,10 @@ def perform(
         (workdir / clock.FILE).unlink(missing_ok=True)
     session.clock.open(workdir)
     runtime.wait_for_all("the workdir is ready")
-    scores = _train(config, workdir, source, session, profile)
+    scores, scoring = _train(config, workdir, source, session, profile), scoring_of(config, source.info.head)
     for name, streams in config.fusions.items():
         of_seeds = [[run_directory(config, workdir, stream, seed) for stream in streams] for seed in seeds(config)]
-        scores[name] = [score_predictions(directories, source, scoring_of(config)) for directories in of_seeds]
+        scores[name] = [score_predictions(directories, source, scoring) for directories in of_seeds]
     results = {**tabulate(config, source, scores), "environment": runtime.environment(), "config": as_json(config)}
     if runtime.is_first():
         session.check_workdir()

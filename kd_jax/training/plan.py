@@ -49,14 +49,15 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, resume: bool = True) ->
     streamed = config.training.data == "streamed"
     source = open_source(modalities=sorted(modalities), streamed=streamed, **config.dataset.to_dict())
     with _naming("evaluation"):
-        scoring_of(config).check(source.info.head)
-        if "frame_map_upsampled" in scoring_of(config).protocols:
+        scoring = scoring_of(config, source.info.head)
+        scoring.check(source.info.head)
+        if "frame_map_upsampled" in scoring.protocols:
             tested = source.videos("test", sorted(modalities)[:1]) if source.scored_videos("test") else []
             num_frames = {video.id: source.info.num_frames(video) for video in tested}
             check_frames(num_frames, source.num_snippets)
         if tested := source.scored_videos("test"):
             with _naming_user_code():
-                try_own_protocols(tested, source.num_snippets, source.info, scoring_of(config))
+                try_own_protocols(tested, source.num_snippets, source.info, scoring)
     with _naming("training"):
         optimization = make_optimization(config.training, len(source.videos("train", [])))
         steps = optimization.epochs * optimization.steps_per_epoch

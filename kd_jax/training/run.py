@@ -98,7 +98,7 @@ def train_runs(
     Raises:
       FloatingPointError: if the loss or the parameters of a run stop being finite. The other runs are finished first.
     """
-    scoring, waiting = scoring_of(config), []
+    scoring, waiting = scoring_of(config, source.info.head), []
     for run in runs:
         results = read_results(run.directory)
         if results is None:
@@ -497,7 +497,7 @@ def _finish(job: _Job, runs: Sequence[Run], best: dict, predictors: Mapping[str,
         job.session.check_workdir()
         last = f"checkpoints/{job.config.training.epochs}"
         check_files(run.directory, ("config.json", "metrics.jsonl", "events.*", last))
-        results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config))
+        results = write_results(run.directory, int(epoch), job.source, scoring_of(job.config, job.source.info.head))
         epochs, chosen = job.config.training.epochs, "task" in run.weights and "validation" in results
         early = chosen and still_improving([int(epoch)], epochs)
         warning = f". {describe_early_end('its best epoch', epochs)}" if early else ""

@@ -20,11 +20,16 @@ PREDICTIONS = {"validation": "predictions_validation.npz", "test": "predictions_
 VALIDATION = Scoring(("frame_map",))  # how validation videos are scored to choose the best epoch
 
 
-def scoring_of(config) -> Scoring:
-    """How the test videos are scored: as the config says, or with the protocols of the data set's benchmark."""
-    options = config.evaluation.to_dict()
-    protocols = tuple(options["protocols"]) or describe(config.dataset.name).protocols
-    return Scoring(protocols, options["proposals"], options["threshold"], options["convention"])
+def protocols_of(config) -> tuple[str, ...]:
+    """The protocols that the config names, or those of the data set's benchmark."""
+    return tuple(config.evaluation.protocols) or describe(config.dataset.name).protocols
+
+
+def scoring_of(config, head: str) -> Scoring:
+    """How the test videos are scored: as the config says, and otherwise with the defaults of the benchmark and head."""
+    options = config.evaluation
+    chosen = Scoring(protocols_of(config), options.proposals, options.threshold, options.convention)
+    return chosen.written_out(head)
 
 
 def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:

@@ -18,7 +18,7 @@ from kd_jax.training.clock import describe_time
 from kd_jax.training.diagnosis import diagnose
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
-from kd_jax.training.scores import scoring_of
+from kd_jax.training.scores import protocols_of
 
 _GAINS = "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval excludes 0."
 
@@ -39,7 +39,7 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
     of each run that was tried. `scores` is {run or fusion: [results of each seed]}. Returns the content of the
     experiment's results.json. Its scores and gains have 8 digits; the results.json of a run has all digits.
     """
-    titles = columns(scoring_of(config).protocols)
+    titles = columns(protocols_of(config))
     gain_of = next(iter(titles))
     choice_of = {run: choice for choice, runs in config.choices.items() for run in runs}
     rows = []
