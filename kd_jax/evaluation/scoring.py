@@ -19,7 +19,7 @@ from kd_jax.evaluation.proposals import DEFAULT_THRESHOLDS, DEFAULTS, Rule, choo
 from kd_jax.evaluation.protocols import PROTOCOLS, SHIPPED, Predictions, Truth, check_complete, check_protocols, score
 from kd_jax.segments import Grid
 
-# {rule: threshold if none is chosen}. mAP ranks detections: weak ones cost little, and one that is missing costs recall.
+# {rule: threshold if none is chosen}. mAP ranks detections: a weak one costs little, a missing one costs recall.
 RANKING_THRESHOLDS = {"classes": 0.1, "background": DEFAULT_THRESHOLDS["sparse"]}
 
 
