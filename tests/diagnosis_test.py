@@ -191,6 +191,19 @@ def test_without_validation_videos_nothing_shows_whether_training_was_long_enoug
     assert found == ["Without validation videos, nothing shows whether training was long enough."]
 
 
+def test_a_teacher_that_explains_too_little_of_the_labels():
+    plain, levels = row("plain", [40.0, 40.0]), {"weights": {"atomic": 1, "soft_labels": 0.5}}
+    *_, why, last = sentences(plain, student(-1.0, -1.1, competence=[0.02, 0.04], **levels))
+    assert why == (
+        "The terms of student that compare features hardly count, because its teacher explains too little of the "
+        "training labels."
+    )
+    assert last == "Next, train longer: soft labels slow the start of a training."
+    only_soft = {"competence": [0, 0], "weights": {"soft_labels": 0.5}}
+    for enough in ({"competence": [0.3, 0.2], **levels}, only_soft, levels):
+        assert "hardly" not in " ".join(sentences(plain, student(-1.0, -1.1, **enough)))
+
+
 def test_what_does_not_exist_is_left_out():
     assert sentences(row("plain", [40.0]), row("other", [41.0], gain=[1.0])) == []  # no teacher, one seed
     assert (

@@ -630,6 +630,18 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert expected in markdown(results)
 
 
+def test_the_row_has_the_last_competence_of_each_seed(tmp_path):
+    config = tiny_config()
+    config.runs.augmented_rgb.balance = "competence"
+    last = {}
+    for row in perform(config, tmp_path)["rows"][:3]:
+        lines = (tmp_path / row["run"] / "metrics.jsonl").read_text().splitlines()
+        last[row["run"]] = row.get("competence"), json.loads(lines[-1]).get("competence")
+    (found,), written = last.pop("augmented_rgb")
+    assert found == pytest.approx(written, rel=1e-6) and 0 <= found <= 1
+    assert set(last.values()) == {(None, None)}
+
+
 def test_without_validation_the_last_epoch_is_kept(tmp_path):
     config = tiny_config()
     config.dataset.validation_fraction = 0.0

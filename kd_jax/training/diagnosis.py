@@ -11,9 +11,11 @@ import numpy as np
 
 from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.training.logs import SELECTION
+from kd_jax.training.terms import TERMS
 
 _NAMED = 3  # runs, classes or pairs that are named; more are counted
 _FAR = 5.0, 1.25  # validation is far above the test: points, and ratio
+_INCOMPETENT = 0.1  # mean competence of the teachers, from 0 to 1, below which terms of features hardly count
 _VALIDATION = "validation"  # a column of the table
 _BETTER, _WORSE = "is better than", "is worse than"
 
@@ -33,7 +35,7 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
         *_on_teachers(rows, students, column),
         *_on_fusions(rows, column),
         *_on_gains(students),
-        *([] if is_trial else _on_epochs(results)),
+        *([] if is_trial else _on_epochs(results) + _on_competence(students)),
         *_on_validation(results, column),
         *([] if is_trial else _on_next_steps(rows, students, column)),
     ]
@@ -186,6 +188,19 @@ def _on_epochs(results: Mapping) -> list[str]:
     return [describe_early_end(f"the best epoch of {names}", num_epochs)]
 
 
+def _on_competence(students: Sequence[Mapping]) -> list[str]:
+    """Whether teachers explain too little of the training labels, so that terms that compare features hardly count."""
+    weak = [row["run"] for row in students if _hardly_counts(row)]
+    whose = "its teacher explains" if len(weak) == 1 else "their teachers explain"
+    why = f"because {whose} too little of the training labels"
+    return [f"The terms of {_listed(weak)} that compare features hardly count, {why}."] if weak else []
+
+
+def _hardly_counts(row: Mapping) -> bool:
+    of_features = any(term in TERMS and not TERMS[term].needs_logits for term in row.get("weights", {}))
+    return of_features and bool(row.get("competence")) and np.mean(row["competence"]) < _INCOMPETENT
+
+
 def _on_validation(results: Mapping, column: str) -> list[str]:
     """Whether validation orders the runs as the test does, and whether it is far above the test."""
     rows = [row for row in results["rows"] if not row.get("members")]
@@ -232,6 +247,8 @@ def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> l
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
     if pairs and all(gain and _compare(gain) == _WORSE for gain in pairs):
         return ["Next, train a better teacher or choose another one."]
+    if any(map(_hardly_counts, known)):
+        return ["Next, train longer: soft labels slow the start of a training."]
     if all(_compare(row["gain"]) == _WORSE for row in known):
         return ["Next, try smaller weights: `kd-jax advise` compares several."]
     return ["Next, add seeds, or try other weights: `kd-jax advise` compares several."]

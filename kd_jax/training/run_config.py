@@ -81,7 +81,7 @@ _RESULTS: tuple[Rule, ...] = (
     ("a whole number from 0 to 2147483647", is_index, "best_epoch"),
     ("a list of different texts", _are_classes, "scoring.protocols?"),
     ("a text", is_text, "scoring.proposals? scoring.convention?"),
-    ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1, "scoring.threshold?"),
+    ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1, "scoring.threshold? competence?"),
     ("fields of Scoring", _is_scoring, "scoring?"),
     ("a threshold and its F1", _is_suggestion, "threshold?"),
     ("percentages or null, by measure and per_class", are_scores, "validation? test?"),

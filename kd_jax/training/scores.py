@@ -13,6 +13,7 @@ from kd_jax.evaluation.thresholds import Suggestion, best_threshold
 from kd_jax.files import DamagedFileError, read_arrays, write_json
 from kd_jax.inference.predict import fuse
 from kd_jax.training import provenance
+from kd_jax.training.logs import read_log
 from kd_jax.training.run_config import read_run_results
 
 # {split: file with its logits in the folder of a run}
@@ -82,6 +83,9 @@ def write_results(directory: epath.Path, best_epoch: int, source: Source, scorin
     results = {"best_epoch": best_epoch, "scoring": scoring.as_json(), **scores}
     if suggested := _suggest_threshold(directory, source):
         results["threshold"] = {name: round(value, 2) for name, value in suggested._asdict().items()}
+    entries = read_log(directory / "metrics.jsonl")
+    if entries and "competence" in entries[-1]:
+        results["competence"] = entries[-1]["competence"]  # of its teachers, in the last epoch
     write_json(directory / "results.json", results)
     return results
 
