@@ -53,9 +53,9 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "starts_from": placeholder(str),  # a run of the same modality, filter and size; it gives initial parameters
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task; 'competence' =
-        #                     as 'loss', but terms of features count only where the teacher is better than the
-        #                     student, less if it explains the labels less, and each pulls at most half as hard as
-        #                     the task loss
+        #                     as 'loss', but terms count less if the teacher explains the labels less, and those of
+        #                     features only where the teacher is better than the student; each of these pulls at most
+        #                     half as hard as the task loss
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -69,8 +69,9 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
         make_run("rgb", teachers=("flow_teacher",), **soft_labels(0.5, WEIGHTS))  # the same as **DISTILLATION
 
     Snippets in which the input of the teacher is 0 keep their labels (`kd_jax.losses.soft_labels`). `weights` are those
-    of other terms. They count where the teacher is better than the student, less if it explains the labels less
-    (`kd_jax.losses.competence`), and each pulls at most half as hard as the unweighted task loss.
+    of other terms. All count less if the teacher explains the labels less (`kd_jax.losses.competence`); those that
+    compare features count only where it is better than the student, and each pulls at most half as hard as the
+    unweighted task loss.
     """
     terms = {**(weights or {}), "soft_labels": weight}
     return {"task_weight": round(1 - weight, 6), "weights": terms, "balance": "competence"}

@@ -27,7 +27,7 @@ from kd_jax.data.checks import GUESSED, Findings, check_common
 from kd_jax.data.timing import Cut, Length, compare_lengths
 from kd_jax.evaluation import formats, proposals, times
 from kd_jax.evaluation.protocols import PROTOCOLS, Predictions, Truth, check_protocols, score
-from kd_jax.evaluation.scoring import Scoring, as_results, make_predictions, make_truth
+from kd_jax.evaluation.scoring import RANKING_THRESHOLDS, Scoring, as_results, make_predictions, make_truth
 from kd_jax.files import write_atomically
 
 
@@ -58,7 +58,8 @@ def parser() -> Parser:
     add("--tiou", action="append", type=between(1e-6, 1), help=tiou)
     add("--logits", action="store_true", default=None, help="The scores are logits, not probabilities.")
     add("--proposals", choices=list(proposals.PROPOSALS), help="From scores to detections; default: the head's own.")
-    add("--threshold", type=between(0, 1), help="Threshold of the proposals (classes 0.1, background 0.4).")
+    own = ", ".join(f"{rule} {value:g}" for rule, value in RANKING_THRESHOLDS.items())
+    add("--threshold", type=between(0, 1), help=f"Threshold of the proposals ({own}).")
     convention = "Where a snippet is in time, see kd_jax/evaluation/proposals.py (centre)."
     add("--convention", choices=list(proposals.CONVENTIONS), help=convention)
     first = "Number of the first class in folders of text files (predictions: 1; TSU has 0)."
@@ -146,9 +147,10 @@ def _choose_scoring(kind: str, head: str, given: argparse.Namespace) -> Scoring:
         raise ValueError(f"{reason}; choose --protocols that can: {can}")
     if given.tiou and not any(PROTOCOLS[name].thresholds for name in protocols):
         raise ValueError(f"--tiou has no effect on {', '.join(protocols)}; leave it out")
-    scoring = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
+    chosen = Scoring(protocols, given.proposals or "", given.threshold, given.convention or "centre")
+    scoring = chosen.with_defaults(head)
     scoring.check(head)
-    return scoring.written_out(head)
+    return scoring
 
 
 def _refuse_idle_options(kind: str, wanted: Sequence[str], given: argparse.Namespace) -> None:

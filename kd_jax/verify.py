@@ -32,7 +32,7 @@ from kd_jax.training.logs import SELECTION, read_log
 from kd_jax.training.plan import prepare, run_directory, seeds
 from kd_jax.training.results_file import read_table
 from kd_jax.training.run_config import require_run_results
-from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions, scoring_of
+from kd_jax.training.scores import PREDICTIONS, read_predictions, score_predictions
 from kd_jax.training.table import markdown, tabulate
 from kd_jax.training.teachers import fingerprint
 
@@ -160,7 +160,7 @@ def _best_epoch(scores: Sequence[float]) -> int:
 
 def _check_log(run: RunFolder) -> bool:
     path, epochs = run.directory / "metrics.jsonl", run.config["training"]["epochs"]
-    remedy = f"the results do not need it; delete {run.directory} and {AGAIN} to have its curves again"
+    remedy = f"the scores do not need it; delete {run.directory} and {AGAIN} to have its curves again"
     run.check_written(path.name, remedy)
     found = [entry["epoch"] for entry in read_log(path)] if len(path.read_bytes().splitlines()) == epochs else []
     _require(found == list(range(1, epochs + 1)), f"{path} does not have the epochs 1 to {epochs} once each; {remedy}")
@@ -340,7 +340,7 @@ def _scores_of_runs(found: Experiment, config: ConfigDict, source: Source) -> di
         name: [require_run_results(folders([name], seed)[0], f"{AGAIN} to complete it") for seed in seeds(config)]
         for name in config.runs
     }
-    scoring = scoring_of(config, source.info.head)
+    scoring = Scoring.from_json(next(iter(scores.values()))[0]["scoring"])
     for name, streams in config.fusions.items():
         scores[name] = [score_predictions(folders(streams, seed), source, scoring) for seed in seeds(config)]
     return scores

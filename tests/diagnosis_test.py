@@ -193,15 +193,23 @@ def test_without_validation_videos_nothing_shows_whether_training_was_long_enoug
 
 def test_a_teacher_that_explains_too_little_of_the_labels():
     plain, levels = row("plain", [40.0, 40.0]), {"weights": {"atomic": 1, "soft_labels": 0.5}}
-    *_, why, last = sentences(plain, student(-1.0, -1.1, competence=[0.02, 0.04], **levels))
+    *_, why, last = sentences(plain, student(-1.0, -1.1, competence=[0.3, 0.4], **levels))
     assert why == (
-        "The terms of student that compare features hardly count, because its teacher explains too little of the "
-        "training labels."
+        "The terms of student that compare features hardly count, because the teacher explains too little of the "
+        "training labels (competence 0.35)."
     )
-    assert last == "Next, train longer: soft labels slow the start of a training."
+    assert last == "Next, train longer, or choose a teacher that explains more of the training labels."
     only_soft = {"competence": [0, 0], "weights": {"soft_labels": 0.5}}
-    for enough in ({"competence": [0.3, 0.2], **levels}, only_soft, levels):
+    for enough in ({"competence": [0.6, 0.7], **levels}, only_soft, levels):
         assert "hardly" not in " ".join(sentences(plain, student(-1.0, -1.1, **enough)))
+    weak = {"competence": [0.3, 0.4], **levels}
+    many = [student(2.0, 2.1, name=name, teachers=("teacher", "second"), **weak) for name in "abcd"]
+    *_, why, last = sentences(plain, *many)
+    assert why.startswith(
+        "The terms of 4 distilled runs that compare features hardly count, because the teachers explain"
+    )
+    assert "kd-jax analyse" in last  # they gain all the same
+    assert "hardly" not in " ".join(sentences(plain, student(-1.0, -1.1, **weak), is_trial=True))
 
 
 def test_what_does_not_exist_is_left_out():

@@ -320,16 +320,18 @@ def test_competence_by_hand():
     labels = jnp.array([[[1, 0], [1, 0], [0, 0], [0, 1], [1, 1]]])
     certain = 40.0 * (labels - 0.5)
     assert losses.competence(certain, labels, mask) == pytest.approx(1)
+    rates = jnp.log(jnp.array([1.0, 1 / 3])) + 0 * certain  # the base rates 1/2 and 1/4 as logits
+    assert losses.competence(rates, labels, mask) == pytest.approx(0, abs=1e-6)
     assert losses.competence(-certain, labels, mask) == 0
     # Base rates 1/2 and 1/4: E = log 2 + 1/4 log 4 + 3/4 log 4/3. The teacher knows the second class alone.
     constant = np.log(2) + np.log(4) / 4 + np.log(4 / 3) * 3 / 4
     half = jnp.concatenate([0 * certain[..., :1], certain[..., 1:]], axis=-1)
-    assert losses.competence(half, labels, mask) == pytest.approx(max(0, 1 - 2 * np.log(2) / constant), abs=1e-5)
+    assert losses.competence(half, labels, mask) == pytest.approx(1 - np.log(2) / constant, abs=1e-5)
     quarter = jnp.concatenate([jnp.log(4.0) * jnp.sign(certain[..., :1]), certain[..., 1:]], axis=-1)  # 4/5 each time
-    assert losses.competence(quarter, labels, mask) == pytest.approx(1 - 2 * np.log(5 / 4) / constant, abs=1e-5)
+    assert losses.competence(quarter, labels, mask) == pytest.approx(1 - np.log(5 / 4) / constant, abs=1e-5)
     # With a background, the distribution of the four snippets is 1/2, 1/4, 1/4.
     background = jnp.log(jnp.array([[[8, 1, 1], [8, 1, 1], [1, 1, 8], [1, 8, 1], [1, 1, 1]]]) / 10)
-    expected = 1 - 2 * np.log(10 / 8) / (1.5 * np.log(2))
+    expected = 1 - np.log(10 / 8) / (1.5 * np.log(2))
     assert losses.competence(background, labels, mask) == pytest.approx(expected, abs=1e-5)
     for nothing in (jnp.zeros_like(mask), mask & (labels[..., 0] == 1) & (labels[..., 1] == 0)):
         assert losses.competence(certain, labels, nothing) == 0  # no snippet, or no label that changes

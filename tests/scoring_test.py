@@ -82,14 +82,14 @@ def test_scores_of_dense_logits_equal_the_metrics():
 def test_weak_detections_are_ranked_too():
     """A student that is right but unsure, with probabilities from 0.05 to 0.3, gets the event mAP of a sure one."""
     unsure = {v: np.where(labels > 0, -0.85, -2.95) for v, labels in LABELS.items()}
-    ranked = Scoring(("event_map",)).written_out("dense")
+    ranked = Scoring(("event_map",)).with_defaults("dense")
     assert ranked == Scoring(("event_map",), "classes", 0.1)
     assert score_split(unsure, VIDEOS, INFO, ranked)["event_map/mAP_action@0.5"] == pytest.approx(100)
     chosen = Scoring(("event_map",), "classes", 0.5)
-    assert chosen.written_out("dense") == chosen
+    assert chosen.with_defaults("dense") == chosen
     assert score_split(unsure, VIDEOS, INFO, chosen)["event_map/mAP_action@0.5"] == 0
-    assert Scoring(("event_map",)).written_out("sparse") == Scoring(("event_map",), "background", 0.4)
-    assert Scoring(("event_map",), "multi_threshold").written_out("dense").threshold is None
+    assert Scoring(("event_map",)).with_defaults("sparse") == Scoring(("event_map",), "background", 0.4)
+    assert Scoring(("event_map",), "multi_threshold").with_defaults("dense").threshold is None
 
 
 def test_sparse_logits_rank_by_probability_and_detect_by_background():

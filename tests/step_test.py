@@ -250,14 +250,15 @@ def test_the_step_follows_the_gradient_of_the_balanced_sum(balance, filter, give
     effective = {
         "loss": given,
         "gradient": {t: w * ratio[t] for t, w in given.items()},
-        "competence": given | {t: min(w * of_teacher, LARGEST_PULL * ratio[t]) for t, w in of_features.items()},
+        "competence": {t: w * of_teacher for t, w in given.items()}
+        | {t: min(w * (2 * of_teacher - 1), LARGEST_PULL * ratio[t]) for t, w in of_features.items()},
     }[balance]
     expected = float(metrics["task"]) + sum(w * float(metrics[t]) for t, w in effective.items())
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
     assert metrics.get("competence") == (pytest.approx(of_teacher, rel=1e-6) if balance == "competence" else None)
     if filter == "ms_tcn":
-        assert effective["atomic"] < given["atomic"] * of_teacher  # limited
-        assert effective["boundary"] == given["boundary"] * of_teacher
+        assert effective["atomic"] < given["atomic"] * (2 * of_teacher - 1)  # limited
+        assert effective["boundary"] == given["boundary"] * (2 * of_teacher - 1)
 
     def loss(params):
         rngs = {"dropout": KEY}  # the dropout is 0
@@ -296,8 +297,12 @@ def test_weights_are_balanced_by_hand():
 def test_weights_by_competence_by_hand():
     weights = {"task": 0.5, "hint": 2.0, "atomic": 2.0, "boundary": 2.0, "soft_labels": 0.5}
     norms = {"task": 6.0, "hint": 1.5, "atomic": 4.0, "boundary": 0.0, "soft_labels": 100.0}
-    found = competent_weights(weights, jnp.float32(0.5), norms, {"hint", "atomic", "boundary"})
-    expected = {"task": 0.5, "hint": 1.0, "atomic": 0.75, "boundary": 1.0, "soft_labels": 0.5}
+    of_features = {"hint", "atomic", "boundary"}
+    found = competent_weights(weights, jnp.float32(0.75), norms, of_features)
+    expected = {"task": 0.5, "hint": 1.0, "atomic": 0.75, "boundary": 1.0, "soft_labels": 0.375}
+    assert {name: float(weight) for name, weight in found.items()} == expected
+    found = competent_weights(weights, jnp.float32(0.25), norms, of_features)
+    expected = {"task": 0.5, "hint": 0.0, "atomic": 0.0, "boundary": 0.0, "soft_labels": 0.125}
     assert {name: float(weight) for name, weight in found.items()} == expected
 
 

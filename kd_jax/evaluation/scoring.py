@@ -1,6 +1,7 @@
 """Scoring: logits of whole videos become {protocol/measure: value} in percent.
 
-    results = score_split(logits, videos, info, Scoring(("frame_map", "event_map")))
+    scoring = Scoring(("frame_map", "event_map")).with_defaults(info.head)
+    results = score_split(logits, videos, info, scoring)
 
 This module makes the ranking scores, detections and instants that `kd_jax.evaluation.protocols` read.
 """
@@ -30,7 +31,8 @@ class Scoring:
     protocols: tuple[str, ...]  # keys of PROTOCOLS
     # the rule that makes detections of scores, a key of `proposals.PROPOSALS`; '' = the head's default
     proposals: str = ""
-    threshold: float | None = None  # the rule's threshold; None = its default
+    # None = that of the rule, as for detections that are read; `with_defaults` sets one that is better for ranking
+    threshold: float | None = None
     # the position of a snippet in time, 'start' or 'centre', see `kd_jax.evaluation.proposals`
     convention: str = "centre"
 
@@ -38,8 +40,8 @@ class Scoring:
         """Returns the function from probabilities to detections; raises ValueError as `proposals.choose` does."""
         return choose(self.proposals or None, head, threshold=self.threshold, convention=self.convention)
 
-    def written_out(self, head: str) -> "Scoring":
-        """Returns the same, with the rule of the head and the threshold of RANKING_THRESHOLDS if none is chosen."""
+    def with_defaults(self, head: str) -> "Scoring":
+        """Returns a copy with the head's rule, and the rule's threshold for ranking, where none is chosen."""
         proposals = self.proposals or DEFAULTS[head]
         threshold = RANKING_THRESHOLDS.get(proposals) if self.threshold is None else self.threshold
         return dataclasses.replace(self, proposals=proposals, threshold=threshold)

@@ -75,11 +75,11 @@ def _with_background(labels: jax.Array) -> jax.Array:
 
 
 def competence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """How much more of the labels a teacher explains than it leaves open, over all valid snippets of a batch.
+    """How much of the labels a teacher explains, over all valid snippets of a batch.
 
-    `K = max(0, 1 − 2 L / E)`, where L is the task loss of the teacher and E that of the best constant prediction, the
-    base rate of each class in the batch. A teacher that predicts the labels exactly has 1; one that leaves half of E or
-    more has 0. No gradient reaches the teacher.
+    `K = max(0, 1 − L / E)`, where L is the task loss of the teacher and E that of the best constant prediction, the
+    base rates of the classes in the batch. A teacher that predicts the labels exactly has 1; one that is no better
+    than the base rates has 0. No gradient reaches the teacher.
 
     Args:
       logits: of the teacher, `[B, T, C]`, or `[B, T, C+1]` with the background last.
@@ -87,7 +87,7 @@ def competence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Arr
       mask: `[B, T]` bool.
 
     Returns: a float32 scalar in [0, 1]; 0 for an empty mask, and if no label changes.
-    References: [default]; docs/evidence.md has what it gains.
+    References: [default], the pseudo-R² of McFadden (1974); docs/evidence.md has what it gains.
     """
     is_dense = logits.shape[-1] == labels.shape[-1]
     loss = (sigmoid_cross_entropy if is_dense else softmax_cross_entropy_with_background)(logits, labels, mask)
@@ -95,5 +95,5 @@ def competence(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Arr
     shares = [labels, 1.0 - labels] if is_dense else [_with_background(labels)]
     rates = [masked_mean(share, mask, axis=(0, 1)) for share in shares]
     constant = -sum(jnp.sum(rate * jnp.log(jnp.maximum(rate, 1e-30))) for rate in rates)
-    explained = jnp.where(constant > 1e-6, 1.0 - 2.0 * loss / jnp.maximum(constant, 1e-6), 0.0)
+    explained = jnp.where(constant > 1e-6, 1.0 - loss / jnp.maximum(constant, 1e-6), 0.0)
     return jax.lax.stop_gradient(jnp.clip(explained, 0.0, 1.0))

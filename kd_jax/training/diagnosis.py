@@ -15,7 +15,7 @@ from kd_jax.training.terms import TERMS
 
 _NAMED = 3  # runs, classes or pairs that are named; more are counted
 _FAR = 5.0, 1.25  # validation is far above the test: points, and ratio
-_INCOMPETENT = 0.1  # mean competence of the teachers, from 0 to 1, below which terms of features hardly count
+_INCOMPETENT = 0.55  # competence below which terms of features, times max(0, 2 · competence - 1), hardly count
 _VALIDATION = "validation"  # a column of the table
 _BETTER, _WORSE = "is better than", "is worse than"
 
@@ -24,7 +24,7 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
     """Returns sentences on teachers, streams, gains, the number of epochs, validation, and what to try next.
 
     Backticks enclose options and commands. `results` may come from an older version. With `is_trial`, what to try next
-    and the number of epochs are left out, because `kd-jax advise` says that itself.
+    and whether training was long enough are left out, because `kd-jax advise` says that itself.
     """
     rows = {row["run"]: row for row in results["rows"]}
     students = [row for row in rows.values() if row["teachers"] and row["baseline"] in rows.keys() - {row["run"]}]
@@ -190,13 +190,23 @@ def _on_epochs(results: Mapping) -> list[str]:
 
 def _on_competence(students: Sequence[Mapping]) -> list[str]:
     """Whether teachers explain too little of the training labels, so that terms that compare features hardly count."""
-    weak = [row["run"] for row in students if _hardly_counts(row)]
-    whose = "its teacher explains" if len(weak) == 1 else "their teachers explain"
-    why = f"because {whose} too little of the training labels"
-    return [f"The terms of {_listed(weak)} that compare features hardly count, {why}."] if weak else []
+    weak = [row for row in students if _hardly_counts(row)]
+    if not weak:
+        return []
+    names = _listed([row["run"] for row in weak]) if len(weak) <= _NAMED else f"{len(weak)} distilled runs"
+    whose = (
+        "the teachers explain"
+        if len({name for row in weak for name in row["teachers"]}) > 1
+        else "the teacher explains"
+    )
+    why = (
+        f"{whose} too little of the training labels (competence {max(np.mean(row['competence']) for row in weak):.2f})"
+    )
+    return [f"The terms of {names} that compare features hardly count, because {why}."]
 
 
 def _hardly_counts(row: Mapping) -> bool:
+    """Whether a run compares features, and its mean competence is so low that these terms have almost no weight."""
     of_features = any(term in TERMS and not TERMS[term].needs_logits for term in row.get("weights", {}))
     return of_features and bool(row.get("competence")) and np.mean(row["competence"]) < _INCOMPETENT
 
@@ -248,7 +258,7 @@ def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> l
     if pairs and all(gain and _compare(gain) == _WORSE for gain in pairs):
         return ["Next, train a better teacher or choose another one."]
     if any(map(_hardly_counts, known)):
-        return ["Next, train longer: soft labels slow the start of a training."]
+        return ["Next, train longer, or choose a teacher that explains more of the training labels."]
     if all(_compare(row["gain"]) == _WORSE for row in known):
         return ["Next, try smaller weights: `kd-jax advise` compares several."]
     return ["Next, add seeds, or try other weights: `kd-jax advise` compares several."]

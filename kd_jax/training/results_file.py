@@ -54,7 +54,7 @@ def _rules_of_rows(seeds: int) -> tuple[Rule, ...]:
         ("numbers by name", mapping_to(is_number), "weights tried?"),
         ("percentages of each seed, by column", mapping_to(is_column), "scores"),
         ("the scores of each seed", per_seed(are_scores), "test"),
-        ("a difference for each seed", per_seed(is_number), "gain?"),
+        ("a number for each seed", per_seed(is_number), "gain? competence?"),
         ("a number", is_number, "task_weight?"),
         ("two numbers", lambda value: list_of(is_number)(value) and len(value) == 2, "gain_interval?"),
         ("an epoch for each seed", per_seed(is_number), "best_epoch?"),

@@ -30,7 +30,7 @@ def scoring_of(config, head: str) -> Scoring:
     """How the test videos are scored: as the config says, and otherwise with the defaults of the benchmark and head."""
     options = config.evaluation
     chosen = Scoring(protocols_of(config), options.proposals, options.threshold, options.convention)
-    return chosen.written_out(head)
+    return chosen.with_defaults(head)
 
 
 def score_predictions(directories: Sequence[epath.Path], source: Source, scoring: Scoring) -> dict:

@@ -84,8 +84,8 @@ def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], 
         "best_epoch": _chosen_epochs(results) if run and run.task_weight else [],
         "baseline": (run and run.baseline) or config.baseline,
     }
-    if known := [result["competence"] for result in results if "competence" in result]:
-        row["competence"] = known
+    if all("competence" in result for result in results):
+        row["competence"] = [result["competence"] for result in results]
     if config.reported:
         row["reported"] = config.reported.get(title, "")
     return row
