@@ -320,7 +320,7 @@ def test_competence_by_hand():
     labels = jnp.array([[[1, 0], [1, 0], [0, 0], [0, 1], [1, 1]]])
     certain = 40.0 * (labels - 0.5)
     assert losses.competence(certain, labels, mask) == pytest.approx(1)
-    rates = jnp.log(jnp.array([1.0, 1 / 3])) + 0 * certain  # the base rates 1/2 and 1/4 as logits
+    rates = jnp.broadcast_to(jnp.log(jnp.array([[[1.0, 1 / 3]]])), certain.shape)  # 1/2 and 1/4 as logits
     assert losses.competence(rates, labels, mask) == pytest.approx(0, abs=1e-6)
     assert losses.competence(-certain, labels, mask) == 0
     # Base rates 1/2 and 1/4: E = log 2 + 1/4 log 4 + 3/4 log 4/3. The teacher knows the second class alone.

@@ -194,14 +194,10 @@ def _on_competence(students: Sequence[Mapping]) -> list[str]:
     if not weak:
         return []
     names = _listed([row["run"] for row in weak]) if len(weak) <= _NAMED else f"{len(weak)} distilled runs"
-    whose = (
-        "the teachers explain"
-        if len({name for row in weak for name in row["teachers"]}) > 1
-        else "the teacher explains"
-    )
-    why = (
-        f"{whose} too little of the training labels (competence {max(np.mean(row['competence']) for row in weak):.2f})"
-    )
+    teachers = {name for row in weak for name in row["teachers"]}
+    explain = "the teachers explain" if len(teachers) > 1 else "the teacher explains"
+    most = max(np.mean(row["competence"]) for row in weak)
+    why = f"{explain} too little of the training labels (competence {most:.2f})"
     return [f"The terms of {names} that compare features hardly count, because {why}."]
 
 
