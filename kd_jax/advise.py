@@ -27,6 +27,7 @@ from kd_jax.files import write_atomically
 from kd_jax.main import begin, fail, lock_workdir, mistakes_end, name_of, read_options
 from kd_jax.training import experiment
 from kd_jax.training.clock import Clock
+from kd_jax.training.diagnosis import on_epochs
 from kd_jax.training.plan import prepare
 from kd_jax.training.session import Session
 from kd_jax.training.table import for_terminal, markdown
@@ -136,7 +137,7 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
 
     Args:
       results: content of results.json of the trial.
-      commands: {distilled run: the command that trains it}.
+      commands: {distilled run: the command that trains it}, that of the config first.
       epochs: of the user's experiment.
       minutes: that the trial was given.
     """
@@ -145,7 +146,7 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
     best = max(commands, key=lambda name: validation[name])
     if validation[best] <= validation[plain]:
         none = f"none of the {len(commands)} distilled students is better than {plain} in validation"
-        if results["epochs"] < FAIR * epochs:
+        if results["epochs"] < FAIR * epochs or on_epochs(results):
             return [f"Too short to say: {none}.", *_limits(results, epochs, minutes)]
         return [f"Distillation is not worth it with these weights: {none}.", *_limits(results, epochs, minutes)]
     gain, where = rows[best]["gain"], "on the test videos"
@@ -153,11 +154,14 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
         scores = rows[best]["scores"]["validation"], rows[plain]["scores"]["validation"]
         gain, where = differences(*scores), "in validation, which also chose it, so this is optimistic"
     assert gain is not None  # all validation scores exist
-    shown = f"{best} has the best validation score; its gain over {plain} is {describe_gain(gain)} points {where}"
+    own = next(iter(commands))
+    lead = differences(rows[best]["scores"]["validation"], rows[own]["scores"]["validation"])
+    over = f" ({describe_gain(lead)} over {own})" if lead and best != own else ""
+    shown = f"{best} has the best validation score{over}; its gain over {plain} is {describe_gain(gain)} points {where}"
     if not excludes_zero(paired_interval(gain)):
-        lead = "If you try it, these are the best weights so far:"
         unsure = f"Inconclusive: {shown}. The interval contains 0."
-        return [unsure, *_limits(results, epochs, minutes), f"{lead}\n\n    {commands[best]}"]
+        command = f"If you try it, these are the best weights so far:\n\n    {commands[best]}"
+        return [unsure, *_limits(results, epochs, minutes), command]
     sure, limits = f"{shown}. The interval excludes 0.", _limits(results, epochs, minutes, unsure=False)
     if np.mean(gain) < 0:
         return [f"Distillation is not worth it: {sure}", *limits]
@@ -170,6 +174,8 @@ def _limits(results: Mapping, epochs: int, minutes: float, *, unsure: bool = Tru
     short = f"The runs have {trained} of {epochs} epochs and {seeds} seeds"
     if trained < epochs:
         return [f"{short}; more epochs may change this: --minutes={2 * minutes:g}."]
+    if late := on_epochs(results):
+        return [f"{short}. {late[0]}"]
     if unsure and seeds < SEEDS[1]:
         return [f"{short}; more seeds narrow the interval: --minutes={2 * minutes:g}."]
     return [f"{short}; more seeds narrow the interval: --config.seeds={2 * seeds}."] if unsure else []

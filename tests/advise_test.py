@@ -114,7 +114,7 @@ COMMANDS = {"own": "kd-jax train --config=mine", "x3": "kd-jax train --config=mi
 OTHER = ("own", [29.0] * 3, [9.0, 9.0, 9.5])  # better on the test videos, which choose nothing
 
 
-BEST = "x3 has the best validation score; its gain over plain is"
+BEST = "x3 has the best validation score (+2.00 [+2.00, +2.00] over own); its gain over plain is"
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,9 @@ BEST = "x3 has the best validation score; its gain over plain is"
         (
             results([30.0, 30.0], ("x3", [31.0, 31.1], None), ("own", [29.0, 29.0], None)),
             [
-                f"Distillation is worth it: {BEST} +1.05 [+0.41, +1.69] points in validation, which also chose it, so "
-                "this is optimistic. The interval excludes 0.",
+                "Distillation is worth it: x3 has the best validation score (+2.05 [+1.41, +2.69] over own); its gain "
+                "over plain is +1.05 [+0.41, +1.69] points in validation, which also chose it, so this is optimistic. "
+                "The interval excludes 0.",
                 f"Train it with:\n\n    {COMMANDS['x3']}",
             ],
         ),
@@ -171,6 +172,17 @@ def test_few_epochs_are_too_short_to_advise_against_distillation():
     assert advise.recommend(found, COMMANDS, 24, 20.0) == [
         "Too short to say: none of the 2 distilled students is better than plain in validation.",
         "The runs have 5 of 24 epochs and 2 seeds; more epochs may change this: --minutes=40.",
+    ]
+
+
+def test_a_trial_that_still_improves_is_too_short_to_advise_against_distillation():
+    found = results([31.0] * 2, ("x3", [30.0] * 2, [6.0] * 2), ("own", [31.0] * 2, [6.0] * 2))
+    for improving in found["rows"]:
+        improving["best_epoch"] = [24, 23]
+    assert advise.recommend(found, COMMANDS, 24, 20.0) == [
+        "Too short to say: none of the 2 distilled students is better than plain in validation.",
+        "The runs have 24 of 24 epochs and 2 seeds. Training may have ended too early: the best epoch of plain, x3 and "
+        "own is among the last 2 of 24 epochs; try `--config.training.epochs=48`.",
     ]
 
 

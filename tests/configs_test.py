@@ -17,7 +17,7 @@ from kd_jax.models import FILTERS
 from kd_jax.training import checkpoints, experiment
 from kd_jax.training.plan import check_config, make_manifest, make_program, prepare, training_order
 from kd_jax.training.population import jitted_step
-from kd_jax.training.scores import protocols_of
+from kd_jax.training.scores import protocols_of, scoring_of
 from kd_jax.training.state import create_train_state
 from kd_jax.training.step import Settings
 from kd_jax.training.table import columns, markdown, tabulate
@@ -286,3 +286,11 @@ def test_a_config_is_the_same_after_json(name, tmp_path):
     assert content["teachers"] == {"one": os.path.abspath("given"), "two": [str(tmp_path), "gs://bucket/run"]}
     config.teachers = {name: tuple(of) if isinstance(of, list) else of for name, of in content["teachers"].items()}
     assert again.to_dict() == config.to_dict() and list(again.runs) == list(config.runs)
+
+
+def test_detections_are_ranked_from_a_low_threshold_unless_the_config_chooses_one():
+    config = schema.get_config()
+    config.dataset.name = "synthetic"
+    assert (scoring_of(config, "dense").proposals, scoring_of(config, "dense").threshold) == ("classes", 0.1)
+    config.evaluation.threshold = 0.5
+    assert scoring_of(config, "dense").threshold == 0.5

@@ -64,6 +64,15 @@ def test_scores(files):
     assert "custom, test: 2 videos, 5 actions, 2 classes" in text
 
 
+def test_scores_become_detections_from_a_low_threshold(files):
+    labels = {video: labels_from_segments(np.array(ACTIONS[video], float), 10.0, 20, 2) for video in FOUND}
+    unsure = {video: np.where(marked > 0, 0.3, 0.05).astype(np.float32) for video, marked in labels.items()}
+    formats.write_scores(files / "scores.npz", unsure)
+    given, measure = (files, files / "scores.npz", "--protocols=event_map_strict"), "event_map_strict/mAP_action@0.1"
+    assert value(custom(*given), measure) > 50
+    assert value(custom(*given, "--threshold=0.5"), measure) == 0
+
+
 def test_every_format_of_detections_gives_the_same(files):
     formats.write_native(files / "native.json", FOUND, CLASSES)
     formats.write_activitynet(files / "activitynet.json", FOUND, CLASSES)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from kd_jax import config as schema
 from kd_jax.analysis.finished import open_experiment
 from kd_jax.data import base, records, synthetic
 from kd_jax.data.batches import make_examples
 from kd_jax.data.source import choose_validation, open_source
-from kd_jax.files import read_arrays, read_json, write_json
+from kd_jax.files import read_arrays, read_json, write_arrays, write_json
 from kd_jax.report import write_report
 from kd_jax.training import experiment, on_device, population
 from kd_jax.training import run as run_module
@@ -29,6 +30,7 @@ from kd_jax.training.experiment import seeded_run
 from kd_jax.training.logs import Log, read_log
 from kd_jax.training.plan import check_config, make_manifest, prepare, training_order
 from kd_jax.training.run import train_runs
+from kd_jax.training.scores import scoring_of, write_results
 from kd_jax.training.table import for_terminal, markdown, tabulate
 from kd_jax.training.teachers import Teacher, attach_teachers
 from kd_jax.training.terms import TERMS
@@ -523,7 +525,7 @@ def test_the_table_shows_the_chosen_run_its_weights_and_reported_scores():
     ]
     assert "| task 0.5, atomic 0.1, boundary 0.01, global_context 1 |" in text
     assert "| starts from small " in text and "gain over its baseline" in text and "reported (PKU-MMD)" in text
-    assert "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval" in text
+    assert "Gains in frame mAP are means of differences seed by seed, with 95 % intervals (Student's t); `*`: " in text
 
 
 @pytest.mark.parametrize(
@@ -630,16 +632,20 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert expected in markdown(results)
 
 
-def test_the_row_has_the_last_competence_of_each_seed(tmp_path):
+def test_the_results_have_the_last_competence_and_the_row_that_of_each_seed(tmp_path):
     config = tiny_config()
-    config.runs.augmented_rgb.balance = "competence"
-    last = {}
-    for row in perform(config, tmp_path)["rows"][:3]:
-        lines = (tmp_path / row["run"] / "metrics.jsonl").read_text().splitlines()
-        last[row["run"]] = row.get("competence"), json.loads(lines[-1]).get("competence")
-    (found,), written = last.pop("augmented_rgb")
-    assert found == pytest.approx(written, rel=1e-6) and 0 <= found <= 1
-    assert set(last.values()) == {(None, None)}
+    source = prepare(config, tmp_path)
+    entries = [{"epoch": epoch, "step": epoch, "competence": epoch / 10} for epoch in (1, 2, 3)]
+    for split in ("validation", "test"):
+        videos = source.videos(split, ["rgb"])
+        logits = {video.id: np.zeros((video.num_snippets, len(source.info.classes))) for video in videos}
+        write_arrays(epath.Path(tmp_path) / f"predictions_{split}.npz", logits)
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    results = write_results(epath.Path(tmp_path), 1, source, scoring_of(config, "dense"))
+    assert results["competence"] == 0.3
+    plain = {name: value for name, value in results.items() if name != "competence"}
+    scores = {"augmented_rgb": [results, results | {"competence": 0.5}], "vanilla_rgb": [plain, plain]}
+    assert [row.get("competence") for row in tabulate(config, source, scores)["rows"]] == [[0.3, 0.5], None]
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path):

@@ -12,6 +12,7 @@ import kd_jax
 from kd_jax import config as schema
 from kd_jax import runtime, verify
 from kd_jax.analysis.finished import open_experiment
+from kd_jax.evaluation.scoring import Scoring
 from kd_jax.files import DamagedFileError, read_arrays, read_json, sha256, write_arrays, write_json
 from kd_jax.training import clock, experiment, provenance
 from kd_jax.training.plan import prepare
@@ -47,6 +48,22 @@ def problems_of(workdir):
 
 def change_json(path, **changes):
     write_json(path, {**read_json(path), **changes})
+
+
+def test_a_workdir_that_was_scored_by_another_rule_is_intact(tmp_path, monkeypatch):
+    """The fusion is checked with the scoring that its runs recorded, not with that of today."""
+    config = schema.get_config()
+    config.dataset.update({"name": "synthetic", "max_videos": 4, "validation_fraction": 0.3})
+    config.model.update({"hidden": 8, "num_layers": 2})
+    config.training.update({"epochs": 1, "length_buckets": 1, "learning_rate": 1e-2})
+    config.evaluation.protocols = ("event_map_strict",)
+    config.runs = schema.make_runs(flow=schema.make_run("flow"), rgb=schema.make_run("rgb"))
+    config.fusions.both = ("flow", "rgb")
+    config.baseline = ""
+    with monkeypatch.context() as patched:
+        patched.setattr(Scoring, "with_defaults", lambda self, head: self)
+        experiment.perform(config, tmp_path, prepare(config, tmp_path))
+    assert problems_of(epath.Path(tmp_path)) == ""
 
 
 def test_a_whole_workdir(finished, capsys):

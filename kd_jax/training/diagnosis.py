@@ -24,7 +24,7 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
     """Returns sentences on teachers, streams, gains, the number of epochs, validation, and what to try next.
 
     Backticks enclose options and commands. `results` may come from an older version. With `is_trial`, what to try next
-    and whether training was long enough are left out, because `kd-jax advise` says that itself.
+    and the number of epochs are left out, because `kd-jax advise` says that itself.
     """
     rows = {row["run"]: row for row in results["rows"]}
     students = [row for row in rows.values() if row["teachers"] and row["baseline"] in rows.keys() - {row["run"]}]
@@ -35,9 +35,10 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
         *_on_teachers(rows, students, column),
         *_on_fusions(rows, column),
         *_on_gains(students),
-        *([] if is_trial else _on_epochs(results) + _on_competence(students)),
+        *([] if is_trial else on_epochs(results)),
+        *_on_competence(students),
         *_on_validation(results, column),
-        *([] if is_trial else _on_next_steps(rows, students, column)),
+        *([] if is_trial else _on_next_steps(results, rows, students, column)),
     ]
 
 
@@ -134,8 +135,12 @@ def _on_fusions(rows: Mapping, column: str) -> list[str]:
         best = max(members, key=lambda member: _mean(member, column) or 0.0)
         if not (gain := _difference(row, best, column)):
             continue
-        lead = "complement" if _compare(gain) == _BETTER else "do not complement"
-        text = f"The streams of {name} {lead} each other: their fusion {_compare(gain)} {best['run']}, the best stream"
+        says = {
+            _BETTER: f"The streams of {name} complement each other",
+            _WORSE: f"The streams of {name} do not complement each other",
+        }
+        text = says.get(_compare(gain), f"It is open whether the streams of {name} complement each other")
+        text += f": their fusion {_compare(gain)} {best['run']}, the best stream"
         sentences.append(f"{text}, {_where(column)} ({describe_gain(gain)}).")
     return sentences[:_NAMED]
 
@@ -176,8 +181,8 @@ def _are(count: int) -> str:
     return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 
-def _on_epochs(results: Mapping) -> list[str]:
-    """Whether training ended too early."""
+def on_epochs(results: Mapping) -> list[str]:
+    """Returns a sentence if training may have ended too early, or if nothing shows it."""
     num_epochs, chosen = results.get("epochs", 0), [row for row in results["rows"] if row.get("best_epoch")]
     if num_epochs and results.get("validation", {}).get("videos") == 0:
         return ["Without validation videos, nothing shows whether training was long enough."]
@@ -219,6 +224,7 @@ def _on_validation(results: Mapping, column: str) -> list[str]:
     if len(known) > 2:
         differing, pairs = disagreements(validation, test)
         same = f"{pairs - differing} of {pairs} pairs of runs as the test does"
+        same += "" if column == "frame mAP" else f" in {column}"
         sentences.append(f"Validation orders {same} (rank correlation {1 - 2 * differing / pairs:.2f}).")
     return sentences + _on_distance(results, rows)
 
@@ -242,7 +248,7 @@ def _on_distance(results: Mapping, rows: Sequence[Mapping]) -> list[str]:
     return [f"{text}; if several training videos show one person or place, {remedy}."]
 
 
-def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> list[str]:
+def _on_next_steps(results: Mapping, rows: Mapping, students: Sequence[Mapping], column: str) -> list[str]:
     """One sentence on what to try next; none for one seed, which needs more seeds first."""
     known = [row for row in students if row["gain"] and len(row["gain"]) > 1]
     if not known:
@@ -250,6 +256,8 @@ def _on_next_steps(rows: Mapping, students: Sequence[Mapping], column: str) -> l
     if real := [row for row in known if _compare(row["gain"]) == _BETTER]:
         best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
         return [f"Next, run `kd-jax analyse` to see in which classes and actions {best} gains."]
+    if results.get("validation", {}).get("videos") != 0 and on_epochs(results):
+        return ["Next, train longer."]
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
     if pairs and all(gain and _compare(gain) == _WORSE for gain in pairs):
         return ["Next, train a better teacher or choose another one."]
@@ -276,7 +284,9 @@ def _compare(gain: Sequence[float]) -> str:
 
 
 def _where(column: str) -> str:
-    return "in validation" if column == _VALIDATION else "on the test videos"
+    if column == _VALIDATION:
+        return "in validation"
+    return "on the test videos" if column == "frame mAP" else f"in {column} on the test videos"
 
 
 def _mean(row: Mapping, column: str) -> float | None:

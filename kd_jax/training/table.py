@@ -20,7 +20,7 @@ from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
 from kd_jax.training.scores import protocols_of
 
-_GAINS = "Gains are means of differences seed by seed, with 95 % intervals (Student's t); `*`: the interval excludes 0."
+_GAINS = "Gains in {} are means of differences seed by seed, with 95 % intervals (Student's t); `*`: without 0."
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -152,7 +152,13 @@ def markdown(results: Mapping, width: int = sys.maxsize, *, is_trial: bool = Fal
     time = ["", describe_time(results["time"])] if "time" in results else []  # not in results of older versions
     gains = any(len(row["gain"] or []) > 1 for row in rows)
     elsewhere = [f"Columns that did not fit are in results.md: {', '.join(left_out)}.", ""] if left_out else []
-    below = ["", *elsewhere, *([_GAINS, ""] if gains else []), " ".join(diagnose(results, is_trial=is_trial)), *time]
+    below = [
+        "",
+        *elsewhere,
+        *([_GAINS.format(results["gain_of"]), ""] if gains else []),
+        " ".join(diagnose(results, is_trial=is_trial)),
+        *time,
+    ]
     fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
     lines = [fill(f"{_caption(results)}{several}."), "", *_lines(cells, left), *map(fill, below)]
     return "\n".join(lines).rstrip() + "\n"
