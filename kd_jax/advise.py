@@ -70,7 +70,8 @@ def make_trial(given: ConfigDict, name: str) -> Trial:
     Raises ValueError if the experiment has no baseline, no distilled run of its modality, or no validation videos.
     """
     if not given.dataset.validation_fraction:
-        raise ValueError(f"{name} has no validation videos, which choose weights; set dataset.validation_fraction")
+        remedy = "set dataset.validation_fraction, e.g. --config.dataset.validation_fraction=0.25"
+        raise ValueError(f"{name} has no validation videos, which choose weights; {remedy}")
     config, options = schema.from_json(schema.as_json(given)).unlock(), {}
     student, distilled = schema.remove_students(config, name)
     config.fusions.update({title: runs for title, runs in given.fusions.items() if set(runs) <= set(config.runs)})

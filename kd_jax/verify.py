@@ -160,7 +160,7 @@ def _best_epoch(scores: Sequence[float]) -> int:
 
 def _check_log(run: RunFolder) -> bool:
     path, epochs = run.directory / "metrics.jsonl", run.config["training"]["epochs"]
-    remedy = f"the scores do not need it; delete {run.directory} and {AGAIN} to have its curves again"
+    remedy = f"the results do not need it; delete {run.directory} and {AGAIN} to have its curves again"
     run.check_written(path.name, remedy)
     found = [entry["epoch"] for entry in read_log(path)] if len(path.read_bytes().splitlines()) == epochs else []
     _require(found == list(range(1, epochs + 1)), f"{path} does not have the epochs 1 to {epochs} once each; {remedy}")

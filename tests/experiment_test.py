@@ -692,6 +692,8 @@ def test_markdown_by_hand(monkeypatch):
         "One seed cannot show whether a difference is real; add `--config.seeds=5`.",
     ]
     assert markdown(results, width=200) == table
+    with_detections = markdown({**results, "detections": "classes from 0.1"})
+    assert with_detections.startswith("demo: percent on the 7 test videos (detections: classes from 0.1); no ")
     assert "| run | frame mAP | gain over a |" in markdown(results, width=9).splitlines()  # these always remain
     monkeypatch.setenv("COLUMNS", "48")
     assert for_terminal(results) == table  # in a file

@@ -113,7 +113,7 @@ def _on_classes(teacher: Mapping, baseline: Mapping) -> list[str]:
         return []
     better = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
     shown = _listed([f"{name} ({gains[name]:+.1f})" for name in better[:_NAMED]])
-    most = f", most in {shown}" if better else ""
+    most = f", {'most in ' * (len(better) > 1)}{shown}" if better else ""
     return [f"It is better in {len(better) or 'none'} of {len(gains)} classes{most}."]
 
 

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from kd_jax.data.source import Source
 from kd_jax.evaluation.intervals import describe_gain, differences, excludes_zero, paired_interval
 from kd_jax.evaluation.protocols import PROTOCOLS
+from kd_jax.evaluation.scoring import Scoring
 from kd_jax.training.clock import describe_time
 from kd_jax.training.diagnosis import diagnose
 from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
-from kd_jax.training.scores import protocols_of
+from kd_jax.training.scores import protocols_of, scoring_of
 
 _GAINS = "Gains in {} are means of differences seed by seed, with 95 % intervals (Student's t); `*`: without 0."
 
@@ -61,8 +62,16 @@ def tabulate(config: ConfigDict, source: Source, scores: Mapping[str, Sequence[M
     data = {"dataset": source.info.name, "data_dir": data_dir, "test_videos": len(test)}
     data["test_actions"] = sum(len(video.segments) for video in test)
     data["validation"] = {"videos": len(held_out.ids), "rule": held_out.rule, "groups": list(held_out.groups)}
+    data["detections"] = _rule(scoring_of(config, source.info.head))
     gains = {"baseline": config.baseline, "gain_of": gain_of, "reported_for": config.reported_for}
     return {**data, "seeds": list(seeds(config)), "epochs": config.training.epochs, **gains, "rows": rows}
+
+
+def _rule(scoring: Scoring) -> str:
+    """How scores become detections; '' if no protocol needs any."""
+    if all(PROTOCOLS[name].needs != "detections" for name in scoring.protocols):
+        return ""
+    return scoring.proposals if scoring.threshold is None else f"{scoring.proposals} from {scoring.threshold:g}"
 
 
 def _row(config: ConfigDict, title: str, name: str, results: Sequence[Mapping], titles: Mapping) -> dict:
@@ -173,15 +182,16 @@ def for_terminal(results: Mapping, *, is_trial: bool = False) -> str:
 def _caption(results: Mapping) -> str:
     """What the columns are: scores of the test videos, if they have any, and of the validation videos."""
     test, held_out = results["test_videos"], results["validation"]
-    scored = f"percent on the {test} test videos"
+    rule = results.get("detections")  # not in results of older versions
+    scored = f"percent on the {test} test videos" + (f" (detections: {rule})" if rule else "")
     if not results["test_actions"]:
         why = f"none of the {test} test videos has an action" if test else "there are no test videos"
         scored = f"no test scores, because {why}"
     if not (count := held_out["videos"]):
         return f"{results['dataset']}: {scored}; no validation videos"
     groups = f" ({', '.join(held_out['groups'])})" if held_out["groups"] else ""
-    rule = f"{count} training video{'s'[: count != 1]}, {held_out['rule']}{groups}"
-    return f"{results['dataset']}: {scored}; validation: frame mAP on {rule}"
+    chosen = f"{count} training video{'s'[: count != 1]}, {held_out['rule']}{groups}"
+    return f"{results['dataset']}: {scored}; validation: frame mAP on {chosen}"
 
 
 def _lines(cells: Mapping[str, Sequence[str]], left: int) -> list[str]:
