@@ -21,7 +21,8 @@ from kd_jax.training.logs import SELECTION
 from kd_jax.training.plan import seeds
 from kd_jax.training.scores import protocols_of, scoring_of
 
-_GAINS = "Gains in {} are means of differences seed by seed, with 95 % intervals (Student's t); `*`: without 0."
+_GAINS = "Gains in {} are means of differences seed by seed, with 95 % intervals (Student's t)"
+_GAINS += "; `*`: the interval excludes 0."
 
 
 def columns(protocols: Sequence[str]) -> dict[str, tuple[str, str]]:
