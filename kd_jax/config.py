@@ -54,8 +54,8 @@ def make_run(modality: str, teachers: tuple[str, ...] | str = (), weights: dict 
         "balance": "loss",  # meaning of a weight: 'loss' = it multiplies the term; 'gradient' = the norm of the
         #                     term's gradient at the student's features, relative to that of the task; 'competence' =
         #                     as 'loss', but terms count less if the teacher explains the labels less, and those of
-        #                     features only where the teacher is better than the student; each of these pulls at most
-        #                     half as hard as the task loss
+        #                     features alone only where it is better than the student; each of these pulls at most
+        #                     half as hard as the unweighted task loss
         "options": {term: _options(term) for term in TERMS},  # keyword options of each term's loss
     }
     run = _section(fields).lock()
@@ -70,7 +70,7 @@ def soft_labels(weight: float, weights: dict | None = None) -> dict:
 
     Snippets in which the input of the teacher is 0 keep their labels (`kd_jax.losses.soft_labels`). `weights` are those
     of other terms. All count less if the teacher explains the labels less (`kd_jax.losses.competence`); those that
-    compare features count only where it is better than the student, and each pulls at most half as hard as the
+    compare features alone count only where it is better than the student, and each pulls at most half as hard as the
     unweighted task loss.
     """
     terms = {**(weights or {}), "soft_labels": weight}
