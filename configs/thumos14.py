@@ -17,7 +17,7 @@ def get_config(variant=""):
     config = schema.get_config()
     config.dataset.update(name="thumos14", data_dir="data/thumos14")
     config.training.batch_size = 4
-    config.evaluation.proposals = "classes"  # actions may overlap
+    config.evaluation.proposals = "classes"  # detections of each class, which may overlap
     config.evaluation.convention = "start"  # data_prep.build centres snippet i at i strides
     schema.set_runs(config, teacher="flow", student="rgb")
     return schema.with_variant(config, variant, {"published": schema.use_published_weights})

@@ -27,7 +27,7 @@ from kd_jax.files import write_atomically
 from kd_jax.main import begin, fail, lock_workdir, mistakes_end, name_of, read_options
 from kd_jax.training import experiment
 from kd_jax.training.clock import Clock
-from kd_jax.training.diagnosis import on_epochs
+from kd_jax.training.diagnosis import early_end
 from kd_jax.training.plan import prepare
 from kd_jax.training.session import Session
 from kd_jax.training.table import for_terminal, markdown
@@ -147,7 +147,7 @@ def recommend(results: Mapping, commands: Mapping[str, str], epochs: int, minute
     best = max(commands, key=lambda name: validation[name])
     if validation[best] <= validation[plain]:
         none = f"none of the {len(commands)} distilled students is better than {plain} in validation"
-        if results["epochs"] < FAIR * epochs or on_epochs(results):
+        if results["epochs"] < FAIR * epochs or early_end(results):
             return [f"Too short to say: {none}.", *_limits(results, epochs, minutes)]
         return [f"Distillation is not worth it with these weights: {none}.", *_limits(results, epochs, minutes)]
     gain, where = rows[best]["gain"], "on the test videos"
@@ -175,8 +175,8 @@ def _limits(results: Mapping, epochs: int, minutes: float, *, unsure: bool = Tru
     short = f"The runs have {trained} of {epochs} epochs and {seeds} seeds"
     if trained < epochs:
         return [f"{short}; more epochs may change this: --minutes={2 * minutes:g}."]
-    if late := on_epochs(results):
-        return [f"{short}. {late[0]}"]
+    if late := early_end(results):
+        return [f"{short}. {late}"]
     if unsure and seeds < SEEDS[1]:
         return [f"{short}; more seeds narrow the interval: --minutes={2 * minutes:g}."]
     return [f"{short}; more seeds narrow the interval: --config.seeds={2 * seeds}."] if unsure else []

@@ -21,8 +21,7 @@ from kd_jax.training.run_config import read_run_config, read_run_results
 from kd_jax.verify import AGAIN
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def tiny_config():
     config = schema.get_config()
     config.dataset.update({"name": "synthetic", "max_videos": 4, "validation_fraction": 0.3})
     config.model.update({"hidden": 8, "num_layers": 2})
@@ -32,7 +31,12 @@ def finished(tmp_path_factory):
     )
     config.fusions.both = ("flow", "rgb")
     config.baseline = ""
-    workdir = tmp_path_factory.mktemp("finished") / "work"
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("finished") / "work"
     experiment.perform(config, workdir, prepare(config, workdir))
     return workdir
 
@@ -52,14 +56,8 @@ def change_json(path, **changes):
 
 def test_a_workdir_that_was_scored_by_another_rule_is_intact(tmp_path, monkeypatch):
     """The fusion is checked with the scoring that its runs recorded, not with that of today."""
-    config = schema.get_config()
-    config.dataset.update({"name": "synthetic", "max_videos": 4, "validation_fraction": 0.3})
-    config.model.update({"hidden": 8, "num_layers": 2})
-    config.training.update({"epochs": 1, "length_buckets": 1, "learning_rate": 1e-2})
+    config = tiny_config()
     config.evaluation.protocols = ("event_map_strict",)
-    config.runs = schema.make_runs(flow=schema.make_run("flow"), rgb=schema.make_run("rgb"))
-    config.fusions.both = ("flow", "rgb")
-    config.baseline = ""
     with monkeypatch.context() as patched:
         patched.setattr(Scoring, "with_defaults", lambda self, head: self)
         experiment.perform(config, tmp_path, prepare(config, tmp_path))

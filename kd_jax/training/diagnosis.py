@@ -35,7 +35,7 @@ def diagnose(results: Mapping, *, is_trial: bool = False) -> list[str]:
         *_on_teachers(rows, students, column),
         *_on_fusions(rows, column),
         *_on_gains(students),
-        *([] if is_trial else on_epochs(results)),
+        *([] if is_trial else _on_epochs(results)),
         *_on_competence(students),
         *_on_validation(results, column),
         *([] if is_trial else _on_next_steps(results, rows, students, column)),
@@ -135,12 +135,10 @@ def _on_fusions(rows: Mapping, column: str) -> list[str]:
         best = max(members, key=lambda member: _mean(member, column) or 0.0)
         if not (gain := _difference(row, best, column)):
             continue
-        says = {
-            _BETTER: f"The streams of {name} complement each other",
-            _WORSE: f"The streams of {name} do not complement each other",
-        }
-        text = says.get(_compare(gain), f"It is open whether the streams of {name} complement each other")
-        text += f": their fusion {_compare(gain)} {best['run']}, the best stream"
+        word = _compare(gain)
+        verb = {_BETTER: "complement", _WORSE: "do not complement"}.get(word)
+        lead = f"The streams of {name} {verb}" if verb else f"It is open whether the streams of {name} complement"
+        text = f"{lead} each other: their fusion {word} {best['run']}, the best stream"
         sentences.append(f"{text}, {_where(column)} ({describe_gain(gain)}).")
     return sentences[:_NAMED]
 
@@ -181,16 +179,25 @@ def _are(count: int) -> str:
     return f"{count or 'none'} {'are' if count > 1 else 'is'}"
 
 
-def on_epochs(results: Mapping) -> list[str]:
-    """Returns a sentence if training may have ended too early, or if nothing shows it."""
+def early_end(results: Mapping) -> str:
+    """Says which runs may have ended too early; '' if none, or without validation videos, which would show it."""
     num_epochs, chosen = results.get("epochs", 0), [row for row in results["rows"] if row.get("best_epoch")]
-    if num_epochs and results.get("validation", {}).get("videos") == 0:
-        return ["Without validation videos, nothing shows whether training was long enough."]
     late = [row["run"] for row in chosen if still_improving(row["best_epoch"], num_epochs)]
-    if not late:
-        return []
+    if not late or not _has_validation(results):
+        return ""
     names = _listed(late) if len(late) <= _NAMED else f"{len(late)} of {len(chosen)} runs"
-    return [describe_early_end(f"the best epoch of {names}", num_epochs)]
+    return describe_early_end(f"the best epoch of {names}", num_epochs)
+
+
+def _on_epochs(results: Mapping) -> list[str]:
+    """Whether training ended too early."""
+    if results.get("epochs") and not _has_validation(results):
+        return ["Without validation videos, nothing shows whether training was long enough."]
+    return [sentence] if (sentence := early_end(results)) else []
+
+
+def _has_validation(results: Mapping) -> bool:
+    return results.get("validation", {}).get("videos") != 0
 
 
 def _on_competence(students: Sequence[Mapping]) -> list[str]:
@@ -256,7 +263,7 @@ def _on_next_steps(results: Mapping, rows: Mapping, students: Sequence[Mapping],
     if real := [row for row in known if _compare(row["gain"]) == _BETTER]:
         best = max(real, key=lambda row: np.mean(row["gain"]))["run"]
         return [f"Next, run `kd-jax analyse` to see in which classes and actions {best} gains."]
-    if results.get("validation", {}).get("videos") != 0 and on_epochs(results):
+    if early_end(results):
         return ["Next, train longer."]
     pairs = [_difference(rows[teacher], rows[plain], column) for teacher, plain in _teaching_pairs(rows, students)]
     if pairs and all(gain and _compare(gain) == _WORSE for gain in pairs):

@@ -35,7 +35,7 @@ class Program:
     `balance` says what the weight of a term means. 'loss': it multiplies the term. 'gradient': the term is scaled in
     every step so that the norm of its gradient at the student's features is the weight times the norm of the task's.
     'competence': it multiplies the term, and so does the competence of the teachers (`competent_weights`). Terms that
-    compare features see only the snippets in which the teacher is better than the student, and are each scaled down
+    read no logits see only the snippets in which the teacher is better than the student, and are each scaled down
     where their norm would exceed LARGEST_PULL times that of the unweighted task.
     `gradient_norms`: whether a step reports these norms; 'gradient' reports them anyway.
     """
@@ -275,14 +275,14 @@ def mean_competence(teachers: Sequence[Outputs], batch: Batch) -> Array:
 
 
 def competent_weights(
-    weights: Mapping[str, Array], competence: Array, norms: Mapping[str, Array], of_features: Collection[str]
+    weights: Mapping[str, Array], of_teachers: Array, norms: Mapping[str, Array], of_features: Collection[str]
 ) -> dict[str, Array]:
-    """Weights times the competence K of the teachers; for the terms `of_features` times max(0, 2 K - 1), and limited.
+    """Weights times K, the competence `of_teachers`; for the terms `of_features` times max(0, 2 K - 1), and limited.
 
     Their pull, weight times norm, is at most LARGEST_PULL times the norm of the unweighted task.
     """
     largest = {name: LARGEST_PULL * norms["task"] / jnp.maximum(norms[name], 1e-30) for name in of_features}
-    factor = jnp.maximum(0.0, 2.0 * competence - 1.0)
+    factor = jnp.maximum(0.0, 2.0 * of_teachers - 1.0)
     limited = {name: jnp.minimum(weights[name] * factor, largest[name]) for name in of_features}
-    others = {name: weight * competence for name, weight in weights.items()}
+    others = {name: weight * of_teachers for name, weight in weights.items()}
     return {**others, **limited, "task": weights["task"]}
