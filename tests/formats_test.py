@@ -3,7 +3,6 @@
 import json
 import re
 import string
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -292,16 +291,6 @@ def test_round_trip_of_scores_and_frames(tmp_path, seeds, dtype):
     formats.write_charades(tmp_path / "x.txt", frames, num_classes=4)
     found = formats.read_charades(tmp_path / "x.txt", num_classes=4)
     assert_equal({video: table.astype(dtype) for video, table in found.items()}, frames)
-
-
-def test_charades_is_fast(tmp_path):
-    rng = np.random.default_rng(0)
-    frames = {f"V{i:04d}": rng.random((25, 157), np.float32) for i in range(300)}  # the test split has 1,863
-    started = time.monotonic()
-    formats.write_charades(tmp_path / "x.txt", frames)
-    found = formats.read_charades(tmp_path / "x.txt")
-    assert time.monotonic() - started < 10  # about 0.8 s
-    assert_equal({video: table.astype(np.float32) for video, table in found.items()}, frames)
 
 
 # Broken files: one DataError that names file, place and value.
