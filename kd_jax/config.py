@@ -273,20 +273,21 @@ def _missing(section: ConfigDict, place: str, name: str) -> str:
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
     """Load another file's experiment, to which the caller adds its runs.
 
-    `variant` is the file and optionally its variant: `sphere`, `sphere,smoke` or `/home/me/mine.py`; without a file,
-    the demo. ValueError if the file does not exist, or has no distilled run or no baseline.
+    `variant` is the file, its own variant and that of the caller: `sphere`, `utd_mhad:inertial`, `sphere,smoke` or
+    `/home/me/mine.py`; without a file, the demo. ValueError if the file does not exist, does not know its variant, or
+    has no distilled run or no baseline.
 
     Returns:
       The config with only the baseline, the teachers of the first distilled student, and the runs that these need; the
-      names of the teachers; the run of the baseline; and the variant without the file.
+      names of the teachers; the run of the baseline; and the variant of the caller.
     """
     name, _, rest = variant.partition(",")
     if name in ("", "smoke"):
         name, rest = "demo", variant
     try:
-        config = load(name).unlock()
+        config = load(*name.split(":", 1)).unlock()
     except FileNotFoundError as error:
-        known = "this file knows smoke, and the data of other files, each also with ',smoke'"
+        known = "this file knows smoke, and the data of other files, each also with ':ITS_VARIANT' and ',smoke'"
         raise ValueError(f"unknown config variant {variant!r}: {known}; {error}") from None
     _, distilled = remove_students(config, name)
     return config, distilled.teachers, config.runs[config.baseline], rest
