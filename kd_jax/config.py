@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -273,19 +274,20 @@ def _missing(section: ConfigDict, place: str, name: str) -> str:
 def from_other(variant: str) -> tuple[ConfigDict, tuple[str, ...], ConfigDict, str]:
     """Load another file's experiment, to which the caller adds its runs.
 
-    `variant` is the file, its own variant and that of the caller: `sphere`, `utd_mhad:inertial`, `sphere,smoke` or
-    `/home/me/mine.py`; without a file, the demo. ValueError if the file does not exist, does not know its variant, or
-    has no distilled run or no baseline.
+    `variant` is `FILE[:ITS_VARIANT][,VARIANT]`, such as `sphere`, `utd_mhad:inertial`, `sphere,smoke` or
+    `/home/me/mine.py`; VARIANT is the caller's. Without a file, it is the demo.
+
+    Raises ValueError if the file does not exist, or has no distilled run or no baseline.
 
     Returns:
       The config with only the baseline, the teachers of the first distilled student, and the runs that these need; the
       names of the teachers; the run of the baseline; and the variant of the caller.
     """
-    name, _, rest = variant.partition(",")
+    name, _, rest = re.sub(":smoke$", ",smoke", variant).partition(",")  # smoke shrinks the runs of the caller, too
     if name in ("", "smoke"):
         name, rest = "demo", variant
     try:
-        config = load(*name.split(":", 1)).unlock()
+        config = load(*re.split(r":(?=\w+$)", name)).unlock()  # a folder may have a colon
     except FileNotFoundError as error:
         known = "this file knows smoke, and the data of other files, each also with ':ITS_VARIANT' and ',smoke'"
         raise ValueError(f"unknown config variant {variant!r}: {known}; {error}") from None

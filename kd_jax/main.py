@@ -102,10 +102,10 @@ def config_mistake(error: Exception, path: Path) -> str:
 
 
 def name_of(file: str) -> str:
-    """The name of an experiment's folder: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine_smoke."""
-    path, *variants = file.split(":")
-    words = [word for variant in variants for word in variant.split(",")]
-    return "_".join(Path(word).name.removesuffix(".py") for word in (path, *words))
+    """The name of an experiment's folder: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine,smoke."""
+    path, colon, variant = file.partition(":")
+    words = [Path(word).name.replace(".py", "").replace(":", "_") for word in variant.split(",")]
+    return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 
 def fail(

@@ -180,6 +180,7 @@ def test_an_experiment_takes_data_teachers_and_budget_of_any_file(name, tmp_path
 def test_another_file_may_have_a_variant_of_its_own(name):
     config = schema.load(name, "utd_mhad:inertial,smoke")
     assert {run.modality for run in config.runs.values()} == {"pose", "inertial"} and config.training.epochs == 2
+    assert schema.load(name, "utd_mhad:inertial:smoke") == config
     with pytest.raises(ValueError, match="unknown config variant 'upright': this file knows inertial, smoke, or none"):
         schema.load(name, "utd_mhad:upright")
 

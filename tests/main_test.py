@@ -273,9 +273,10 @@ def test_a_job_that_does_not_exist_is_refused():
     [
         ("configs/demo.py", "demo"),
         ("configs/demo.py:smoke", "demo_smoke"),
-        ("configs/ablation.py:sphere,smoke", "ablation_sphere_smoke"),
-        ("configs/ablation.py:/home/me/mine.py,smoke", "ablation_mine_smoke"),
+        ("configs/ablation.py:sphere,smoke", "ablation_sphere,smoke"),
+        ("configs/ablation.py:/home/me/mine.py,smoke", "ablation_mine,smoke"),
         ("configs/filters.py:utd_mhad:inertial", "filters_utd_mhad_inertial"),
+        ("configs/filters.py:/runs/T12:00/mine.py:half,smoke", "filters_mine_half,smoke"),
         ("/home/me/mine.py", "mine"),
     ],
 )
