@@ -8,6 +8,7 @@ The same command continues an experiment that was interrupted.
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -104,7 +105,7 @@ def config_mistake(error: Exception, path: Path) -> str:
 def name_of(file: str) -> str:
     """The name of an experiment's folder: `configs/ablation.py:/home/me/mine.py,smoke` becomes ablation_mine,smoke."""
     path, colon, variant = file.partition(":")
-    words = [Path(word).name.replace(".py", "").replace(":", "_") for word in variant.split(",")]
+    words = [re.sub(r"\.py(?=:|$)", "", Path(word).name).replace(":", "_") for word in variant.split(",")]
     return Path(path).stem + ("_" + ",".join(words) if colon else "")
 
 

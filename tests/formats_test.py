@@ -293,6 +293,14 @@ def test_round_trip_of_scores_and_frames(tmp_path, seeds, dtype):
     assert_equal({video: table.astype(dtype) for video, table in found.items()}, frames)
 
 
+def test_round_trip_of_charades_with_all_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = {f"V{i:04d}": rng.random((25, 157), np.float32) for i in range(300)}  # the test split has 1,863
+    formats.write_charades(tmp_path / "x.txt", frames)
+    found = formats.read_charades(tmp_path / "x.txt")
+    assert_equal({video: table.astype(np.float32) for video, table in found.items()}, frames)
+
+
 # Broken files: one DataError that names file, place and value.
 
 

@@ -277,6 +277,7 @@ def test_a_job_that_does_not_exist_is_refused():
         ("configs/ablation.py:/home/me/mine.py,smoke", "ablation_mine,smoke"),
         ("configs/filters.py:utd_mhad:inertial", "filters_utd_mhad_inertial"),
         ("configs/filters.py:/runs/T12:00/mine.py:half,smoke", "filters_mine_half,smoke"),
+        ("configs/filters.py:my.python.py", "filters_my.python"),
         ("/home/me/mine.py", "mine"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_python_blocks_on_features_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", TEXT)
 def test_commands_are_accepted(page, capsys):
-    """Every option that a bash block gives to a command exists; `…` stands for options left out."""
+    """The commands in bash blocks use only options that exist; `…` stands for omitted ones."""
     for block in re.findall(r"```bash\n(.*?)```", TEXT[page], re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.replace("…", ""), comments=True)
